@@ -1,0 +1,73 @@
+"""Every error that a user can cause, as one tree.
+
+The docstring of a class is the first line of its message (a `str.format` template over the keyword
+arguments), `hint` says what to do, `exit_code` is the process's: 1 failed, 2 error while running,
+3 bad declaration or unknown name. One place (`commands`) turns a BuildError into text; any other
+exception is a bug of ours and shows a traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BuildError(Exception):
+    """{what}"""
+
+    exit_code: ClassVar[int] = 1
+    hint: ClassVar[str] = ""
+
+    def __init__(self, *, hint: str | None = None, **fields: object) -> None:
+        self.fields = fields
+        self.hint_text = (self.hint if hint is None else hint).format(**fields)
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        template = " ".join((type(self).__doc__ or "").split())
+        return template.format(**self.fields)
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint_text}" if self.hint_text else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process boundaries (`doit -n`): pickle by class and fields."""
+        return (_rebuild, (type(self), self.fields, self.hint_text))
+
+
+def _rebuild(cls: type[BuildError], fields: dict[str, object], hint: str) -> BuildError:
+    error = cls(hint="", **fields)
+    error.hint_text = hint
+    return error
+
+
+class SpecError(BuildError):
+    """{problems}"""
+
+    exit_code = 3
+
+
+class SourceError(BuildError):
+    """A source (base, adapter, data file) that cannot be used. {what}"""
+
+
+class SourceMissing(SourceError):
+    """{table}: {path} does not exist."""
+
+    hint = "Correct the path in artifacts.toml, or put the files there."
+
+
+class SourceInvalid(SourceError):
+    """{table}: {path}: {what}."""
+
+
+class StoreError(BuildError):
+    """store {path}: {what}."""
+
+    exit_code = 2
+
+
+class EngineError(BuildError):
+    """{target}: {what}."""
+
+    exit_code = 2

@@ -1,0 +1,76 @@
+"""Identities: `Digest` is the hash of bytes, `Key` the hash of an action's inputs.
+
+Both are BLAKE3 (O'Connor et al., 2020), 32 bytes as 64 lower-case hex digits. A key is made from a
+canonical encoding that is injective and length-safe: every value is written as a type tag, the length
+of its payload and the payload, so no two different inputs share an encoding; mappings are sorted by the
+encoding of their keys, so order never matters. The domain string keeps keys of different kinds apart.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NewType
+
+import blake3
+
+Digest = NewType("Digest", str)
+Key = NewType("Key", str)
+
+Encodable = (
+    None | bool | int | float | str | bytes | Iterable["Encodable"] | Mapping[str, "Encodable"]
+)
+
+CHUNK = 1 << 22
+
+
+def encode(value: object) -> bytes:
+    """The canonical bytes of a value made of None, bool, int, float, str, bytes, sequences, mappings.
+
+    Raises TypeError for any other type (sets have no order, objects no stable text).
+    """
+    match value:
+        case None:
+            return b"N0:"
+        case bool():
+            return b"B1:" + (b"1" if value else b"0")
+        case int():
+            return _tagged(b"I", str(value).encode())
+        case float():
+            return _tagged(b"F", struct.pack(">d", value))
+        case str():
+            return _tagged(b"S", value.encode("utf-8", "surrogatepass"))
+        case bytes():
+            return _tagged(b"Y", value)
+        case tuple() | list():
+            return _tagged(b"L", b"".join(encode(item) for item in value))
+        case Mapping():
+            pairs = sorted((encode(k), encode(v)) for k, v in value.items())
+            return _tagged(b"M", b"".join(k + v for k, v in pairs))
+    raise TypeError(f"no canonical encoding for {type(value).__name__}")
+
+
+def _tagged(tag: bytes, payload: bytes) -> bytes:
+    return tag + str(len(payload)).encode() + b":" + payload
+
+
+def make_key(domain: str, *parts: object) -> Key:
+    """The key of `parts` in `domain`, for example make_key("block/1", base_digest, block, ...)."""
+    return Key(blake3.blake3(encode([domain, *parts])).hexdigest())
+
+
+def digest_bytes(data: bytes | memoryview) -> Digest:
+    return Digest(blake3.blake3(data).hexdigest())
+
+
+def digest_file(path: Path) -> Digest:
+    """BLAKE3 of a file's bytes, memory-mapped and hashed on all cores."""
+    hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
+    if path.stat().st_size:
+        hasher.update_mmap(path)
+    return Digest(hasher.hexdigest())
+
+
+def is_digest(text: str) -> bool:
+    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)

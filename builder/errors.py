@@ -67,6 +67,12 @@ class StoreError(BuildError):
     exit_code = 2
 
 
+class StoreFull(StoreError):
+    """store {path}: {what}."""
+
+    hint = "`doit gc --dry-run` shows what can be freed."
+
+
 class EngineError(BuildError):
     """{target}: {what}."""
 

@@ -1,0 +1,121 @@
+"""Where everything lies, and the version of the format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.errors import StoreError
+from builder.store import durable
+
+FORMAT = 1
+
+# Format n -> what turns it into n + 1, in place; interrupted, it must be safe to run again.
+MIGRATIONS: Mapping[int, Callable[[Path], None]] = {}
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store's folder and the names in it. Opening and creating is `open_store`."""
+
+    root: Path
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / "blobs"
+
+    @property
+    def actions(self) -> Path:
+        return self.root / "actions"
+
+    @property
+    def targets(self) -> Path:
+        return self.root / "targets"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def bases(self) -> Path:
+        return self.root / "bases"
+
+    @property
+    def evals(self) -> Path:
+        return self.root / "evals"
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    @property
+    def tmp(self) -> Path:
+        return self.root / "tmp"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine"
+
+    @property
+    def pins(self) -> Path:
+        return self.root / "pins"
+
+    @property
+    def roots(self) -> Path:
+        return self.root / "roots"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state.sqlite"
+
+    @property
+    def version(self) -> Path:
+        return self.root / "version"
+
+
+def open_store(root: Path) -> Store:
+    """The store at `root`, created when there is none, migrated when its format is older.
+
+    Writes nothing when the store exists at the current format, so a read-only store can be read. The
+    other folders appear when something is first put in them.
+
+    Raises StoreError for a version this program does not know, and when the folder cannot be made.
+    """
+    store = Store(root.absolute())
+    version = _read_version(store)
+    while version < FORMAT:
+        with durable.explained(store.root):
+            MIGRATIONS[version](store.root)
+            version += 1
+            _write_version(store, version)
+    return store
+
+
+def _read_version(store: Store) -> int:
+    with durable.explained(store.root):
+        try:
+            text = store.version.read_bytes()
+        except FileNotFoundError:
+            durable.make_folder(store.tmp)
+            durable.make_folder(store.locks)
+            (store.locks / "gc").touch()  # so that gc on a full disk needs no new file
+            _write_version(store, FORMAT)
+            return FORMAT
+    known = {f"{number}\n".encode(): number for number in (*MIGRATIONS, FORMAT)}
+    if text not in known:
+        shown = text[:32].decode(errors="replace").strip()
+        raise StoreError(
+            path=store.root,
+            what=f"its format is {shown!r}, this program reads {FORMAT}",
+            hint="Use the program version that wrote it, or declare another [store] path.",
+        )
+    return known[text]
+
+
+def _write_version(store: Store, number: int) -> None:
+    from builder.store import tmp
+
+    with tmp.new_file(store) as staged:
+        durable.write_all(staged.fd, memoryview(f"{number}\n".encode()))
+        staged.keep_as(store.version)

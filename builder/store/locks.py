@@ -1,0 +1,151 @@
+"""Who may build what, and who is building: locks that die with their process.
+
+Order, so that nothing can deadlock: the stripes of `acquire` in sorted order, then `gc_lock`, which is
+held for moments only and under which no other lock is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.errors import StoreError
+from builder.keys import Key
+from builder.store import checked, durable, tmp
+from builder.store.layout import Store
+
+STRIPES = 64  # each is a file descriptor while it is held, and macOS starts processes with 256
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Session:
+    """A running build, registered: gc and prune leave alone what its keys lead to."""
+
+    id: str
+    keys: frozenset[Key]
+
+
+@contextmanager
+def acquire(store: Store, keys: Iterable[Key], on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds the locks of all `keys`, waiting for others; each thread and process counts as another.
+
+    Keys share locks (stripes), so two unrelated builds may wait for each other; a thread that holds some
+    must not acquire more (RuntimeError when they overlap). `on_wait` is called once before the first wait.
+    Look at the store again after this returned: what was missing may have been built meanwhile.
+
+    Raises StoreError.
+    """
+    with ExitStack() as held:
+        waited = on_wait is None
+        for stripe in sorted({int(key[:2], 16) % STRIPES for key in keys}):
+            waited = _take(held, store, f"{stripe:02x}", None if waited else on_wait) or waited
+        yield
+
+
+@contextmanager
+def gc_lock(store: Store) -> Iterator[None]:
+    """The short lock that orders deleting, registering a build, and reusing a blob. Raises StoreError."""
+    with ExitStack() as held:
+        _take(held, store, "gc", None)
+        yield
+
+
+@contextmanager
+def build_session(store: Store, roots: Iterable[Key]) -> Iterator[Session]:
+    """Registers a running build with the keys of all its actions, targets and bases.
+
+    From here to the end nothing that these keys lead to is deleted, nor any blob that no record speaks
+    of yet. Look at what is present after entering, not before. Left-overs of dead builds are swept.
+
+    Raises StoreError.
+    """
+    session = Session(os.urandom(16).hex(), frozenset(roots))
+    text = json.dumps({"keys": sorted(session.keys)}) + "\n"
+    file = _session_file(store, session.id)
+    with ExitStack() as held:
+        with gc_lock(store), durable.explained(store.root):
+            staged = held.enter_context(tmp.new_file(store))
+            durable.write_all(staged.fd, memoryview(checked.seal(text)))
+            durable.make_folder(file.parent)
+            staged.path.rename(file)  # already locked when it appears; a crash ends it, so no fsync
+        held.callback(_forget, file)
+        tmp.sweep(store)
+        yield session
+
+
+def live_sessions(store: Store, but: Session | None = None) -> tuple[frozenset[Key], ...]:
+    """The keys of every running build, except `but` (one's own); the files of dead builds are deleted.
+
+    Raises StoreError when a running build's file cannot be read: nobody knows then what it needs.
+    """
+    found = []
+    with durable.explained(store.root):
+        try:
+            files = sorted((store.locks / "builds").iterdir())
+        except FileNotFoundError:
+            return ()
+    for file in files:
+        if (but is not None and file.stem == but.id) or _sweep_if_dead(file):
+            continue
+        keys = _read_session(file)
+        if keys is not None:
+            found.append(keys)
+    return tuple(found)
+
+
+def _take(held: ExitStack, store: Store, name: str, on_wait: Callable[[], None] | None) -> bool:
+    """Acquires locks/<name> until `held` closes; whether it had to wait."""
+    from filelock import FileLock, Timeout  # 70 ms to import
+
+    with durable.explained(store.root):
+        durable.make_folder(store.locks)
+        lock = FileLock(store.locks / name)
+        waited = False
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waited = True
+            if on_wait is not None:
+                on_wait()
+            lock.acquire(poll_interval=_POLL_S)
+    held.callback(lock.release)
+    return waited
+
+
+def _session_file(store: Store, session_id: str) -> Path:
+    return store.locks / "builds" / f"{session_id}.json"
+
+
+def _forget(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
+
+
+def _sweep_if_dead(file: Path) -> bool:
+    """Deletes a session file that nobody holds; True when it is gone."""
+    fd = tmp.try_lock(file)
+    if fd is None:
+        return not file.exists()
+    try:
+        _forget(file)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _read_session(file: Path) -> frozenset[Key] | None:
+    text = checked.read(file)
+    if text is not None:
+        return frozenset(Key(key) for key in json.loads(text)["keys"])
+    if not file.exists():  # ended meanwhile
+        return None
+    raise StoreError(
+        path=file,
+        what="a running build is registered here, and what it needs cannot be read",
+        hint="Wait until it ends.",
+    )

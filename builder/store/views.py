@@ -1,0 +1,159 @@
+"""Views: the folders that a person or mlx_lm loads. Always replaced as a whole, never changed in place.
+
+A reader sees the old folder or the new one, complete (where the kernel can swap two names; elsewhere the
+name is missing for an instant). Everything in a view can be made again from the manifest and the blobs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from builder.errors import StoreError
+from builder.keys import Key, is_digest
+from builder.record import Blob, Manifest, manifest_to_text
+from builder.store import blobs, checked, durable, seal, swap, tmp
+from builder.store.layout import Store
+
+MANIFEST = "artifact.toml"
+
+
+def folder_of(store: Store, manifest: Manifest) -> Path:
+    """Where the view of a target or base lies: models/<name> or bases/<name>. Raises StoreError."""
+    if not is_plain(manifest.name):
+        raise StoreError(path=store.root, what=f"{manifest.name!r} cannot be the name of a folder")
+    return (store.bases if manifest.kind == "base" else store.models) / manifest.name
+
+
+def materialize(store: Store, folder: Path, manifest: Manifest) -> None:
+    """Makes `folder` the view of the manifest, in place of whatever is there, atomically and durably.
+
+    Files are reflinks of the blobs, else hard links, else copies. `folder` must be on the store's file
+    system. Raises StoreError: a file name that is not plain, a blob that is missing or damaged, the disk.
+    """
+    for entry in manifest.files:
+        if not is_plain(entry.name) or entry.name == MANIFEST:
+            raise StoreError(path=folder, what=f"{entry.name!r} cannot be the name of a file in a view")
+        if not blobs.has(store, entry.blob):
+            place = blobs.path(store, entry.blob.digest)
+            raise StoreError(path=place, what=f"missing or damaged, needed for {entry.name} of {folder.name}")
+    with durable.explained(folder), tmp.new_folder(store) as staged:
+        put = _Placer(store)
+        for entry in manifest.files:
+            put(entry.blob, staged / entry.name)
+        _write(staged / MANIFEST, checked.seal(manifest_to_text(manifest)))
+        durable.sync_folder(staged)
+        staged.chmod(0o755)
+        durable.make_folder(folder.parent)
+        swap.into_place(staged, folder, tmp.new_name(store))
+        durable.sync_folder(folder.parent)
+
+
+def current_key(folder: Path) -> Key | None:
+    """The key of the manifest that the folder claims to be the view of, from its first lines."""
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            head = file.read(512)
+    except OSError:
+        return None
+    for line in head.splitlines():
+        name, _, value = line.partition(b" = ")
+        if name == b"key":
+            text = value.strip(b'"').decode(errors="replace")
+            return Key(text) if is_digest(text) else None
+    return None
+
+
+def is_current(store: Store, folder: Path, manifest: Manifest) -> bool:
+    """Whether the folder is the manifest's view: same key, every file there, unedited by size and seal.
+
+    A weights file that is not the manifest's makes it stale too, since loaders take all that they find.
+    """
+    if current_key(folder) != manifest.key:
+        return False
+    if not all(blobs.sound_file(folder / entry.name, entry.blob) for entry in manifest.files):
+        return False
+    names = {entry.name for entry in manifest.files}
+    return all(file.name in names for file in folder.glob("*.safetensors"))
+
+
+def remove(store: Store, folder: Path) -> None:
+    """Takes a view away as a whole, then deletes it; nothing happens when there is none.
+
+    Works on a full disk. Raises StoreError.
+    """
+    doomed = store.tmp / os.urandom(16).hex()
+    with durable.explained(folder):
+        try:
+            durable.make_folder(store.tmp)
+            folder.rename(doomed)
+        except FileNotFoundError:
+            return
+        except OSError:  # no room for a name in tmp/: at least nobody takes what is left for whole
+            (folder / MANIFEST).unlink(missing_ok=True)
+            doomed = folder
+        durable.sync_folder(folder.parent)
+    tmp.delete(doomed)
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is one path component and nothing else."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+class _Placer:
+    """Puts blobs into a folder the cheapest way that works here; remembers which ways do not."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.ways: list[Callable[[Path, Path], None]] = [_reflink, _hardlink]
+
+    def __call__(self, blob: Blob, destination: Path) -> None:
+        source = blobs.path(self.store, blob.digest)
+        for way in tuple(self.ways):
+            try:
+                way(source, destination)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                self.ways.remove(way)
+                destination.unlink(missing_ok=True)
+            else:
+                break
+        else:
+            import shutil
+
+            shutil.copyfile(source, destination)
+        if not destination.samefile(source):
+            _finish(destination, source, blob)
+
+
+def _reflink(source: Path, destination: Path) -> None:
+    import reflink_copy
+
+    reflink_copy.reflink(source, destination)
+
+
+def _hardlink(source: Path, destination: Path) -> None:
+    destination.hardlink_to(source)
+
+
+def _finish(destination: Path, source: Path, blob: Blob) -> None:
+    """Makes a clone or copy durable, read-only and sealed like its blob."""
+    fd = os.open(destination, os.O_RDONLY)
+    try:
+        seal.close(fd, source.stat(), blob.digest)
+        os.fchmod(fd, 0o444)
+        durable.sync_file(fd)
+    finally:
+        os.close(fd)
+
+
+def _write(destination: Path, data: bytes) -> None:
+    fd = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+    try:
+        durable.write_all(fd, memoryview(data))
+        durable.sync_file(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,97 @@
+"""From "build this target" to a finished run: choose the pass, build, keep what was named, prune, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from builder.execute import Built, build
+from builder.plan import TargetPlan, Unresolved
+from builder.progress import Emit
+from builder.project import Project
+from builder.state import target_state
+from builder.store import pins, prune, views
+
+
+def deliver(
+    project: Project, name: str, selected: Collection[str], named: Collection[str], emit: Emit
+) -> list[Built]:
+    """Build `name` and, in the same pass, every selected target of its model that is not built.
+
+    Targets asked for by name are kept until cleaned. Raises BuildError.
+    """
+    project.forget_plan()
+    wanted = _resolved(project, name)
+    model = wanted.target.model.name
+    chosen = [wanted]
+    for other in project.plan.resolved():
+        same = other.target.model.name == model and other.name in selected and other.name != name
+        if same and not target_state(project.store, other).built:
+            chosen.append(other)
+    for target in chosen:
+        if target.target.variant.intermediate and target.name in named:
+            pins.pin(project.store, target.name)
+    results = build(project, chosen, emit)
+    show(results)
+    return results
+
+
+def _resolved(project: Project, name: str) -> TargetPlan:
+    """The plan of a target; prepares its sources if `doit --continue` came here without them."""
+    plan = project.plan.targets[name]
+    if isinstance(plan, Unresolved):
+        from builder.prepare import prepare_adapter, prepare_base
+        from builder.progress import silent
+
+        model = plan.target.model
+        prepare_base(project, project.spec.bases[model.base], silent)
+        if model.adapter:
+            prepare_adapter(project, project.spec.adapters[model.adapter], silent)
+        plan = project.plan.targets[name]
+    assert isinstance(plan, TargetPlan)
+    return plan
+
+
+def clean(project: Project, names: Sequence[str]) -> None:
+    """Drop the bytes of targets: views and blobs that nobody else needs. Records stay."""
+    keys = []
+    for name in names:
+        folder = project.store.models / name
+        shown = views.current_key(folder)
+        plan = project.plan.targets[name]
+        keys += [key for key in (shown, plan.key if isinstance(plan, TargetPlan) else None) if key]
+        pins.unpin(project.store, name)
+        views.remove(project.store, folder)
+    freed = prune.drop(project.store, keys, ())
+    print(f"dropped {', '.join(names)}: {freed.blobs} blobs, {freed.bytes / 1e6:.1f} MB freed")
+
+
+def show(results: Sequence[Built]) -> None:
+    """The path and one table row of each target, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("target", "size", "bits/weight", "blocks built", "reused", "seconds"):
+        table.add_column(heading, justify="left" if heading == "target" else "right", no_wrap=True)
+    for built in results:
+        table.add_row(
+            built.name,
+            f"{built.size / 1e6:.1f} MB",
+            f"{built.bits_per_weight:.3f}",
+            str(built.made),
+            str(built.reused),
+            f"{built.seconds:.1f}",
+        )
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 100)
+    for built in results:
+        console.print(_shown(built.path), soft_wrap=True)
+    console.print(table)
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

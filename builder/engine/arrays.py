@@ -1,0 +1,24 @@
+"""mlx arrays as raw bytes: the one place that knows how a dtype is spelled in safetensors."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from builder.shards import RawTensor
+
+_CODES = {
+    mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.float64: "F64",
+    mx.uint8: "U8", mx.uint16: "U16", mx.uint32: "U32", mx.uint64: "U64",
+    mx.int8: "I8", mx.int16: "I16", mx.int32: "I32", mx.int64: "I64", mx.bool_: "BOOL",
+}  # fmt: skip
+
+
+def dtype_code(array: mx.array) -> str:
+    return _CODES[array.dtype]
+
+
+def raw(array: mx.array) -> RawTensor:
+    """The bytes of an evaluated array, without a copy (row-major; bfloat16 seen as uint16)."""
+    view = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+    data = memoryview(view).cast("B") if array.size else memoryview(b"")
+    return RawTensor(dtype_code(array), tuple(array.shape), data)

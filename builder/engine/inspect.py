@@ -1,0 +1,86 @@
+"""Reads a base's structure: what mlx-lm makes of its config and tensor names. No weight is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from builder.engine.arrays import dtype_code
+from builder.engine.loading import adaptable_paths, load_base, one_line
+from builder.spec import DTYPES, RECIPES, Quantization
+from builder.structure import Parameter, Quantizable, Structure, TensorSpec
+
+
+def inspect(directory: Path, *, dequantize: bool = False, trust_remote_code: bool = False) -> Structure:
+    """The structure of the model in `directory`. Raises what `load_base` raises."""
+    model, config = load_base(directory, dequantize=dequantize, trust_remote_code=trust_remote_code)
+    castable = getattr(model, "cast_predicate", lambda _: True)
+    parameters = tuple(
+        Parameter(TensorSpec(name, dtype_code(value), tuple(value.shape)), bool(castable(name)))
+        for name, value in tree_flatten(model.parameters())
+    )
+    recipes, errors = _recipes(model)
+    return Structure(
+        model_type=str(config.get("model_type", "")),
+        parameters=parameters,
+        quantizable=tuple(_quantizable(model, recipes)),
+        adaptable=adaptable_paths(model),
+        default_dtype=default_dtype(config),
+        quantized="quantization" in config or "quantization_config" in config,
+        recipe_errors=errors,
+    )
+
+
+def default_dtype(config: Mapping[str, Any]) -> str | None:
+    """The type mlx_lm.convert casts to when it is not told one: `torch_dtype`, or `text_config.dtype`."""
+    dtype = config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
+    return dtype if dtype in DTYPES else None
+
+
+def quantizable_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules that mlx.nn.quantize would offer to its predicate, in its order."""
+    leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    return [(path, module) for path, module in leaves if hasattr(module, "to_quantized")]
+
+
+Predicate = Callable[[str, nn.Module], "bool | dict[str, Any]"]
+
+
+def _recipes(model: nn.Module) -> tuple[dict[str, Predicate], dict[str, str]]:
+    from mlx_lm.convert import mixed_quant_predicate_builder
+
+    predicates: dict[str, Predicate] = {}
+    errors: dict[str, str] = {}
+    for recipe in RECIPES:
+        try:
+            predicate = mixed_quant_predicate_builder(recipe, model, 64)
+            for path, module in quantizable_modules(model):
+                predicate(path, module)
+            predicates[recipe] = predicate
+        except Exception as error:  # whatever the model's shape makes the builder raise
+            errors[recipe] = one_line(error)
+    return predicates, errors
+
+
+def _quantizable(model: nn.Module, recipes: Mapping[str, Predicate]) -> list[Quantizable]:
+    own = getattr(model, "quant_predicate", None)
+    found = []
+    for path, module in quantizable_modules(model):
+        rule = own(path, module) if own is not None else True
+        bits = {name: predicate(path, module)["bits"] for name, predicate in recipes.items()}  # type: ignore[index]
+        found.append(Quantizable(path, as_quantization(rule), bits))
+    return found
+
+
+def as_quantization(rule: bool | Mapping[str, Any]) -> bool | Quantization:
+    """A predicate's answer as a value; missing fields are those of `to_quantized`."""
+    if not isinstance(rule, Mapping):
+        return bool(rule)
+    mode = rule.get("mode", "affine")
+    bits = {"affine": 4, "mxfp4": 4, "nvfp4": 4, "mxfp8": 8}[mode]
+    group = {"affine": 64, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32}[mode]
+    return Quantization(rule.get("bits") or bits, rule.get("group_size") or group, mode)

@@ -1,0 +1,353 @@
+"""Runs one pass: lock, recheck, stream, ingest, record, manifest, view. The only place that writes targets.
+
+Blobs first, then their record, the manifest after all records, the view last: any moment can be the last,
+and a killed pass goes on at the first block that has no record. While one block is hashed and written by
+another thread, the next one is computed; so at most two blocks are in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from builder import shards
+from builder.errors import BuildError
+from builder.keys import Key
+from builder.plan import CONFIG, Action, TargetPlan
+from builder.prepare import now
+from builder.progress import BlockDone, Emit, PassDone, PassStarted
+from builder.project import Project, toolchain
+from builder.record import Blob, FileEntry, Manifest, Record
+from builder.sources import base as bases
+from builder.state import holds, inputs_of, missing_actions, settings_of, usable_record
+from builder.store import blobs, records, views
+from builder.store.layout import Store
+from builder.store.locks import acquire, build_session
+
+if TYPE_CHECKING:
+    from builder.engine.stream import Stream
+
+_ONE_PASS = Lock()  # one pass at a time in a process: two would double the memory (`doit -P thread`)
+
+
+class SourceChanged(BuildError):
+    """base:{base}: {path} changed while it was being read."""
+
+    exit_code = 2
+    hint = "Nothing wrong was kept. Run the same command again."
+
+
+class BlobMissing(BuildError):
+    """{target}: the block "{block}" vanished from the store during the build."""
+
+    exit_code = 2
+    hint = "Another program deletes from the store. Run the same command again."
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of one target: where it is, and what it took. Sizes in bytes, times in seconds."""
+
+    name: str
+    path: Path
+    size: int
+    bits_per_weight: float
+    made: int
+    reused: int
+    seconds: float
+
+
+@dataclass
+class _Tally:
+    """Which keys this pass made."""
+
+    made: set[Key] = field(default_factory=set)
+
+
+def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[Built]:
+    """Build targets of one model in one pass over its base. Returns one Built for each.
+
+    Raises BuildError; whatever was recorded until then stays and is not done again.
+    """
+    start = time.perf_counter()
+    store = project.store
+    keys = [key for target in targets for key in (target.key, *target.keys)]
+    with _ONE_PASS, build_session(store, keys):
+        tally = _Tally()
+        _make_missing(project, targets, tally, emit)
+        for target in targets:
+            _ingest_aux(project, target)
+        seconds = time.perf_counter() - start
+        return [_finish(project, target, tally, seconds) for target in targets]
+
+
+# -- blocks ----------------------------------------------------------------------------------------------
+
+
+def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally, emit: Emit) -> None:
+    """Run every action that has no usable record."""
+    store = project.store
+    todo = {target.name: missing_actions(store, target) for target in targets}
+    lacking = [t for t in targets if todo[t.name] or usable_record(store, t.config) is None]
+    if not lacking:
+        return
+    unique = {action.key: action for actions in todo.values() for action in actions}
+    total = len({action.key for target in targets for action in target.actions})
+    model = targets[0].target.model.name
+    names = tuple(target.target.variant.name for target in lacking)
+    size = sum(action.size for action in unique.values())
+    emit(PassStarted(model, names, len(unique), total - len(unique), size))
+    started = time.perf_counter()
+    with unchanged(project, targets[0]) as check:
+        stream = open_stream(project, lacking)
+        for target in lacking:
+            _make_config(store, target, stream)
+        _make_blocks(store, lacking, todo, stream, check, tally, emit)
+    emit(PassDone(model, time.perf_counter() - started))
+
+
+def open_stream(project: Project, targets: Sequence[TargetPlan]) -> Stream:
+    """The lazily fused model of these targets (all of one model), with their variants."""
+    from builder.engine.loading import LoadedAdapter, load_base
+    from builder.engine.stream import Request, Stream
+
+    first = targets[0].target.model
+    base = project.spec.bases[first.base]
+    model, config = load_base(
+        project.base_directory(base), dequantize=base.dequantize, trust_remote_code=base.trust_remote_code
+    )
+    adapter = None
+    if first.adapter is not None:
+        from builder.sources.adapter import load_tensors, read_adapter
+
+        info = read_adapter(project.spec.adapters[first.adapter])
+        adapter = LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)
+    requests = [Request(t.target.variant, t.dtype, t.quantization) for t in targets]
+    return Stream(model, config, requests, adapter)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block between two threads: a worker holds its locks and writes it, this thread computes it.
+
+    `wanted`: the actions that nobody has made in the meantime, set by the worker once it holds the locks.
+    `made`: their tensors, set by the thread that owns mlx (its streams are bound to one thread).
+    """
+
+    name: str
+    wanted: Future[Mapping[Key, tuple[TargetPlan, Action]]] = field(default_factory=Future)
+    made: Future[dict[Key, Mapping[str, shards.RawTensor]]] = field(default_factory=Future)
+
+
+def _make_blocks(
+    store: Store,
+    targets: Sequence[TargetPlan],
+    todo: Mapping[str, Sequence[Action]],
+    stream: Stream,
+    check: Callable[[], None],
+    tally: _Tally,
+    emit: Emit,
+) -> None:
+    """Walk the blocks once; two workers, so that one block is written while the next is computed."""
+    by_block: dict[str, dict[Key, tuple[TargetPlan, Action]]] = {}
+    for target in targets:
+        for action in todo[target.name]:
+            by_block.setdefault(action.block, {}).setdefault(action.key, (target, action))
+    jobs: list[Future[None]] = []
+    with ThreadPoolExecutor(2, "write") as workers:
+        for name in targets[0].base.structure.blocks:
+            if name not in by_block:
+                stream.skip(name)
+                continue
+            block = _Block(name)
+            jobs.append(workers.submit(_write_block, store, block, by_block[name], check, tally, emit))
+            wanted = block.wanted.result()
+            if not wanted:
+                stream.skip(name)
+                continue
+            try:
+                block.made.set_result(_compute(stream, name, wanted))
+            except BaseException as error:
+                block.made.set_exception(error)
+                raise
+            for job in jobs:
+                if job.done():
+                    job.result()
+        for job in jobs:
+            job.result()
+
+
+def _compute(
+    stream: Stream, block: str, wanted: Mapping[Key, tuple[TargetPlan, Action]]
+) -> dict[Key, Mapping[str, shards.RawTensor]]:
+    """The tensors of each wanted action of one block, evaluated, as bytes."""
+    from builder.engine.arrays import raw
+
+    by_variant = {target.target.variant.name: key for key, (target, _) in wanted.items()}
+    for target, action in wanted.values():
+        stream.check(target.target.variant.name, block, action.tensors, target.target.model.base)
+    name = next(iter(wanted.values()))[0].target.model.name
+    taken = stream.take(block, by_variant, name)
+    return {
+        key: {tensor: raw(array) for tensor, array in taken[variant].items()}
+        for variant, key in by_variant.items()
+    }
+
+
+def _write_block(
+    store: Store,
+    block: _Block,
+    actions: Mapping[Key, tuple[TargetPlan, Action]],
+    check: Callable[[], None],
+    tally: _Tally,
+    emit: Emit,
+) -> None:
+    """Lock, recheck, wait for the tensors, ingest each shard and then its record."""
+    try:
+        with acquire(store, actions):
+            wanted = {k: v for k, v in actions.items() if usable_record(store, k) is None}
+            block.wanted.set_result(wanted)
+            if not wanted:
+                return
+            made = block.made.result()
+            check()
+            nbytes = 0
+            for key, (target, action) in wanted.items():
+                blob = blobs.ingest(store, shards.encode(made.pop(key)))
+                assert blob.size == action.size, f"{action.file}: planned {action.size}, wrote {blob.size}"
+                records.write(store, Record(key, "block", blob, {"block": block.name, **_made_by()}))
+                tally.made.add(key)
+                nbytes += blob.size
+            emit(BlockDone(target.target.model.name, block.name, len(wanted), nbytes))
+    except BaseException as error:
+        if not block.wanted.done():
+            block.wanted.set_exception(error)
+        raise
+
+
+def _make_config(store: Store, target: TargetPlan, stream: Stream) -> None:
+    with acquire(store, [target.config]):
+        if usable_record(store, target.config) is None:
+            blob = blobs.ingest(store, [stream.config(target.target.variant.name)])
+            records.write(store, Record(target.config, "config", blob, _made_by()))
+
+
+@contextmanager
+def unchanged(project: Project, target: TargetPlan) -> Iterator[Callable[[], None]]:
+    """A check that the base's files are still what was fingerprinted; raises SourceChanged."""
+    base = project.spec.bases[target.target.model.base]
+    directory = project.base_directory(base)
+    files = bases.list_files(base, directory).weights
+    before = {path: _signature(path) for path in files}
+
+    def check() -> None:
+        for path, signature in before.items():
+            if _signature(path) != signature:
+                raise SourceChanged(base=base.name, path=path)
+
+    yield check
+    check()
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return ()
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+# -- targets ---------------------------------------------------------------------------------------------
+
+
+def _ingest_aux(project: Project, target: TargetPlan) -> None:
+    """The files copied from the base, as blobs."""
+    missing = [entry for entry in target.base.aux if not blobs.has(project.store, entry.blob)]
+    if not missing:
+        return
+    base = project.spec.bases[target.target.model.base]
+    directory = project.base_directory(base)
+    for entry in missing:
+        blob = blobs.ingest_file(project.store, directory / entry.name)
+        if blob != entry.blob:
+            raise SourceChanged(base=base.name, path=directory / entry.name)
+
+
+def _finish(project: Project, target: TargetPlan, tally: _Tally, seconds: float) -> Built:
+    """Manifest, then view."""
+    store = project.store
+    manifest = records.read_manifest(store, target.key)
+    if manifest is None or not holds(store, manifest):
+        manifest = _manifest(store, target)
+        records.write_manifest(store, manifest)
+    view = store.models / target.name
+    if not views.is_current(store, view, manifest):
+        views.materialize(store, view, manifest)
+    made = sum(action.key in tally.made for action in target.actions)
+    return Built(
+        target.name,
+        view,
+        manifest.size,
+        target.bits_per_weight,
+        made,
+        len(target.actions) - made,
+        seconds,
+    )
+
+
+def _manifest(store: Store, target: TargetPlan) -> Manifest:
+    entries = [
+        *(FileEntry(action.file, _blob(store, target, action.key, action.block)) for action in target.actions),
+        FileEntry(CONFIG, _blob(store, target, target.config, CONFIG)),
+        FileEntry(bases.INDEX, blobs.ingest(store, [index_bytes(target)])),
+        *target.base.aux,
+    ]
+    return Manifest(
+        target.key,
+        "target",
+        target.name,
+        now(),
+        tuple(sorted(entries, key=lambda entry: entry.name)),
+        inputs_of(target),
+        settings_of(target),
+        _made_by(),
+        {"bits_per_weight": round(target.bits_per_weight, 4), "shard_bytes": target.size},
+    )
+
+
+def _blob(store: Store, target: TargetPlan, key: Key, block: str) -> Blob:
+    record = usable_record(store, key)
+    if record is None:
+        raise BlobMissing(target=target.name, block=block)
+    return record.blob
+
+
+def index_bytes(target: TargetPlan) -> bytes:
+    """model.safetensors.index.json, as mlx_lm.utils.save_model writes it."""
+    tensors = [(tensor, action.file) for action in target.actions for tensor in action.tensors]
+    index = {
+        "metadata": {
+            "total_size": sum(tensor.nbytes for tensor, _ in tensors),
+            "total_parameters": target.base.structure.parameter_count,
+        },
+        "weight_map": dict(sorted((tensor.name, file) for tensor, file in tensors)),
+    }
+    return json.dumps(index, indent=4).encode()
+
+
+def _made_by() -> dict[str, str]:
+    """Recorded, not keyed: what made these bytes."""
+    import platform
+
+    return {
+        "made": now(),
+        "toolchain": toolchain(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }

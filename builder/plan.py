@@ -1,0 +1,279 @@
+"""What each target is made of. Pure: declarations and fingerprints in, keys and sizes out.
+
+All keys are known before anything is built:
+
+  block key  = H(base weights, block, this block's slice of the adapter, dtype, quantization of its paths)
+  config key = H(base weights, dtype, settings of the variant)
+  target key = H(name, its block keys, its config key, the files copied from the base)
+
+A target whose base or adapter has not been fingerprinted yet is Unresolved: it says what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+from builder.errors import BuildError
+from builder.keys import Digest, Key, make_key
+from builder.record import FileEntry
+from builder.shards import encoded_size
+from builder.spec import Quantization, Spec, Target, Variant
+from builder.structure import Structure, TensorSpec, block_of, shard_tensors
+
+CONFIG = "config.json"
+
+
+class PlanError(BuildError):
+    """[{table}] {what}"""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """A fingerprinted base: digest of its weights and config, its structure, the files copied as they are."""
+
+    weights: Digest
+    structure: Structure
+    aux: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """A fingerprinted adapter: its own digest, and the digest of each block's slice of it."""
+
+    digest: Digest
+    slices: Mapping[str, Key]
+    paths: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A source that cannot be used for planning yet, and why (one clause)."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    bases: Mapping[str, BaseFacts | Unknown]
+    adapters: Mapping[str, AdapterFacts | Unknown]
+    toolchain: str = ""  # part of every key only with [build] strict_toolchain
+
+
+@dataclass(frozen=True)
+class Action:
+    """One block of one variant of one model: inputs -> one blob of exactly `size` bytes."""
+
+    key: Key
+    block: str
+    file: str
+    tensors: tuple[TensorSpec, ...]
+    size: int
+    adapted: bool
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """Everything a target is made of. `skipped`: quantizable paths whose width the group does not divide."""
+
+    target: Target
+    key: Key
+    base: BaseFacts
+    adapter: AdapterFacts | None
+    dtype: str | None
+    quantization: Mapping[str, Quantization]
+    actions: tuple[Action, ...]
+    config: Key
+    skipped: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+    @cached_property
+    def keys(self) -> tuple[Key, ...]:
+        return (*(action.key for action in self.actions), self.config)
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(action.size for action in self.actions)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of all tensors over the number of parameters (mlx_lm.utils.compute_bits_per_weight)."""
+        nbytes = sum(tensor.nbytes for action in self.actions for tensor in action.tensors)
+        return 8 * nbytes / self.base.structure.parameter_count
+
+
+@dataclass(frozen=True)
+class Unresolved:
+    """A target that cannot be planned yet. `reason` is one clause."""
+
+    target: Target
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    targets: Mapping[str, TargetPlan | Unresolved]
+
+    def resolved(self) -> tuple[TargetPlan, ...]:
+        return tuple(t for t in self.targets.values() if isinstance(t, TargetPlan))
+
+
+def make_plan(spec: Spec, sources: Sources) -> Plan:
+    """Raises PlanError when a declaration cannot be met by what the sources hold."""
+    memo: dict[tuple[str, str], _Layout] = {}
+    targets: dict[str, TargetPlan | Unresolved] = {}
+    for target in spec.targets:
+        base = sources.bases[target.model.base]
+        adapter = sources.adapters[target.model.adapter] if target.model.adapter else None
+        if isinstance(base, Unknown):
+            targets[target.name] = Unresolved(target, f"base:{target.model.base} {base.reason}")
+        elif isinstance(adapter, Unknown):
+            targets[target.name] = Unresolved(target, f"adapter:{target.model.adapter} {adapter.reason}")
+        else:
+            where = (target.model.base, target.variant.name)
+            if where not in memo:
+                memo[where] = _layout(target, base)
+            targets[target.name] = _plan_target(target, base, adapter, memo[where], sources.toolchain)
+    return Plan(targets)
+
+
+@dataclass(frozen=True)
+class _BlockLayout:
+    block: str
+    file: str
+    tensors: tuple[TensorSpec, ...]
+    size: int
+    quantization: Key
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a variant makes of a base, whatever the adapter."""
+
+    dtype: str | None
+    quantization: Mapping[str, Quantization]
+    skipped: tuple[str, ...]
+    blocks: tuple[_BlockLayout, ...]
+
+
+def _layout(target: Target, base: BaseFacts) -> _Layout:
+    structure, variant = base.structure, target.variant
+    dtype = variant.dtype or structure.default_dtype
+    quantization, skipped = resolve(structure, variant)
+    by_block: dict[str, list[object]] = {}
+    for path, how in sorted(quantization.items()):
+        by_block.setdefault(block_of(f"{path}.weight"), []).append([path, how.bits, how.group_size, how.mode])
+    count = len(structure.blocks)
+    blocks = []
+    for index, (block, parameters) in enumerate(structure.by_block.items(), start=1):
+        tensors = shard_tensors(parameters, dtype, quantization)
+        quantized = make_key("quantization/1", by_block.get(block, []))
+        blocks.append(
+            _BlockLayout(block, shard_name(index, count), tensors, encoded_size(tensors), quantized)
+        )
+    return _Layout(dtype, quantization, skipped, tuple(blocks))
+
+
+def shard_name(index: int, count: int) -> str:
+    """The shard names of mlx_lm.utils.save_model: counted from 1."""
+    return f"model-{index:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
+
+
+def _plan_target(
+    target: Target, base: BaseFacts, adapter: AdapterFacts | None, layout: _Layout, toolchain: str
+) -> TargetPlan:
+    slices = adapter.slices if adapter else {}
+    if stray := sorted(set(slices) - set(base.structure.blocks)):
+        raise PlanError(
+            table=f"adapter.{target.model.adapter}",
+            what=f'changes "{stray[0]}", which base "{target.model.base}" does not have.',
+            hint="Was it trained on another model? Correct `base` or `path` in artifacts.toml.",
+        )
+    extra = [toolchain] if toolchain else []
+    actions = tuple(
+        Action(
+            make_key(
+                "block/1", base.weights, b.block, slices.get(b.block), layout.dtype, b.quantization, *extra
+            ),
+            b.block,
+            b.file,
+            b.tensors,
+            b.size,
+            b.block in slices,
+        )
+        for b in layout.blocks
+    )
+    config = make_key("config/1", base.weights, layout.dtype, _settings(target.variant), *extra)
+    key = make_key(
+        "target/1",
+        target.name,
+        [[action.file, action.key] for action in actions],
+        config,
+        [[entry.name, entry.blob.digest] for entry in base.aux],
+    )
+    return TargetPlan(
+        target, key, base, adapter, layout.dtype, layout.quantization, actions, config, layout.skipped
+    )
+
+
+def _settings(variant: Variant) -> object:
+    """Everything of a variant that reaches config.json, as encodable values."""
+    how = variant.quantization
+    return {
+        "quantization": None if how is None else [how.bits, how.group_size, how.mode],
+        "recipe": variant.recipe and [variant.recipe, variant.group_size],
+        "overrides": [
+            [o.pattern, None if (q := o.quantization) is None else [q.bits, q.group_size, q.mode]]
+            for o in variant.overrides
+        ],
+    }
+
+
+def resolve(structure: Structure, variant: Variant) -> tuple[dict[str, Quantization], tuple[str, ...]]:
+    """path -> how it is quantized, and the paths that stay as they are because the group does not divide.
+
+    The rules are those of mlx_lm.utils.quantize_model: a width that the variant's group size does not
+    divide is left alone, then the first matching override, the recipe, the model's own quant_predicate.
+    Raises PlanError for a recipe that mlx-lm cannot apply to this architecture.
+    """
+    if not variant.is_quantized:
+        return {}, ()
+    if variant.recipe and (problem := structure.recipe_errors.get(variant.recipe)):
+        raise PlanError(
+            table=f"variant.{variant.name}",
+            what=f'recipe "{variant.recipe}" does not fit model type "{structure.model_type}": {problem}',
+            hint="Use plain `bits`, or name paths in `overrides`.",
+        )
+    widths = {p.tensor.name: p.tensor.shape[-1] for p in structure.parameters if p.tensor.shape}
+    default = variant.quantization
+    group = default.group_size if default else variant.group_size
+    chosen: dict[str, Quantization] = {}
+    skipped = []
+    for module in structure.quantizable:
+        if widths[f"{module.path}.weight"] % group:
+            skipped.append(module.path)
+            continue
+        override = next((o for o in variant.overrides if fnmatchcase(module.path, o.pattern)), None)
+        if override is not None:
+            how = override.quantization
+        elif variant.recipe:
+            how = Quantization(module.recipes[variant.recipe], group)
+        elif isinstance(module.rule, Quantization):
+            how = module.rule
+        else:
+            how = default if module.rule else None
+        if how is not None:
+            chosen[module.path] = how
+    return chosen, tuple(skipped)

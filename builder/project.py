@@ -1,0 +1,191 @@
+"""A project: its declarations, its store, and what is known of its sources. Opening one builds nothing.
+
+`plan()` hashes only what is small: a base that has never been fingerprinted is Unknown until its task has
+run, so that listing tasks stays instant whatever the size of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from builder import structure as structures
+from builder.keys import Digest, Key, make_key
+from builder.parse import parse_spec
+from builder.plan import AdapterFacts, BaseFacts, Plan, Sources, Unknown, make_plan
+from builder.record import Blob, FileEntry, Manifest
+from builder.sources import base as bases
+from builder.spec import Adapter, Base, GgufSource, Spec
+from builder.store import blobs, records
+from builder.store.layout import Store, open_store
+from builder.store.statcache import StatCache
+from builder.structure import Structure, block_of
+
+HASH_AT_ONCE = 64 << 20  # bytes of one file that planning hashes without being asked
+NOT_YET = "has not been fingerprinted yet"
+
+
+@dataclass
+class Project:
+    """The declarations of one artifacts.toml and the store they name."""
+
+    spec: Spec
+    store: Store
+    cache: StatCache
+
+    @classmethod
+    def load(cls, file: Path = Path("artifacts.toml")) -> Project:
+        """Raises SpecError, StoreError."""
+        spec = parse_spec(file)
+        store = open_store(spec.store)
+        return cls(spec, store, StatCache(store))
+
+    @cached_property
+    def plan(self) -> Plan:
+        """All targets with their keys, from what is known now. Raises SourceError, PlanError."""
+        return make_plan(self.spec, self.sources())
+
+    def forget_plan(self) -> None:
+        """Plan afresh: a source has been fingerprinted, or its files may have changed."""
+        self.__dict__.pop("plan", None)
+
+    def sources(self) -> Sources:
+        """What is known of the sources that the models use."""
+        used = {model.base for model in self.spec.models.values()}
+        worn = {model.adapter for model in self.spec.models.values() if model.adapter}
+        return Sources(
+            {name: self.base_facts(self.spec.bases[name]) for name in sorted(used)},
+            {name: self.adapter_facts(self.spec.adapters[name]) for name in sorted(worn)},
+            toolchain() if self.spec.build.strict_toolchain else "",
+        )
+
+    # -- bases ---------------------------------------------------------------------------------------
+
+    def base_facts(self, base: Base) -> BaseFacts | Unknown:
+        """Raises SourceError for a base that can never be used as declared."""
+        located = self.base_files(base)
+        if isinstance(located, Unknown):
+            return located
+        weights, aux = located
+        structure = self.structure(weights)
+        return BaseFacts(weights, structure, aux) if structure else Unknown("has not been inspected yet")
+
+    def base_files(self, base: Base) -> tuple[Digest, tuple[FileEntry, ...]] | Unknown:
+        """Digest of the weights and the files that every target copies."""
+        if isinstance(base.source, GgufSource):
+            manifest = self.imported(base)
+            return imported_facts(base, manifest) if manifest else Unknown("has not been imported yet")
+        directory = bases.locate(base)
+        if directory is None:
+            return Unknown("is not in the local cache of downloads yet")
+        files = bases.list_files(base, directory)
+        weights = bases.digest_all(files.weights, self.known_digest)
+        copied = bases.digest_all(files.copied, self.known_digest)
+        if weights is None or copied is None:
+            return Unknown(NOT_YET)
+        sizes = {path.name: path.stat().st_size for path in files.copied}
+        aux = tuple(FileEntry(name, Blob(digest, sizes[name])) for name, digest in copied)
+        return bases.weights_digest(weights, dequantize=base.dequantize), aux
+
+    def base_directory(self, base: Base) -> Path:
+        """The directory that mlx-lm loads; for a GGUF the view of its import. Raises SourceError."""
+        if isinstance(base.source, GgufSource):
+            return self.store.bases / base.name
+        directory = bases.locate(base)
+        assert directory is not None, "a located base has been fingerprinted before"
+        return directory
+
+    def gguf_key(self, base: Base) -> Key | None:
+        """Key of the import of a GGUF base, if its digest is known. Raises SourceError."""
+        from builder.sources.gguf import IMPORTER, resolve_gguf
+
+        assert isinstance(base.source, GgufSource)
+        digest = self.known_digest(resolve_gguf(base))
+        return digest and make_key(IMPORTER, digest)
+
+    def imported(self, base: Base) -> Manifest | None:
+        """The manifest of a GGUF base's import, if all of it is in the store."""
+        key = self.gguf_key(base)
+        manifest = records.read_manifest(self.store, key) if key else None
+        if manifest is None or not all(blobs.has(self.store, e.blob) for e in manifest.files):
+            return None
+        return manifest
+
+    def structure(self, weights: Digest) -> Structure | None:
+        record = records.read(self.store, structure_key(weights))
+        if record is None or not blobs.has(self.store, record.blob):
+            return None
+        try:
+            return structures.from_text(blobs.read(self.store, record.blob).decode())
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    # -- adapters ------------------------------------------------------------------------------------
+
+    def adapter_facts(self, adapter: Adapter) -> AdapterFacts | Unknown:
+        """Raises SourceError for an adapter that cannot be used."""
+        from builder.sources.adapter import adapter_files
+
+        files = bases.digest_all(adapter_files(adapter), self.known_digest)
+        if files is None:
+            return Unknown(NOT_YET)
+        key = make_key("adapter/1", files)
+        known = self.cache.get("adapter", key)
+        if known is None:
+            return self.read_adapter(adapter, key)
+        return _adapter_from_text(known.decode())
+
+    def read_adapter(self, adapter: Adapter, key: Key) -> AdapterFacts:
+        from builder.sources.adapter import read_adapter, slice_digests
+
+        info = read_adapter(adapter)
+        facts = AdapterFacts(
+            Digest(key),
+            {block: Key(digest) for block, digest in slice_digests(info, block_of).items()},
+            frozenset(tensor.path for tensor in info.tensors),
+        )
+        self.cache.put("adapter", key, _adapter_to_text(facts).encode())
+        return facts
+
+    # -- digests -------------------------------------------------------------------------------------
+
+    def known_digest(self, path: Path) -> Digest | None:
+        """The digest of a file if the stat cache knows it or the file is small enough to hash at once."""
+        known = self.cache.known(path)
+        if known is None and path.stat().st_size <= HASH_AT_ONCE:
+            return self.cache.digest(path)
+        return known
+
+
+def structure_key(weights: Digest) -> Key:
+    return make_key("structure/1", weights)
+
+
+def imported_facts(base: Base, manifest: Manifest) -> tuple[Digest, tuple[FileEntry, ...]]:
+    """As Project.base_files, from a manifest: nothing is hashed again."""
+    weights, aux = [], []
+    for entry in manifest.files:
+        if entry.name == "config.json" or entry.name.endswith(".safetensors"):
+            weights.append((entry.name, entry.blob.digest))
+        elif entry.name != bases.INDEX:
+            aux.append(entry)
+    return bases.weights_digest(weights, dequantize=base.dequantize), tuple(aux)
+
+
+@cache
+def toolchain() -> str:
+    """The versions that make the bytes, for `[build] strict_toolchain`."""
+    from importlib.metadata import version
+
+    return " ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
+
+
+def _adapter_to_text(facts: AdapterFacts) -> str:
+    return json.dumps([facts.digest, dict(facts.slices), sorted(facts.paths)])
+
+
+def _adapter_from_text(text: str) -> AdapterFacts:
+    digest, slices, paths = json.loads(text)
+    return AdapterFacts(Digest(digest), slices, frozenset(paths))

@@ -1,0 +1,306 @@
+"""A plan as doit tasks. No file_dep, no targets: `uptodate` asks the store, doit's database is a cache.
+
+  base:<base>        download or import, fingerprint, inspect
+  adapter:<adapter>  check, fingerprint
+  model:<target>     build one target; model:<model> and `model` are groups
+  clean:<variant>    drop that variant of every model; clean:<target> drops one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from builder.errors import BuildError
+from builder.plan import TargetPlan, Unknown
+from builder.project import Project
+from builder.spec import Adapter, Base, GgufSource, HfSource, Target, Variant
+
+Task = dict[str, Any]  # doit's own currency, made here and nowhere else
+
+
+@dataclass
+class Selection:
+    """Targets asked for in this run: the first of a model builds all of them in its one pass."""
+
+    targets: set[str] = field(default_factory=set)
+    named: set[str] = field(default_factory=set)
+
+
+SELECTED = Selection()
+
+
+def load(file: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
+    """DOIT_CONFIG and the task creator for dodo.py. A bad declaration becomes doit's one-line error."""
+    from doit.exceptions import InvalidDodoFile
+
+    try:
+        project = Project.load(Path(file))
+        defaults = [f"model:{t.name}" for t in project.spec.targets if not t.variant.intermediate]
+    except BuildError as error:
+        raise InvalidDodoFile(str(error)) from None
+
+    def task_artifacts() -> Iterator[Task]:
+        yield from project_tasks(project)
+
+    config = {"default_tasks": defaults, "backend": "sqlite3", "dep_file": ".doit.db", "verbosity": 2}
+    return config, task_artifacts
+
+
+def project_tasks(project: Project) -> Iterator[Task]:
+    """Every task of a project."""
+    spec = project.spec
+    yield _group("base", "the original weights")
+    for base in spec.bases.values():
+        yield _task("base", base.name, describe_base(base), PrepareBase(project, base), BaseReady(project, base))
+    yield _group("adapter", "what was learned on top of a base")
+    for adapter in spec.adapters.values():
+        yield _task(
+            "adapter",
+            adapter.name,
+            f"adapter on {adapter.base}, from {_short(adapter.path)}",
+            PrepareAdapter(project, adapter),
+            AdapterReady(project, adapter),
+            after=[f"base:{adapter.base}"],
+        )
+    for target in spec.targets:
+        yield _model_task(project, target)
+    for model in spec.models.values():
+        wanted = [f"model:{model.name}_{v}" for v in model.variants if not spec.variants[v].intermediate]
+        yield _alias(f"model:{model.name}", f"every variant of {model.name} that is not intermediate", wanted)
+    # Given last, doit takes this group's own task_dep: intermediates are not part of `doit model`.
+    yield {
+        "basename": "model",
+        "name": None,
+        "doc": "every declared target that is not intermediate",
+        "task_dep": [f"model:{t.name}" for t in spec.targets if not t.variant.intermediate],
+    }
+    yield from _clean_tasks(project)
+
+
+def _model_task(project: Project, target: Target) -> Task:
+    model = target.model
+    after = [f"adapter:{model.adapter}"] if model.adapter else [f"base:{model.base}"]
+    return _task(
+        "model",
+        target.name,
+        describe_target(target),
+        BuildTarget(project, target.name, SELECTED),
+        TargetReady(project, target.name),
+        after=after,
+    )
+
+
+def _clean_tasks(project: Project) -> Iterator[Task]:
+    yield _group("clean", "drop bytes, keep records")
+    targets = project.spec.targets
+    for variant in sorted({t.variant.name for t in targets}):
+        names = tuple(t.name for t in targets if t.variant.name == variant)
+        yield _task("clean", variant, f"drop the {variant} variant of every model", Clean(project, names))
+    for target in targets:
+        yield _task("clean", target.name, f"drop {target.name}", Clean(project, (target.name,)))
+
+
+def _group(basename: str, doc: str) -> Task:
+    return {"basename": basename, "name": None, "doc": doc}
+
+
+def _alias(name: str, doc: str, after: list[str]) -> Task:
+    return {"basename": name, "doc": doc, "actions": None, "task_dep": after}
+
+
+def _task(
+    basename: str,
+    name: str,
+    doc: str,
+    action: Callable[[], object],
+    ready: Callable[..., bool] | None = None,
+    *,
+    after: list[str] | None = None,
+) -> Task:
+    return {
+        "basename": basename,
+        "name": name,
+        "doc": doc,
+        "actions": [(action, [])],
+        "uptodate": [ready] if ready else [],
+        "task_dep": after or [],
+        # doit's capture swaps sys.stdout and leaks it between threads (`-P thread`).
+        "io": {"capture": False},
+    }
+
+
+# -- what the tasks do: each is a value that a worker process can receive -------------------------------------
+
+
+@dataclass
+class Step:
+    """An action of doit: runs, and turns a BuildError into doit's one-line failure."""
+
+    project: Project
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+    def __call__(self) -> object:
+        from doit.exceptions import TaskFailed
+
+        try:
+            self.run()
+        except BuildError as error:
+            return TaskFailed(str(error), report=True)
+        return None
+
+
+@dataclass
+class PrepareBase(Step):
+    base: Base
+
+    def run(self) -> None:
+        from builder.prepare import prepare_base
+        from builder.progress import Plain
+
+        again = not isinstance(self.project.base_facts(self.base), Unknown)  # run by -a
+        prepare_base(self.project, self.base, Plain(), inspect_again=again)
+
+
+@dataclass
+class PrepareAdapter(Step):
+    adapter: Adapter
+
+    def run(self) -> None:
+        from builder.prepare import prepare_adapter
+        from builder.progress import Plain
+
+        prepare_adapter(self.project, self.adapter, Plain())
+
+
+@dataclass
+class BuildTarget(Step):
+    """Builds a target, and with it every other target of its model that this run asked for."""
+
+    name: str
+    selection: Selection
+
+    def run(self) -> None:
+        from builder.deliver import deliver
+        from builder.progress import Plain
+
+        deliver(self.project, self.name, self.selection.targets, self.selection.named, Plain())
+
+
+@dataclass
+class Clean(Step):
+    names: tuple[str, ...]
+
+    def run(self) -> None:
+        from builder.deliver import clean
+
+        clean(self.project, self.names)
+
+
+@dataclass
+class BaseReady:
+    """uptodate of base:<name>; str() says why, for `doit info`."""
+
+    project: Project
+    base: Base
+
+    def __call__(self, task: object = None, values: object = None) -> bool:
+        facts = _asked(lambda: self.project.base_facts(self.base))
+        return not isinstance(facts, Unknown)
+
+    def __str__(self) -> str:
+        return _reason(lambda: self.project.base_facts(self.base), f"base {self.base.name}")
+
+
+@dataclass
+class AdapterReady:
+    project: Project
+    adapter: Adapter
+
+    def __call__(self, task: object = None, values: object = None) -> bool:
+        facts = _asked(lambda: self.project.adapter_facts(self.adapter))
+        return not isinstance(facts, Unknown)
+
+    def __str__(self) -> str:
+        return _reason(lambda: self.project.adapter_facts(self.adapter), f"adapter {self.adapter.name}")
+
+
+@dataclass
+class TargetReady:
+    project: Project
+    name: str
+
+    def __call__(self, task: object = None, values: object = None) -> bool:
+        from builder.state import target_state
+
+        try:
+            plan = self.project.plan.targets[self.name]
+            if not isinstance(plan, TargetPlan):
+                self.project.forget_plan()  # its sources may have been prepared since
+                plan = self.project.plan.targets[self.name]
+            return target_state(self.project.store, plan).built
+        except BuildError:
+            return False  # the action says it
+
+    def __str__(self) -> str:
+        from builder.state import target_state
+
+        try:
+            state = target_state(self.project.store, self.project.plan.targets[self.name])
+        except BuildError as error:
+            return str(error)
+        return f"{state.name} is {state.kind}: {state.reason}"
+
+
+def _asked(facts: Callable[[], object]) -> object:
+    try:
+        return facts()
+    except BuildError as error:
+        return Unknown(str(error))
+
+
+def _reason(facts: Callable[[], object], what: str) -> str:
+    found = _asked(facts)
+    return f"{what} {found.reason}" if isinstance(found, Unknown) else f"{what} is fingerprinted"
+
+
+# -- one line of what each is ------------------------------------------------------------------------------
+
+
+def describe_base(base: Base) -> str:
+    match base.source:
+        case GgufSource(location):
+            return f"base weights, from {location}"
+        case HfSource(repo, revision):
+            return f"base weights, {repo} at {revision}"
+        case other:
+            return f"base weights, from {_short(other.path)}"
+
+
+def describe_target(target: Target) -> str:
+    model = target.model
+    what = f"{model.base} + {model.adapter}" if model.adapter else model.base
+    text = f"{what}, {describe_variant(target.variant)}"
+    return f"{text} (intermediate)" if target.variant.intermediate else text
+
+
+def describe_variant(variant: Variant) -> str:
+    kind = f", {variant.dtype}" if variant.dtype else ""
+    if variant.recipe is not None:
+        return f"{variant.recipe}, group size {variant.group_size}{kind}"
+    if variant.quantization is None:
+        return variant.dtype or "unquantized"
+    how = variant.quantization
+    mode = "" if how.mode == "affine" else f" {how.mode}"
+    return f"{how.bits}-bit{mode}, group size {how.group_size}{kind}"
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

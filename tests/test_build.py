@@ -1,0 +1,221 @@
+"""Real doit runs: what is built, and what is not, after each kind of change."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Ran, Sandbox
+from tests.tiny import BLOCKS, DECLARATION, make_adapter, make_base, save_adapter
+
+Make = Callable[..., Sandbox]
+ROW = re.compile(r"^(\S+_\S+) +[\d.]+ MB +[\d.]+ +(\d+) +(\d+) +[\d.]+ *$", re.MULTILINE)
+
+
+def built(ran: Ran) -> dict[str, int]:
+    """target -> blocks built, from the table that doit printed."""
+    assert ran.code == 0, ran.text
+    return {name: int(made) for name, made, _ in ROW.findall(ran.out)}
+
+
+@pytest.fixture
+def project(sandbox: Make) -> Sandbox:
+    box = sandbox(DECLARATION)
+    make_base(box.root / "base")
+    make_adapter(box.root / "adapter")
+    return box
+
+
+@pytest.fixture
+def done(project: Sandbox) -> Sandbox:
+    """A project whose default targets are built."""
+    assert built(project.doit()) == {"m_4bit": BLOCKS, "m_5bit": BLOCKS - 1}  # they share the final norm
+    return project
+
+
+def test_first_build_then_nothing(done: Sandbox) -> None:
+    again = done.doit()
+    assert built(again) == {}
+    assert "-- model:m_4bit" in again.out
+    assert "-- model:m_5bit" in again.out
+    assert not done.view("m_f16").exists()  # an intermediate is not built for its own sake
+
+
+def test_touch_rebuilds_nothing(done: Sandbox) -> None:
+    for file in [*done.root.glob("base/*"), *done.root.glob("adapter/*")]:
+        os.utime(file)
+    assert built(done.doit()) == {}
+
+
+def test_comments_order_and_format_rebuild_nothing(done: Sandbox) -> None:
+    tables = DECLARATION.split("\n\n")
+    reordered = "\n\n".join([tables[-1], *reversed(tables[:-1])]).replace(" = ", "   =   ")
+    done.toml.write_text("# a comment\n" + reordered + "# the end\n")
+    assert built(done.doit()) == {}
+
+
+def test_doit_database_is_only_a_cache(done: Sandbox) -> None:
+    for file in done.root.glob(".doit.db*"):
+        file.unlink()
+    assert built(done.doit()) == {}
+
+
+def test_a_moved_project_rebuilds_nothing(done: Sandbox) -> None:
+    moved = Sandbox(done.root.rename(done.root.with_name("elsewhere")))
+    assert built(moved.doit()) == {}
+
+
+def test_a_changed_setting_rebuilds_only_its_variant(done: Sandbox) -> None:
+    done.edit("bits = 4\ngroup_size = 64", "bits = 4\ngroup_size = 32")
+    assert built(done.doit()) == {"m_4bit": BLOCKS - 1}
+
+
+def test_a_changed_block_of_the_adapter_rebuilds_that_block_of_each_variant(done: Sandbox) -> None:
+    import mlx.core as mx
+
+    file = done.root / "adapter" / "adapters.safetensors"
+    former = file.read_bytes()
+    tensors = dict(mx.load(str(file)))
+    tensors["model.layers.3.self_attn.q_proj.lora_a"] *= 1.5
+    mx.eval(tensors)
+    save_adapter(done.root / "adapter", tensors)
+    assert built(done.doit()) == {"m_4bit": 1, "m_5bit": 1}
+    file.write_bytes(former)
+    assert built(done.doit()) == {"m_4bit": 0, "m_5bit": 0}  # relinked: it was still in the store
+
+
+def test_a_new_variant_builds_only_itself(done: Sandbox) -> None:
+    done.edit('variants = ["f16", "4bit", "5bit"]', 'variants = ["f16", "4bit", "5bit", "8bit"]')
+    done.toml.write_text(done.toml.read_text() + "\n[variant.8bit]\nbits = 8\n")
+    assert built(done.doit()) == {"m_8bit": BLOCKS - 1}
+
+
+def test_a_deleted_view_is_relinked(done: Sandbox) -> None:
+    shutil.rmtree(done.view("m_4bit"))
+    assert built(done.doit()) == {"m_4bit": 0}
+    assert (done.view("m_4bit") / "config.json").exists()
+
+
+def test_a_deleted_blob_runs_only_its_action(done: Sandbox) -> None:
+    shard = done.view("m_5bit") / f"model-00003-of-0000{BLOCKS}.safetensors"
+    digest = blob_digest(done, "m_5bit", shard.name)
+    before = shard.read_bytes()
+    (done.root / "store" / "blobs" / digest[:2] / digest).unlink()
+    assert built(done.doit()) == {"m_5bit": 1}
+    assert shard.read_bytes() == before
+
+
+def blob_digest(box: Sandbox, target: str, name: str) -> str:
+    import tomllib
+
+    manifest = tomllib.loads((box.view(target) / "artifact.toml").read_text())
+    return next(file["digest"] for file in manifest["files"] if file["name"] == name)
+
+
+def test_a_killed_build_resumes(sandbox: Make) -> None:
+    box = sandbox(DECLARATION)
+    make_base(box.root / "base", layers=60)
+    make_adapter(box.root / "adapter")
+    actions = box.root / "store" / "actions"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "doit", "model:m_5bit"],
+        cwd=box.root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(actions.glob("*/*"))) < 15 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {file: file.stat().st_mtime_ns for file in actions.glob("*/*")}
+    assert len(finished) >= 15
+    assert not box.view("m_5bit").exists()
+    made = built(box.doit("model:m_5bit"))["m_5bit"]
+    assert 0 < made <= 62 - (len(finished) - 2)  # all but the records of structure and config are blocks
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished  # nothing was done again
+
+
+def test_clean_drops_bytes_and_keeps_records(done: Sandbox) -> None:
+    assert built(done.doit("model:m_f16"))["m_f16"] == BLOCKS
+    assert (done.view("m_f16") / "config.json").exists()
+    dropped = done.doit("clean:f16")
+    assert dropped.code == 0
+    assert "dropped m_f16" in dropped.out
+    assert not done.view("m_f16").exists()
+    assert built(done.doit()) == {}
+    assert not done.view("m_f16").exists()
+    assert "pruned" in done.doit("info", "model:m_f16").out
+
+
+def test_list_and_info(done: Sandbox) -> None:
+    listed = done.doit("list", "--all").out
+    assert "model:m_5bit   tiny + tuned, 5-bit, group size 64" in listed
+    assert "clean:f16" in listed
+    info = done.doit("info", "model:m_5bit").out
+    assert "up-to-date" in info
+    done.edit("bits = 5\ngroup_size = 64", "bits = 5\ngroup_size = 32")
+    assert "group_size 64 -> 32" in done.doit("info", "model:m_5bit").out
+
+
+@pytest.mark.parametrize("arguments", [["-n", "2"], ["-n", "2", "-P", "thread"], ["--continue"]])
+def test_parallel_and_continue(project: Sandbox, arguments: list[str]) -> None:
+    ran = project.doit(*arguments)
+    assert ran.code == 0, ran.text
+    assert built(project.doit()) == {}
+    for target in ("m_4bit", "m_5bit"):
+        assert (project.view(target) / "config.json").exists()
+
+
+def test_two_runs_at_once_build_each_action_once(sandbox: Make) -> None:
+    box = sandbox(DECLARATION)
+    make_base(box.root / "base", layers=40)
+    make_adapter(box.root / "adapter")
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "doit", "model:m_5bit"],
+            cwd=box.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    rows = [int(made) for out, _ in outputs for _, made, _ in ROW.findall(out)]
+    assert sum(rows) == 42
+
+
+def test_dash_a_runs_and_finds_everything(done: Sandbox) -> None:
+    assert built(done.doit("-a", "model:m_5bit")) == {"m_5bit": 0}
+
+
+def test_no_op_does_not_import_mlx_lm(done: Sandbox) -> None:
+    probe = (
+        "import sys; from doit.doit_cmd import DoitMain; DoitMain().run(sys.argv[1:]);"
+        "print([m for m in ('mlx', 'mlx_lm', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    for arguments in (["list"], ["model:m_5bit"]):
+        assert "[]" in done.run(sys.executable, "-c", probe, *arguments).out
+
+
+def test_the_view_equals_mlx_lm(done: Sandbox, tmp_path: Path) -> None:
+    """Every tensor and the quantization of config.json equal mlx_lm.fuse + mlx_lm.convert."""
+    from tests.reference import assert_same_model, reference
+
+    made = reference(done.root / "base", done.root / "adapter", tmp_path / "ref", q_bits=5, q_group_size=64)
+    assert_same_model(done.view("m_5bit"), made)
+    config = json.loads((done.view("m_5bit") / "config.json").read_text())
+    assert config["quantization"] == {"group_size": 64, "bits": 5, "mode": "affine"}

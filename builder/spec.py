@@ -127,7 +127,10 @@ class Target:
 
 @dataclass(frozen=True)
 class BuildSettings:
+    """`strict_toolchain` puts library versions into the keys; `memory` is a limit in bytes, or None."""
+
     strict_toolchain: bool = False
+    memory: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,246 @@
+"""What may stand in artifacts.toml: every table, every key, its type and what it means.
+
+The one place to declare a key. `builder.shape` checks a file against it, and whatever else describes the
+file (the reference page, the JSON schema for editors) is made from it. What a key means once its type is
+right is `builder.parse`'s affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from builder.spec import DTYPES, MODES, RECIPES
+
+# name: the name of a declared table, which `refers` says; names: a list of such names, not empty.
+# path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
+Kind = Literal["string", "path", "name", "names", "bool", "integer", "size", "globs"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key of a table.
+
+    `choices` are all the values that some setting allows: which integers go with which mode is MODES' to say.
+    `example` is a line of TOML. `needs`: at least one of these keys must be given too. `excludes`: none of
+    these may be. `entry`: the keys of one entry, for kind globs.
+    """
+
+    name: str
+    kind: Kind
+    doc: str
+    default: str | bool | int | None = None
+    choices: tuple[str | int, ...] = ()
+    required: bool = False
+    example: str = ""
+    refers: str = ""
+    needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    entry: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """[key] or, when `named`, any number of [key.NAME]. `one_of`: exactly one of these keys must be given."""
+
+    key: str
+    doc: str
+    fields: tuple[Field, ...]
+    named: bool = True
+    one_of: tuple[str, ...] = ()
+
+
+_BITS = tuple(sorted({bits for allowed, _, _, _ in MODES.values() for bits in allowed}))
+_GROUP_SIZES = tuple(sorted({size for _, allowed, _, _ in MODES.values() for size in allowed}))
+
+_QUANTIZATION = (
+    Field(
+        "bits",
+        "integer",
+        "Bits per weight. Without `mode` this is affine quantization.",
+        choices=_BITS,
+        example="bits = 5",
+    ),
+    Field(
+        "group_size",
+        "integer",
+        "How many weights share one scale. Default: the usual one of the mode.",
+        choices=_GROUP_SIZES,
+        example="group_size = 64",
+    ),
+    Field(
+        "mode",
+        "string",
+        "How weights are quantized. Without `bits` the mode's usual bits.",
+        choices=tuple(MODES),
+        example='mode = "affine"',
+    ),
+)
+_BITS_FIELD, _GROUP_SIZE_FIELD, _MODE_FIELD = _QUANTIZATION
+
+STORE = Table(
+    "store",
+    "Where everything that is built is kept.",
+    (Field("path", "path", "The folder of the store.", default="store", example='path = "store"'),),
+    named=False,
+)
+
+BUILD = Table(
+    "build",
+    "How builds are run.",
+    (
+        Field(
+            "strict_toolchain",
+            "bool",
+            "Rebuild when the version of mlx or mlx-lm changes.",
+            default=False,
+            example="strict_toolchain = true",
+        ),
+        Field(
+            "memory",
+            "size",
+            "The most memory that a build may take. Default: no limit.",
+            example='memory = "16GB"',
+        ),
+    ),
+    named=False,
+)
+
+BASE = Table(
+    "base",
+    "Where the original weights come from.",
+    (
+        Field(
+            "path",
+            "path",
+            "A folder in Hugging Face layout: config.json, model*.safetensors, the tokenizer's files.",
+            example='path = "models/base"',
+        ),
+        Field(
+            "hf",
+            "string",
+            "A Hugging Face repository, found in the local cache first.",
+            example='hf = "org/name"',
+            needs=("revision",),
+        ),
+        Field(
+            "revision",
+            "string",
+            "The commit, tag or branch of the Hugging Face repository. A commit never changes.",
+            example='revision = "main"',
+            needs=("hf",),
+        ),
+        Field(
+            "gguf",
+            "path",
+            "A GGUF file: its path, or `package:file` for one that an installed Python package carries.",
+            example='gguf = "models/base.gguf"',
+        ),
+        Field(
+            "dequantize",
+            "bool",
+            "Take a base that is quantized already, and dequantize it before anything else.",
+            default=False,
+            example="dequantize = true",
+        ),
+        Field(
+            "trust_remote_code",
+            "bool",
+            "Let the model and the tokenizer run the Python code that comes with them.",
+            default=False,
+            example="trust_remote_code = true",
+        ),
+    ),
+    one_of=("path", "hf", "gguf"),
+)
+
+ADAPTER = Table(
+    "adapter",
+    "What was learned on top of a base.",
+    (
+        Field(
+            "base",
+            "name",
+            "The base that the adapter was trained on.",
+            required=True,
+            refers="base",
+            example='base = "NAME"',
+        ),
+        Field(
+            "path",
+            "path",
+            "The adapter's folder, in mlx-lm or PEFT layout.",
+            required=True,
+            example='path = "adapters/NAME"',
+        ),
+    ),
+)
+
+VARIANT = Table(
+    "variant",
+    "How weights are stored; declared once, used by any model.",
+    (
+        Field(
+            "dtype",
+            "string",
+            "The type of whatever stays unquantized. Default: the base's own.",
+            choices=DTYPES,
+            example='dtype = "float16"',
+        ),
+        _BITS_FIELD,
+        Field(
+            "group_size",
+            "integer",
+            _GROUP_SIZE_FIELD.doc,
+            choices=_GROUP_SIZES,
+            example=_GROUP_SIZE_FIELD.example,
+            needs=("bits", "mode", "recipe"),
+        ),
+        _MODE_FIELD,
+        Field(
+            "recipe",
+            "string",
+            "One of mlx-lm's mixed recipes, which choose the bits of each layer.",
+            choices=RECIPES,
+            example='recipe = "mixed_4_6"',
+            excludes=("bits", "mode"),
+        ),
+        Field(
+            "intermediate",
+            "bool",
+            "Exists only while something needs it.",
+            default=False,
+            example="intermediate = true",
+        ),
+        Field(
+            "overrides",
+            "globs",
+            "What holds for the module paths that a pattern matches, `false`: they stay unquantized. "
+            "The first pattern that matches wins; what an entry does not say, it takes from the variant.",
+            example='"lm_head" = { bits = 8 }',
+            needs=("bits", "mode", "recipe"),
+            entry=_QUANTIZATION,
+        ),
+    ),
+)
+
+MODEL = Table(
+    "model",
+    "An adapter, or a base as it is, and the variants to make of it: each is a target, MODEL_VARIANT.",
+    (
+        Field("adapter", "name", "The adapter to fuse.", refers="adapter", example='adapter = "NAME"'),
+        Field("base", "name", "The base to use as it is.", refers="base", example='base = "NAME"'),
+        Field(
+            "variants",
+            "names",
+            "The variants to make.",
+            required=True,
+            refers="variant",
+            example='variants = ["4bit"]',
+        ),
+    ),
+    one_of=("adapter", "base"),
+)
+
+FIELDS: Mapping[str, Table] = {t.key: t for t in (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL)}

@@ -1,0 +1,229 @@
+"""artifacts.toml -> Spec. All problems of a file are found at once and raised as one SpecError."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from builder.fields import FIELDS
+from builder.problems import Place, Problems, listed, nearest, quoted, shown
+from builder.shape import Declared, Values, check_shape
+from builder.spec import (
+    MODES,
+    Adapter,
+    Base,
+    BaseSource,
+    BuildSettings,
+    GgufSource,
+    HfSource,
+    Model,
+    Override,
+    PathSource,
+    Quantization,
+    Spec,
+    Variant,
+)
+from builder.toml_file import read_toml
+
+_AFFINE = "affine"
+# Patterns are compiled when they are needed: importing this module is part of every start.
+_REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
+_PACKAGE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
+
+
+def parse_spec(file: Path) -> Spec:
+    """What `file` declares. Raises SpecError, which lists every problem by line."""
+    file = Path(file)
+    document = read_toml(file)
+    problems = Problems(document.label, document.lines)
+    declared = check_shape(document.data, problems)
+    _check_references(declared, problems)
+    _check_targets(declared, problems)
+    file = file.absolute()
+    sources = {name: _source(v, file.parent, problems) for name, v in declared["base"].items()}
+    variants = {name: _variant(name, v, problems) for name, v in declared["variant"].items()}
+    problems.raise_any()
+    return Spec(
+        file=file,
+        store=_path(_setting(declared, "store", "path"), file.parent),
+        bases={n: _base(n, v, sources[n]) for n, v in declared["base"].items()},
+        adapters={
+            n: Adapter(n, v.get("base"), _path(v.get("path"), file.parent))
+            for n, v in declared["adapter"].items()
+        },
+        variants=variants,
+        models={n: _model(n, v, declared) for n, v in declared["model"].items()},
+        build=BuildSettings(
+            strict_toolchain=_setting(declared, "build", "strict_toolchain"),
+            memory=_setting(declared, "build", "memory"),
+        ),
+    )
+
+
+def _setting(declared: Declared, kind: str, key: str) -> Any:
+    values = declared[kind].get("")
+    default = next(field.default for field in FIELDS[kind].fields if field.name == key)
+    return values.given.get(key, default) if values else default
+
+
+def _path(text: str, folder: Path) -> Path:
+    return folder / Path(text).expanduser()
+
+
+# -- references and targets ----------------------------------------------------------------------------------
+
+
+def _check_references(declared: Declared, problems: Problems) -> None:
+    for kind, table in FIELDS.items():
+        for field in table.fields:
+            for values in declared[kind].values() if field.refers else ():
+                given = values.given.get(field.name, ())
+                names = enumerate(given) if isinstance(given, tuple) else [(None, given)]
+                for index, name in names:
+                    if name is not None and name not in declared[field.refers]:
+                        place = _element(values, field.name, index)
+                        problems.add(place, _undeclared(field.refers, name, declared[field.refers]))
+
+
+def _element(values: Values, key: str, index: int | None) -> Place:
+    return values.place.key(key) if index is None else values.place.key(key, index)
+
+
+def _undeclared(kind: str, name: str, names: Mapping[str, Values]) -> str:
+    what = f"{kind} {quoted(name)} is not declared"
+    if close := nearest(name, names):
+        return f"{what}; did you mean {quoted(close)}?"
+    return f"{what} (declared: {listed(sorted(names))})" if names else f"{what}; add a table [{kind}.NAME]"
+
+
+def _check_targets(declared: Declared, problems: Problems) -> None:
+    """Each target is made once, and its name is nobody else's: model:NAME and clean:NAME mean one thing."""
+    made: dict[str, tuple[str, str, str]] = {}
+    for model, values in declared["model"].items():
+        for index, variant in enumerate(values.given.get("variants", ())):
+            if variant is None:
+                continue
+            name = f"{model}_{variant}"
+            other, other_model, other_variant = made.setdefault(name.lower(), (name, model, variant))
+            if (other_model, other_variant) == (model, variant):
+                continue
+            by = f"(model {quoted(other_model)}, variant {quoted(other_variant)})"
+            same = "is made twice" if other == name else f"and {quoted(other)} differ only by letter case"
+            problems.add(
+                values.place.key("variants", index), f"target {quoted(name)} {same} {by}; rename one"
+            )
+    for kind in ("model", "variant"):
+        for name, values in declared[kind].items():
+            if (target := made.get(name.lower())) and target[0] == name:
+                by = f"model {quoted(target[1])}, variant {quoted(target[2])}"
+                problems.add(values.place, f"the name is also that of a target ({by}); rename one")
+
+
+def _model(name: str, values: Values, declared: Declared) -> Model:
+    adapter = values.get("adapter")
+    base = values.get("base") if adapter is None else declared["adapter"][adapter].get("base")
+    return Model(name, base, adapter, values.get("variants"))
+
+
+# -- bases ---------------------------------------------------------------------------------------------------
+
+
+def _base(name: str, values: Values, source: BaseSource) -> Base:
+    flags = {key: values.given.get(key, False) for key in ("dequantize", "trust_remote_code")}
+    return Base(name, source, **flags)
+
+
+def _source(values: Values, folder: Path, problems: Problems) -> BaseSource:
+    """Where a base comes from; anything at all when there are problems, which end the parse."""
+    if text := values.get("gguf"):
+        return _gguf(text, folder, values.place.key("gguf"), problems)
+    if repo := values.get("hf"):
+        if not re.fullmatch(_REPO, repo) or ".." in repo:
+            what = f'hf = {quoted(repo)} is not the name of a repository; write "org/name"'
+            problems.add(values.place.key("hf"), what)
+        return HfSource(repo, values.get("revision") or "")
+    return PathSource(_path(values.get("path") or "", folder))
+
+
+def _gguf(text: str, folder: Path, place: Place, problems: Problems) -> GgufSource:
+    """`package:file`, or a path: one that has a colon begins with a folder, as in ./a:b.gguf."""
+    package, colon, inside = text.partition(":")
+    if not colon or "/" in package:
+        return GgufSource(text, None, _path(text, folder))
+    if not re.fullmatch(_PACKAGE, package):
+        fixed = package.replace("-", "_")
+        hint = f"did you mean {quoted(fixed)}?" if re.fullmatch(_PACKAGE, fixed) else "a path begins with ./"
+        problems.add(place, f"gguf: {quoted(package)} is not the name of a Python package; {hint}")
+    file = PurePosixPath(inside)
+    if not inside or file.is_absolute() or ".." in file.parts:
+        problems.add(place, f"gguf = {quoted(text)} names no file inside the package; write package:file")
+    return GgufSource(text, package, Path(inside))
+
+
+# -- variants ------------------------------------------------------------------------------------------------
+
+
+def _variant(name: str, values: Values, problems: Problems) -> Variant:
+    recipe = values.get("recipe")
+    quantization = None
+    if any(values.says(key) for key in ("bits", "mode", "recipe")):
+        quantization = _quantization(values, None, problems)
+    overrides = []
+    for pattern, entry in (values.get("overrides") or {}).items():
+        how = entry and quantization and _override(entry, quantization, recipe, problems)
+        overrides.append(Override(pattern, how))
+    return Variant(
+        name,
+        dtype=values.get("dtype"),
+        quantization=None if recipe else quantization,
+        recipe=recipe,
+        group_size=quantization.group_size if quantization else MODES[_AFFINE][3],
+        overrides=tuple(overrides),
+        intermediate=values.given.get("intermediate", False),
+    )
+
+
+def _override(
+    entry: Values, around: Quantization, recipe: str | None, problems: Problems
+) -> Quantization | None:
+    if recipe and not entry.says("bits") and not entry.says("mode"):
+        what = (
+            f"bits are missing, since recipe {quoted(recipe)} has no one number; add, for example, bits = 8"
+        )
+        problems.add(entry.place, what)
+    return _quantization(entry, around, problems)
+
+
+def _quantization(values: Values, around: Quantization | None, problems: Problems) -> Quantization | None:
+    """What a table says of quantization, the rest from `around` where its mode can do that, else usual.
+
+    None after a problem.
+    """
+    if values.bad & {"bits", "group_size", "mode"}:
+        return None
+    mode = values.get("mode") or (around.mode if around else _AFFINE)
+    all_bits, all_sizes, bits, group_size = MODES[mode]
+    if around:
+        bits = around.bits if around.bits in all_bits else bits
+        group_size = around.group_size if around.group_size in all_sizes else group_size
+    bits = values.given.get("bits", bits)
+    group_size = values.given.get("group_size", group_size)
+    wrong = [
+        ("bits", bits, all_bits),
+        ("group_size", group_size, all_sizes),
+    ]
+    wrong = [each for each in wrong if each[1] not in each[2]]
+    for key, value, possible in wrong:
+        what = f"{key} = {shown(value)} is not possible in mode {quoted(mode)} (possible: {listed(possible)})"
+        problems.add(values.place.key(key), what + _other_mode(key, value, values))
+    return None if wrong else Quantization(bits, group_size, mode)
+
+
+def _other_mode(key: str, value: int, values: Values) -> str:
+    """`; add mode = "affine"` when the mode comes from around and another one has these bits."""
+    if key != "bits" or values.says("mode"):
+        return ""
+    modes = [mode for mode, (all_bits, _, _, _) in MODES.items() if value in all_bits]
+    return f"; add mode = {quoted(modes[0])}" if modes else ""

@@ -66,9 +66,9 @@ class Built:
 
 @dataclass
 class _Tally:
-    """Which keys this pass made."""
+    """Which keys this pass made, and for which target: a shared block counts once."""
 
-    made: set[Key] = field(default_factory=set)
+    made: dict[Key, str] = field(default_factory=dict)
 
 
 def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[Built]:
@@ -223,7 +223,7 @@ def _write_block(
                 blob = blobs.ingest(store, shards.encode(made.pop(key)))
                 assert blob.size == action.size, f"{action.file}: planned {action.size}, wrote {blob.size}"
                 records.write(store, Record(key, "block", blob, {"block": block.name, **_made_by()}))
-                tally.made.add(key)
+                tally.made[key] = target.name
                 nbytes += blob.size
             emit(BlockDone(target.target.model.name, block.name, len(wanted), nbytes))
     except BaseException as error:
@@ -290,7 +290,7 @@ def _finish(project: Project, target: TargetPlan, tally: _Tally, seconds: float)
     view = store.models / target.name
     if not views.is_current(store, view, manifest):
         views.materialize(store, view, manifest)
-    made = sum(action.key in tally.made for action in target.actions)
+    made = sum(tally.made.get(action.key) == target.name for action in target.actions)
     return Built(
         target.name,
         view,

@@ -19,10 +19,26 @@ class Run(DoitRun):  # type: ignore[misc]
 
     name = "run"
 
-    def _execute(self, outfile: Any, *args: Any, **kwargs: Any) -> int:
+    def _execute(
+        self,
+        outfile: Any,
+        verbosity: Any = None,
+        always: bool = False,
+        continue_: bool = False,
+        reporter: Any = "console",
+        num_process: int = 0,
+        par_type: str = "process",
+        single: bool = False,
+        auto_delayed_regex: bool = False,
+        force_verbosity: bool = False,
+        failure_verbosity: int = 0,
+        pdb: bool = False,
+    ) -> int:
+        """The arguments are doit's, by name: doit reads them from this signature."""
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         note_selection(self.task_list, self.sel_tasks or [])
         try:
-            return int(super()._execute(outfile, *args, **kwargs) or 0)
+            return int(super()._execute(**arguments) or 0)
         except KeyboardInterrupt:
             print(
                 "\nInterrupted. Finished blocks are kept; the same command goes on from there.",

@@ -30,6 +30,7 @@ from builder.state import holds, inputs_of, missing_actions, settings_of, usable
 from builder.store import blobs, records, views
 from builder.store.layout import Store
 from builder.store.locks import acquire, build_session
+from builder.structure import TensorSpec
 
 if TYPE_CHECKING:
     from builder.engine.stream import Stream
@@ -188,17 +189,22 @@ def _compute(
     stream: Stream, block: str, wanted: Mapping[Key, tuple[TargetPlan, Action]]
 ) -> dict[Key, Mapping[str, shards.RawTensor]]:
     """The tensors of each wanted action of one block, evaluated, as bytes."""
-    from builder.engine.arrays import raw
-
     by_variant = {target.target.variant.name: key for key, (target, _) in wanted.items()}
-    for target, action in wanted.values():
-        stream.check(target.target.variant.name, block, action.tensors, target.target.model.base)
     name = next(iter(wanted.values()))[0].target.model.name
     taken = stream.take(block, by_variant, name)
-    return {
-        key: {tensor: raw(array) for tensor, array in taken[variant].items()}
-        for variant, key in by_variant.items()
-    }
+    for target, action in wanted.values():
+        check_shard(taken[target.target.variant.name], action)
+    return {key: taken[variant] for variant, key in by_variant.items()}
+
+
+def check_shard(shard: Mapping[str, shards.RawTensor], action: Action) -> None:
+    """Raises LayoutChanged if the shard does not hold what the plan says."""
+    from builder.engine.stream import LayoutChanged
+
+    found = {TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in shard.items()}
+    if found != set(action.tensors):
+        odd = min(tensor.name for tensor in found ^ set(action.tensors))
+        raise LayoutChanged(target=action.file, what=f'block "{action.block}", tensor "{odd}"')
 
 
 def _write_block(
@@ -304,7 +310,10 @@ def _finish(project: Project, target: TargetPlan, tally: _Tally, seconds: float)
 
 def _manifest(store: Store, target: TargetPlan) -> Manifest:
     entries = [
-        *(FileEntry(action.file, _blob(store, target, action.key, action.block)) for action in target.actions),
+        *(
+            FileEntry(action.file, _blob(store, target, action.key, action.block))
+            for action in target.actions
+        ),
         FileEntry(CONFIG, _blob(store, target, target.config, CONFIG)),
         FileEntry(bases.INDEX, blobs.ingest(store, [index_bytes(target)])),
         *target.base.aux,

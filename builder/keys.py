@@ -18,9 +18,7 @@ import blake3
 Digest = NewType("Digest", str)
 Key = NewType("Key", str)
 
-Encodable = (
-    None | bool | int | float | str | bytes | Iterable["Encodable"] | Mapping[str, "Encodable"]
-)
+Encodable = None | bool | int | float | str | bytes | Iterable["Encodable"] | Mapping[str, "Encodable"]
 
 CHUNK = 1 << 22
 

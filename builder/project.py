@@ -103,7 +103,7 @@ class Project:
 
         assert isinstance(base.source, GgufSource)
         digest = self.known_digest(resolve_gguf(base))
-        return digest and make_key(IMPORTER, digest)
+        return make_key(IMPORTER, digest) if digest else None
 
     def imported(self, base: Base) -> Manifest | None:
         """The manifest of a GGUF base's import, if all of it is in the store."""

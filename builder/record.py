@@ -102,7 +102,10 @@ def record_from_text(text: str) -> Record:
         data = json.loads(text)
         _check_format(data["format"])
         return Record(
-            Key(data["key"]), data["kind"], Blob(Digest(data["digest"]), int(data["size"])), data["provenance"]
+            Key(data["key"]),
+            data["kind"],
+            Blob(Digest(data["digest"]), int(data["size"])),
+            data["provenance"],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise BadRecord(f"not a record: {error}") from error

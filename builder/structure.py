@@ -157,7 +157,8 @@ def to_text(structure: Structure) -> str:
         {
             "model_type": structure.model_type,
             "parameters": [
-                [p.tensor.name, p.tensor.dtype, list(p.tensor.shape), p.castable] for p in structure.parameters
+                [p.tensor.name, p.tensor.dtype, list(p.tensor.shape), p.castable]
+                for p in structure.parameters
             ],
             "quantizable": [
                 [

@@ -1,9 +1,9 @@
 """A plan as doit tasks. No file_dep, no targets: `uptodate` asks the store, doit's database is a cache.
 
-  base:<base>        download or import, fingerprint, inspect
-  adapter:<adapter>  check, fingerprint
-  model:<target>     build one target; model:<model> and `model` are groups
-  clean:<variant>    drop that variant of every model; clean:<target> drops one
+base:<base>        download or import, fingerprint, inspect
+adapter:<adapter>  check, fingerprint
+model:<target>     build one target; model:<model> and `model` are groups
+clean:<variant>    drop that variant of every model; clean:<target> drops one
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def project_tasks(project: Project) -> Iterator[Task]:
     spec = project.spec
     yield _group("base", "the original weights")
     for base in spec.bases.values():
-        yield _task("base", base.name, describe_base(base), PrepareBase(project, base), BaseReady(project, base))
+        yield _task(
+            "base", base.name, describe_base(base), PrepareBase(project, base), BaseReady(project, base)
+        )
     yield _group("adapter", "what was learned on top of a base")
     for adapter in spec.adapters.values():
         yield _task(

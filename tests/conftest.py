@@ -71,7 +71,7 @@ def sandbox(tmp_path: Path) -> Callable[[str], Sandbox]:
         root.mkdir()
         shutil.copy(ROOT / "dodo.py", root)
         (root / "pyproject.toml").write_text(
-            '[tool.doit.commands.list]\nsubtasks = true\n'
+            "[tool.doit.commands.list]\nsubtasks = true\n"
             '[tool.doit.plugins.command]\nrun = "builder.commands.run:Run"\n'
         )
         (root / "artifacts.toml").write_text(declaration)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from builder.shards import RawTensor
 
@@ -20,5 +24,22 @@ def dtype_code(array: mx.array) -> str:
 def raw(array: mx.array) -> RawTensor:
     """The bytes of an evaluated array, without a copy (row-major; bfloat16 seen as uint16)."""
     view = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    data = memoryview(view).cast("B") if array.size else memoryview(b"")
+    data = memoryview(_buffer(view)).cast("B") if array.size else memoryview(b"")
     return RawTensor(dtype_code(array), tuple(array.shape), data)
+
+
+def stored(array: mx.array) -> npt.NDArray[Any]:
+    """An array's stored values as numpy, evaluated, without a copy: uint16 bits for the half types."""
+    view = array.view(mx.uint16) if array.dtype in (mx.bfloat16, mx.float16) else array
+    return np.array(view, copy=False)
+
+
+def from_numpy(array: npt.NDArray[Any], dtype: str) -> RawTensor:
+    """The bytes of a numpy array of stored values of an mlx dtype, without a copy."""
+    data = memoryview(np.ascontiguousarray(array).data).cast("B") if array.size else memoryview(b"")
+    return RawTensor(_CODES[getattr(mx, dtype)], tuple(array.shape), data)
+
+
+def _buffer(array: Any) -> Any:
+    """An mx.array has the buffer protocol, which its stubs do not say."""
+    return array

@@ -1,4 +1,4 @@
-"""From a directory on disk to a lazily fused model: nothing here evaluates a weight.
+"""From a directory on disk to a lazy model and its LoRA layers: nothing here evaluates a weight.
 
 Everything is expressed with mlx_lm's own functions, so that every architecture it knows works here:
 mlx_lm.utils.load_model, dequantize_model, and the LoRA layers of mlx_lm.tuner with their `fuse`.
@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
+from mlx.utils import tree_flatten
 
 from builder.errors import BuildError
 
@@ -30,13 +30,6 @@ class RemoteCode(BuildError):
 
     exit_code = 2
     hint = "Set `trust_remote_code = true` on the base if you have read that code and trust it."
-
-
-class QuantizedBase(BuildError):
-    """{path}: the weights are already quantized; a delta fused into them would be rounded away."""
-
-    exit_code = 2
-    hint = "Use the unquantized weights, or set `dequantize = true` on the base to start from its rounded values."
 
 
 class AdapterMismatch(BuildError):
@@ -86,43 +79,42 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def fuse(model: nn.Module, adapter: LoadedAdapter) -> nn.Module:
-    """The model with the adapter fused into its (still lazy) weights, as mlx_lm.fuse does.
+ADAPTER_PARTS = frozenset({"lora_a", "lora_b", "m"})
+
+
+def lora_layers(model: nn.Module, adapter: LoadedAdapter) -> dict[str, Any]:
+    """path -> the LoRA or DoRA layer of mlx_lm.tuner around its module; the layer's `fuse` does the rest.
 
     Raises AdapterMismatch for a tensor that the model has no place for.
     """
-    if adapter.fine_tune_type == "full":
-        return _replace(model, adapter)
     modules = dict(model.named_modules())
     by_path: dict[str, dict[str, mx.array]] = {}
-    plain: dict[str, mx.array] = {}
     for name, tensor in adapter.tensors.items():
         path, _, part = name.rpartition(".")
-        if part in ("lora_a", "lora_b", "m"):
+        if part in ADAPTER_PARTS and adapter.fine_tune_type != "full":
             by_path.setdefault(path, {})[part] = tensor
-        else:
-            plain[name] = tensor
-    fused = []
+    layers = {}
     for path, parts in by_path.items():
         if path not in modules:
-            raise AdapterMismatch(
-                adapter=adapter.name, tensor=f"{path}.lora_a", what="matches nothing in the model"
-            )
-        layer = _lora_layer(modules[path], path, parts, adapter)
-        fused.append((path, layer.fuse()))
-    if fused:
-        model.update_modules(tree_unflatten(fused))
-    if plain:
-        _replace(model, LoadedAdapter(adapter.name, "full", plain, {}))
-    return model
+            name = f"{path}.{next(iter(parts))}"
+            raise AdapterMismatch(adapter=adapter.name, tensor=name, what="matches nothing in the model")
+        layers[path] = _lora_layer(modules[path], path, parts, adapter)
+    return layers
 
 
-def _replace(model: nn.Module, adapter: LoadedAdapter) -> nn.Module:
+def replacements(model: nn.Module, adapter: LoadedAdapter) -> dict[str, mx.array]:
+    """The tensors of an adapter that replace a parameter: all of a full fine-tune.
+
+    Raises AdapterMismatch.
+    """
     parameters = dict(tree_flatten(model.parameters()))
+    found = {}
     for name, tensor in adapter.tensors.items():
-        _check_place(adapter.name, name, tensor, parameters.get(name))
-    model.load_weights(list(adapter.tensors.items()), strict=False)
-    return model
+        part = name.rpartition(".")[2]
+        if part not in ADAPTER_PARTS or adapter.fine_tune_type == "full":
+            _check_place(adapter.name, name, tensor, parameters.get(name))
+            found[name] = tensor
+    return found
 
 
 def _check_place(adapter: str, name: str, tensor: mx.array, place: mx.array | None) -> None:
@@ -190,28 +182,7 @@ def adaptable_paths(model: nn.Module) -> frozenset[str]:
         QuantizedSwitchLinear,
     )
     return frozenset(
-        path for path, module in model.named_modules() if hasattr(module, "to_lora") or isinstance(module, kinds)
+        path
+        for path, module in model.named_modules()
+        if hasattr(module, "to_lora") or isinstance(module, kinds)
     )
-
-
-def cast(model: nn.Module, dtype: str | None, original: Mapping[str, mx.Dtype]) -> nn.Module:
-    """Cast as mlx_lm.convert does with its cast_predicate; without a dtype, back to the base's own.
-
-    The latter matters after DoRA, whose fuse returns float32 whatever the base was.
-    """
-    castable = getattr(model, "cast_predicate", lambda _: True)
-    wanted = getattr(mx, dtype) if dtype else None
-
-    def change(name: str, value: mx.array) -> mx.array:
-        if not mx.issubdtype(value.dtype, mx.floating):
-            return value
-        if wanted is not None and castable(name):
-            return value.astype(wanted)
-        return value.astype(original.get(name, value.dtype))
-
-    model.update(tree_map_with_path(change, model.parameters()))
-    return model
-
-
-def dtypes_of(model: nn.Module) -> dict[str, mx.Dtype]:
-    return {name: value.dtype for name, value in tree_flatten(model.parameters())}

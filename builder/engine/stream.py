@@ -1,7 +1,7 @@
-"""One lazy pass over a model: every block is fused, cast and quantized for all variants, then let go.
+"""One pass over a model: every block is fused, cast and quantized for all variants, then let go.
 
-The whole graph is built first (mlx is lazy, so this costs no memory), then `take` evaluates one block of
-it. Memory is a block, not a model, as long as nobody else holds the arrays: `take` and `skip` drop theirs.
+The weights are lazy until `take` asks for a block. Memory is a block, not a model, as long as nobody else
+holds the arrays: `take` and `skip` drop theirs.
 """
 
 from __future__ import annotations
@@ -20,25 +20,19 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from builder.engine.inspect import as_quantization
-from builder.engine.loading import LoadedAdapter, cast, dtypes_of, fuse
+from builder.engine.block import Block, Recipe, Shard
+from builder.engine.inspect import as_quantization, quantizable_modules
+from builder.engine.loading import LoadedAdapter, lora_layers, replacements
 from builder.errors import BuildError
 from builder.spec import Quantization, Variant
-from builder.structure import TensorSpec, block_of
+from builder.structure import block_of
 
 
 class LayoutChanged(BuildError):
     """{target}: mlx-lm now lays this model out differently than when the base was inspected: {what}"""
 
     exit_code = 2
-    hint = "mlx-lm was upgraded: run `doit -a base:{base}` to inspect the base again."
-
-
-class NotFinite(BuildError):
-    """{target}: tensor "{tensor}" holds NaN or infinity; quantizing it is undefined."""
-
-    exit_code = 2
-    hint = "The checkpoint or the adapter is damaged (a diverged training run, a bad download)."
+    hint = "mlx-lm was upgraded: run `doit -a base:<name>` to inspect the base again."
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class Request:
 
 
 class Stream:
-    """A lazily fused model, cut into blocks, for several variants at once."""
+    """A lazily loaded model and its adapter, cut into blocks, for several variants at once."""
 
     def __init__(
         self,
@@ -64,28 +58,25 @@ class Stream:
         requests: Sequence[Request],
         adapter: LoadedAdapter | None = None,
     ) -> None:
-        """Builds the graph; evaluates nothing. Raises AdapterMismatch, LayoutChanged."""
-        own = dtypes_of(model)
-        if adapter is not None:
-            model = fuse(model, adapter)
+        """Sorts everything by block; evaluates nothing. Raises AdapterMismatch, LayoutChanged."""
         self._keep_vision = "vision_tower" in getattr(model, "model", {})
-        self._config: dict[str, dict[str, Any]] = {}
-        self._blocks: dict[str, dict[str, dict[str, mx.array]]] = {}
-        casts: dict[str | None, nn.Module] = {}
-        for request in requests:
-            if request.dtype not in casts:
-                casts[request.dtype] = cast(clone(model), request.dtype, own)
-            made, made_config = _variant(casts[request.dtype], config, request)
-            self._config[request.name] = with_dtype(made_config, request.variant.dtype)
-            self._blocks[request.name] = by_block(made)
-        del model, casts
+        self._configs = {
+            request.name: with_dtype(_config(model, config, request), request.variant.dtype)
+            for request in requests
+        }
+        self._recipes = {
+            request.name: Recipe(getattr(mx, request.dtype) if request.dtype else None, request.quantization)
+            for request in requests
+        }
+        self._blocks = cut(model, adapter)
+        del model
         gc.collect()  # modules refer to themselves in cycles: without this every array stays alive
 
     def config(self, variant: str) -> bytes:
         """config.json of one variant, as mlx_lm.utils.save_config writes it."""
         from mlx_lm.utils import _encode_tagged_floats
 
-        config = dict(self._config[variant])
+        config = dict(self._configs[variant])
         config.pop("_name_or_path", None)
         if not self._keep_vision:
             config.pop("vision_config", None)
@@ -93,40 +84,41 @@ class Stream:
             config["quantization_config"] = config["quantization"]
         return json.dumps(_encode_tagged_floats(dict(sorted(config.items()))), indent=4).encode()
 
-    def check(self, variant: str, block: str, tensors: Sequence[TensorSpec], base: str) -> None:
-        """Raises LayoutChanged if the block does not hold what the plan says."""
-        found = {name: tuple(a.shape) for name, a in self._blocks[variant].get(block, {}).items()}
-        wanted = {tensor.name: tensor.shape for tensor in tensors}
-        if found != wanted:
-            odd = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
-            raise LayoutChanged(target=variant, base=base, what=f'block "{block}", tensor "{odd}"')
-
-    def take(self, block: str, variants: Collection[str], target: str) -> dict[str, dict[str, mx.array]]:
-        """The evaluated tensors of one block for each of `variants`; the stream forgets the block.
+    def take(self, block: str, variants: Collection[str], target: str) -> dict[str, Shard]:
+        """The tensors of one block for each of `variants`, as bytes; the stream forgets the block.
 
         Raises NotFinite.
         """
-        taken = {variant: self._blocks[variant][block] for variant in variants}
-        self.skip(block)
-        mx.eval(list(taken.values()))
-        for tensors in taken.values():
-            check_finite(tensors, target)
-        return taken
+        recipes = {variant: self._recipes[variant] for variant in variants}
+        return self._blocks.pop(block).shards(recipes, target)
 
     def skip(self, block: str) -> None:
         """Let a block go without reading it."""
-        for blocks in self._blocks.values():
-            blocks.pop(block, None)
+        self._blocks.pop(block, None)
 
 
-def check_finite(tensors: Mapping[str, mx.array], target: str) -> None:
-    """Raises NotFinite naming the first floating tensor that holds NaN or infinity."""
-    floating = {n: a for n, a in sorted(tensors.items()) if mx.issubdtype(a.dtype, mx.floating)}
-    flags = [mx.isfinite(array).all() for array in floating.values()]
-    mx.eval(flags)
-    for name, flag in zip(floating, flags, strict=True):
-        if not flag.item():
-            raise NotFinite(target=target, tensor=name)
+def cut(model: nn.Module, adapter: LoadedAdapter | None) -> dict[str, Block]:
+    """The model's parameters, modules and LoRA layers, sorted by block. Raises AdapterMismatch."""
+    castable = getattr(model, "cast_predicate", lambda _: True)
+    layers = lora_layers(model, adapter) if adapter else {}
+    parameters: dict[str, dict[str, mx.array]] = {}
+    for name, array in tree_flatten(model.parameters()):
+        parameters.setdefault(block_of(name), {})[name] = array
+    for name, array in replacements(model, adapter).items() if adapter else ():
+        parameters[block_of(name)][name] = array
+    modules: dict[str, dict[str, nn.Module]] = {name: {} for name in parameters}
+    for path, module in quantizable_modules(model):
+        modules[block_of(f"{path}.weight")][path] = module
+    return {
+        name: Block(
+            name,
+            own,
+            modules[name],
+            {path: layer for path, layer in layers.items() if block_of(f"{path}.weight") == name},
+            frozenset(parameter for parameter in own if not castable(parameter)),
+        )
+        for name, own in parameters.items()
+    }
 
 
 def clone(model: nn.Module) -> nn.Module:
@@ -139,18 +131,11 @@ def clone(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def by_block(model: nn.Module) -> dict[str, dict[str, mx.array]]:
-    blocks: dict[str, dict[str, mx.array]] = {}
-    for name, array in tree_flatten(model.parameters()):
-        blocks.setdefault(block_of(name), {})[name] = array
-    return blocks
-
-
-def _variant(model: nn.Module, config: dict[str, Any], request: Request) -> tuple[nn.Module, dict[str, Any]]:
-    """The model as this variant stores it, through mlx_lm.utils.quantize_model, and its config."""
+def _config(model: nn.Module, config: dict[str, Any], request: Request) -> dict[str, Any]:
+    """config.json as mlx_lm.utils.quantize_model makes it; checks that it decides what the plan decided."""
     variant = request.variant
     if not variant.is_quantized:
-        return model, copy.deepcopy(config)
+        return copy.deepcopy(config)
     from mlx_lm.utils import quantize_model
 
     default = variant.quantization
@@ -158,7 +143,7 @@ def _variant(model: nn.Module, config: dict[str, Any], request: Request) -> tupl
     predicate = _predicate(model, variant, seen)
     group = default.group_size if default else variant.group_size
     with contextlib.redirect_stdout(io.StringIO()):  # it prints bits per weight
-        made, made_config = quantize_model(
+        _, made = quantize_model(
             clone(model),
             config,
             group,
@@ -166,12 +151,10 @@ def _variant(model: nn.Module, config: dict[str, Any], request: Request) -> tupl
             mode=default.mode if default else "affine",
             quant_predicate=predicate,
         )
-    if default is None:  # a recipe: mlx_lm.convert leaves bits at the mode's default
-        made_config["quantization"]["group_size"] = group
     if seen != request.quantization:
         odd = sorted(set(seen.items()) ^ set(request.quantization.items()), key=str)[0][0]
-        raise LayoutChanged(target=variant.name, base="NAME", what=f'quantization of "{odd}"')
-    return made, made_config
+        raise LayoutChanged(target=variant.name, what=f'quantization of "{odd}"')
+    return dict(made)
 
 
 def _predicate(
@@ -200,7 +183,7 @@ def _predicate(
             seen[path] = value
         elif value and variant.quantization is not None:
             seen[path] = variant.quantization
-        return answer
+        return answer  # type: ignore[no-any-return]
 
     return decide
 

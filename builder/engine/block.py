@@ -1,0 +1,219 @@
+"""One block of a model: its weights before fusing, and what each variant makes of them.
+
+`Block.shards` is the only place where weights are evaluated. A weight is read once, fused once and cast once
+per dtype; compiled kernels do what they were shown to do exactly as mlx does it (CPU only), mlx the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from builder.engine import agreement, kernels
+from builder.engine.arrays import from_numpy, raw, stored
+from builder.errors import BuildError
+from builder.shards import RawTensor
+from builder.spec import Quantization
+
+THREADS = 2
+_DTYPES = {mx.bfloat16: "bfloat16", mx.float16: "float16", mx.float32: "float32"}
+
+Shard = Mapping[str, RawTensor]
+
+
+class NotFinite(BuildError):
+    """{target}: tensor "{tensor}" holds NaN or infinity; quantizing it is undefined."""
+
+    exit_code = 2
+    hint = "The checkpoint or the adapter is damaged (a diverged training run, a bad download)."
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one variant does to a block: cast to `dtype` (None: keep), quantize these paths."""
+
+    dtype: mx.Dtype | None
+    quantization: Mapping[str, Quantization]
+
+
+@dataclass
+class Block:
+    """The lazy parameters of one block under their full names, its modules, its LoRA layers.
+
+    `layers` maps an adapted path to the LoRA or DoRA layer that wraps its module. `fixed` are names that
+    the model's cast_predicate keeps in their own dtype.
+    """
+
+    name: str
+    parameters: dict[str, mx.array]
+    modules: dict[str, nn.Module]
+    layers: dict[str, Any] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
+
+    def shards(self, recipes: Mapping[str, Recipe], target: str) -> dict[str, Shard]:
+        """The bytes of this block for each variant. Raises NotFinite. Uses up the block."""
+        own = {name: array.dtype for name, array in self.parameters.items()}
+        fused = self._fuse()
+        self.parameters.clear()
+        by_dtype: dict[mx.Dtype | None, dict[str, mx.array]] = {}
+        for recipe in recipes.values():
+            if recipe.dtype not in by_dtype:
+                by_dtype[recipe.dtype] = self._cast(fused, recipe.dtype, own)
+        del fused
+        out: dict[str, dict[str, RawTensor]] = {variant: {} for variant in recipes}
+        for dtype, values in by_dtype.items():
+            wanted = {variant: recipe for variant, recipe in recipes.items() if recipe.dtype == dtype}
+            self._store(values, wanted, out, target)
+        return dict(out)
+
+    # -- fuse ----------------------------------------------------------------------------------------
+
+    def _fuse(self) -> dict[str, mx.array]:
+        """All parameters of the block with the adapter in them."""
+        values = dict(self.parameters)
+        for path, layer in self.layers.items():
+            name = f"{path}.weight"
+            fused = _fuse_compiled(values[name], layer)
+            if fused is None:
+                result = dict(tree_flatten(layer.fuse().parameters()))
+                values |= {f"{path}.{leaf}": array for leaf, array in result.items()}
+            else:
+                values[name] = fused
+        self.layers.clear()
+        return values
+
+    def _cast(
+        self, values: Mapping[str, mx.array], dtype: mx.Dtype | None, own: Mapping[str, mx.Dtype]
+    ) -> dict[str, mx.array]:
+        """As mlx_lm.convert casts; without a dtype, back to the base's own (DoRA fuses to float32)."""
+        cast = {}
+        for name, array in values.items():
+            wanted = own[name]
+            if dtype is not None and name not in self.fixed:
+                wanted = dtype
+            floating = mx.issubdtype(array.dtype, mx.floating)
+            cast[name] = array.astype(wanted) if floating and array.dtype != wanted else array
+        return cast
+
+    # -- store ---------------------------------------------------------------------------------------
+
+    def _store(
+        self,
+        values: dict[str, mx.array],
+        recipes: Mapping[str, Recipe],
+        out: Mapping[str, dict[str, RawTensor]],
+        target: str,
+    ) -> None:
+        """Quantize `values` for each variant, compiled where that is exact, and put the bytes into `out`."""
+        self._store_compiled(values, recipes, out, target)
+        for variant, recipe in recipes.items():
+            tensors: dict[str, mx.array] = {}
+            for name, array in values.items():
+                path, _, leaf = name.rpartition(".")
+                if path not in recipe.quantization:
+                    tensors[name] = array
+                elif leaf == "weight" and name not in out[variant]:
+                    tensors |= self._quantize(path, values, recipe.quantization[path])
+            mx.eval(tensors)
+            _check_finite(tensors, target)
+            for name, array in tensors.items():
+                out[variant].setdefault(name, raw(array))
+            leaves = {n for n in values if n.rpartition(".")[0] in recipe.quantization} - set(out[variant])
+            rest = {name: values[name] for name in leaves if name.rpartition(".")[2] != "weight"}
+            mx.eval(rest)
+            out[variant].update({name: raw(array) for name, array in rest.items()})
+
+    def _quantize(self, path: str, values: Mapping[str, mx.array], how: Quantization) -> dict[str, mx.array]:
+        """What the module at `path` becomes by its own `to_quantized`, under full names."""
+        module = copy.copy(self.modules[path])
+        module.update({leaf: values[f"{path}.{leaf}"] for leaf in module if f"{path}.{leaf}" in values})
+        made = module.to_quantized(group_size=how.group_size, bits=how.bits, mode=how.mode)
+        return {f"{path}.{leaf}": array for leaf, array in tree_flatten(made.parameters())}
+
+    def _store_compiled(
+        self,
+        values: Mapping[str, mx.array],
+        recipes: Mapping[str, Recipe],
+        out: Mapping[str, dict[str, RawTensor]],
+        target: str,
+    ) -> None:
+        """Every path that the kernels can quantize exactly, all its widths in one pass over the weight."""
+        for path, module in self.modules.items():
+            weight = values.get(f"{path}.weight")
+            if weight is None or not _is_plain(module) or weight.dtype not in _DTYPES:
+                continue
+            dtype = _DTYPES[weight.dtype]
+            exact = agreement.verify(dtype)
+            wanted = {
+                variant: how
+                for variant, recipe in recipes.items()
+                if (how := recipe.quantization.get(path)) is not None
+                and how.mode == "affine"
+                and (how.bits, how.group_size) in exact
+            }
+            if not wanted:
+                continue
+            settings = sorted({(how.bits, how.group_size) for how in wanted.values()})
+            results = _compiled(weight, dtype, settings, f"{path}.weight", target)
+            made = dict(zip(settings, results, strict=True))
+            for variant, how in wanted.items():
+                arrays = made[how.bits, how.group_size]
+                out[variant][f"{path}.weight"] = from_numpy(arrays.weight, "uint32")
+                out[variant][f"{path}.scales"] = from_numpy(arrays.scales, dtype)
+                out[variant][f"{path}.biases"] = from_numpy(arrays.biases, dtype)
+
+
+def _compiled(
+    weight: mx.array, dtype: str, settings: Sequence[kernels.Setting], tensor: str, target: str
+) -> list[kernels.QuantizedArrays]:
+    try:
+        return kernels.quantize_widths(stored(weight), dtype, settings, threads=THREADS)
+    except kernels.NonFinite as error:
+        raise NotFinite(target=target, tensor=tensor) from error
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether `to_quantized` of this module is just mx.quantize of its weight."""
+    from mlx_lm.models.switch_layers import SwitchLinear
+
+    return type(module) in (nn.Linear, nn.Embedding, SwitchLinear)
+
+
+def _fuse_compiled(weight: mx.array, layer: Any) -> mx.array | None:
+    """The fused weight by the compiled kernel, or None where mlx must do it."""
+    from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+
+    layouts: dict[type, kernels.Layout] = {
+        LoRALinear: "linear",
+        LoRASwitchLinear: "switch",
+        LoRAEmbedding: "embedding",
+    }
+    layout = layouts.get(type(layer))
+    factors = (layer.lora_a, layer.lora_b)
+    if layout is None or weight.dtype not in _DTYPES or any(f.dtype != mx.float32 for f in factors):
+        return None
+    dtype = _DTYPES[weight.dtype]
+    rank = layer.lora_b.shape[-1] if layout == "switch" else layer.lora_b.shape[0]
+    if not agreement.fuse_agrees(dtype, layout, weight.shape[-2], rank, weight.shape[-1]):
+        return None
+    mx.eval(weight, *factors)
+    lora_a, lora_b = (np.array(factor) for factor in factors)
+    fused = kernels.fuse_lora(stored(weight), dtype, lora_a, lora_b, layer.scale, layout, threads=THREADS)
+    return mx.array(fused).view(weight.dtype)
+
+
+def _check_finite(tensors: Mapping[str, mx.array], target: str) -> None:
+    """Raises NotFinite naming the first floating tensor that holds NaN or infinity."""
+    floating = {n: a for n, a in sorted(tensors.items()) if mx.issubdtype(a.dtype, mx.floating)}
+    flags = [mx.isfinite(array).all() for array in floating.values()]
+    mx.eval(flags)
+    for name, flag in zip(floating, flags, strict=True):
+        if not flag.item():
+            raise NotFinite(target=target, tensor=name)

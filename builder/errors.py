@@ -73,6 +73,12 @@ class StoreFull(StoreError):
     hint = "`doit gc --dry-run` shows what can be freed."
 
 
+class GcRefused(BuildError):
+    """gc refuses: {what}."""
+
+    exit_code = 2
+
+
 class EngineError(BuildError):
     """{target}: {what}."""
 

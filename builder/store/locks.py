@@ -28,6 +28,7 @@ class Session:
 
     id: str
     keys: frozenset[Key]
+    started_ns: int  # by the file system's clock
 
 
 @contextmanager
@@ -64,22 +65,28 @@ def build_session(store: Store, roots: Iterable[Key]) -> Iterator[Session]:
 
     Raises StoreError.
     """
-    session = Session(os.urandom(16).hex(), frozenset(roots))
-    text = json.dumps({"keys": sorted(session.keys)}) + "\n"
-    file = _session_file(store, session.id)
+    name, keys = os.urandom(16).hex(), frozenset(roots)
+    text = json.dumps({"keys": sorted(keys)}) + "\n"
+    file = store.locks / "builds" / f"{name}.json"
     with ExitStack() as held:
         with gc_lock(store), durable.explained(store.root):
             staged = held.enter_context(tmp.new_file(store))
             durable.write_all(staged.fd, memoryview(checked.seal(text)))
             durable.make_folder(file.parent)
             staged.path.rename(file)  # already locked when it appears; a crash ends it, so no fsync
+            session = Session(name, keys, os.fstat(staged.fd).st_mtime_ns)
         held.callback(_forget, file)
         tmp.sweep(store)
         yield session
 
 
 def live_sessions(store: Store, but: Session | None = None) -> tuple[frozenset[Key], ...]:
-    """The keys of every running build, except `but` (one's own); the files of dead builds are deleted.
+    """The keys of every running build, except `but` (one's own). Raises StoreError like `running`."""
+    return tuple(session.keys for session in running(store, but))
+
+
+def running(store: Store, but: Session | None = None) -> tuple[Session, ...]:
+    """Every running build, except `but`; the files of dead builds are deleted on the way.
 
     Raises StoreError when a running build's file cannot be read: nobody knows then what it needs.
     """
@@ -92,9 +99,9 @@ def live_sessions(store: Store, but: Session | None = None) -> tuple[frozenset[K
     for file in files:
         if (but is not None and file.stem == but.id) or _sweep_if_dead(file):
             continue
-        keys = _read_session(file)
-        if keys is not None:
-            found.append(keys)
+        session = _read_session(file)
+        if session is not None:
+            found.append(session)
     return tuple(found)
 
 
@@ -117,10 +124,6 @@ def _take(held: ExitStack, store: Store, name: str, on_wait: Callable[[], None] 
     return waited
 
 
-def _session_file(store: Store, session_id: str) -> Path:
-    return store.locks / "builds" / f"{session_id}.json"
-
-
 def _forget(file: Path) -> None:
     with suppress(OSError):
         file.unlink(missing_ok=True)
@@ -138,14 +141,16 @@ def _sweep_if_dead(file: Path) -> bool:
     return True
 
 
-def _read_session(file: Path) -> frozenset[Key] | None:
+def _read_session(file: Path) -> Session | None:
     text = checked.read(file)
-    if text is not None:
-        return frozenset(Key(key) for key in json.loads(text)["keys"])
-    if not file.exists():  # ended meanwhile
+    try:
+        started = file.stat().st_mtime_ns
+    except FileNotFoundError:  # ended meanwhile
         return None
-    raise StoreError(
-        path=file,
-        what="a running build is registered here, and what it needs cannot be read",
-        hint="Wait until it ends.",
-    )
+    if text is None:
+        raise StoreError(
+            path=file,
+            what="a running build is registered here, and what it needs cannot be read",
+            hint="Wait until it ends.",
+        )
+    return Session(file.stem, frozenset(Key(key) for key in json.loads(text)["keys"]), started)

@@ -34,8 +34,9 @@ class Staged:
 
 @contextmanager
 def new_file(store: Store) -> Iterator[Staged]:
-    """A locked temporary file; deleted at the end unless `keep_as` gave it a name. Raises OSError."""
-    staged = _locked_file(store)
+    """A locked temporary file; deleted at the end unless `keep_as` gave it a name. Raises StoreError."""
+    with durable.explained(store.root):
+        staged = _locked_file(store)
     try:
         yield staged
     finally:
@@ -46,8 +47,9 @@ def new_file(store: Store) -> Iterator[Staged]:
 
 @contextmanager
 def new_folder(store: Store) -> Iterator[Path]:
-    """A locked temporary folder; whatever lies at its path at the end is deleted. Raises OSError."""
-    path, fd = _locked_folder(store)
+    """A locked temporary folder; whatever lies at its path at the end is deleted. Raises StoreError."""
+    with durable.explained(store.root):
+        path, fd = _locked_folder(store)
     try:
         yield path
     finally:

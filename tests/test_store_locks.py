@@ -1,0 +1,172 @@
+"""Locks between threads and processes, and the registry of running builds."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from builder.errors import StoreError
+from builder.keys import Key, make_key
+from builder.store import locks, tmp
+from builder.store.layout import Store, open_store
+
+KEYS = [make_key("lock", n) for n in range(40)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "store")
+
+
+def spawn(code: str, *args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+
+
+COUNT = """
+import sys
+from pathlib import Path
+from builder.keys import make_key
+from builder.store import locks
+from builder.store.layout import open_store
+store, counter = open_store(Path(sys.argv[1])), Path(sys.argv[2])
+for n in range(60):
+    with locks.acquire(store, [make_key("lock", n % 5), make_key("lock", 1)]):
+        value = int(counter.read_text())
+        counter.write_text(str(value + 1))
+"""
+
+
+def test_processes_take_turns(store: Store, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    running = [spawn(COUNT, str(store.root), str(counter)) for _ in range(3)]
+    assert [p.wait() for p in running] == [0, 0, 0]
+    assert counter.read_text() == "180"
+
+
+def test_threads_take_turns_and_sets_in_any_order_do_not_deadlock(store: Store) -> None:
+    inside = [0]
+    worst = [0]
+
+    def work(keys: list[Key]) -> None:
+        for _ in range(10):
+            with locks.acquire(store, keys):
+                inside[0] += 1
+                worst[0] = max(worst[0], inside[0])
+                time.sleep(0.001)
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work, args=(KEYS[::step],)) for step in (1, -1, 1, -1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert worst == [1]
+
+
+def test_on_wait_is_called_once_and_only_when_waiting(store: Store) -> None:
+    waits: list[str] = []
+    with locks.acquire(store, KEYS[:3], on_wait=lambda: waits.append("first")):
+        thread = threading.Thread(
+            target=lambda: locks.acquire(store, KEYS[:3], on_wait=lambda: waits.append("second")).__enter__()
+        )
+        thread.start()
+        time.sleep(0.2)
+        assert waits == ["second"]
+    thread.join(10)
+    assert waits == ["second"]
+
+
+def test_no_keys_no_locks(store: Store) -> None:
+    with locks.acquire(store, []):
+        pass
+    assert [p.name for p in store.locks.iterdir()] == ["gc"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+def test_many_keys_hold_few_descriptors(store: Store) -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = descriptors()
+    with locks.acquire(store, [make_key("many", n) for n in range(2000)]):
+        assert descriptors() - before <= locks.STRIPES
+
+
+def test_a_session_is_live_until_it_ends(store: Store) -> None:
+    with locks.build_session(store, KEYS[:2]) as mine, locks.build_session(store, KEYS[2:3]):
+        assert set(locks.live_sessions(store)) == {frozenset(KEYS[:2]), frozenset(KEYS[2:3])}
+        assert locks.live_sessions(store, but=mine) == (frozenset(KEYS[2:3]),)
+    assert locks.live_sessions(store) == ()
+    assert list((store.locks / "builds").iterdir()) == []
+
+
+def test_a_failed_build_ends_its_session(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), locks.build_session(store, KEYS):
+        raise ZeroDivisionError
+    assert locks.live_sessions(store) == ()
+
+
+HOLD = """
+import sys, time, os
+from pathlib import Path
+from builder.keys import make_key
+from builder.store import locks, tmp
+from builder.store.layout import open_store
+store = open_store(Path(sys.argv[1]))
+with locks.build_session(store, [make_key("lock", 0)]), locks.acquire(store, [make_key("lock", 0)]):
+    with tmp.new_file(store) as staged:
+        os.write(staged.fd, b"x" * 1000)
+        print("ready", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_killed_build_leaves_no_lock_no_session_and_no_file(store: Store) -> None:
+    process = spawn(HOLD, str(store.root))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert locks.live_sessions(store) == (frozenset(KEYS[:1]),)
+    assert tmp.sweep(store) == 0
+    assert len(list(store.tmp.iterdir())) == 1
+    process.send_signal(signal.SIGSTOP)  # stopped is not dead
+    assert locks.live_sessions(store) == (frozenset(KEYS[:1]),)
+    assert tmp.sweep(store) == 0
+    process.kill()
+    process.wait()
+    assert locks.live_sessions(store) == ()
+    with locks.build_session(store, KEYS), locks.acquire(store, KEYS[:1]):
+        assert not [p for p in store.tmp.iterdir() if p.stat().st_size == 1000]
+
+
+def test_a_live_session_that_cannot_be_read_stops_who_would_delete(store: Store) -> None:
+    with locks.build_session(store, KEYS) as session:
+        file = store.locks / "builds" / f"{session.id}.json"
+        file.write_text("{")
+        with pytest.raises(StoreError, match="what it needs cannot be read"):
+            locks.live_sessions(store)
+    assert locks.live_sessions(store) == ()
+
+
+def test_registering_waits_for_gc(store: Store) -> None:
+    entered = threading.Event()
+
+    def build() -> None:
+        with locks.build_session(store, KEYS):
+            entered.set()
+
+    thread = threading.Thread(target=build)
+    with locks.gc_lock(store):
+        thread.start()
+        assert not entered.wait(0.2)
+        assert locks.live_sessions(store) == ()
+    thread.join(10)
+    assert entered.is_set()

@@ -53,7 +53,7 @@ def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFa
     for path in adapter_files(adapter):
         _digest(project, path, emit)
     info = read_adapter(adapter)
-    check_finite(info)
+    check_finite(info, adapter)
     facts = project.adapter_facts(adapter)
     assert not isinstance(facts, Unknown)
     base = project.base_facts(project.spec.bases[adapter.base])

@@ -161,7 +161,7 @@ def test_clean_drops_bytes_and_keeps_records(done: Sandbox) -> None:
 
 def test_list_and_info(done: Sandbox) -> None:
     listed = done.doit("list", "--all").out
-    assert "model:m_5bit   tiny + tuned, 5-bit, group size 64" in listed
+    assert re.search(r"model:m_5bit +tiny \+ tuned, 5-bit, group size 64", listed)
     assert "clean:f16" in listed
     info = done.doit("info", "model:m_5bit").out
     assert "up-to-date" in info

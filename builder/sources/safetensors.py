@@ -1,0 +1,117 @@
+"""Reads the header of a safetensors file that nobody vouches for. Pure Python; no tensor is loaded.
+
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+import blake3
+
+from builder.errors import SourceInvalid, SourceMissing
+from builder.keys import Digest
+from builder.structure import ITEM_SIZE
+
+MAX_HEADER = 100_000_000  # the limit of the reference implementation
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor: safetensors dtype code, shape, and where its bytes are (absolute file offsets)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    path: Path
+    tensors: tuple[TensorInfo, ...]
+
+
+def read_header(path: Path, table: str) -> SafetensorsFile:
+    """The tensors of a file, in file order. `table` is the declaration named in errors.
+
+    Raises SourceMissing, and SourceInvalid for anything that is not exactly a safetensors file.
+    """
+    if not path.is_file():
+        raise SourceMissing(table=table, path=path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > min(size - 8, MAX_HEADER):
+            _refuse(path, table, "is not a safetensors file (its header does not fit)")
+        text = file.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        _refuse(path, table, f"has a header that is not JSON ({str(error)[:80]})")
+    if not isinstance(header, dict):
+        _refuse(path, table, "has a header that is not a table")
+    header.pop("__metadata__", None)
+    tensors = [_tensor(name, entry, 8 + length, path, table) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
+    _check_layout(tensors, 8 + length, size, path, table)
+    return SafetensorsFile(path, tuple(tensors))
+
+
+def digest_tensor(file: SafetensorsFile, tensor: TensorInfo) -> Digest:
+    """BLAKE3 of a tensor's bytes."""
+    if tensor.start == tensor.end:
+        return Digest(blake3.blake3(b"").hexdigest())
+    with file.path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        view = memoryview(mapped)
+        piece = view[tensor.start : tensor.end]
+        digest = blake3.blake3(piece, max_threads=blake3.blake3.AUTO).hexdigest()
+        piece.release()
+        view.release()
+    return Digest(digest)
+
+
+def _tensor(name: str, entry: Any, data: int, path: Path, table: str) -> TensorInfo:
+    try:
+        dtype, shape = entry["dtype"], entry["shape"]
+        start, end = entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        _refuse(path, table, f'tensor "{name}" lacks dtype, shape or data_offsets')
+    if dtype not in ITEM_SIZE:
+        _refuse(path, table, f'tensor "{name}" has unknown dtype {str(dtype)[:40]!r}')
+    numbers = [start, end, *shape] if isinstance(shape, list) else [None]
+    if any(type(number) is not int or number < 0 for number in numbers):
+        _refuse(path, table, f'tensor "{name}" has a shape or offsets that are not counts')
+    if end - start != prod(shape) * ITEM_SIZE[dtype]:
+        _refuse(path, table, f'tensor "{name}" has offsets that do not match its shape')
+    return TensorInfo(name, dtype, tuple(shape), data + start, data + end)
+
+
+def _check_layout(tensors: list[TensorInfo], data: int, size: int, path: Path, table: str) -> None:
+    at = data
+    for tensor in tensors:
+        if tensor.start != at:
+            _refuse(path, table, f'tensor "{tensor.name}" overlaps another or leaves a gap')
+        at = tensor.end
+    if at > size:
+        _refuse(path, table, f"is truncated: {at} bytes announced, {size} there")
+    if at < size:
+        _refuse(path, table, f"has {size - at} bytes after its last tensor")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return table
+
+
+def _refuse(path: Path, table: str, what: str) -> NoReturn:
+    raise SourceInvalid(table=table, path=path, what=what)

@@ -59,6 +59,7 @@ def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFa
     base = project.base_facts(project.spec.bases[adapter.base])
     if isinstance(base, BaseFacts):
         check_fit(adapter, [tensor.name for tensor in info.tensors], base)
+        project.note_adapter_checked(adapter)
     project.forget_plan()
     return facts
 
@@ -82,7 +83,8 @@ def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:
     """The manifest of a GGUF base as a Hugging Face style directory, imported once into the store."""
     from builder.sources.gguf import import_gguf, resolve_gguf
 
-    source = resolve_gguf(base)
+    assert isinstance(base.source, GgufSource)
+    source = resolve_gguf(base.source.package, base.source.path, f"base.{base.name}")
     _digest(project, source, emit)
     key = project.gguf_key(base)
     assert key is not None

@@ -12,6 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from builder import structure as structures
+from builder.errors import BuildError
 from builder.keys import Digest, Key, make_key
 from builder.parse import parse_spec
 from builder.plan import AdapterFacts, BaseFacts, Plan, Sources, Unknown, make_plan
@@ -102,7 +103,8 @@ class Project:
         from builder.sources.gguf import IMPORTER, resolve_gguf
 
         assert isinstance(base.source, GgufSource)
-        digest = self.known_digest(resolve_gguf(base))
+        file = resolve_gguf(base.source.package, base.source.path, f"base.{base.name}")
+        digest = self.known_digest(file)
         return make_key(IMPORTER, digest) if digest else None
 
     def imported(self, base: Base) -> Manifest | None:
@@ -136,6 +138,25 @@ class Project:
         if known is None:
             return self.read_adapter(adapter, key)
         return _adapter_from_text(known.decode())
+
+    def adapter_checked(self, adapter: Adapter) -> bool:
+        """Whether these bytes have been found finite and fitting this base. False if either is unusable."""
+        try:
+            key = self._check_key(adapter)
+        except BuildError:
+            return False
+        return key is not None and self.cache.get("adapter-checked", key) is not None
+
+    def note_adapter_checked(self, adapter: Adapter) -> None:
+        if key := self._check_key(adapter):
+            self.cache.put("adapter-checked", key, b"1")
+
+    def _check_key(self, adapter: Adapter) -> Key | None:
+        facts = self.adapter_facts(adapter)
+        base = self.base_facts(self.spec.bases[adapter.base])
+        if isinstance(facts, Unknown) or isinstance(base, Unknown):
+            return None
+        return make_key("adapter-checked/1", facts.digest, base.weights)
 
     def read_adapter(self, adapter: Adapter, key: Key) -> AdapterFacts:
         from builder.sources.adapter import read_adapter, slice_digests

@@ -134,7 +134,7 @@ def _task(
     }
 
 
-# -- what the tasks do: each is a value that a worker process can receive -------------------------------------
+# -- what the tasks do: each is a value that a worker process can receive ----------------------------------
 
 
 @dataclass
@@ -215,7 +215,9 @@ class BaseReady:
         return not isinstance(facts, Unknown)
 
     def __str__(self) -> str:
-        return _reason(lambda: self.project.base_facts(self.base), f"base {self.base.name}")
+        facts = _asked(lambda: self.project.base_facts(self.base))
+        reason = facts.reason if isinstance(facts, Unknown) else "is fingerprinted"
+        return f"base {self.base.name} {reason}"
 
 
 @dataclass
@@ -224,11 +226,14 @@ class AdapterReady:
     adapter: Adapter
 
     def __call__(self, task: object = None, values: object = None) -> bool:
-        facts = _asked(lambda: self.project.adapter_facts(self.adapter))
-        return not isinstance(facts, Unknown)
+        return self.project.adapter_checked(self.adapter)
 
     def __str__(self) -> str:
-        return _reason(lambda: self.project.adapter_facts(self.adapter), f"adapter {self.adapter.name}")
+        if self.project.adapter_checked(self.adapter):
+            return f"adapter {self.adapter.name} is fingerprinted and fits its base"
+        facts = _asked(lambda: self.project.adapter_facts(self.adapter))
+        reason = facts.reason if isinstance(facts, Unknown) else "has not been checked against its base yet"
+        return f"adapter {self.adapter.name} {reason}"
 
 
 @dataclass
@@ -263,11 +268,6 @@ def _asked(facts: Callable[[], object]) -> object:
         return facts()
     except BuildError as error:
         return Unknown(str(error))
-
-
-def _reason(facts: Callable[[], object], what: str) -> str:
-    found = _asked(facts)
-    return f"{what} {found.reason}" if isinstance(found, Unknown) else f"{what} is fingerprinted"
 
 
 # -- one line of what each is ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Small text files that know their own hash, so that a flipped byte is seen.
 
-The last line is `# b3 <BLAKE3 of all bytes above it>`; `head -n -1 FILE | b3sum` recomputes it.
+The last line is `# b3 <BLAKE3 of all bytes above it>`; `sed '$d' FILE | b3sum` recomputes it.
 """
 
 from __future__ import annotations

@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builder.errors import StoreError
 from builder.keys import Key
 from builder.store import checked, durable, tmp
 from builder.store.layout import Store
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 STRIPES = 64  # each is a file descriptor while it is held, and macOS starts processes with 256
 _POLL_S = 0.02
@@ -120,8 +124,13 @@ def _take(held: ExitStack, store: Store, name: str, on_wait: Callable[[], None] 
             if on_wait is not None:
                 on_wait()
             lock.acquire(poll_interval=_POLL_S)
-    held.callback(lock.release)
+    held.callback(_release, store, lock)
     return waited
+
+
+def _release(store: Store, lock: FileLock) -> None:
+    with durable.explained(store.root):
+        lock.release()
 
 
 def _forget(file: Path) -> None:

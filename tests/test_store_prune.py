@@ -1,0 +1,127 @@
+"""Dropping targets: their own bytes go, what others need and all records stay. And pins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder.errors import StoreError
+from builder.keys import Digest, make_key
+from builder.record import Blob, FileEntry, Manifest, Record
+from builder.store import blobs, locks, pins, prune, records, views
+from builder.store.layout import Store, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "store")
+
+
+def build(store: Store, name: str, parts: Mapping[str, str]) -> Manifest:
+    """A whole target: a blob and a record per part, the manifest, the view."""
+    files = []
+    for file, content in parts.items():
+        blob = blobs.ingest(store, [content.encode()])
+        records.write(store, Record(make_key("block", name, file), "block", blob))
+        files.append(FileEntry(file, blob))
+    manifest = Manifest(make_key("target", name), "target", name, "2025-01-01T00:00:00Z", tuple(files))
+    records.write_manifest(store, manifest)
+    views.materialize(store, views.folder_of(store, manifest), manifest)
+    return manifest
+
+
+def whole(store: Store, manifest: Manifest) -> bool:
+    return all(blobs.has(store, entry.blob) for entry in manifest.files)
+
+
+def test_bytes_go_records_stay_and_shared_bytes_too(store: Store) -> None:
+    f16 = build(store, "m_f16", {"a": "f16 block", "norm": "shared"})
+    q5 = build(store, "m_5bit", {"a": "5bit block", "norm": "shared"})
+    freed = prune.drop(store, [f16.key])
+    assert freed == prune.Freed(1, len("f16 block"))
+    assert not (store.models / "m_f16").exists()
+    assert whole(store, q5)
+    assert views.is_current(store, store.models / "m_5bit", q5)
+    assert records.read_manifest(store, f16.key) == f16
+    assert records.read(store, make_key("block", "m_f16", "a")) is not None
+    assert prune.drop(store, [f16.key]) == prune.Freed(0, 0)
+
+
+def test_dropping_both_drops_what_they_shared(store: Store) -> None:
+    one, two = build(store, "one", {"a": "1", "n": "shared"}), build(store, "two", {"a": "2", "n": "shared"})
+    assert prune.drop(store, [one.key, two.key]).blobs == 3
+    assert blobs.present(store) == {}
+
+
+def test_a_target_that_is_not_whole_keeps_nothing_unless_asked(store: Store) -> None:
+    one, two = build(store, "one", {"a": "1", "n": "shared"}), build(store, "two", {"a": "2", "n": "shared"})
+    blobs.path(store, two.files[0].blob.digest).unlink()
+    assert prune.drop(store, [one.key], keep=[two.key]).blobs == 1
+    assert blobs.has(store, two.files[1].blob)
+    assert prune.drop(store, [one.key]).blobs == 1
+    assert blobs.present(store) == {}
+
+
+def test_what_is_in_keep_is_not_dropped(store: Store) -> None:
+    one = build(store, "one", {"a": "1"})
+    assert prune.drop(store, [one.key, make_key("nothing")], keep=[one.key]) == prune.Freed(0, 0)
+    assert views.is_current(store, store.models / "one", one)
+
+
+def test_a_running_build_keeps_what_its_keys_lead_to(store: Store) -> None:
+    one = build(store, "one", {"a": "1", "b": "2"})
+    with locks.build_session(store, [one.key]):
+        assert prune.drop(store, [one.key]).blobs == 0
+        assert views.is_current(store, store.models / "one", one)
+    with locks.build_session(store, [make_key("block", "one", "a")]):
+        assert prune.drop(store, [one.key]).blobs == 1
+        assert blobs.has(store, one.files[0].blob)
+    with locks.build_session(store, [one.key]) as mine:
+        assert prune.drop(store, [one.key], mine=mine).blobs == 1
+
+
+def test_a_view_of_another_key_under_the_same_name_stays(store: Store) -> None:
+    old = build(store, "m", {"a": "old"})
+    new = Manifest(make_key("new"), "target", "m", "", (FileEntry("a", blobs.ingest(store, [b"new"])),))
+    records.write_manifest(store, new)
+    views.materialize(store, store.models / "m", new)
+    assert prune.drop(store, [old.key]).blobs == 1
+    assert views.is_current(store, store.models / "m", new)
+
+
+NAMES = [Digest(f"{n:064x}") for n in range(8)]
+SETS = st.lists(st.sets(st.sampled_from(NAMES)), max_size=5)
+
+
+@given(SETS, SETS, st.sets(st.sampled_from(NAMES)), st.sets(st.sampled_from(NAMES)))
+def test_a_plan_takes_all_that_only_the_dropped_have_and_nothing_else(
+    dropped: list[set[Digest]], others: list[set[Digest]], present: set[Digest], protected: set[Digest]
+) -> None:
+    def manifest(n: int, digests: set[Digest]) -> Manifest:
+        files = tuple(FileEntry(d[-2:], Blob(d, 1)) for d in sorted(digests))
+        return Manifest(make_key("m", n), "target", f"t{n}", "", files)
+
+    going = [manifest(n, digests) for n, digests in enumerate(dropped)]
+    staying = [manifest(100 + n, digests) for n, digests in enumerate(others)]
+    plan = prune.plan_drop(going, staying, [make_key("m", 100)], dict.fromkeys(present, 1), protected)
+    needed = set(protected).union(*(d for n, d in enumerate(others) if n == 0 or d <= present))
+    assert {blob.digest for blob in plan.blobs} == (set().union(*dropped) & present) - needed
+
+
+def test_pins(store: Store) -> None:
+    assert pins.pinned(store) == frozenset()
+    pins.pin(store, "m_f16")
+    pins.pin(store, "m_f16")
+    pins.pin(store, "über_f16")
+    (store.pins / ".DS_Store").touch()
+    assert pins.pinned(store) == {"m_f16", "über_f16"}
+    pins.unpin(store, "m_f16")
+    pins.unpin(store, "m_f16")
+    assert pins.pinned(store) == {"über_f16"}
+    for name in ("../x", "", ".", "a/b", "a\0"):
+        with pytest.raises(StoreError, match="cannot be the name of a target"):
+            pins.pin(store, name)

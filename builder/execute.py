@@ -26,11 +26,12 @@ from builder.progress import BlockDone, Emit, PassDone, PassStarted
 from builder.project import Project, toolchain
 from builder.record import Blob, FileEntry, Manifest, Record
 from builder.sources import base as bases
-from builder.state import holds, inputs_of, missing_actions, settings_of, usable_record
+from builder.state import holds, missing_actions, usable_record
 from builder.store import blobs, records, views
 from builder.store.layout import Store
 from builder.store.locks import acquire, build_session
 from builder.structure import TensorSpec
+from builder.why import inputs_of, settings_of
 
 if TYPE_CHECKING:
     from builder.engine.stream import Stream

@@ -6,7 +6,6 @@ view shows it. doit's database is never asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +14,7 @@ from builder.plan import Action, TargetPlan, Unresolved
 from builder.record import Manifest, Record
 from builder.store import blobs, records, views
 from builder.store.layout import Store
+from builder.why import changes, summary
 
 Kind = Literal["built", "unlinked", "pruned", "stale", "missing", "unplanned"]
 
@@ -73,42 +73,8 @@ def missing_actions(store: Store, plan: TargetPlan) -> tuple[Action, ...]:
     return tuple(action for action in plan.actions if usable_record(store, action.key) is None)
 
 
-def inputs_of(plan: TargetPlan) -> Mapping[str, str]:
-    """What a manifest records of a target's inputs, and `why` compares."""
-    inputs = {"base": plan.target.model.base, "base_digest": str(plan.base.weights)}
-    if plan.adapter is not None and plan.target.model.adapter is not None:
-        inputs |= {"adapter": plan.target.model.adapter, "adapter_digest": str(plan.adapter.digest)}
-    return inputs
-
-
-def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
-    """What a manifest records of a target's settings, and `why` compares."""
-    variant = plan.target.variant
-    settings: dict[str, str | int | bool] = {"variant": variant.name, "dtype": plan.dtype or "as the base"}
-    if variant.quantization is not None:
-        how = variant.quantization
-        settings |= {"bits": how.bits, "group_size": how.group_size, "mode": how.mode}
-    if variant.recipe is not None:
-        settings |= {"recipe": variant.recipe, "group_size": variant.group_size}
-    for override in variant.overrides:
-        how_text = "as it is"
-        if (q := override.quantization) is not None:
-            how_text = f"{q.bits} bits, group {q.group_size}, {q.mode}"
-        settings[f"override {override.pattern}"] = how_text
-    return settings
-
-
 def _changed(plan: TargetPlan, old: Manifest | None) -> str:
     """Which inputs or settings differ from what the view shows, in one clause."""
     if old is None:
         return "its view shows a build that the store does not know"
-    new = {**inputs_of(plan), **settings_of(plan)}
-    before = {**old.inputs, **old.settings}
-    changes = [
-        f"{name.removesuffix('_digest')} changed"
-        if name.endswith("_digest")
-        else f"{name} {before.get(name, 'unset')} -> {new.get(name, 'unset')}"
-        for name in sorted({*new, *before})
-        if new.get(name) != before.get(name)
-    ]
-    return ", ".join(changes) or "a file copied from the base changed"
+    return summary(changes(plan, old))

@@ -1,0 +1,16 @@
+"""The commands that this package adds to doit, and that `builder` offers too. One file each.
+
+A command loads the project, calls one function that returns a value, and renders it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# name -> where it is; pyproject.toml repeats it under [tool.doit.plugins.command] (a test compares them).
+COMMANDS: Mapping[str, str] = {
+    "run": "builder.commands.run:Run",
+    "status": "builder.commands.status:Status",
+    "why": "builder.commands.why:Why",
+    "plan": "builder.commands.plan:Plan",
+}

@@ -1,0 +1,75 @@
+"""`doit plan [TARGET...]`: what a run would do and cost. Does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from builder.commands import render
+from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.forecast import Forecast, forecast
+from builder.project import Project
+from builder.status import find_targets
+
+HEADINGS = ("model", "make", "reuse", "read", "write", "memory", "time")
+
+
+class Plan(ProjectCommand):
+    name = "plan"
+    doc_purpose = "show what a run would do: blocks, bytes, memory, time, space"
+    doc_usage = "[TARGET...]"
+    doc_description = "Exit code 0: nothing is to be done. 1: something is."
+    cmd_options = (OPT_JSON,)
+
+    def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
+        made = forecast(project, find_targets(project, names))
+        if options["json"]:
+            print_json(
+                "plan",
+                passes=made.passes,
+                relink=made.relink,
+                prepare=[{"target": target, "reason": reason} for target, reason in made.prepare],
+                current=made.current,
+                space={"before": made.before, "after": made.after, "free": made.free, "fits": made.fits},
+            )
+        else:
+            show(made)
+        return int(not made.is_empty)
+
+
+def show(made: Forecast) -> None:
+    if made.is_empty:
+        print(f"Nothing to do: {_count(len(made.current), 'target')} up to date.")
+        return
+    for one in made.passes:
+        print(f"{one.model}: build {', '.join(one.targets)} in one pass")
+    if made.passes:
+        rows = [
+            [
+                one.model,
+                f"{one.make} blocks",
+                str(one.reuse),
+                render.size(one.read),
+                render.size(one.write),
+                f"< {render.size(one.memory)}",
+                render.duration(one.seconds),
+            ]
+            for one in made.passes
+        ]
+        render.table(HEADINGS, rows, left=("model",))
+    if made.relink:
+        print(f"make the view again, no bytes written: {', '.join(made.relink)}")
+    for target, reason in made.prepare:
+        print(f"{target}: {reason}; the run does that first, then more can be said")
+    if made.current:
+        print(f"up to date: {', '.join(made.current)}")
+    print(
+        f"store: {render.size(made.before)} now, {render.size(made.after)} after; "
+        f"{render.size(made.free)} free on its disk"
+    )
+    if not made.fits:
+        print("This does not fit on the disk. `doit gc --dry-run` shows what can be freed.")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

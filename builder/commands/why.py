@@ -1,0 +1,48 @@
+"""`doit why TARGET`: which input changed, from what to what, and what that rebuilds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from builder.commands import render
+from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.project import Project
+from builder.status import find_targets, why
+from builder.why import Why as Answer
+from builder.why import block_ranges, shortened
+
+
+class Why(ProjectCommand):
+    name = "why"
+    doc_purpose = "say why a target would be built: what changed, and which blocks that makes anew"
+    doc_usage = "[TARGET...]"
+    doc_description = "Exit code 0: the targets are up to date. 1: something is to be done."
+    cmd_options = (OPT_JSON,)
+
+    def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
+        everything = [t.name for t in project.spec.targets if not t.variant.intermediate]
+        wanted = find_targets(project, names) or everything
+        answers = [why(project, project.plan.targets[name]) for name in wanted]
+        if options["json"]:
+            print_json("why", targets=answers)
+        else:
+            for answer in answers:
+                show(answer)
+        return int(any(answer.state != "built" for answer in answers))
+
+
+def show(answer: Answer) -> None:
+    print(f"{answer.target} is {answer.state}: {answer.reason}.")
+    for change in answer.changes:
+        print(f"  {change.what}: {shortened(change.before)} -> {shortened(change.now)}")
+    if answer.state == "built" or not answer.total:
+        return
+    if not answer.blocks:
+        print("  rebuilds nothing: all its blocks are in the store, only the view is made")
+        return
+    print(
+        f"  rebuilds {len(answer.blocks)} of {answer.total} blocks ({render.size(answer.nbytes)}), "
+        f"reuses {answer.reused}"
+    )
+    print(f"  {', '.join(block_ranges(answer.blocks))}")

@@ -1,0 +1,128 @@
+"""What a run would do and cost. Decides with the functions that the build uses, and does nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from builder import speed
+from builder.keys import Key
+from builder.plan import Action, TargetPlan, Unresolved
+from builder.project import Project
+from builder.state import missing_actions, target_state
+from builder.store import blobs
+
+RESIDENT = 400 << 20  # Python, mlx and mlx-lm themselves
+COPIES = 2  # while one block is written, the next is computed
+
+
+@dataclass(frozen=True)
+class PassForecast:
+    """One pass over one model. Sizes in bytes; `seconds` None: this machine has no record yet.
+
+    `read`: weights of the blocks that must be walked, `write`: new blobs, `memory`: an upper estimate of
+    the process at its peak.
+    """
+
+    model: str
+    targets: tuple[str, ...]
+    make: int
+    reuse: int
+    read: int
+    write: int
+    memory: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would do. `relink`: targets whose bytes are all there; `prepare`: sources to be read first,
+    of which nothing more can be said yet. `before` and `after` are the bytes of all blobs."""
+
+    passes: tuple[PassForecast, ...]
+    relink: tuple[str, ...]
+    prepare: tuple[tuple[str, str], ...]
+    current: tuple[str, ...]
+    before: int
+    after: int
+    free: int
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.passes or self.relink or self.prepare)
+
+    @property
+    def fits(self) -> bool:
+        return self.after - self.before <= self.free
+
+
+def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
+    """What building `names` would do; without names, what `doit` would do. Raises BuildError."""
+    chosen = [p for p in project.plan.targets.values() if _is_wanted(p, names)]
+    relink, prepare, current = [], [], []
+    todo: dict[str, list[tuple[TargetPlan, tuple[Action, ...]]]] = {}
+    for plan in chosen:
+        if isinstance(plan, Unresolved):
+            prepare.append((plan.name, plan.reason))
+            continue
+        if target_state(project.store, plan).built:
+            current.append(plan.name)
+            continue
+        missing = missing_actions(project.store, plan)
+        if missing:
+            todo.setdefault(plan.target.model.name, []).append((plan, missing))
+        else:
+            relink.append(plan.name)
+    known = speed.passes(project.cache)
+    claimed: set[Key] = set()
+    passes = tuple(_pass(model, targets, known, claimed) for model, targets in todo.items())
+    before = sum(blobs.present(project.store).values())
+    root = project.store.root
+    return Forecast(
+        passes,
+        tuple(relink),
+        tuple(prepare),
+        tuple(current),
+        before,
+        before + sum(p.write for p in passes),
+        shutil.disk_usage(root).free,
+    )
+
+
+def _is_wanted(plan: TargetPlan | Unresolved, names: Collection[str]) -> bool:
+    return plan.name in names if names else not plan.target.variant.intermediate
+
+
+def _pass(
+    model: str,
+    targets: list[tuple[TargetPlan, tuple[Action, ...]]],
+    known: tuple[speed.Pass, ...],
+    claimed: set[Key],
+) -> PassForecast:
+    """`claimed`: keys that an earlier pass of the run makes; this one adds its own."""
+    unique = {a.key: a for _, missing in targets for a in missing if a.key not in claimed}
+    claimed |= unique.keys()
+    everything = {action.key for plan, _ in targets for action in plan.actions}
+    structure = targets[0][0].base.structure
+    source = {name: sum(p.tensor.nbytes for p in ps) for name, ps in structure.by_block.items()}
+    made = _bytes_by_block(unique.values())
+    read = sum(source[block] for block in made)
+    write = sum(made.values())
+    return PassForecast(
+        model,
+        tuple(plan.name for plan, _ in targets),
+        len(unique),
+        len(everything) - len(unique),
+        read,
+        write,
+        RESIDENT + COPIES * max((source[block] + made[block] for block in made), default=0),
+        speed.estimate(known, read, write),
+    )
+
+
+def _bytes_by_block(actions: Iterable[Action]) -> Mapping[str, int]:
+    found: dict[str, int] = {}
+    for action in actions:
+        found[action.block] = found.get(action.block, 0) + action.size
+    return found

@@ -1,0 +1,167 @@
+"""What there is of every target, as values: read from the store, rendered by `commands/status.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from builder.errors import BuildError
+from builder.plan import TargetPlan, Unresolved
+from builder.problems import listed, suggestion
+from builder.project import Project, toolchain
+from builder.record import Manifest
+from builder.state import Kind, TargetState, missing_actions, target_state
+from builder.store import records, views
+from builder.why import Change, Why, changes, explain
+
+
+class UnknownTarget(BuildError):
+    """there is no target "{name}"{near}"""
+
+    exit_code = 3
+    hint = "`doit list` shows what artifacts.toml declares."
+
+
+@dataclass(frozen=True)
+class Status:
+    """One target. Sizes in bytes; None where nothing is known yet.
+
+    `blocks` of the target, `reused`: how many of them did not have to be made (built) or will not have
+    to be (not built). `due`: a plain `doit` would build it. `survival` in dB and `score` in 0..1, when
+    they were measured.
+    """
+
+    target: str
+    state: Kind
+    due: bool
+    intermediate: bool
+    size: int | None
+    bits_per_weight: float | None
+    blocks: int | None
+    reused: int | None
+    built: str | None
+    why: str
+    reason: str
+    survival: float | None = None
+    score: float | None = None
+
+
+def survey(project: Project) -> tuple[Status, ...]:
+    """Every declared target, in the order of the file. Raises BuildError."""
+    return tuple(status_of(project, plan) for plan in project.plan.targets.values())
+
+
+def status_of(project: Project, plan: TargetPlan | Unresolved) -> Status:
+    state = target_state(project.store, plan)
+    intermediate = plan.target.variant.intermediate
+    due = not state.built and not intermediate
+    if isinstance(plan, Unresolved):
+        return Status(
+            plan.name, state.kind, due, intermediate, None, None, None, None, None, "new source", state.reason
+        )
+    manifest = records.read_manifest(project.store, plan.key)
+    missing = () if state.built else missing_actions(project.store, plan)
+    reused = len(plan.actions) - len(missing)
+    if manifest is not None and state.built:
+        reused = int(manifest.measures.get("blocks_reused", 0))
+    return Status(
+        target=plan.name,
+        state=state.kind,
+        due=due,
+        intermediate=intermediate,
+        size=manifest.size if manifest else plan.size,
+        bits_per_weight=plan.bits_per_weight,
+        blocks=len(plan.actions),
+        reused=reused,
+        built=manifest.created if manifest else None,
+        why="" if state.built else in_three_words(state, _changes(project, plan)),
+        reason=state.reason,
+        survival=survival_of(manifest),
+        score=score_of(project, plan),
+    )
+
+
+def in_three_words(state: TargetState, changed: tuple[Change, ...]) -> str:
+    """Why a target is not built, for a column of a table."""
+    match state.kind:
+        case "stale" if changed:
+            return changed[0].text if len(changed) == 1 else f"{changed[0].text}, +{len(changed) - 1}"
+        case "stale":
+            return "unknown former build"
+        case "unlinked":
+            return "view missing"
+        case "pruned":
+            return "bytes dropped"
+        case "missing" if "blobs are gone" in state.reason:
+            return "blobs gone"
+        case "missing":
+            return "never built"
+    return state.kind
+
+
+def why(project: Project, plan: TargetPlan | Unresolved) -> Why:
+    """Why a target would be built again. Raises BuildError."""
+    state = target_state(project.store, plan)
+    if isinstance(plan, Unresolved):
+        return Why(plan.name, state.kind, state.reason, (), (), 0, 0, None)
+    missing = missing_actions(project.store, plan)
+    return explain(plan, state.kind, state.reason, former_of(project, plan), missing, _strict(project))
+
+
+def former_of(project: Project, plan: TargetPlan) -> Manifest | None:
+    """What the target's name was last: the build that its view shows, else the newest of that name."""
+    shown = views.current_key(project.store.models / plan.name)
+    manifest = records.read_manifest(project.store, shown) if shown else None
+    if manifest is not None:
+        return manifest
+    same = [m for m in records.manifests(project.store) if m.kind == "target" and m.name == plan.name]
+    return max(same, key=lambda m: m.created, default=None)
+
+
+def find_targets(project: Project, names: Iterable[str]) -> tuple[str, ...]:
+    """Names as typed (`phase8_5bit`, `model:phase8_5bit`, a model: all its targets) -> names of targets.
+
+    Raises UnknownTarget.
+    """
+    declared = {target.name: target for target in project.spec.targets}
+    found: dict[str, None] = {}
+    for typed in names:
+        name = typed.removeprefix("model:")
+        if name in declared:
+            found[name] = None
+        elif name in project.spec.models:
+            found.update(
+                {
+                    t.name: None
+                    for t in declared.values()
+                    if t.model.name == name and not t.variant.intermediate
+                }
+            )
+        else:
+            near = suggestion(name, [*declared, *project.spec.models]) if declared else "."
+            raise UnknownTarget(name=name, near=near, possible=listed([*declared]))
+    return tuple(found)
+
+
+# -- quality: what evaluation has left in the store ----------------------------------------------------------
+
+
+def survival_of(manifest: Manifest | None) -> float | None:
+    """How much of the fine-tune survives, in dB, as the build measured it."""
+    value = manifest.measures.get("survival_db") if manifest else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def score_of(project: Project, plan: TargetPlan) -> float | None:
+    """The target's score on its first suite, 0..1, if it was evaluated at its current key."""
+    return None
+
+
+def _changes(project: Project, plan: TargetPlan) -> tuple[Change, ...]:
+    shown = views.current_key(project.store.models / plan.name)
+    former = records.read_manifest(project.store, shown) if shown and shown != plan.key else None
+    return changes(plan, former, _strict(project)) if former else ()
+
+
+def _strict(project: Project) -> str:
+    return toolchain() if project.spec.build.strict_toolchain else ""

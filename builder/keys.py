@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NewType
 
 import blake3
@@ -62,12 +61,10 @@ def digest_bytes(data: bytes | memoryview) -> Digest:
     return Digest(blake3.blake3(data).hexdigest())
 
 
-def digest_file(path: Path) -> Digest:
-    """BLAKE3 of a file's bytes, memory-mapped and hashed on all cores."""
-    hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
-    if path.stat().st_size:
-        hasher.update_mmap(path)
-    return Digest(hasher.hexdigest())
+def hash_threads(size: int) -> int:
+    """How many threads may hash `size` bytes. Planning hashes little, and must not start a pool of threads:
+    `doit -n` forks afterwards, and a forked pool hangs."""
+    return int(blake3.blake3.AUTO) if size >= 1 << 28 else 1
 
 
 def is_digest(text: str) -> bool:

@@ -34,10 +34,10 @@ class Sandbox:
 
     root: Path
 
-    def doit(self, *args: str, env: dict[str, str] | None = None, timeout: float = 300) -> Ran:
+    def doit(self, *args: str, env: dict[str, str] | None = None, timeout: float = 100) -> Ran:
         return self.run(sys.executable, "-m", "doit", *args, env=env, timeout=timeout)
 
-    def run(self, *command: str, env: dict[str, str] | None = None, timeout: float = 300) -> Ran:
+    def run(self, *command: str, env: dict[str, str] | None = None, timeout: float = 100) -> Ran:
         done = subprocess.run(
             command,
             cwd=self.root,

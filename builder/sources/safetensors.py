@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import blake3
 
 from builder.errors import SourceInvalid, SourceMissing
-from builder.keys import Digest
+from builder.keys import Digest, hash_threads
 from builder.structure import ITEM_SIZE
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
@@ -72,7 +72,7 @@ def digest_tensor(file: SafetensorsFile, tensor: TensorInfo) -> Digest:
     with file.path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
         piece = view[tensor.start : tensor.end]
-        digest = blake3.blake3(piece, max_threads=blake3.blake3.AUTO).hexdigest()
+        digest = blake3.blake3(piece, max_threads=hash_threads(len(piece))).hexdigest()
         piece.release()
         view.release()
     return Digest(digest)

@@ -12,7 +12,7 @@ from pathlib import Path
 import blake3
 
 from builder.errors import StoreError
-from builder.keys import CHUNK, Digest
+from builder.keys import CHUNK, Digest, hash_threads
 from builder.record import Blob
 from builder.store import durable, locks, seal, tmp
 from builder.store.layout import Store
@@ -62,7 +62,7 @@ def has(store: Store, blob: Blob) -> bool:
 
 
 def present(store: Store) -> Mapping[Digest, int]:
-    """Digest -> size of every blob that is there, as `has` sees it. About 3 ms for 1 000 blobs."""
+    """Digest -> size of every blob that is there, as `has` sees it. About 5 ms for 1 000 blobs."""
     found: dict[Digest, int] = {}
     for entry, status in files(store):
         digest = Digest(entry.name)
@@ -88,9 +88,9 @@ def hash_file(place: Path, on_bytes: Callable[[int], None] | None = None) -> Blo
 
     `on_bytes` is told the size of each piece after it was hashed.
     """
-    hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
     size = 0
     with place.open("rb", buffering=0) as file:
+        hasher = blake3.blake3(max_threads=hash_threads(os.fstat(file.fileno()).st_size))
         for piece in _read_chunks(file.fileno()):
             hasher.update(piece)
             size += len(piece)
@@ -186,7 +186,7 @@ def _flat(chunk: bytes | memoryview) -> memoryview:
 
 def _read_chunks(fd: int) -> Iterator[memoryview]:
     """The file in pieces that share one buffer: each must be used before the next is asked for."""
-    buffer = bytearray(CHUNK)
+    buffer = bytearray(max(1, min(CHUNK, os.fstat(fd).st_size)))
     view = memoryview(buffer)
     while got := os.readv(fd, [buffer]):
         yield view[:got]

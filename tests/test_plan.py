@@ -1,0 +1,181 @@
+"""The plan is a pure value: what each target is made of, and which keys change with which input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from builder.keys import Digest, Key
+from builder.parse import parse_spec
+from builder.plan import AdapterFacts, BaseFacts, Plan, PlanError, Sources, TargetPlan, Unknown, make_plan
+from builder.spec import Spec
+from builder.structure import Parameter, Quantizable, Structure, TensorSpec, block_of, from_text, to_text
+
+DECLARATION = """
+[base.b]
+path = "b"
+[adapter.a]
+base = "b"
+path = "a"
+[variant.4bit]
+bits = 4
+[variant.f16]
+dtype = "float16"
+[variant.mixed]
+recipe = "mixed_3_6"
+[model.m]
+adapter = "a"
+variants = ["4bit", "f16", "mixed"]
+[model.plain]
+base = "b"
+variants = ["4bit"]
+"""
+
+
+def structure(layers: int = 2) -> Structure:
+    """A model with an embedding, `layers` blocks of one matrix and a norm, and a head that 64 divides not."""
+    shapes = {"embed.weight": (100, 64)}
+    for index in range(layers):
+        shapes[f"layers.{index}.down_proj.weight"] = (64, 128)
+        shapes[f"layers.{index}.norm.weight"] = (64,)
+    shapes["head.weight"] = (10, 48)
+    paths = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2]
+    return Structure(
+        "toy",
+        tuple(Parameter(TensorSpec(name, "BF16", shape)) for name, shape in shapes.items()),
+        tuple(Quantizable(path, True, {"mixed_3_6": 6 if "0" in path else 3}) for path in paths),
+        frozenset(paths),
+        "bfloat16",
+        False,
+        {"mixed_2_6": "no down_proj"},
+    )
+
+
+BASE = BaseFacts(Digest("b" * 64), structure(), ())
+ADAPTER = AdapterFacts(Digest("a" * 64), {"layers.1": Key("1" * 64)}, frozenset({"layers.1.down_proj"}))
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Spec:
+    file = tmp_path / "artifacts.toml"
+    file.write_text(DECLARATION)
+    return parse_spec(file)
+
+
+def plan(spec: Spec, base: BaseFacts = BASE, adapter: AdapterFacts = ADAPTER, toolchain: str = "") -> Plan:
+    return make_plan(spec, Sources({"b": base}, {"a": adapter}, toolchain))
+
+
+def target(plan: Plan, name: str) -> TargetPlan:
+    found = plan.targets[name]
+    assert isinstance(found, TargetPlan)
+    return found
+
+
+def keys(plan: Plan, name: str) -> dict[str, Key]:
+    return {action.block: action.key for action in target(plan, name).actions}
+
+
+def changed(before: Plan, after: Plan, name: str) -> set[str]:
+    old, new = keys(before, name), keys(after, name)
+    return {block for block in old if old[block] != new[block]}
+
+
+def test_blocks_in_order(spec: Spec) -> None:
+    assert list(keys(plan(spec), "m_4bit")) == ["embed", "layers.0", "layers.1", "head"]
+
+
+def test_block_of() -> None:
+    assert block_of("model.layers.3.mlp.up_proj.weight") == "model.layers.3"
+    assert block_of("layers.0.mlp.experts.7.up.weight") == "layers.0"
+    assert block_of("model.norm.weight") == "model.norm"
+
+
+def test_a_changed_slice_changes_its_block_of_every_variant(spec: Spec) -> None:
+    other = replace(ADAPTER, digest=Digest("c" * 64), slices={"layers.1": Key("2" * 64)})
+    before, after = plan(spec), plan(spec, adapter=other)
+    for name in ("m_4bit", "m_f16", "m_mixed"):
+        assert changed(before, after, name) == {"layers.1"}
+    assert changed(before, after, "plain_4bit") == set()
+
+
+def test_blocks_without_adapter_are_shared_with_the_plain_base(spec: Spec) -> None:
+    made = plan(spec)
+    tuned, plain = keys(made, "m_4bit"), keys(made, "plain_4bit")
+    assert {block for block in tuned if tuned[block] == plain[block]} == {"embed", "layers.0", "head"}
+    assert target(made, "m_4bit").key != target(made, "plain_4bit").key
+
+
+def test_another_base_changes_everything(spec: Spec) -> None:
+    other = replace(BASE, weights=Digest("d" * 64))
+    assert len(changed(plan(spec), plan(spec, base=other), "m_4bit")) == 4
+
+
+def test_a_setting_changes_only_what_it_touches(spec: Spec) -> None:
+    variants = dict(spec.variants)
+    how = variants["4bit"].quantization
+    assert how is not None
+    variants["4bit"] = replace(variants["4bit"], quantization=replace(how, group_size=32), group_size=32)
+    before, after = plan(spec), plan(replace(spec, variants=variants))
+    assert changed(before, after, "m_4bit") == {"embed", "layers.0", "layers.1"}  # 32 does not divide 48
+    assert changed(before, after, "m_f16") == set()
+
+
+def test_the_toolchain_is_keyed_only_on_demand(spec: Spec) -> None:
+    assert len(changed(plan(spec), plan(spec, toolchain="mlx 9"), "m_4bit")) == 4
+
+
+def test_a_width_that_the_group_does_not_divide_is_skipped_and_said(spec: Spec) -> None:
+    made = target(plan(spec), "m_4bit")
+    assert made.skipped == ("head",)
+    assert "head" not in made.quantization
+
+
+def test_exact_sizes(spec: Spec) -> None:
+    made = target(plan(spec), "m_4bit")
+    embed = made.actions[0]
+    assert [(t.name, t.dtype, t.shape) for t in embed.tensors] == [
+        ("embed.biases", "BF16", (100, 1)),
+        ("embed.scales", "BF16", (100, 1)),
+        ("embed.weight", "U32", (100, 8)),
+    ]
+    assert embed.size > 100 * 8 * 4 + 2 * 200
+    assert embed.size % 8 == 0
+
+
+def test_unfingerprinted_sources_leave_targets_unresolved(spec: Spec) -> None:
+    made = make_plan(spec, Sources({"b": Unknown("has not been fingerprinted yet")}, {"a": ADAPTER}))
+    assert {t.name: getattr(t, "reason", "") for t in made.targets.values()} == dict.fromkeys(
+        ("m_4bit", "m_f16", "m_mixed", "plain_4bit"), "base:b has not been fingerprinted yet"
+    )
+
+
+def test_a_stray_slice_is_refused(spec: Spec) -> None:
+    stray = replace(ADAPTER, slices={"layers.7": Key("2" * 64)})
+    with pytest.raises(PlanError, match=r'\[adapter.a\] changes "layers.7", which base "b" does not have'):
+        plan(spec, adapter=stray)
+
+
+def test_a_recipe_that_does_not_fit_is_refused(spec: Spec) -> None:
+    variants = {**spec.variants, "mixed": replace(spec.variants["mixed"], recipe="mixed_2_6")}
+    with pytest.raises(PlanError, match=r'recipe "mixed_2_6" does not fit model type "toy": no down_proj'):
+        plan(replace(spec, variants=variants))
+
+
+def test_structure_text_round_trip() -> None:
+    assert from_text(to_text(structure())) == structure()
+
+
+GOLDEN = {
+    "m_4bit": "32ba1b43f965edeccfba1de1fe12638aaa77c8b85346d690780e9599ae4368be",
+    "m_f16": "7de35455005783dcf93b2aa127d5ff80820d83f0932c3172fc7bcec1b7546687",
+    "m_mixed": "6c28e42a4d7013d4cd3b4f3b6b01deba7959757610a8ebcbd8d72de42a6ec728",
+    "plain_4bit": "90702a5e08e474ec5079d4b4cfc1fbff9f6fd3945f683ab7a4d23e2cebbe56da",
+}
+
+
+def test_golden_keys(spec: Spec) -> None:
+    """A key that changes rebuilds everybody's models: change these only on purpose, with a new domain."""
+    assert {found.name: found.key for found in plan(spec).resolved()} == GOLDEN

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builder.execute import Built, build
 from builder.plan import TargetPlan, Unresolved
-from builder.progress import Emit
+from builder.progress import Emit, TargetDone, mode
 from builder.project import Project
 from builder.state import target_state
 from builder.store import pins, prune, views
@@ -33,7 +33,20 @@ def deliver(
         if target.target.variant.intermediate and target.name in named:
             pins.pin(project.store, target.name)
     results = build(project, chosen, emit)
-    show(results)
+    for built in results:
+        emit(
+            TargetDone(
+                built.name,
+                str(built.path),
+                built.size,
+                round(built.bits_per_weight, 4),
+                built.made,
+                built.reused,
+                round(built.seconds, 3),
+            )
+        )
+    if mode() in ("live", "plain"):
+        show(results)
     return results
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from builder import shards
+from builder import shards, speed
 from builder.errors import BuildError
 from builder.keys import Key
 from builder.plan import CONFIG, Action, TargetPlan
@@ -112,7 +112,12 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally
         for target in lacking:
             _make_config(store, target, stream)
         _make_blocks(store, lacking, todo, stream, check, tally, emit)
-    emit(PassDone(model, time.perf_counter() - started))
+    seconds = time.perf_counter() - started
+    source = targets[0].base.structure.block_nbytes
+    read = sum(source[block] for block in {action.block for action in unique.values()})
+    if unique:
+        speed.note(project.cache, speed.Pass(read, size, seconds))
+    emit(PassDone(model, seconds))
 
 
 def open_stream(project: Project, targets: Sequence[TargetPlan]) -> Stream:
@@ -169,15 +174,16 @@ def _make_blocks(
                 stream.skip(name)
                 continue
             block = _Block(name)
-            jobs.append(workers.submit(_write_block, store, block, by_block[name], check, tally, emit))
-            wanted = block.wanted.result()
-            if not wanted:
-                stream.skip(name)
-                continue
-            try:
+            try:  # whatever happens, an interrupt too: the worker waits for `made`
+                jobs.append(workers.submit(_write_block, store, block, by_block[name], check, tally, emit))
+                wanted = block.wanted.result()
+                if not wanted:
+                    stream.skip(name)
+                    continue
                 block.made.set_result(_compute(stream, name, wanted))
             except BaseException as error:
-                block.made.set_exception(error)
+                if not block.made.done():
+                    block.made.set_exception(error)
                 raise
             for job in jobs:
                 if job.done():
@@ -290,14 +296,14 @@ def _ingest_aux(project: Project, target: TargetPlan) -> None:
 def _finish(project: Project, target: TargetPlan, tally: _Tally, seconds: float) -> Built:
     """Manifest, then view."""
     store = project.store
+    made = sum(tally.made.get(action.key) == target.name for action in target.actions)
     manifest = records.read_manifest(store, target.key)
     if manifest is None or not holds(store, manifest):
-        manifest = _manifest(store, target)
+        manifest = _manifest(store, target, made)
         records.write_manifest(store, manifest)
     view = store.models / target.name
     if not views.is_current(store, view, manifest):
         views.materialize(store, view, manifest)
-    made = sum(tally.made.get(action.key) == target.name for action in target.actions)
     return Built(
         target.name,
         view,
@@ -309,7 +315,7 @@ def _finish(project: Project, target: TargetPlan, tally: _Tally, seconds: float)
     )
 
 
-def _manifest(store: Store, target: TargetPlan) -> Manifest:
+def _manifest(store: Store, target: TargetPlan, made: int) -> Manifest:
     entries = [
         *(
             FileEntry(action.file, _blob(store, target, action.key, action.block))
@@ -328,7 +334,12 @@ def _manifest(store: Store, target: TargetPlan) -> Manifest:
         inputs_of(target),
         settings_of(target),
         _made_by(),
-        {"bits_per_weight": round(target.bits_per_weight, 4), "shard_bytes": target.size},
+        {
+            "bits_per_weight": round(target.bits_per_weight, 4),
+            "shard_bytes": target.size,
+            "blocks": len(target.actions),
+            "blocks_reused": len(target.actions) - made,
+        },
     )
 
 

@@ -104,8 +104,7 @@ def _pass(
     unique = {a.key: a for _, missing in targets for a in missing if a.key not in claimed}
     claimed |= unique.keys()
     everything = {action.key for plan, _ in targets for action in plan.actions}
-    structure = targets[0][0].base.structure
-    source = {name: sum(p.tensor.nbytes for p in ps) for name, ps in structure.by_block.items()}
+    source = targets[0][0].base.structure.block_nbytes
     made = _bytes_by_block(unique.values())
     read = sum(source[block] for block in made)
     write = sum(made.values())

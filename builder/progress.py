@@ -1,12 +1,26 @@
-"""Events of a run, and how they are shown. Library code emits events; only this module and commands print."""
+"""Events of a run, and how they are shown. Library code emits events; only this module and commands print.
+
+`showing` chooses: one live display on a terminal, plain lines elsewhere, or what BUILDER_PROGRESS says
+(live, plain, json, silent), which `doit --progress` sets. Everything goes to stderr.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TextIO
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from threading import Lock
+from typing import Literal, TextIO
+
+VARIABLE = "BUILDER_PROGRESS"
+Mode = Literal["live", "plain", "json", "silent"]
+MODES: Mapping[str, Mode] = {"live": "live", "plain": "plain", "json": "json", "silent": "silent"}
+
+_TURN = Lock()
 
 
 @dataclass(frozen=True)
@@ -52,12 +66,75 @@ class PassDone:
     seconds: float
 
 
-Event = Note | Hashing | PassStarted | BlockDone | PassDone
+@dataclass(frozen=True)
+class TargetDone:
+    """A target is complete and can be loaded from `path`."""
+
+    target: str
+    path: str
+    nbytes: int
+    bits_per_weight: float
+    made: int
+    reused: int
+    seconds: float
+
+
+Event = Note | Hashing | PassStarted | BlockDone | PassDone | TargetDone
 Emit = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
     """Drops every event."""
+
+
+def mode() -> Mode:
+    """How events are shown in this process."""
+    asked = MODES.get(os.environ.get(VARIABLE, ""))
+    if asked:
+        return asked
+    is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return "live" if is_terminal and not os.environ.get("CI") else "plain"
+
+
+@contextmanager
+def showing() -> Iterator[Emit]:
+    """What shows the events of one task; a live display is gone afterwards, whatever happens."""
+    match mode():
+        case "silent":
+            yield silent
+        case "json":
+            yield JsonLines()
+        case "live" if (turn := _take_turn()) is not None:
+            from builder.live import Live
+
+            live = Live()
+            try:
+                yield live
+            finally:
+                live.stop()
+                turn()
+        case _:
+            yield Plain()
+
+
+def _take_turn() -> Callable[[], None] | None:
+    """One live display at a time: not in worker processes, and not beside another thread's."""
+    import multiprocessing
+
+    if multiprocessing.parent_process() is not None or not _TURN.acquire(blocking=False):
+        return None
+    return _TURN.release
+
+
+class JsonLines:
+    """One JSON object a line for each event: `event` is its name, `time` seconds since the epoch."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+
+    def __call__(self, event: Event) -> None:
+        data = {"event": type(event).__name__, "time": round(time.time(), 3), **asdict(event)}
+        print(json.dumps(data), file=self._stream, flush=True)
 
 
 class Plain:
@@ -86,7 +163,7 @@ class Plain:
                 self._done += event.made
                 if self._due():
                     self._line(f"{event.model}: {self._done} of {self._blocks} blocks")
-            case PassDone():
+            case _:
                 pass
 
     def _due(self) -> bool:

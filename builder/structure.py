@@ -99,6 +99,11 @@ class Structure:
         return {block: tuple(group) for block, group in groups.items()}
 
     @cached_property
+    def block_nbytes(self) -> Mapping[str, int]:
+        """Bytes of each block in the base."""
+        return {block: sum(p.tensor.nbytes for p in group) for block, group in self.by_block.items()}
+
+    @cached_property
     def names(self) -> frozenset[str]:
         return frozenset(parameter.tensor.name for parameter in self.parameters)
 

@@ -162,10 +162,11 @@ class PrepareBase(Step):
 
     def run(self) -> None:
         from builder.prepare import prepare_base
-        from builder.progress import Plain
+        from builder.progress import showing
 
         again = not isinstance(self.project.base_facts(self.base), Unknown)  # run by -a
-        prepare_base(self.project, self.base, Plain(), inspect_again=again)
+        with showing() as emit:
+            prepare_base(self.project, self.base, emit, inspect_again=again)
 
 
 @dataclass
@@ -174,9 +175,10 @@ class PrepareAdapter(Step):
 
     def run(self) -> None:
         from builder.prepare import prepare_adapter
-        from builder.progress import Plain
+        from builder.progress import showing
 
-        prepare_adapter(self.project, self.adapter, Plain())
+        with showing() as emit:
+            prepare_adapter(self.project, self.adapter, emit)
 
 
 @dataclass
@@ -188,9 +190,10 @@ class BuildTarget(Step):
 
     def run(self) -> None:
         from builder.deliver import deliver
-        from builder.progress import Plain
+        from builder.progress import showing
 
-        deliver(self.project, self.name, self.selection.targets, self.selection.named, Plain())
+        with showing() as emit:
+            deliver(self.project, self.name, self.selection.targets, self.selection.named, emit)
 
 
 @dataclass

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from doit.cmd_run import Run as DoitRun
 
+from builder.commands.base import guarded
+from builder.progress import MODES, VARIABLE
 from builder.tasks import SELECTED
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+OPT_PROGRESS: Mapping[str, Any] = {
+    "name": "progress",
+    "long": "progress",
+    "type": str,
+    "default": "",
+    "choices": [(name, "") for name in MODES],
+    "help": "how progress is shown on stderr; default: live on a terminal, else plain",
+}
+OPT_QUIET: Mapping[str, Any] = {
+    "name": "quiet",
+    "short": "q",
+    "long": "quiet",
+    "type": bool,
+    "default": False,
+    "help": "print errors only",
+}
 
 
 class Run(DoitRun):  # type: ignore[misc]
     """doit's run. Before it starts it notes what was asked for; an interrupt ends it with one line."""
 
     name = "run"
+    cmd_options = (*DoitRun.cmd_options, OPT_PROGRESS, OPT_QUIET)
+
+    def execute(self, params: Any, args: Sequence[str]) -> int:
+        return guarded(lambda: int(super(Run, self).execute(params, args) or 0))
 
     def _execute(
         self,
@@ -33,18 +54,19 @@ class Run(DoitRun):  # type: ignore[misc]
         force_verbosity: bool = False,
         failure_verbosity: int = 0,
         pdb: bool = False,
+        progress: str = "",
+        quiet: bool = False,
     ) -> int:
         """The arguments are doit's, by name: doit reads them from this signature."""
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        arguments = dict(locals())
+        for ours in ("self", "__class__", "progress", "quiet"):
+            arguments.pop(ours, None)
         note_selection(self.task_list, self.sel_tasks or [])
-        try:
-            return int(super()._execute(**arguments) or 0)
-        except KeyboardInterrupt:
-            print(
-                "\nInterrupted. Finished blocks are kept; the same command goes on from there.",
-                file=sys.stderr,
-            )
-            return INTERRUPTED
+        if quiet:
+            arguments["reporter"] = "error-only"
+        if quiet or progress:
+            os.environ[VARIABLE] = progress or "silent"  # worker processes inherit it
+        return int(super()._execute(**arguments) or 0)
 
 
 def note_selection(tasks: Iterable[Any], asked: Iterable[str]) -> None:

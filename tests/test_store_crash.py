@@ -182,6 +182,19 @@ def test_kill_at_any_moment(bench: Bench, tmp_path: Path, runs: int) -> None:
         shutil.rmtree(root)
 
 
+def test_runs_at_once_make_each_block_once(bench: Bench, tmp_path: Path) -> None:
+    for n in range(6):
+        root = tmp_path / f"s{n}"
+        copy(bench.prepared, root)
+        logs = [tmp_path / f"{n}-{i}.log" for i in range(3)]
+        running = [subprocess.Popen(command(root, log)) for log in logs]
+        assert [process.wait() for process in running] == [0, 0, 0]
+        made = [name for log in logs if log.exists() for name in log.read_text().split()]
+        assert len(made) == len(set(made)) == 5
+        assert outcome(open_store(root)) == bench.outcome
+        assert verify.verify(open_store(root)).is_clean
+
+
 @needs_strace
 @pytest.mark.slow
 def test_gc_beside_a_build_that_is_stopped_at_each_call(bench: Bench, tmp_path: Path) -> None:

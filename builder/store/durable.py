@@ -49,7 +49,7 @@ def sync_file(fd: int) -> None:
             fcntl.fcntl(fd, full)
             return
         except OSError as error:  # network and some external file systems do not know it
-            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
+            if error.errno in (errno.EIO, *_FULL):
                 raise
     os.fsync(fd)
 

@@ -36,6 +36,7 @@ from builder.why import inputs_of, settings_of
 if TYPE_CHECKING:
     from builder.engine.stream import Stream
 
+PORTION = 128 << 20  # bytes of output that are computed at once
 _ONE_PASS = Lock()  # one pass at a time in a process: two would double the memory (`doit -P thread`)
 
 
@@ -170,26 +171,41 @@ def _make_blocks(
     jobs: list[Future[None]] = []
     with ThreadPoolExecutor(2, "write") as workers:
         for name in targets[0].base.structure.blocks:
-            if name not in by_block:
-                stream.skip(name)
-                continue
-            block = _Block(name)
-            try:  # whatever happens, an interrupt too: the worker waits for `made`
-                jobs.append(workers.submit(_write_block, store, block, by_block[name], check, tally, emit))
-                wanted = block.wanted.result()
-                if not wanted:
-                    stream.skip(name)
-                    continue
-                block.made.set_result(_compute(stream, name, wanted))
-            except BaseException as error:
-                if not block.made.done():
-                    block.made.set_exception(error)
-                raise
-            for job in jobs:
-                if job.done():
-                    job.result()
+            for portion in portions(by_block.get(name, {})):
+                block = _Block(name)
+                try:  # whatever happens, an interrupt too: the worker waits for `made`
+                    jobs.append(workers.submit(_write_block, store, block, portion, check, tally, emit))
+                    if wanted := block.wanted.result():
+                        block.made.set_result(_compute(stream, name, wanted))
+                except BaseException as error:
+                    if not block.made.done():
+                        block.made.set_exception(error)
+                    raise
+                for job in jobs:
+                    if job.done():
+                        job.result()
+            stream.drop(name)
         for job in jobs:
             job.result()
+
+
+def portions(
+    actions: Mapping[Key, tuple[TargetPlan, Action]],
+) -> list[Mapping[Key, tuple[TargetPlan, Action]]]:
+    """The actions of one block in portions of about PORTION bytes of output.
+
+    A large embedding is made one variant after the other, so that memory holds it once, not once for each;
+    its weight is read once all the same.
+    """
+    parts: list[dict[Key, tuple[TargetPlan, Action]]] = []
+    size = PORTION + 1
+    for key, (target, action) in actions.items():
+        if size + action.size > PORTION:
+            parts.append({})
+            size = 0
+        parts[-1][key] = (target, action)
+        size += action.size
+    return list(parts)
 
 
 def _compute(

@@ -1,4 +1,4 @@
-"""The shipped example, real: its GGUF base and adapter, bit for bit what mlx-lm makes, loaded and answering."""
+"""The shipped example, real: GGUF base and adapter, bit for bit what mlx-lm makes, loaded, answering."""
 
 from __future__ import annotations
 

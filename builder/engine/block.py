@@ -58,10 +58,9 @@ class Block:
     fixed: frozenset[str] = frozenset()
 
     def shards(self, recipes: Mapping[str, Recipe], target: str) -> dict[str, Shard]:
-        """The bytes of this block for each variant. Raises NotFinite. Uses up the block."""
+        """The bytes of this block for each variant. Raises NotFinite."""
         own = {name: array.dtype for name, array in self.parameters.items()}
         fused = self._fuse()
-        self.parameters.clear()
         by_dtype: dict[mx.Dtype | None, dict[str, mx.array]] = {}
         for recipe in recipes.values():
             if recipe.dtype not in by_dtype:
@@ -86,7 +85,6 @@ class Block:
                 values |= {f"{path}.{leaf}": array for leaf, array in result.items()}
             else:
                 values[name] = fused
-        self.layers.clear()
         return values
 
     def _cast(

@@ -1,7 +1,7 @@
 """One pass over a model: every block is fused, cast and quantized for all variants, then let go.
 
 The weights are lazy until `take` asks for a block. Memory is a block, not a model, as long as nobody else
-holds the arrays: `take` and `skip` drop theirs.
+holds the arrays: `drop` lets go of them.
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ class Stream:
         return json.dumps(_encode_tagged_floats(dict(sorted(config.items()))), indent=4).encode()
 
     def take(self, block: str, variants: Collection[str], target: str) -> dict[str, Shard]:
-        """The tensors of one block for each of `variants`, as bytes; the stream forgets the block.
+        """The tensors of one block for each of `variants`, as bytes. What was read stays until `drop`.
 
         Raises NotFinite.
         """
         recipes = {variant: self._recipes[variant] for variant in variants}
-        return self._blocks.pop(block).shards(recipes, target)
+        return self._blocks[block].shards(recipes, target)
 
-    def skip(self, block: str) -> None:
-        """Let a block go without reading it."""
+    def drop(self, block: str) -> None:
+        """Let a block go, read or not."""
         self._blocks.pop(block, None)
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import blake3
@@ -14,7 +14,7 @@ import blake3
 from builder.errors import StoreError
 from builder.keys import CHUNK, Digest, hash_threads
 from builder.record import Blob
-from builder.store import durable, locks, seal, tmp
+from builder.store import direct, durable, locks, seal, tmp
 from builder.store.layout import Store
 
 _NAME = re.compile(r"[0-9a-f]{64}").fullmatch
@@ -37,13 +37,15 @@ def ingest(store: Store, chunks: Iterable[bytes | memoryview]) -> Blob:
     """
     hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
     size = 0
-    with tmp.new_file(store) as staged:
+    with tmp.new_file(store) as staged, closing(direct.DirectWriter(staged.fd)) as writer:
         for chunk in chunks:
             flat = _flat(chunk)
             hasher.update(flat)
             size += len(flat)
             with durable.explained(store.root):
-                durable.write_all(staged.fd, flat)
+                writer.write(flat)
+        with durable.explained(store.root):
+            writer.finish()
         blob = Blob(Digest(hasher.hexdigest()), size)
         with durable.explained(store.root):
             _keep(store, staged, blob)

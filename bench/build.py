@@ -1,0 +1,226 @@
+"""Building variants: this project beside mlx_lm.fuse + mlx_lm.convert, as whole processes, in paired runs.
+
+    uv run python bench/build.py [--model dense|moe|tiny_dense|tiny_moe] [--runs 3] [--case NAME ...]
+
+Prints one table; bench/README.md says how to read it. Inputs are made in bench/work and kept there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.inputs import make
+
+WORK = Path(__file__).resolve().parent / "work"
+FOUR = (4, 5, 6, 8)
+
+# Runs a module as `python -m` does and leaves its own /proc/self/io and peak memory behind.
+PROBE = """
+import atexit, json, resource, runpy, sys
+out, module, *rest = sys.argv[1:]
+def leave():
+    try:
+        io = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())
+    except OSError:
+        io = {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    cost = {"peak": peak, "read": int(io.get("rchar", 0)), "written": int(io.get("wchar", 0))}
+    json.dump(cost, open(out, "w"))
+atexit.register(leave)
+sys.argv = [module, *rest]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, peak bytes of memory, bytes read and written (all that passed through read and write)."""
+
+    seconds: float
+    peak: int
+    read: int
+    written: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.seconds + other.seconds,
+            max(self.peak, other.peak),
+            self.read + other.read,
+            self.written + other.written,
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked for: quantized widths, and whether the unquantized float16 model is written too."""
+
+    name: str
+    bits: tuple[int, ...]
+    f16: bool = False
+
+
+CASES = (
+    Case("4 variants", FOUR),
+    Case("4 variants + f16", FOUR, f16=True),
+    Case("1 variant", (4,)),
+)
+
+
+def run(module: str, *arguments: str, cwd: Path) -> Cost:
+    """Run `python -m module`; raises CalledProcessError with its output."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as left:
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-c", PROBE, left.name, module, *arguments],
+            cwd=cwd,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        seconds = time.perf_counter() - start
+        return Cost(seconds, **json.loads(Path(left.name).read_text()))
+
+
+def baseline(base: Path, adapter: Path, case: Case, folder: Path) -> Cost:
+    """mlx_lm.fuse once, then mlx_lm.convert per variant, as by hand."""
+    fused = folder / "fused"
+    cost = run(
+        "mlx_lm",
+        "fuse",
+        "--model",
+        str(base),
+        "--adapter-path",
+        str(adapter),
+        "--save-path",
+        str(fused),
+        cwd=folder,
+    )
+    for bits in case.bits:
+        out = str(folder / f"q{bits}")
+        more = ["--q-bits", str(bits), "--q-group-size", "64"]
+        cost += run("mlx_lm", "convert", "--hf-path", str(fused), "--mlx-path", out, "-q", *more, cwd=folder)
+    return cost
+
+
+def declaration(base: Path, adapter: Path, case: Case) -> str:
+    variants = [f"q{bits}" for bits in case.bits] + (["f16"] if case.f16 else [])
+    tables = [f'[base.b]\npath = "{base}"', f'[adapter.a]\nbase = "b"\npath = "{adapter}"']
+    tables += [f"[variant.q{bits}]\nbits = {bits}\ngroup_size = 64" for bits in case.bits]
+    if case.f16:
+        tables.append("[variant.f16]")  # the fused model as mlx_lm.fuse writes it: in the base's own type
+    tables.append(f'[model.m]\nadapter = "a"\nvariants = {json.dumps(variants)}')
+    return "\n\n".join(tables) + "\n"
+
+
+def project(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    root = Path(__file__).resolve().parent.parent
+    shutil.copy(root / "dodo.py", folder)
+    shutil.copy(root / "pyproject.toml", folder)
+    (folder / "artifacts.toml").write_text(text)
+    return folder
+
+
+def ours(base: Path, adapter: Path, case: Case, folder: Path) -> tuple[Cost, Cost]:
+    """The build, and before it the fingerprint of the sources, which happens once in a base's life."""
+    project(folder, declaration(base, adapter, case))
+    fingerprint = run("doit", "base:b", "adapter:a", cwd=folder)
+    return run("doit", cwd=folder), fingerprint
+
+
+def floor(read: int, written: int, folder: Path) -> float:
+    """Seconds to read and write that many bytes one after the other on this disk, as fast as dd would."""
+    piece = memoryview(os.urandom(1 << 24))
+    path = folder / "floor"
+    start = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for _ in range(max(1, written >> 24)):
+            file.write(piece)
+        os.fsync(file.fileno())
+    wrote = time.perf_counter() - start
+    start = time.perf_counter()
+    buffer = bytearray(1 << 24)
+    done = 0
+    with path.open("rb", buffering=0) as file:
+        while done < read:
+            got = file.readinto(buffer)
+            if not got:
+                file.seek(0)
+            done += got or 0
+    path.unlink()
+    return wrote + time.perf_counter() - start
+
+
+def measure(model: str, case: Case, runs: int, scratch: Path) -> list[str]:
+    base, adapter, _ = make(WORK, model)
+    theirs, mine, prints, ratios = [], [], [], []
+    for number in range(runs):
+        folder = scratch / f"{model}-{number}"
+        (folder / "theirs").mkdir(parents=True)
+        theirs.append(baseline(base, adapter, case, folder / "theirs"))
+        shutil.rmtree(folder / "theirs")
+        cost, fingerprint = ours(base, adapter, case, folder / "ours")
+        mine.append(cost)
+        prints.append(fingerprint)
+        ratios.append(theirs[-1].seconds / cost.seconds)
+        shutil.rmtree(folder)
+    mid = sorted(mine, key=lambda cost: cost.seconds)[runs // 2]
+    low = floor(mid.read, mid.written, scratch)
+    return [
+        model,
+        case.name,
+        f"{statistics.median(c.seconds for c in mine):.1f}",
+        f"{statistics.median(c.seconds for c in theirs):.1f}",
+        f"{statistics.median(ratios):.2f}x",
+        f"{statistics.median(c.peak for c in mine) / 1e9:.2f}",
+        f"{statistics.median(m.peak / t.peak for m, t in zip(mine, theirs, strict=True)):.2f}x",
+        f"{mid.read / 1e9:.2f} / {theirs[0].read / 1e9:.2f}",
+        f"{mid.written / 1e9:.2f} / {theirs[0].written / 1e9:.2f}",
+        f"{100 * low / mid.seconds:.0f} %",
+        f"{statistics.median(c.seconds for c in prints):.1f}",
+    ]
+
+
+HEAD = (
+    "model", "case", "ours s", "mlx-lm s", "ratio", "peak GB", "peak ratio", "read GB ours/mlx-lm",
+    "written GB", "of floor", "fingerprint s",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", action="append", choices=["dense", "moe", "tiny_dense", "tiny_moe"])
+    parser.add_argument("--case", action="append", choices=[case.name for case in CASES])
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args(arguments)
+    print(f"{platform.platform()}, {os.cpu_count()} cores, medians of {options.runs} paired runs\n")
+    print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
+    WORK.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WORK) as scratch:
+        for model in options.model or ["dense", "moe"]:
+            for case in CASES:
+                if not options.case or case.name in options.case:
+                    print(
+                        "| " + " | ".join(measure(model, case, options.runs, Path(scratch))) + " |",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()

@@ -7,12 +7,14 @@ run, so that listing tasks stays instant whatever the size of the weights.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from builder import structure as structures
-from builder.errors import BuildError
+from builder.errors import BuildError, SourceError
 from builder.keys import Digest, Key, make_key
 from builder.parse import parse_spec
 from builder.plan import AdapterFacts, BaseFacts, Plan, Sources, Unknown, make_plan
@@ -25,6 +27,8 @@ from builder.store.statcache import StatCache
 from builder.structure import Structure, block_of
 
 HASH_AT_ONCE = 64 << 20  # bytes of one file that planning hashes without being asked
+_Source = TypeVar("_Source")
+_Facts = TypeVar("_Facts")
 NOT_YET = "has not been fingerprinted yet"
 
 
@@ -45,7 +49,7 @@ class Project:
 
     @cached_property
     def plan(self) -> Plan:
-        """All targets with their keys, from what is known now. Raises SourceError, PlanError."""
+        """All targets with their keys, from what is known now. Raises PlanError."""
         return make_plan(self.spec, self.sources())
 
     def forget_plan(self) -> None:
@@ -57,8 +61,8 @@ class Project:
         used = {model.base for model in self.spec.models.values()}
         worn = {model.adapter for model in self.spec.models.values() if model.adapter}
         return Sources(
-            {name: self.base_facts(self.spec.bases[name]) for name in sorted(used)},
-            {name: self.adapter_facts(self.spec.adapters[name]) for name in sorted(worn)},
+            {name: _usable(self.base_facts, self.spec.bases[name]) for name in sorted(used)},
+            {name: _usable(self.adapter_facts, self.spec.adapters[name]) for name in sorted(worn)},
             toolchain() if self.spec.build.strict_toolchain else "",
         )
 
@@ -178,6 +182,14 @@ class Project:
         if known is None and path.stat().st_size <= HASH_AT_ONCE:
             return self.cache.digest(path)
         return known
+
+
+def _usable(facts: Callable[[_Source], _Facts | Unknown], source: _Source) -> _Facts | Unknown:
+    """One source that cannot be used leaves the targets of the others plannable; its own task says why."""
+    try:
+        return facts(source)
+    except SourceError as error:
+        return Unknown(f"cannot be used: {error.message.rstrip('.')}")
 
 
 def structure_key(weights: Digest) -> Key:

@@ -56,8 +56,9 @@ def status_of(project: Project, plan: TargetPlan | Unresolved) -> Status:
     intermediate = plan.target.variant.intermediate
     due = not state.built and not intermediate
     if isinstance(plan, Unresolved):
+        source = "source unusable" if "cannot be used" in state.reason else "new source"
         return Status(
-            plan.name, state.kind, due, intermediate, None, None, None, None, None, "new source", state.reason
+            plan.name, state.kind, due, intermediate, None, None, None, None, None, source, state.reason
         )
     manifest = records.read_manifest(project.store, plan.key)
     missing = () if state.built else missing_actions(project.store, plan)
@@ -74,14 +75,14 @@ def status_of(project: Project, plan: TargetPlan | Unresolved) -> Status:
         blocks=len(plan.actions),
         reused=reused,
         built=manifest.created if manifest else None,
-        why="" if state.built else in_three_words(state, _changes(project, plan)),
+        why="" if state.built else in_three_words(state, _changes(project, plan), intermediate),
         reason=state.reason,
         survival=survival_of(manifest),
         score=score_of(project, plan),
     )
 
 
-def in_three_words(state: TargetState, changed: tuple[Change, ...]) -> str:
+def in_three_words(state: TargetState, changed: tuple[Change, ...], intermediate: bool = False) -> str:
     """Why a target is not built, for a column of a table."""
     match state.kind:
         case "stale" if changed:
@@ -95,7 +96,7 @@ def in_three_words(state: TargetState, changed: tuple[Change, ...]) -> str:
         case "missing" if "blobs are gone" in state.reason:
             return "blobs gone"
         case "missing":
-            return "never built"
+            return "made on demand" if intermediate else "never built"
     return state.kind
 
 

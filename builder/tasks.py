@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError
+from builder.interrupt import one_line_interrupts
 from builder.plan import TargetPlan, Unknown
 from builder.project import Project
 from builder.spec import Adapter, Base, GgufSource, HfSource, Target, Variant
@@ -36,6 +37,7 @@ def load(file: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
     """DOIT_CONFIG and the task creator for dodo.py. A bad declaration becomes doit's one-line error."""
     from doit.exceptions import InvalidDodoFile
 
+    one_line_interrupts()
     try:
         project = Project.load(Path(file))
         defaults = [f"model:{t.name}" for t in project.spec.targets if not t.variant.intermediate]
@@ -147,12 +149,12 @@ class Step:
         raise NotImplementedError
 
     def __call__(self) -> object:
-        from doit.exceptions import TaskFailed
+        from doit.exceptions import TaskError, TaskFailed
 
         try:
             self.run()
-        except BuildError as error:
-            return TaskFailed(str(error), report=True)
+        except BuildError as error:  # doit ends with 1 for a failure, with 2 for an error
+            return (TaskFailed if error.exit_code == 1 else TaskError)(str(error), report=True)
         return None
 
 

@@ -14,8 +14,20 @@ from tests.conftest import ROOT
 BUILDER = ROOT / "builder"
 # From left to right; a module imports only from its own layer or from those before it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "keys", "progress"),
-    ("spec", "names", "toml_lines", "toml_file", "problems", "fields", "shape", "parse", "schema"),
+    ("errors", "keys", "progress", "live", "interrupt"),
+    (
+        "spec",
+        "names",
+        "toml_lines",
+        "toml_file",
+        "problems",
+        "fields",
+        "shape",
+        "parse",
+        "schema",
+        "nearby",
+        "edit",
+    ),
     ("structure", "shards", "record"),
     ("sources", "engine", "store"),
     ("plan",),
@@ -27,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluate", "report"),
     ("deliver",),
     ("tasks",),
-    ("commands",),
+    ("commands", "reference"),
 )
 HEAVY = {"mlx", "mlx_lm", "numpy", "transformers", "numba", "matplotlib", "huggingface_hub", "tokenizers"}
 

@@ -14,3 +14,11 @@ COMMANDS: Mapping[str, str] = {
     "why": "builder.commands.why:Why",
     "plan": "builder.commands.plan:Plan",
 }
+
+# Commands of `builder` alone: they work without a project, or change its declaration.
+STANDALONE: Mapping[str, str] = {
+    "build": "builder.commands.build:Build",
+    "init": "builder.commands.init:Init",
+    "add-variant": "builder.commands.add_variant:AddVariant",
+    "completion": "builder.commands.completion:Completion",
+}

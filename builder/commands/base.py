@@ -1,25 +1,22 @@
-"""What all commands share: they find the project, and end in one line and an exit code, whatever happens."""
+"""What all commands share: how they find the project, and the one JSON document they can print."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from getopt import GetoptError, gnu_getopt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from doit.cmd_base import Command
+from doit.cmdparse import CmdParseError
 
-from builder.errors import BuildError
+from builder.commands.guard import guarded
 
 if TYPE_CHECKING:
     from builder.project import Project
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-PIPE_CLOSED = 141  # 128 + SIGPIPE
-KEPT = "Interrupted. Finished blocks are kept; the same command goes on from there."
 
 OPT_JSON: Mapping[str, Any] = {
     "name": "json",
@@ -30,7 +27,21 @@ OPT_JSON: Mapping[str, Any] = {
 }
 
 
-class ProjectCommand(Command):  # type: ignore[misc]
+class AnyOrder:
+    """For a command of doit: options may also stand after names (`doit status phase8_5bit --json`)."""
+
+    def parse_execute(self, in_args: Sequence[str]) -> int:
+        parser: Any = self.cmdparser  # type: ignore[attr-defined]
+        try:
+            options, names = gnu_getopt(list(in_args), parser.get_short(), parser.get_long())
+        except GetoptError as error:
+            raise CmdParseError(f"{error} (`help {self.name}` shows the options)") from None  # type: ignore[attr-defined]
+        ordered = [part for option, value in options for part in ((option, value) if value else (option,))]
+        dashes = ["--"] if any(name.startswith("-") for name in names) else []
+        return int(super().parse_execute([*ordered, *dashes, *names]) or 0)  # type: ignore[misc]
+
+
+class ProjectCommand(AnyOrder, Command):  # type: ignore[misc]
     """A command over the project of the current folder. Its `run` returns the exit code."""
 
     cmd_options: ClassVar[tuple[Mapping[str, Any], ...]] = ()
@@ -51,23 +62,6 @@ def declaration(options: Mapping[str, Any]) -> Path:
     """The artifacts.toml that `doit -d FOLDER` or `doit -f FOLDER/dodo.py` means."""
     folder = options.get("cwdPath") or os.path.dirname(options.get("dodoFile") or "")  # noqa: PTH120
     return Path(folder) / "artifacts.toml"
-
-
-def guarded(run: Callable[[], int]) -> int:
-    """The one place that turns a BuildError into text and an exit code; other errors are bugs and show."""
-    try:
-        code = run()
-        sys.stdout.flush()
-    except BuildError as error:
-        print(f"ERROR: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"\n{KEPT}", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # `doit status | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
-    return code
 
 
 def print_json(kind: str, **values: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from doit.cmd_run import Run as DoitRun
 
-from builder.commands.base import guarded
+from builder.commands.guard import guarded
 from builder.progress import MODES, VARIABLE
 from builder.tasks import SELECTED
 

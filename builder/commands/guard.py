@@ -1,0 +1,29 @@
+"""How a command ends: the one place that turns a BuildError into text and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from builder.errors import BuildError
+from builder.interrupt import INTERRUPTED, KEPT
+
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """The exit code of `run`; BuildErrors become text on stderr, others are bugs and show."""
+    try:
+        code = run()
+        sys.stdout.flush()
+    except BuildError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\n{KEPT}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `doit status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return code

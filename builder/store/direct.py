@@ -11,6 +11,7 @@ import errno
 import fcntl
 import mmap
 import os
+from contextlib import suppress
 
 from builder.store import durable
 
@@ -50,8 +51,10 @@ class DirectWriter:
             self.close()
 
     def close(self) -> None:
+        """Lets the buffer go; after an error its traceback may hold a view, and frees it when it goes."""
         if self._buffer is not None:
-            self._buffer.close()
+            with suppress(BufferError):
+                self._buffer.close()
             self._buffer = None
 
     def _flush(self, count: int) -> None:

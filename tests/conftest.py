@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from builder.commands import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -71,8 +73,8 @@ def sandbox(tmp_path: Path) -> Callable[[str], Sandbox]:
         root.mkdir()
         shutil.copy(ROOT / "dodo.py", root)
         (root / "pyproject.toml").write_text(
-            "[tool.doit.commands.list]\nsubtasks = true\n"
-            '[tool.doit.plugins.command]\nrun = "builder.commands.run:Run"\n'
+            "[tool.doit.commands.list]\nsubtasks = true\n[tool.doit.plugins.command]\n"
+            + "".join(f'{name} = "{place}"\n' for name, place in COMMANDS.items())
         )
         (root / "artifacts.toml").write_text(declaration)
         return Sandbox(root)

@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import builder
 from builder.commands import COMMANDS, STANDALONE
 from builder.commands.guard import guarded
 
@@ -31,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(dedent(__doc__ or "").strip())
         return 0
     if given == ["--version"]:
-        from builder import __version__
-
-        print(__version__)
+        print(builder.__version__)
         return 0
     return guarded(lambda: _doit(given))
 

@@ -1,0 +1,190 @@
+"""What is generated from the code: `python -m builder.reference` writes it, a test says when to.
+
+builder/artifacts.schema.json, docs/artifacts-toml.md (both from builder.fields) and docs/errors.md (from the
+classes of errors).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import builder
+from builder.errors import BuildError
+from builder.fields import FIELDS, Field, Table
+from builder.schema import schema_text
+from builder.spec import MODES
+
+PACKAGE = Path(builder.__file__).parent
+
+_KINDS = {
+    "string": "string",
+    "path": "path",
+    "name": "name",
+    "names": "array of names",
+    "bool": "true or false",
+    "integer": "integer",
+    "size": 'size, "16GB"',
+    "globs": "table of patterns",
+}
+
+
+def generated() -> Mapping[Path, str]:
+    """Every generated file, relative to the project's folder, and what it should hold."""
+    return {
+        Path("builder/artifacts.schema.json"): schema_text(),
+        Path("docs/artifacts-toml.md"): declaration_page(),
+        Path("docs/errors.md"): errors_page(),
+    }
+
+
+def main() -> int:
+    for path, text in generated().items():
+        file = PACKAGE.parent / path
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
+            print(f"wrote {path}")
+    return 0
+
+
+# -- docs/artifacts-toml.md -------------------------------------------------------------------------------
+
+_INTRODUCTION = """\
+# artifacts.toml
+
+What is built, and from what. This page is generated from `builder/fields.py`, which also checks the file:
+`python -m builder.reference` writes it. `builder init` proposes a file, `builder add-variant` extends one,
+and a first line `#:schema .../builder/artifacts.schema.json` makes editors complete and check it.
+
+Tables may stand in any order. Paths are relative to the file's folder; `~` is the home folder. Names consist
+of letters, digits, `.`, `_` and `-`. A target is a model and a variant: `[model.phase8]` with the variant
+`5bit` is `phase8_5bit`. Comments, order and format never rebuild anything.
+"""
+
+
+def declaration_page() -> str:
+    parts = [_INTRODUCTION]
+    for table in FIELDS.values():
+        parts.append(_section(table))
+    parts.append(_modes())
+    return "\n".join(parts)
+
+
+def _section(table: Table) -> str:
+    title = f"[{table.key}.NAME]" if table.named else f"[{table.key}]"
+    lines = [f"## {title}", "", table.doc, ""]
+    if table.one_of:
+        lines += [f"Exactly one of {_code_list(table.one_of)} is given.", ""]
+    lines += ["| key | type | default | |", "|---|---|---|---|"]
+    lines += [_row(field) for field in table.fields]
+    lines += ["", "```toml", f"[{table.key}.NAME]" if table.named else title]
+    lines += _examples(table)
+    lines += ["```", ""]
+    return "\n".join(lines)
+
+
+def _row(field: Field) -> str:
+    about = [field.doc]
+    if field.choices:
+        about.append(f"One of {_code_list(field.choices)}.")
+    if field.refers:
+        about.append(f"Names a `[{field.refers}.NAME]`.")
+    if field.needs:
+        about.append(f"Needs {_code_list(field.needs, 'or')}.")
+    if field.excludes:
+        about.append(f"Not with {_code_list(field.excludes, 'or')}.")
+    if field.entry:
+        about.append(f"Keys of an entry: {_code_list([entry.name for entry in field.entry])}.")
+    default = "required" if field.required else _shown(field.default)
+    return f"| `{field.name}` | {_KINDS.get(field.kind, field.kind)} | {default} | {' '.join(about)} |"
+
+
+def _examples(table: Table) -> list[str]:
+    """One line for each key, those that exclude others as comments."""
+    lines = []
+    alternatives = set(table.one_of[1:])
+    excluding = {field.name for field in table.fields if field.excludes}
+    for field in table.fields:
+        if not field.example:
+            continue
+        if field.kind == "globs":
+            lines.append(f"{field.name} = {{ {field.example} }}")
+        elif field.name in alternatives | excluding or set(field.needs) & alternatives:
+            lines.append(f"# {field.example}")
+        else:
+            lines.append(field.example)
+    return lines
+
+
+def _modes() -> str:
+    lines = ["## Modes of quantization", "", "| mode | bits | group sizes | default |", "|---|---|---|---|"]
+    for mode, (bits, groups, bit, group) in MODES.items():
+        lines.append(
+            f"| `{mode}` | {', '.join(map(str, bits))} | {', '.join(map(str, groups))} | {bit}, {group} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _code_list(values: Iterable[object], last: str = "") -> str:
+    words = [f"`{value}`" for value in values]
+    if last and len(words) > 1:
+        return f"{', '.join(words[:-1])} {last} {words[-1]}"
+    return ", ".join(words)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value}`"
+
+
+# -- docs/errors.md ---------------------------------------------------------------------------------------
+
+_ERRORS = """\
+# Errors
+
+Everything that can go wrong and that a person can do something about. This page is generated from the
+classes: `python -m builder.reference` writes it. Words in braces stand for what it is about. An error is one
+to three lines on stderr and an exit code; a traceback is a bug of this program.
+
+| exit code | |
+|---|---|
+| 0 | done, or up to date |
+| 1 | failed; with `status`, `why` and `plan`: something is to be done |
+| 2 | an error while running |
+| 3 | a bad declaration, or an unknown name |
+| 130 | interrupted with Ctrl-C; finished blocks are kept |
+"""
+
+
+def error_classes() -> tuple[type[BuildError], ...]:
+    """Every error that can be raised, sorted by name; imports every module."""
+    for module in pkgutil.walk_packages([str(PACKAGE)], "builder."):
+        with suppress(ImportError):  # an extra that is not installed
+            importlib.import_module(module.name)
+    return tuple(sorted(_below(BuildError), key=lambda kind: kind.__name__))
+
+
+def errors_page() -> str:
+    parts = [_ERRORS]
+    for kind in error_classes():
+        lines = [f"## {kind.__name__}", "", f"    {' '.join((kind.__doc__ or '').split())}", ""]
+        if kind.hint:
+            lines += [kind.hint, ""]
+        lines.append(f"Exit code {kind.exit_code}. `{kind.__module__}`")
+        parts.append("\n".join([*lines, ""]))
+    return "\n".join(parts)
+
+
+def _below(kind: type[BuildError]) -> Iterator[type[BuildError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _below(child)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -97,7 +97,7 @@ def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:
                 for file in import_gguf(source, table=f"base.{base.name}")
             )
             manifest = Manifest(
-                key, "base", base.name, now(), entries, inputs={"gguf": project.cache.digest(source)}
+                key, "base", base.name, now(), entries, inputs={"gguf": project.digest(source)}
             )
             records.write_manifest(project.store, manifest)
         folder = project.store.bases / base.name
@@ -137,7 +137,7 @@ def _digest(project: Project, path: Path, emit: Emit) -> Digest:
         done += piece
         emit(Hashing(path.name, done, total))
 
-    return project.cache.digest(path, progress)
+    return project.digest(path, progress)
 
 
 def _download(base: Base, source: HfSource, emit: Emit) -> None:

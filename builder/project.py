@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +39,7 @@ class Project:
     spec: Spec
     store: Store
     cache: StatCache
+    _hashed: dict[Path, tuple[str, Digest]] = field(default_factory=dict)  # by this process
 
     @classmethod
     def load(cls, file: Path = Path("artifacts.toml")) -> Project:
@@ -179,9 +180,27 @@ class Project:
     def known_digest(self, path: Path) -> Digest | None:
         """The digest of a file if the stat cache knows it or the file is small enough to hash at once."""
         known = self.cache.known(path)
-        if known is None and path.stat().st_size <= HASH_AT_ONCE:
-            return self.cache.digest(path)
-        return known
+        if known is not None:
+            return known
+        identity, digest = self._hashed.get(path, ("", None))
+        if digest is not None and identity == _identity(path):
+            return digest
+        return self.digest(path) if path.stat().st_size <= HASH_AT_ONCE else None
+
+    def digest(self, path: Path, on_progress: Callable[[int], None] | None = None) -> Digest:
+        """The digest of a file, hashed if need be. Raises OSError.
+
+        Remembered for this process too: the stat cache does not trust a file that has just been written.
+        """
+        identity = _identity(path)
+        digest = self.cache.digest(path, on_progress)
+        self._hashed[path] = (identity, digest)
+        return digest
+
+
+def _identity(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
 
 
 def _usable(facts: Callable[[_Source], _Facts | Unknown], source: _Source) -> _Facts | Unknown:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from doit.cmd_run import Run as DoitRun
 
 from builder.commands.guard import guarded
+from builder.interrupt import INTERRUPTED
 from builder.progress import MODES, VARIABLE
 from builder.tasks import SELECTED
 
@@ -38,7 +41,12 @@ class Run(DoitRun):  # type: ignore[misc]
     cmd_options = (*DoitRun.cmd_options, OPT_PROGRESS, OPT_QUIET)
 
     def execute(self, params: Any, args: Sequence[str]) -> int:
-        return guarded(lambda: int(super(Run, self).execute(params, args) or 0))
+        code = guarded(lambda: int(super(Run, self).execute(params, args) or 0))
+        if code == INTERRUPTED and threading.active_count() > 1:
+            # doit's threads are daemons inside mlx: leaving in the usual way would abort.
+            sys.stderr.flush()
+            os._exit(code)
+        return code
 
     def _execute(
         self,

@@ -1,0 +1,182 @@
+"""Every documented error, provoked through the real command line: its text, its exit code, no traceback.
+
+An error that is new belongs into PROVOKED with what provokes it, or into ELSEWHERE with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from builder.errors import BuildError
+from builder.reference import error_classes
+from tests.conftest import Ran, Sandbox
+from tests.tiny import DECLARATION, make_adapter, make_base
+
+Make = Callable[..., Sandbox]
+Provoke = Callable[[Sandbox], Ran]
+
+
+def builder(box: Sandbox, *args: str) -> Ran:
+    import sys
+
+    return box.run(sys.executable, "-m", "builder.commands.main", *args)
+
+
+# -- without loading mlx -----------------------------------------------------------------------------------
+
+
+def spec_error(box: Sandbox) -> Ran:
+    box.edit("bits = 4", "bits = 7")
+    return box.doit()
+
+
+def store_error(box: Sandbox) -> Ran:
+    (box.root / "store").mkdir()
+    (box.root / "store" / "version").write_text("99\n")
+    return box.doit("status")
+
+
+def source_missing(box: Sandbox) -> Ran:
+    box.edit('path = "base"', 'path = "nowhere"')
+    return box.doit()
+
+
+def source_invalid(box: Sandbox) -> Ran:
+    (box.root / "base").mkdir()
+    return box.doit()
+
+
+def package_missing(box: Sandbox) -> Ran:
+    box.edit('path = "base"', 'gguf = "no_such_package:x.gguf"')
+    return box.doit()
+
+
+def undownloaded(box: Sandbox) -> Ran:
+    box.edit('path = "base"', 'hf = "nobody/nothing"\nrevision = "main"')
+    return box.doit(
+        "base:tiny",
+    )
+
+
+def already_there(box: Sandbox) -> Ran:
+    return builder(box, "init")
+
+
+PROVOKED: Mapping[str, Provoke] = {
+    "SpecError": spec_error,
+    "StoreError": store_error,
+    "SourceMissing": source_missing,
+    "SourceInvalid": source_invalid,
+    "PackageMissing": package_missing,
+    "AlreadyThere": already_there,
+    "UnknownTarget": lambda box: box.doit("why", "m_7bit"),
+    "NoSuchModel": lambda box: builder(box, "add-variant", "n", "6bit"),
+    "BadVariant": lambda box: builder(box, "add-variant", "m", "best"),
+}
+
+
+# -- with mlx ----------------------------------------------------------------------------------------------
+
+
+def with_sources(box: Sandbox) -> Path:
+    make_base(box.root / "base")
+    make_adapter(box.root / "adapter")
+    return box.root / "base" / "config.json"
+
+
+def model_unloadable(box: Sandbox) -> Ran:
+    config = with_sources(box)
+    config.write_text(config.read_text().replace('"qwen3"', '"no_such_type"'))
+    return box.doit()
+
+
+def remote_code(box: Sandbox) -> Ran:
+    config = with_sources(box)
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_file": "mine.py"}))
+    return box.doit()
+
+
+def not_finite(box: Sandbox) -> Ran:
+    import mlx.core as mx
+
+    with_sources(box)
+    for file in (box.root / "base").glob("*.safetensors"):
+        tensors = dict(mx.load(str(file)))
+        if "model.layers.1.mlp.up_proj.weight" in tensors:
+            tensors["model.layers.1.mlp.up_proj.weight"] *= float("nan")
+            mx.eval(tensors)
+            mx.save_safetensors(str(file), tensors)
+    return box.doit()
+
+
+def adapter_mismatch(box: Sandbox) -> Ran:
+    import mlx.core as mx
+
+    from tests.tiny import save_adapter
+
+    with_sources(box)
+    file = box.root / "adapter" / "adapters.safetensors"
+    tensors = dict(mx.load(str(file)))
+    name = "model.layers.3.self_attn.q_proj.lora_a"
+    tensors[name] = mx.zeros((64, 4))
+    save_adapter(box.root / "adapter", tensors)
+    return box.doit()
+
+
+SLOW: Mapping[str, Provoke] = {
+    "ModelUnloadable": model_unloadable,
+    "RemoteCode": remote_code,
+    "NotFinite": not_finite,
+    "AdapterMismatch": adapter_mismatch,
+    "Undownloaded": undownloaded,
+}
+
+ELSEWHERE: Mapping[str, str] = {
+    "SourceError": "the common name of what sources raise",
+    "EngineError": "the common name of what the engine raises",
+    "BlobMissing": "needs another program that deletes blobs within milliseconds",
+    "SourceChanged": "needs a base that changes while it is read",
+    "LayoutChanged": "needs another version of mlx-lm",
+    "PlanError": "needs an architecture that a recipe does not fit; tests/test_plan.py",
+    "StoreFull": "needs a full disk; tests/test_store_disk.py",
+    "GcRefused": "needs a declaration without targets; tests/test_store_gc.py",
+}
+
+
+def pattern(name: str) -> str:
+    """The message of an error as a regular expression."""
+    (kind,) = (kind for kind in error_classes() if kind.__name__ == name)
+    template = " ".join((kind.__doc__ or "").split())
+    return ".+".join(re.escape(part) for part in re.split(r"\{\w+\}", template))
+
+
+def exit_code(name: str) -> int:
+    (kind,) = (kind for kind in error_classes() if kind.__name__ == name)
+    return kind.exit_code
+
+
+def check(name: str, ran: Ran) -> None:
+    assert re.search(pattern(name), " ".join(ran.text.split())), ran.text
+    assert "Traceback" not in ran.text
+    assert ran.code == exit_code(name), ran.text
+
+
+@pytest.mark.parametrize("name", PROVOKED)
+def test_provoked(sandbox: Make, name: str) -> None:
+    check(name, PROVOKED[name](sandbox(DECLARATION)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_provoked_with_mlx(sandbox: Make, name: str) -> None:
+    check(name, SLOW[name](sandbox(DECLARATION)))
+
+
+def test_every_documented_error_is_accounted_for() -> None:
+    documented = {kind.__name__ for kind in error_classes() if kind is not BuildError}
+    assert documented == {*PROVOKED, *SLOW, *ELSEWHERE}

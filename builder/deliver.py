@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builder.execute import Built, build
 from builder.plan import TargetPlan, Unresolved
-from builder.progress import Emit, TargetDone, mode
+from builder.progress import Emit, TargetDone
 from builder.project import Project
 from builder.state import target_state
 from builder.store import pins, prune, views
@@ -45,8 +45,6 @@ def deliver(
                 round(built.seconds, 3),
             )
         )
-    if mode() in ("live", "plain"):
-        show(results)
     return results
 
 

@@ -191,11 +191,13 @@ class BuildTarget(Step):
     selection: Selection
 
     def run(self) -> None:
-        from builder.deliver import deliver
-        from builder.progress import showing
+        from builder.deliver import deliver, show
+        from builder.progress import mode, showing
 
         with showing() as emit:
-            deliver(self.project, self.name, self.selection.targets, self.selection.named, emit)
+            results = deliver(self.project, self.name, self.selection.targets, self.selection.named, emit)
+        if mode() in ("live", "plain"):
+            show(results)
 
 
 @dataclass

@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluate", "report"),
     ("deliver",),
     ("tasks",),
-    ("commands", "reference"),
+    ("commands", "reference", "api"),
 )
 HEAVY = {"mlx", "mlx_lm", "numpy", "transformers", "numba", "matplotlib", "huggingface_hub", "tokenizers"}
 

@@ -1,0 +1,75 @@
+"""The same things from Python, for notebooks and scripts: `from builder import Project`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder import project, status
+from builder.spec import Spec
+
+if TYPE_CHECKING:
+    from builder.execute import Built
+    from builder.forecast import Forecast
+    from builder.progress import Emit
+    from builder.status import Status
+    from builder.why import Why
+
+
+class Project:
+    """One artifacts.toml and its store.
+
+    >>> project = Project("artifacts.toml")      # doctest: +SKIP
+    >>> project.build("phase8_5bit")             # doctest: +SKIP
+    >>> mlx_lm.load(project.path("phase8_5bit")) # doctest: +SKIP
+
+    Every method raises BuildError for what a person can put right.
+    """
+
+    def __init__(self, file: str | Path = "artifacts.toml") -> None:
+        self._project = project.Project.load(Path(file))
+
+    @property
+    def spec(self) -> Spec:
+        """What is declared."""
+        return self._project.spec
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(target.name for target in self.spec.targets)
+
+    def status(self) -> tuple[Status, ...]:
+        """What there is of every target."""
+        self._project.forget_plan()
+        return status.survey(self._project)
+
+    def why(self, target: str) -> Why:
+        """Why a target would be built again."""
+        self._project.forget_plan()
+        (name,) = status.find_targets(self._project, [target])
+        return status.why(self._project, self._project.plan.targets[name])
+
+    def plan(self, *targets: str) -> Forecast:
+        """What building these targets (without any: all that `doit` builds) would do and cost."""
+        from builder.forecast import forecast
+
+        self._project.forget_plan()
+        return forecast(self._project, status.find_targets(self._project, targets))
+
+    def build(self, *targets: str, emit: Emit | None = None) -> list[Built]:
+        """Builds what is not up to date; all targets of a model in one pass. `emit` gets the events."""
+        from builder.deliver import deliver
+        from builder.progress import silent
+
+        wanted = status.find_targets(self._project, targets)
+        chosen = wanted or [t.name for t in self.spec.targets if not t.variant.intermediate]
+        done: list[Built] = []
+        for name in chosen:
+            if name not in {built.name for built in done}:
+                done += deliver(self._project, name, set(chosen), set(wanted), emit or silent)
+        return done
+
+    def path(self, target: str) -> Path:
+        """The folder that mlx_lm loads; it exists once the target is built."""
+        (name,) = status.find_targets(self._project, [target])
+        return self._project.store.models / name

@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from builder import shards, speed
+from builder import preflight, shards, speed
 from builder.errors import BuildError
 from builder.keys import Key
 from builder.plan import CONFIG, Action, TargetPlan
@@ -25,6 +25,7 @@ from builder.prepare import now
 from builder.progress import BlockDone, Emit, PassDone, PassStarted
 from builder.project import Project, toolchain
 from builder.record import Blob, FileEntry, Manifest, Record
+from builder.roots import register
 from builder.sources import base as bases
 from builder.state import holds, missing_actions, usable_record
 from builder.store import blobs, records, views
@@ -36,7 +37,6 @@ from builder.why import inputs_of, settings_of
 if TYPE_CHECKING:
     from builder.engine.stream import Stream
 
-PORTION = 128 << 20  # bytes of output that are computed at once
 _ONE_PASS = Lock()  # one pass at a time in a process: two would double the memory (`doit -P thread`)
 
 
@@ -82,8 +82,10 @@ def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[B
     start = time.perf_counter()
     store = project.store
     keys = [key for target in targets for key in (target.key, *target.keys)]
+    _check_room(project, targets)
     with _ONE_PASS, build_session(store, keys):
         tally = _Tally()
+        register(project)
         _make_missing(project, targets, tally, emit)
         for target in targets:
             _ingest_aux(project, target)
@@ -92,6 +94,14 @@ def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[B
 
 
 # -- blocks ----------------------------------------------------------------------------------------------
+
+
+def _check_room(project: Project, targets: Sequence[TargetPlan]) -> None:
+    """Before anything is written, even the registration of this build. Raises NoRoom, NoMemory."""
+    missing = (action for target in targets for action in missing_actions(project.store, target))
+    unique = {action.key: action for action in missing}
+    first = targets[0]
+    preflight.check(project, first.target.model.name, unique.values(), first.base.structure.block_nbytes)
 
 
 def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally, emit: Emit) -> None:
@@ -198,9 +208,9 @@ def portions(
     its weight is read once all the same.
     """
     parts: list[dict[Key, tuple[TargetPlan, Action]]] = []
-    size = PORTION + 1
+    size = preflight.PORTION + 1
     for key, (target, action) in actions.items():
-        if size + action.size > PORTION:
+        if size + action.size > preflight.PORTION:
             parts.append({})
             size = 0
         parts[-1][key] = (target, action)

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from builder import speed
 from builder.keys import Key
 from builder.plan import Action, TargetPlan, Unresolved
+from builder.preflight import peak_memory
 from builder.project import Project
 from builder.state import missing_actions, target_state
 from builder.store import blobs
-
-RESIDENT = 400 << 20  # Python, mlx and mlx-lm themselves
-COPIES = 2  # while one block is written, the next is computed
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def _pass(
         len(everything) - len(unique),
         read,
         write,
-        RESIDENT + COPIES * max((source[block] + made[block] for block in made), default=0),
+        peak_memory(unique.values(), source),
         speed.estimate(known, read, write),
     )
 

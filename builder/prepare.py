@@ -81,7 +81,8 @@ def check_fit(adapter: Adapter, names: list[str], base: BaseFacts) -> None:
 
 def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:
     """The manifest of a GGUF base as a Hugging Face style directory, imported once into the store."""
-    from builder.sources.gguf import import_gguf, resolve_gguf
+    from builder.sources.gguf import import_gguf
+    from builder.sources.gguf_location import resolve_gguf
 
     assert isinstance(base.source, GgufSource)
     source = resolve_gguf(base.source.package, base.source.path, f"base.{base.name}")

@@ -7,12 +7,13 @@ run, so that listing tasks stays instant whatever the size of the weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from builder import index
 from builder import structure as structures
 from builder.errors import BuildError, SourceError
 from builder.keys import Digest, Key, make_key
@@ -23,6 +24,7 @@ from builder.sources import base as bases
 from builder.spec import Adapter, Base, GgufSource, Spec
 from builder.store import blobs, records
 from builder.store.layout import Store, open_store
+from builder.store.seen import Seen
 from builder.store.statcache import StatCache
 from builder.structure import Structure, block_of
 
@@ -53,9 +55,34 @@ class Project:
         """All targets with their keys, from what is known now. Raises PlanError."""
         return make_plan(self.spec, self.sources())
 
+    @cached_property
+    def keys(self) -> Mapping[str, Key]:
+        """The current key of every target that can be planned; without planning if nothing changed.
+
+        Raises PlanError.
+        """
+        inputs = index.inputs(self)
+        if inputs and (text := self.cache.get("index", inputs)):
+            return dict(json.loads(text))
+        keys = {target.name: target.key for target in self.plan.resolved()}
+        if inputs and len(keys) == len(self.plan.targets):
+            self.cache.put("index", inputs, json.dumps(keys).encode())
+        return keys
+
+    @cached_property
+    def seen(self) -> Seen:
+        """What this run has found in the store."""
+        return Seen(self.store, self.cache)
+
+    def is_built(self, name: str) -> bool:
+        """Whether a target is up to date, at once if it is; builder.state decides when this says no."""
+        key = self.keys.get(name)
+        return key is not None and self.seen.shows(name, key)
+
     def forget_plan(self) -> None:
         """Plan afresh: a source has been fingerprinted, or its files may have changed."""
-        self.__dict__.pop("plan", None)
+        for name in ("plan", "keys", "seen"):
+            self.__dict__.pop(name, None)
 
     def sources(self) -> Sources:
         """What is known of the sources that the models use."""
@@ -105,7 +132,7 @@ class Project:
 
     def gguf_key(self, base: Base) -> Key | None:
         """Key of the import of a GGUF base, if its digest is known. Raises SourceError."""
-        from builder.sources.gguf import IMPORTER, resolve_gguf
+        from builder.sources.gguf_location import IMPORTER, resolve_gguf
 
         assert isinstance(base.source, GgufSource)
         file = resolve_gguf(base.source.package, base.source.path, f"base.{base.name}")
@@ -133,16 +160,20 @@ class Project:
 
     def adapter_facts(self, adapter: Adapter) -> AdapterFacts | Unknown:
         """Raises SourceError for an adapter that cannot be used."""
-        from builder.sources.adapter import adapter_files
-
-        files = bases.digest_all(adapter_files(adapter), self.known_digest)
-        if files is None:
+        key = self.adapter_key(adapter)
+        if key is None:
             return Unknown(NOT_YET)
-        key = make_key("adapter/1", files)
         known = self.cache.get("adapter", key)
         if known is None:
             return self.read_adapter(adapter, key)
         return _adapter_from_text(known.decode())
+
+    def adapter_key(self, adapter: Adapter) -> Key | None:
+        """The identity of an adapter's files, if their digests are known. Raises SourceError."""
+        from builder.sources.adapter import adapter_files
+
+        files = bases.digest_all(adapter_files(adapter), self.known_digest)
+        return None if files is None else make_key("adapter/1", files)
 
     def adapter_checked(self, adapter: Adapter) -> bool:
         """Whether these bytes have been found finite and fitting this base. False if either is unusable."""
@@ -157,11 +188,11 @@ class Project:
             self.cache.put("adapter-checked", key, b"1")
 
     def _check_key(self, adapter: Adapter) -> Key | None:
-        facts = self.adapter_facts(adapter)
-        base = self.base_facts(self.spec.bases[adapter.base])
-        if isinstance(facts, Unknown) or isinstance(base, Unknown):
+        key = self.adapter_key(adapter)
+        located = self.base_files(self.spec.bases[adapter.base])
+        if key is None or isinstance(located, Unknown):
             return None
-        return make_key("adapter-checked/1", facts.digest, base.weights)
+        return make_key("adapter-checked/1", key, located[0])
 
     def read_adapter(self, adapter: Adapter, key: Key) -> AdapterFacts:
         from builder.sources.adapter import read_adapter, slice_digests

@@ -252,13 +252,20 @@ class TargetReady:
         from builder.state import target_state
 
         try:
+            if self.project.is_built(self.name):
+                return True
             plan = self.project.plan.targets[self.name]
             if not isinstance(plan, TargetPlan):
                 self.project.forget_plan()  # its sources may have been prepared since
                 plan = self.project.plan.targets[self.name]
-            return target_state(self.project.store, plan).built
+            built = target_state(self.project.store, plan).built
         except BuildError:
             return False  # the action says it
+        if built:
+            from builder.roots import keep_registered
+
+            keep_registered(self.project)  # a gc from another checkout must know
+        return built
 
     def __str__(self) -> str:
         from builder.state import target_state

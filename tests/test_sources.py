@@ -18,8 +18,9 @@ from builder.errors import SourceError, SourceInvalid, SourceMissing
 from builder.shards import RawTensor, encode, encoded_size
 from builder.sources.adapter import adapter_files, check_finite, load_tensors, read_adapter, slice_digests
 from builder.sources.base import list_files
-from builder.sources.gguf import PackageMissing, dequantize, import_gguf, resolve_gguf
+from builder.sources.gguf import dequantize, import_gguf
 from builder.sources.gguf_header import read_gguf_header
+from builder.sources.gguf_location import PackageMissing, resolve_gguf
 from builder.sources.safetensors import read_header
 from builder.spec import Adapter, Base, PathSource
 from builder.structure import TensorSpec, block_of

@@ -13,6 +13,8 @@ COMMANDS: Mapping[str, str] = {
     "status": "builder.commands.status:Status",
     "why": "builder.commands.why:Why",
     "plan": "builder.commands.plan:Plan",
+    "gc": "builder.commands.gc:Gc",
+    "verify": "builder.commands.verify:Verify",
 }
 
 # Commands of `builder` alone: they work without a project, or change its declaration.

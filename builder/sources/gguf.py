@@ -5,24 +5,20 @@ Weights become float16, dequantized in float32 as mx.load and mx.dequantize woul
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from builder.errors import SourceError, SourceInvalid, SourceMissing
+from builder.errors import SourceInvalid
 from builder.shards import RawTensor, encode
 from builder.sources.gguf_header import GgufFile, GgufTensor, read_gguf_header
 from builder.sources.gguf_tokenizer import Unsupported, token_ids, tokenizer_files
-
-IMPORTER = "import-gguf/1"  # part of the import's key: change it when the output changes
 
 _OUTER = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -43,39 +39,12 @@ _INNER = {
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
-class PackageMissing(SourceError):
-    """[{table}] the Python package "{package}" is not installed."""
-
-    hint = 'Install it, or name a file: gguf = "path/to/model.gguf".'
-
-
 @dataclass(frozen=True)
 class ImportedFile:
     """One file of the directory: its name and its bytes in order."""
 
     name: str
     chunks: Sequence[bytes | memoryview]
-
-
-def resolve_gguf(package: str | None, path: Path, table: str) -> Path:
-    """The file itself; a package is found without being imported.
-
-    Raises PackageMissing, SourceMissing (with the nearest name).
-    """
-    if package is None:
-        folder, file = path.parent, path
-    else:
-        spec = find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise PackageMissing(table=table, package=package)
-        folder = Path(next(iter(spec.submodule_search_locations)))
-        file = folder / path
-    if not file.is_file():
-        names = [entry.name for entry in folder.glob("*.gguf")] if folder.is_dir() else []
-        near = difflib.get_close_matches(file.name, names, 1, 0.3)
-        hint = f'Did you mean "{near[0]}"?' if near else None
-        raise SourceMissing(table=table, path=file, hint=hint)
-    return file
 
 
 def import_gguf(path: Path, table: str) -> Iterator[ImportedFile]:

@@ -38,6 +38,14 @@ def register(store: Store, folder: Path, keys: Iterable[Key]) -> None:
         checked.write(store, file, text)
 
 
+def registered_since(store: Store, folder: Path, mtime_ns: int) -> bool:
+    """Whether a checkout has registered since that time; one stat."""
+    try:
+        return _file(store, folder).stat().st_mtime_ns > mtime_ns
+    except OSError:
+        return False
+
+
 def registered(store: Store) -> tuple[Checkout, ...]:
     """Every checkout that was registered. Raises StoreError when one cannot be read: gc must not guess."""
     with durable.explained(store.root):

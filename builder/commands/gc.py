@@ -1,0 +1,154 @@
+"""`doit gc`: delete what nothing declared needs. Shows what goes before it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from builder.commands import render
+from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.errors import BuildError
+from builder.progress import showing
+from builder.project import Project
+from builder.roots import fingerprint, gc_plan, register
+from builder.store import roots as checkouts
+from builder.store.gc import GcPlan, Policy, apply_gc
+
+_UNITS = {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class BadOption(BuildError):
+    """{option}: {what}."""
+
+    exit_code = 3
+
+
+class Gc(ProjectCommand):
+    name = "gc"
+    doc_purpose = "delete what no declared target, pin, running build or other checkout needs"
+    doc_usage = ""
+    doc_description = "What goes is shown before it goes. Works on a full disk."
+    cmd_options = (
+        {
+            "name": "dry_run",
+            "long": "dry-run",
+            "type": bool,
+            "default": False,
+            "help": "show what would go, delete nothing",
+        },
+        {
+            "name": "keep_days",
+            "long": "keep-days",
+            "type": str,
+            "default": "",
+            "help": "keep what was used in the last N days",
+        },
+        {
+            "name": "max_size",
+            "long": "max-size",
+            "type": str,
+            "default": "",
+            "help": "delete only until the store fits this size (200GB), least recently used first",
+        },
+        {
+            "name": "grace",
+            "long": "grace",
+            "type": str,
+            "default": "3600",
+            "help": "seconds for which new things are kept whatever else (3600)",
+        },
+        {
+            "name": "forget",
+            "long": "forget",
+            "type": str,
+            "default": "",
+            "help": "give up the roots of another checkout (its folder) that shares this store",
+        },
+        {
+            "name": "no_roots",
+            "long": "delete-everything-undeclared",
+            "type": bool,
+            "default": False,
+            "help": "go on although artifacts.toml declares no target: everything in the store is deleted",
+        },
+        OPT_JSON,
+    )
+
+    def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
+        if options["forget"] and not checkouts.forget(project.store, Path(options["forget"])):
+            raise BadOption(option="--forget", what=f"no checkout {options['forget']} uses this store")
+        allowed = policy(options)
+        with showing() as emit:
+            fingerprint(project, emit)
+        plan = gc_plan(project, allowed)
+        if not options["json"]:
+            show(plan)
+        freed = None
+        if not options["dry_run"] and not plan.is_empty:
+            freed = apply_gc(project.store, plan)
+            register(project)
+        if options["json"]:
+            print_json(
+                "gc",
+                dry_run=options["dry_run"],
+                targets=[manifest.name for manifest in plan.manifests],
+                views=[str(view) for view in plan.views],
+                records=len(plan.records),
+                blobs=len(plan.blobs),
+                bytes=plan.bytes,
+                kept_bytes=plan.kept_bytes,
+                over=plan.over,
+                freed_bytes=freed.bytes if freed else 0,
+            )
+        elif freed:
+            print(f"freed {render.size(freed.bytes)} in {freed.blobs} blobs")
+        return int(plan.over > 0)
+
+
+def policy(options: Mapping[str, Any]) -> Policy:
+    """Raises BadOption."""
+    return Policy(
+        keep_days=_number("--keep-days", options["keep_days"]),
+        max_bytes=_size("--max-size", options["max_size"]),
+        grace_s=_number("--grace", options["grace"]) or 0.0,
+        allow_no_roots=options["no_roots"],
+    )
+
+
+def _number(option: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise BadOption(option=option, what=f'"{text}" is not a number of at least 0')
+    return value
+
+
+def _size(option: str, text: str) -> int | None:
+    if not text:
+        return None
+    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
+    number = _number(option, text.removesuffix(unit)) if unit else None
+    if number is None:
+        raise BadOption(option=option, what=f'"{text}" is not a size such as 200GB or 500MB')
+    return int(number * _UNITS[unit])
+
+
+def show(plan: GcPlan) -> None:
+    for manifest in plan.manifests:
+        print(f"{manifest.kind} {manifest.name}, built {manifest.created}: {render.size(manifest.size)}")
+    for view in plan.views:
+        print(f"view {view.name}")
+    if plan.is_empty:
+        print(f"Nothing to delete: {render.size(plan.kept_bytes)} in the store are all needed or new.")
+    else:
+        print(
+            f"{len(plan.blobs)} blobs, {len(plan.records)} records, {len(plan.temporaries)} left-overs: "
+            f"{render.size(plan.bytes)} to free, {render.size(plan.kept_bytes)} stay"
+        )
+    if plan.over:
+        print(f"The declared targets alone are {render.size(plan.over)} larger than --max-size.")

@@ -1,0 +1,85 @@
+"""Before a pass: will its bytes fit on the disk, and its largest block into memory? If not, the numbers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+
+from builder.errors import BuildError
+from builder.plan import Action
+from builder.project import Project
+from builder.roots import freeable
+
+RESIDENT = 400 << 20  # Python, mlx and mlx-lm themselves
+COPIES = 2  # while one portion of a block is written, the next is computed
+PORTION = 128 << 20  # bytes of output that are computed at once (see execute.portions)
+SLACK = 4 << 20  # records, manifests and the blocks of the file system
+
+
+class NoRoom(BuildError):
+    """this build writes {needed}, and {path} has {free} free."""
+
+    exit_code = 2
+    hint = "`doit gc` could free {freeable}; `doit gc --dry-run` shows what."
+
+
+class NoMemory(BuildError):
+    """block "{block}" of {model} needs about {needed} of memory, and [build] memory is {budget}."""
+
+    exit_code = 2
+    hint = "One block is the least that can be held: raise [build] memory, or build fewer variants at once."
+
+
+def check(project: Project, model: str, actions: Iterable[Action], source: Mapping[str, int]) -> None:
+    """Raises NoRoom or NoMemory. `source`: bytes of each block of the base."""
+    todo = list(actions)
+    check_memory(project.spec.build.memory, model, todo, source)
+    needed = sum(action.size for action in todo) + SLACK
+    free = shutil.disk_usage(project.store.root).free
+    if todo and needed > free:
+        raise NoRoom(
+            needed=size_text(needed),
+            path=project.store.root,
+            free=size_text(free),
+            freeable=size_text(freeable(project)),
+        )
+
+
+def check_memory(
+    budget: int | None, model: str, actions: Iterable[Action], source: Mapping[str, int]
+) -> None:
+    """Raises NoMemory naming the block that does not fit the budget."""
+    if budget is None:
+        return
+    peaks = block_peaks(actions, source)
+    for block, needed in peaks.items():
+        if needed > budget:
+            raise NoMemory(block=block, model=model, needed=size_text(needed), budget=size_text(budget))
+
+
+def peak_memory(actions: Iterable[Action], source: Mapping[str, int]) -> int:
+    """An upper estimate, in bytes, of the process at its peak."""
+    return max(block_peaks(actions, source).values(), default=RESIDENT)
+
+
+def block_peaks(actions: Iterable[Action], source: Mapping[str, int]) -> Mapping[str, int]:
+    """Block -> upper estimate of the process while it is made: its weights, a fused copy, two portions."""
+    made: dict[str, int] = {}
+    largest: dict[str, int] = {}
+    for action in actions:
+        made[action.block] = made.get(action.block, 0) + action.size
+        largest[action.block] = max(largest.get(action.block, 0), action.size)
+    return {
+        block: RESIDENT + COPIES * (source[block] + min(size, max(PORTION, largest[block])))
+        for block, size in made.items()
+    }
+
+
+def size_text(nbytes: float) -> str:
+    """In the units of disk makers: 92.6 MB."""
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

@@ -1,0 +1,45 @@
+"""After damage was put aside: rebuild exactly what it held. The actions that are whole are not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from builder.execute import build
+from builder.plan import TargetPlan
+from builder.prepare import prepare_base
+from builder.progress import Emit
+from builder.project import Project
+from builder.spec import GgufSource
+from builder.state import target_state
+from builder.store import records
+from builder.store.findings import Finding
+
+
+def restore(project: Project, findings: Iterable[Finding], emit: Emit) -> tuple[str, ...]:
+    """Rebuild the declared targets and bases that the findings touch; their names. Raises BuildError."""
+    damaged = {f.path.name for f in findings if f.kind.is_damage}
+    damaged |= {f.view.name for f in findings if f.view is not None and f.kind.is_damage}
+    rebuilt = []
+    for base in project.spec.bases.values():
+        if isinstance(base.source, GgufSource) and _touches(
+            project, project.gguf_key(base), base.name, damaged
+        ):
+            prepare_base(project, base, emit)
+            rebuilt.append(base.name)
+    project.forget_plan()
+    by_model: dict[str, list[TargetPlan]] = {}
+    for plan in project.plan.resolved():
+        if _touches(project, plan.key, plan.name, damaged) and not target_state(project.store, plan).built:
+            by_model.setdefault(plan.target.model.name, []).append(plan)
+    for plans in by_model.values():
+        build(project, plans, emit)
+        rebuilt += [plan.name for plan in plans]
+    return tuple(rebuilt)
+
+
+def _touches(project: Project, key: object, name: str, damaged: set[str]) -> bool:
+    """Whether a manifest, one of its blobs, or its view was damaged."""
+    if name in damaged or f"{key}.toml" in damaged:
+        return True
+    manifest = records.read_manifest(project.store, key) if key else None  # type: ignore[arg-type]
+    return manifest is not None and not damaged.isdisjoint(manifest.digests)

@@ -1,0 +1,89 @@
+"""What a project needs of its store: the keys that gc must keep. Pure reading, but for `register`."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from builder.errors import BuildError, SourceError
+from builder.keys import Key
+from builder.plan import TargetPlan
+from builder.progress import Emit, Hashing
+from builder.project import Project, structure_key
+from builder.sources.base import list_files, locate
+from builder.sources.gguf_location import resolve_gguf
+from builder.spec import Base, GgufSource
+from builder.store import roots as checkouts
+from builder.store.gc import GcPlan, Policy, plan_gc
+from builder.store.inventory import survey
+
+
+def root_keys(project: Project) -> frozenset[Key]:
+    """Keys of every declared target, its actions, and the imports and structures of its base."""
+    keys: set[Key] = set()
+    for plan in project.plan.targets.values():
+        if isinstance(plan, TargetPlan):
+            keys |= {plan.key, *plan.keys, structure_key(plan.base.weights)}
+    for base in project.spec.bases.values():
+        if isinstance(base.source, GgufSource) and (key := project.gguf_key(base)):
+            keys.add(key)
+    return frozenset(keys)
+
+
+def register(project: Project) -> None:
+    """Tell the store what this checkout needs, for a gc that runs from another one."""
+    checkouts.register(project.store, project.spec.file.parent, root_keys(project))
+
+
+def keep_registered(project: Project) -> None:
+    """Register unless this checkout has done so since its declaration was last written. Best effort.
+
+    For runs that find everything built: a build registers anyway.
+    """
+    folder = project.spec.file.parent
+    with suppress(BuildError, OSError):
+        if not checkouts.registered_since(project.store, folder, project.spec.file.stat().st_mtime_ns):
+            register(project)
+
+
+def fingerprint(project: Project, emit: Emit) -> None:
+    """Hash the files of bases whose digest is not known; imports, downloads and inspects nothing."""
+    for base in project.spec.bases.values():
+        with suppress(SourceError):  # an unusable source: its targets stay unknown, which keeps them
+            for path in _files(base):
+                total = path.stat().st_size
+                emit(Hashing(path.name, total, total))
+                project.digest(path)
+    project.forget_plan()
+
+
+def _files(base: Base) -> tuple[Path, ...]:
+    table = f"base.{base.name}"
+    if isinstance(base.source, GgufSource):
+        return (resolve_gguf(base.source.package, base.source.path, table),)
+    directory = locate(base)
+    if directory is None:
+        return ()
+    files = list_files(base, directory)
+    return (*files.weights, *files.copied)
+
+
+def gc_plan(project: Project, policy: Policy) -> GcPlan:
+    """What a gc would delete now. Raises GcRefused, StoreError.
+
+    While a target cannot be planned (its source is not there), this checkout's last known roots stay too:
+    what is not known is not deleted.
+    """
+    known = all(isinstance(plan, TargetPlan) for plan in project.plan.targets.values())
+    folder = project.spec.file.parent
+    roots = root_keys(project)
+    if not known:
+        ours = (c.keys for c in checkouts.registered(project.store) if c.folder == folder.resolve())
+        roots = roots.union(*ours)
+    return plan_gc(survey(project.store), roots, policy, time.time_ns(), folder)
+
+
+def freeable(project: Project) -> int:
+    """Bytes that a plain `doit gc` would free."""
+    return gc_plan(project, Policy(allow_no_roots=True)).bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import platform
 import shutil
@@ -145,26 +146,27 @@ def ours(base: Path, adapter: Path, case: Case, folder: Path) -> tuple[Cost, Cos
 
 
 def floor(read: int, written: int, folder: Path) -> float:
-    """Seconds to read and write that many bytes one after the other on this disk, as fast as dd would."""
-    piece = memoryview(os.urandom(1 << 24))
+    """Seconds to write and then read that many bytes in sequence on this disk, as fast as it lets us.
+
+    Written past the page cache where possible and synced; read back through it, as the base is.
+    """
+    piece = mmap.mmap(-1, 1 << 24)
     path = folder / "floor"
     start = time.perf_counter()
-    with path.open("wb", buffering=0) as file:
-        for _ in range(max(1, written >> 24)):
-            file.write(piece)
-        os.fsync(file.fileno())
-    wrote = time.perf_counter() - start
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | getattr(os, "O_DIRECT", 0))
+    for _ in range(max(1, written >> 24)):
+        os.write(fd, piece)
+    os.fsync(fd)
+    os.close(fd)
+    seconds = time.perf_counter() - start
+    path.write_bytes(os.urandom(1 << 28))  # in the page cache, as a base is that was just fingerprinted
     start = time.perf_counter()
-    buffer = bytearray(1 << 24)
     done = 0
     with path.open("rb", buffering=0) as file:
         while done < read:
-            got = file.readinto(buffer)
-            if not got:
-                file.seek(0)
-            done += got or 0
+            done += file.readinto(piece) or file.seek(0)
     path.unlink()
-    return wrote + time.perf_counter() - start
+    return seconds + time.perf_counter() - start
 
 
 def measure(model: str, case: Case, runs: int, scratch: Path) -> list[str]:

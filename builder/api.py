@@ -47,7 +47,7 @@ class Project:
         """Why a target would be built again."""
         self._project.forget_plan()
         (name,) = status.find_targets(self._project, [target])
-        return status.why(self._project, self._project.plan.targets[name])
+        return status.why(self._project, name)
 
     def plan(self, *targets: str) -> Forecast:
         """What building these targets (without any: all that `doit` builds) would do and cost."""

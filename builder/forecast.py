@@ -11,6 +11,7 @@ from builder.keys import Key
 from builder.plan import Action, TargetPlan, Unresolved
 from builder.preflight import peak_memory
 from builder.project import Project
+from builder.spec import Target
 from builder.state import missing_actions, target_state
 from builder.store import blobs
 
@@ -57,10 +58,14 @@ class Forecast:
 
 def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
     """What building `names` would do; without names, what `doit` would do. Raises BuildError."""
-    chosen = [p for p in project.plan.targets.values() if _is_wanted(p, names)]
+    chosen = [t.name for t in project.spec.targets if _is_wanted(t, names)]
     relink, prepare, current = [], [], []
     todo: dict[str, list[tuple[TargetPlan, tuple[Action, ...]]]] = {}
-    for plan in chosen:
+    for name in chosen:
+        if project.is_built(name):
+            current.append(name)
+            continue
+        plan = project.plan.targets[name]
         if isinstance(plan, Unresolved):
             prepare.append((plan.name, plan.reason))
             continue
@@ -88,8 +93,8 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
     )
 
 
-def _is_wanted(plan: TargetPlan | Unresolved, names: Collection[str]) -> bool:
-    return plan.name in names if names else not plan.target.variant.intermediate
+def _is_wanted(target: Target, names: Collection[str]) -> bool:
+    return target.name in names if names else not target.variant.intermediate
 
 
 def _pass(

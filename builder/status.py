@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from builder.errors import BuildError
+from builder.keys import Key
 from builder.plan import TargetPlan, Unresolved
 from builder.problems import listed, suggestion
 from builder.project import Project, toolchain
-from builder.record import Manifest
+from builder.record import Manifest, Scalar
+from builder.spec import Target
 from builder.state import Kind, TargetState, missing_actions, target_state
 from builder.store import records, views
+from builder.store.seen import Brief
 from builder.why import Change, Why, changes, explain
 
 
@@ -35,50 +38,73 @@ class Status:
     state: Kind
     due: bool
     intermediate: bool
-    size: int | None
-    bits_per_weight: float | None
-    blocks: int | None
-    reused: int | None
-    built: str | None
-    why: str
-    reason: str
+    size: int | None = None
+    bits_per_weight: float | None = None
+    blocks: int | None = None
+    reused: int | None = None
+    built: str | None = None
+    why: str = ""
+    reason: str = ""
     survival: float | None = None
     score: float | None = None
 
 
 def survey(project: Project) -> tuple[Status, ...]:
     """Every declared target, in the order of the file. Raises BuildError."""
-    return tuple(status_of(project, plan) for plan in project.plan.targets.values())
+    return tuple(status_of(project, target) for target in project.spec.targets)
 
 
-def status_of(project: Project, plan: TargetPlan | Unresolved) -> Status:
+def status_of(project: Project, target: Target) -> Status:
+    """One target; a built one is answered without planning. Raises BuildError."""
+    name, intermediate = target.name, target.variant.intermediate
+    if project.is_built(name):
+        brief = project.seen.brief(project.keys[name])
+        if brief is not None and {"bits_per_weight", "blocks"} <= brief.measures.keys():
+            return _built(project, name, intermediate, brief)
+    plan = project.plan.targets[name]
     state = target_state(project.store, plan)
-    intermediate = plan.target.variant.intermediate
-    due = not state.built and not intermediate
     if isinstance(plan, Unresolved):
-        source = "source unusable" if "cannot be used" in state.reason else "new source"
-        return Status(
-            plan.name, state.kind, due, intermediate, None, None, None, None, None, source, state.reason
-        )
-    manifest = records.read_manifest(project.store, plan.key)
-    missing = () if state.built else missing_actions(project.store, plan)
-    reused = len(plan.actions) - len(missing)
-    if manifest is not None and state.built:
-        reused = int(manifest.measures.get("blocks_reused", 0))
+        why = "source unusable" if "cannot be used" in state.reason else "new source"
+        return Status(name, state.kind, not intermediate, intermediate, why=why, reason=state.reason)
+    brief = project.seen.brief(plan.key)
+    if brief is not None and state.built:
+        return _built(project, name, intermediate, brief, plan)
+    missing = missing_actions(project.store, plan)
     return Status(
-        target=plan.name,
+        target=name,
         state=state.kind,
-        due=due,
+        due=not intermediate,
         intermediate=intermediate,
-        size=manifest.size if manifest else plan.size,
-        bits_per_weight=plan.bits_per_weight,
+        size=brief.size if brief else plan.size,
+        bits_per_weight=round(plan.bits_per_weight, 4),
         blocks=len(plan.actions),
-        reused=reused,
-        built=manifest.created if manifest else None,
-        why="" if state.built else in_three_words(state, _changes(project, plan), intermediate),
+        reused=len(plan.actions) - len(missing),
+        built=brief.created if brief else None,
+        why=in_three_words(state, _changes(project, plan), intermediate),
         reason=state.reason,
-        survival=survival_of(manifest),
-        score=score_of(project, plan),
+        survival=survival_of(brief.measures) if brief else None,
+        score=score_of(project, name, plan.key),
+    )
+
+
+def _built(
+    project: Project, name: str, intermediate: bool, brief: Brief, plan: TargetPlan | None = None
+) -> Status:
+    """A built target; `plan` says what an older manifest does not."""
+    bits = brief.measures.get("bits_per_weight", plan.bits_per_weight if plan else 0.0)
+    return Status(
+        target=name,
+        state="built",
+        due=False,
+        intermediate=intermediate,
+        size=brief.size,
+        bits_per_weight=float(bits),
+        blocks=int(brief.measures.get("blocks", len(plan.actions) if plan else 0)),
+        reused=int(brief.measures.get("blocks_reused", 0)),
+        built=brief.created,
+        reason="its manifest, blobs and view are in the store",
+        survival=survival_of(brief.measures),
+        score=score_of(project, name, project.keys[name]),
     )
 
 
@@ -100,8 +126,9 @@ def in_three_words(state: TargetState, changed: tuple[Change, ...], intermediate
     return state.kind
 
 
-def why(project: Project, plan: TargetPlan | Unresolved) -> Why:
+def why(project: Project, name: str) -> Why:
     """Why a target would be built again. Raises BuildError."""
+    plan = project.plan.targets[name]
     state = target_state(project.store, plan)
     if isinstance(plan, Unresolved):
         return Why(plan.name, state.kind, state.reason, (), (), 0, 0, None)
@@ -147,14 +174,14 @@ def find_targets(project: Project, names: Iterable[str]) -> tuple[str, ...]:
 # -- quality: what evaluation has left in the store ----------------------------------------------------------
 
 
-def survival_of(manifest: Manifest | None) -> float | None:
+def survival_of(measures: Mapping[str, Scalar]) -> float | None:
     """How much of the fine-tune survives, in dB, as the build measured it."""
-    value = manifest.measures.get("survival_db") if manifest else None
+    value = measures.get("survival_db")
     return float(value) if isinstance(value, int | float) else None
 
 
-def score_of(project: Project, plan: TargetPlan) -> float | None:
-    """The target's score on its first suite, 0..1, if it was evaluated at its current key."""
+def score_of(project: Project, name: str, key: Key) -> float | None:
+    """The target's score on its first suite, 0..1, if it was evaluated at this key; asked of all targets."""
     return None
 
 

@@ -23,7 +23,7 @@ class Why(ProjectCommand):
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         everything = [t.name for t in project.spec.targets if not t.variant.intermediate]
         wanted = find_targets(project, names) or everything
-        answers = [why(project, project.plan.targets[name]) for name in wanted]
+        answers = [why(project, name) for name in wanted]
         if options["json"]:
             print_json("why", targets=answers)
         else:

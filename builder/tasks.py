@@ -252,13 +252,13 @@ class TargetReady:
         from builder.state import target_state
 
         try:
-            if self.project.is_built(self.name):
-                return True
-            plan = self.project.plan.targets[self.name]
-            if not isinstance(plan, TargetPlan):
-                self.project.forget_plan()  # its sources may have been prepared since
+            built = self.project.is_built(self.name)
+            if not built:
                 plan = self.project.plan.targets[self.name]
-            built = target_state(self.project.store, plan).built
+                if not isinstance(plan, TargetPlan):
+                    self.project.forget_plan()  # its sources may have been prepared since
+                    plan = self.project.plan.targets[self.name]
+                built = target_state(self.project.store, plan).built
         except BuildError:
             return False  # the action says it
         if built:

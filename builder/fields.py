@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from builder.spec import DTYPES, MODES, RECIPES
+from builder.spec import CHECKS, DTYPES, METRICS, MODES, RECIPES
 
 # name: the name of a declared table, which `refers` says; names: a list of such names, not empty.
 # path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
-Kind = Literal["string", "path", "name", "names", "bool", "integer", "size", "globs"]
+# texts: a table of label = "text"; a dotted label needs no quotes.
+Kind = Literal["string", "path", "name", "names", "bool", "integer", "number", "size", "globs", "texts"]
 
 
 @dataclass(frozen=True)
@@ -239,8 +240,95 @@ MODEL = Table(
             refers="variant",
             example='variants = ["4bit"]',
         ),
+        Field(
+            "suites",
+            "names",
+            "What measures each of its targets: `doit eval:TARGET`.",
+            refers="suite",
+            example='suites = ["routing"]',
+        ),
+        Field(
+            "require",
+            "texts",
+            "What a target must reach: SUITE.METRIC and a comparison (>=, <=, >, <) with a number.",
+            example='"routing.accuracy" = ">= 0.95"',
+            needs=("suites",),
+        ),
     ),
     one_of=("adapter", "base"),
 )
 
-FIELDS: Mapping[str, Table] = {t.key: t for t in (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL)}
+SUITE = Table(
+    "suite",
+    "Questions that targets are measured by.",
+    (
+        Field(
+            "kind",
+            "string",
+            "`choice`: the likeliest of the candidates as the answer. `exact`: would greedy decoding write "
+            "the reference answer (found in one pass over it). `generate`: greedy, checked, timed. "
+            "`perplexity`: of the answers or of a text. `fidelity`: distance to the unquantized fused model. "
+            "`command`: whatever a command measures.",
+            choices=tuple(METRICS),
+            required=True,
+            example='kind = "choice"',
+        ),
+        Field(
+            "data",
+            "path",
+            "A .jsonl of `messages` that end with the right answer; a .txt too for perplexity and fidelity.",
+            example='data = "data/test.jsonl"',
+        ),
+        Field(
+            "candidates",
+            "texts",
+            "For `choice`: how each possible answer begins, by its label.",
+            example="tool = '{\"tool\":'",
+        ),
+        Field(
+            "answer",
+            "string",
+            "For `choice`: the key of a row that holds the accepted label, or a list of them.",
+            default="label",
+            example='answer = "label"',
+        ),
+        Field(
+            "where",
+            "texts",
+            "Only the rows that hold these values are asked.",
+            example='label = "tool"',
+        ),
+        Field(
+            "check",
+            "string",
+            "For `generate`: how the generated text is compared with the reference answer.",
+            choices=CHECKS,
+            default="exact",
+            example='check = "json"',
+        ),
+        Field(
+            "max_tokens",
+            "integer",
+            "For `generate`: the longest answer.",
+            default=256,
+            example="max_tokens = 256",
+        ),
+        Field(
+            "top_k",
+            "integer",
+            "For `fidelity`: the reference's likeliest tokens kept for each position; the others are one "
+            "remainder.",
+            default=64,
+            example="top_k = 64",
+        ),
+        Field("batch", "integer", "How many rows are scored at once.", default=8, example="batch = 8"),
+        Field(
+            "command",
+            "string",
+            "For `command`: prints a JSON object of figures; `{model}` is the target's folder.",
+            example='command = "python measure.py {model}"',
+        ),
+    ),
+)
+
+FIELDS: Mapping[str, Table] = {t.key: t for t in (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL, SUITE)}

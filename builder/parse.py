@@ -16,6 +16,7 @@ from builder.spec import (
     Base,
     BaseSource,
     BuildSettings,
+    Condition,
     GgufSource,
     HfSource,
     Model,
@@ -25,6 +26,7 @@ from builder.spec import (
     Spec,
     Variant,
 )
+from builder.suites import conditions, suite
 from builder.toml_file import read_toml
 
 _AFFINE = "affine"
@@ -44,6 +46,8 @@ def parse_spec(file: Path) -> Spec:
     file = file.absolute()
     sources = {name: _source(v, file.parent, problems) for name, v in declared["base"].items()}
     variants = {name: _variant(name, v, problems) for name, v in declared["variant"].items()}
+    suites = {name: suite(name, v, file.parent, problems) for name, v in declared["suite"].items()}
+    require = {name: conditions(v, suites, problems) for name, v in declared["model"].items()}
     problems.raise_any()
     return Spec(
         file=file,
@@ -53,8 +57,9 @@ def parse_spec(file: Path) -> Spec:
             n: Adapter(n, v.get("base"), _path(v.get("path"), file.parent))
             for n, v in declared["adapter"].items()
         },
-        variants=variants,
-        models={n: _model(n, v, declared) for n, v in declared["model"].items()},
+        variants={n: _located(v, file.parent) for n, v in variants.items()},
+        models={n: _model(n, v, declared, require[n]) for n, v in declared["model"].items()},
+        suites=suites,
         build=BuildSettings(
             strict_toolchain=_setting(declared, "build", "strict_toolchain"),
             memory=_setting(declared, "build", "memory"),
@@ -121,10 +126,10 @@ def _check_targets(declared: Declared, problems: Problems) -> None:
                 problems.add(values.place, f"the name is also that of a target ({by}); rename one")
 
 
-def _model(name: str, values: Values, declared: Declared) -> Model:
+def _model(name: str, values: Values, declared: Declared, require: tuple[Condition, ...]) -> Model:
     adapter = values.get("adapter")
     base = values.get("base") if adapter is None else declared["adapter"][adapter].get("base")
-    return Model(name, base, adapter, values.get("variants"))
+    return Model(name, base, adapter, values.get("variants"), values.given.get("suites", ()), require)
 
 
 # -- bases ---------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ _KINDS = {
     "integer": "integer",
     "size": 'size, "16GB"',
     "globs": "table of patterns",
+    "texts": "table of texts",
 }
 
 
@@ -111,7 +112,7 @@ def _examples(table: Table) -> list[str]:
     for field in table.fields:
         if not field.example:
             continue
-        if field.kind == "globs":
+        if field.kind in ("globs", "texts"):
             lines.append(f"{field.name} = {{ {field.example} }}")
         elif field.name in alternatives | excluding or set(field.needs) & alternatives:
             lines.append(f"# {field.example}")

@@ -20,6 +20,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "string": {"type": "string"},
     "path": {"type": "string"},
     "name": NAME,
+    "texts": {"type": "object", "minProperties": 1},
     "names": {"type": "array", "items": NAME, "minItems": 1, "uniqueItems": True},
     "bool": {"type": "boolean"},
     "integer": {"type": "integer"},

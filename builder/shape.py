@@ -165,6 +165,9 @@ def _check_field(field: Field, content: Any, values: Values, problems: Problems)
             values.given[field.name] = _globs(field, content, place, problems)
             return
         wrong: str | None = f"{field.name}: expected a table of {field.example}, found {found(content)}"
+    elif field.kind == "texts":
+        texts, wrong = _texts(field, content)
+        values.given[field.name] = texts
     elif field.kind == "names":
         names, wrong = _names(field, content, place, problems)
         values.given[field.name] = names
@@ -230,6 +233,26 @@ def _names(
         else:
             seen.add(name)
     return tuple(name if isinstance(name, str) else None for name in content), None
+
+
+def _texts(field: Field, content: object) -> tuple[dict[str, str], str | None]:
+    """label -> text; a label written as a.b without quotes is put together again."""
+    if not isinstance(content, dict) or not content:
+        what = found(content) if content != {} else "an empty one"
+        return {}, f"{field.name}: expected a table of texts such as {field.example}, found {what}"
+    texts: dict[str, str] = {}
+    for label, value in content.items():
+        if isinstance(value, dict) and value:
+            inner, wrong = _texts(field, value)
+            if wrong:
+                return {}, wrong
+            texts |= {f"{label}.{rest}": text for rest, text in inner.items()}
+        elif not isinstance(value, str) or not value:
+            what = found(value) if value != "" else "an empty one"
+            return {}, f"{field.name}: expected a text for {quoted(label)}, found {what}"
+        else:
+            texts[label] = value
+    return texts, None
 
 
 def _globs(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 DTYPES = ("float16", "bfloat16", "float32")
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
@@ -103,14 +105,68 @@ class Variant:
         return self.quantization is not None or self.recipe is not None
 
 
+SuiteKind = Literal["choice", "exact", "generate", "perplexity", "fidelity", "command"]
+CHECKS = ("exact", "regex", "json", "tool_call")
+
+# The figures that each kind of suite measures; a command's are its own. True: more is better.
+METRICS: Mapping[SuiteKind, Mapping[str, bool]] = {
+    "choice": {"accuracy": True},
+    "exact": {"rate": True},
+    "generate": {"rate": True, "tokens_per_second": True, "seconds": False},
+    "perplexity": {"perplexity": False},
+    "fidelity": {"kl": False, "kl_p99": False, "agreement": True},
+    "command": {},
+}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Questions that a target is measured by.
+
+    `data` is a .jsonl of `messages` (or a text), `answer` the key of a row that names the accepted
+    candidates, `where` what a row must hold to be asked. `batch` is in rows, `top_k` how many log-probs of
+    the reference are kept per position.
+    """
+
+    name: str
+    kind: SuiteKind
+    data: Path | None = None
+    candidates: Mapping[str, str] = field(default_factory=dict)
+    answer: str = "label"
+    where: Mapping[str, str] = field(default_factory=dict)
+    check: str = "exact"
+    max_tokens: int = 256
+    top_k: int = 64
+    batch: int = 8
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a figure of a suite must be: `metric` `operator` `value`; the operator is >=, <=, > or <."""
+
+    suite: str
+    metric: str
+    operator: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.suite}.{self.metric} {self.operator} {self.value:g}"
+
+
 @dataclass(frozen=True)
 class Model:
-    """A base, an adapter on top of it or none, and the variants to make of it."""
+    """A base, an adapter on top of it or none, and the variants to make of it.
+
+    `suites` measure each of its targets; a target passes when all of `require` hold.
+    """
 
     name: str
     base: str
     adapter: str | None
     variants: tuple[str, ...]
+    suites: tuple[str, ...] = ()
+    require: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,6 +199,7 @@ class Spec:
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     variants: Mapping[str, Variant] = field(default_factory=dict)
     models: Mapping[str, Model] = field(default_factory=dict)
+    suites: Mapping[str, Suite] = field(default_factory=dict)
     build: BuildSettings = BuildSettings()
 
     @property
@@ -150,3 +207,11 @@ class Spec:
         return tuple(
             Target(model, self.variants[name]) for model in self.models.values() for name in model.variants
         )
+
+    def target(self, name: str) -> Target:
+        """Raises KeyError."""
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Target]:
+        return {target.name: target for target in self.targets}

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "fields",
         "shape",
         "parse",
+        "suites",
         "schema",
         "nearby",
         "edit",

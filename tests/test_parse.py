@@ -19,6 +19,7 @@ from builder.spec import (
     Adapter,
     Base,
     BuildSettings,
+    Condition,
     GgufSource,
     HfSource,
     Model,
@@ -26,6 +27,7 @@ from builder.spec import (
     PathSource,
     Quantization,
     Spec,
+    Suite,
     Variant,
 )
 from builder.toml_file import MOST_BYTES
@@ -102,8 +104,31 @@ def test_everything_that_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
             ),
         },
         models={
-            "phase8": Model("phase8", "hub", "phase8", ("f16", "5bit", "mx.fp4")),
+            "phase8": Model(
+                "phase8",
+                "hub",
+                "phase8",
+                ("f16", "5bit", "mx.fp4"),
+                ("routing.five", "fidelity", "own"),
+                (
+                    Condition("routing.five", "accuracy", ">=", 0.95),
+                    Condition("fidelity", "kl", "<", 0.1),
+                    Condition("own", "anything", ">", 3.0),
+                ),
+            ),
             "plain": Model("plain", "file", None, ("mixed",)),
+        },
+        suites={
+            "routing.five": Suite(
+                "routing.five",
+                "choice",
+                SAMPLES / "data/test.jsonl",
+                candidates={"tool": "{", "direct": "Answer:"},
+            ),
+            "fidelity": Suite(
+                "fidelity", "fidelity", SAMPLES / "data/test.jsonl", where={"label": "tool"}, top_k=16
+            ),
+            "own": Suite("own", "command", command="python measure.py {model}"),
         },
     )
 
@@ -256,7 +281,7 @@ def test_fields_are_declared_well() -> None:
             assert not field.refers or field.refers in FIELDS
     for field in all_fields():
         assert field.doc.endswith(".")
-        assert field.kind == "globs" or field.example.startswith(f"{field.name} = ")
+        assert field.kind in ("globs", "texts") or field.example.startswith(f"{field.name} = ")
 
 
 def test_import_is_light() -> None:

@@ -18,6 +18,10 @@ from builder.store import roots as checkouts
 from builder.store.gc import GcPlan, Policy, plan_gc
 from builder.store.inventory import survey
 
+_TRIED: set[tuple[Path, Path, int]] = (
+    set()
+)  # once a run: asked for every target, and the store may be read-only
+
 
 def root_keys(project: Project) -> frozenset[Key]:
     """Keys of every declared target, its actions, and the imports and structures of its base."""
@@ -43,7 +47,11 @@ def keep_registered(project: Project) -> None:
     """
     folder = project.spec.file.parent
     with suppress(BuildError, OSError):
-        if not checkouts.registered_since(project.store, folder, project.spec.file.stat().st_mtime_ns):
+        written = project.spec.file.stat().st_mtime_ns
+        if (project.store.root, folder, written) in _TRIED:
+            return
+        _TRIED.add((project.store.root, folder, written))
+        if not checkouts.registered_since(project.store, folder, written):
             register(project)
 
 

@@ -7,7 +7,9 @@ known roots until it is forgotten by name.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,9 @@ def register(store: Store, folder: Path, keys: Iterable[Key]) -> None:
     file = _file(store, folder)
     if checked.read(file) != text:
         checked.write(store, file, text)
+    else:
+        with suppress(OSError):
+            os.utime(file)  # for `registered_since`
 
 
 def registered_since(store: Store, folder: Path, mtime_ns: int) -> bool:

@@ -27,6 +27,9 @@ def encode(value: object) -> bytes:
 
     Raises TypeError for any other type (sets have no order, objects no stable text).
     """
+    if type(value) is str:  # most of what keys are made of
+        payload = value.encode("utf-8", "surrogatepass")
+        return b"S%d:%b" % (len(payload), payload)
     match value:
         case None:
             return b"N0:"

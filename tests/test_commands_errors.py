@@ -144,7 +144,10 @@ ELSEWHERE: Mapping[str, str] = {
     "LayoutChanged": "needs another version of mlx-lm",
     "PlanError": "needs an architecture that a recipe does not fit; tests/test_plan.py",
     "StoreFull": "needs a full disk; tests/test_store_disk.py",
-    "GcRefused": "needs a declaration without targets; tests/test_store_gc.py",
+    "GcRefused": "provoked in tests/test_commands_store.py",
+    "BadOption": "provoked in tests/test_commands_store.py",
+    "NoRoom": "provoked in tests/test_commands_store.py",
+    "NoMemory": "provoked in tests/test_commands_store.py",
 }
 
 

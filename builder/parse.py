@@ -57,7 +57,7 @@ def parse_spec(file: Path) -> Spec:
             n: Adapter(n, v.get("base"), _path(v.get("path"), file.parent))
             for n, v in declared["adapter"].items()
         },
-        variants={n: _located(v, file.parent) for n, v in variants.items()},
+        variants=variants,
         models={n: _model(n, v, declared, require[n]) for n, v in declared["model"].items()},
         suites=suites,
         build=BuildSettings(

@@ -1,6 +1,6 @@
 """Every documented error, provoked through the real command line: its text, its exit code, no traceback.
 
-An error that is new belongs into PROVOKED with what provokes it, or into ELSEWHERE with the reason.
+A new error belongs into PROVOKED with what provokes it, or is named in the test that provokes it elsewhere.
 """
 
 from __future__ import annotations
@@ -182,4 +182,7 @@ def test_provoked_with_mlx(sandbox: Make, name: str) -> None:
 
 def test_every_documented_error_is_accounted_for() -> None:
     documented = {kind.__name__ for kind in error_classes() if kind is not BuildError}
-    assert documented == {*PROVOKED, *SLOW, *ELSEWHERE}
+    here = {*PROVOKED, *SLOW, *ELSEWHERE}
+    assert here <= documented
+    others = " ".join(file.read_text() for file in Path(__file__).parent.glob("*.py"))
+    assert [name for name in sorted(documented - here) if not re.search(rf"\b{name}\b", others)] == []

@@ -10,8 +10,10 @@ from builder.execute import Built, build
 from builder.plan import TargetPlan, Unresolved
 from builder.progress import Emit, TargetDone
 from builder.project import Project
+from builder.prune import prune_intermediates
 from builder.state import target_state
 from builder.store import pins, prune, views
+from builder.whole import build_learned
 
 
 def deliver(
@@ -24,15 +26,25 @@ def deliver(
     project.forget_plan()
     wanted = _resolved(project, name)
     model = wanted.target.model.name
+    if wanted.needs is not None:
+        results = [build_learned(project, wanted, emit)]
+        _tell(results, emit)
+        prune_intermediates(project, emit)
+        return results
     chosen = [wanted]
     for other in project.plan.resolved():
         same = other.target.model.name == model and other.name in selected and other.name != name
-        if same and not target_state(project.store, other).built:
+        if same and other.needs is None and not target_state(project.store, other).built:
             chosen.append(other)
     for target in chosen:
         if target.target.variant.intermediate and target.name in named:
             pins.pin(project.store, target.name)
     results = build(project, chosen, emit)
+    _tell(results, emit)
+    return results
+
+
+def _tell(results: Sequence[Built], emit: Emit) -> None:
     for built in results:
         emit(
             TargetDone(
@@ -45,7 +57,6 @@ def deliver(
                 round(built.seconds, 3),
             )
         )
-    return results
 
 
 def _resolved(project: Project, name: str) -> TargetPlan:

@@ -261,7 +261,7 @@ def _write_block(
             for key, (target, action) in wanted.items():
                 blob = blobs.ingest(store, shards.encode(made.pop(key)))
                 assert blob.size == action.size, f"{action.file}: planned {action.size}, wrote {blob.size}"
-                records.write(store, Record(key, "block", blob, {"block": block.name, **_made_by()}))
+                records.write(store, Record(key, "block", blob, {"block": block.name, **made_by()}))
                 tally.made[key] = target.name
                 nbytes += blob.size
             emit(BlockDone(target.target.model.name, block.name, len(wanted), nbytes))
@@ -275,7 +275,7 @@ def _make_config(store: Store, target: TargetPlan, stream: Stream) -> None:
     with acquire(store, [target.config]):
         if usable_record(store, target.config) is None:
             blob = blobs.ingest(store, [stream.config(target.target.variant.name)])
-            records.write(store, Record(target.config, "config", blob, _made_by()))
+            records.write(store, Record(target.config, "config", blob, made_by()))
 
 
 @contextmanager
@@ -359,7 +359,7 @@ def _manifest(store: Store, target: TargetPlan, made: int) -> Manifest:
         tuple(sorted(entries, key=lambda entry: entry.name)),
         inputs_of(target),
         settings_of(target),
-        _made_by(),
+        made_by(),
         {
             "bits_per_weight": round(target.bits_per_weight, 4),
             "shard_bytes": target.size,
@@ -389,7 +389,7 @@ def index_bytes(target: TargetPlan) -> bytes:
     return json.dumps(index, indent=4).encode()
 
 
-def _made_by() -> dict[str, str]:
+def made_by() -> dict[str, str]:
     """Recorded, not keyed: what made these bytes."""
     import platform
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from builder.spec import CHECKS, DTYPES, METRICS, MODES, RECIPES
+from builder.spec import CHECKS, DTYPES, METHODS, METRICS, MODES, RECIPES
 
 # name: the name of a declared table, which `refers` says; names: a list of such names, not empty.
 # path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
@@ -206,6 +206,75 @@ VARIANT = Table(
             choices=RECIPES,
             example='recipe = "mixed_4_6"',
             excludes=("bits", "mode"),
+        ),
+        Field(
+            "method",
+            "string",
+            "A learned quantizer of mlx-lm (mlx_lm.quant), run on the model that `from` names.",
+            choices=METHODS,
+            example='method = "dwq"',
+            excludes=("recipe", "mode", "overrides", "dtype"),
+        ),
+        Field(
+            "from",
+            "name",
+            "With `method`: the unquantized variant that it reads; it is made when needed, and pruned after.",
+            refers="variant",
+            example='from = "f16"',
+            needs=("method",),
+        ),
+        Field(
+            "calibration",
+            "path",
+            "With `method`: the text it learns from, a .txt file or a .jsonl of `text` or `messages`.",
+            example='calibration = "data/train.jsonl"',
+            needs=("method",),
+        ),
+        Field(
+            "seed",
+            "integer",
+            "With `method`: the seed of its random choices.",
+            default=0,
+            example="seed = 0",
+            needs=("method",),
+        ),
+        Field(
+            "samples",
+            "integer",
+            "With `method`: how many pieces of the text are used at most.",
+            default=128,
+            example="samples = 128",
+            needs=("method",),
+        ),
+        Field(
+            "sequence_length",
+            "integer",
+            "With `method`: tokens in each piece.",
+            default=512,
+            example="sequence_length = 512",
+            needs=("method",),
+        ),
+        Field(
+            "learning_rate",
+            "number",
+            "With `method` dwq: the step of its optimizer.",
+            example="learning_rate = 1e-6",
+            needs=("method",),
+        ),
+        Field(
+            "high_bits",
+            "integer",
+            "With `method` dynamic: the bits of sensitive layers; `bits` are those of the others.",
+            choices=_BITS,
+            example="high_bits = 8",
+            needs=("method",),
+        ),
+        Field(
+            "target_bpw",
+            "number",
+            "With `method` dynamic: the bits per weight to aim at.",
+            example="target_bpw = 5.0",
+            needs=("method",),
         ),
         Field(
             "intermediate",

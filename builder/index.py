@@ -45,6 +45,11 @@ def inputs(project: Project) -> Key | None:
             if key is None:
                 return None
             parts.append([name, key])
+        for name in sorted(name for name, variant in spec.variants.items() if variant.learned):
+            text = project.calibration(spec.variants[name])
+            if isinstance(text, Unknown):
+                return None
+            parts.append([name, text])
     except (BuildError, OSError):
         return None
     strict = toolchain() if spec.build.strict_toolchain else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +20,7 @@ from builder.spec import (
     Condition,
     GgufSource,
     HfSource,
+    Learned,
     Model,
     Override,
     PathSource,
@@ -30,6 +32,7 @@ from builder.suites import conditions, suite
 from builder.toml_file import read_toml
 
 _AFFINE = "affine"
+_LEARNED_KEYS = ("method", "calibration")
 # Patterns are compiled when they are needed: importing this module is part of every start.
 _REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
 _PACKAGE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
@@ -57,7 +60,7 @@ def parse_spec(file: Path) -> Spec:
             n: Adapter(n, v.get("base"), _path(v.get("path"), file.parent))
             for n, v in declared["adapter"].items()
         },
-        variants=variants,
+        variants={n: _located(v, file.parent) for n, v in variants.items()},
         models={n: _model(n, v, declared, require[n]) for n, v in declared["model"].items()},
         suites=suites,
         build=BuildSettings(
@@ -65,6 +68,14 @@ def parse_spec(file: Path) -> Spec:
             memory=_setting(declared, "build", "memory"),
         ),
     )
+
+
+def _located(variant: Variant, folder: Path) -> Variant:
+    """With the calibration file as an absolute path."""
+    if variant.learned is None:
+        return variant
+    path = _path(str(variant.learned.calibration), folder)
+    return replace(variant, learned=replace(variant.learned, calibration=path))
 
 
 def _setting(declared: Declared, kind: str, key: str) -> Any:
@@ -103,6 +114,21 @@ def _undeclared(kind: str, name: str, names: Mapping[str, Values]) -> str:
     return f"{what} (declared: {listed(sorted(names))})" if names else f"{what}; add a table [{kind}.NAME]"
 
 
+def _check_source(variant: str, model: str, values: Values, declared: Declared, problems: Problems) -> None:
+    """What a learned variant is made from is an unquantized variant of the same model."""
+    own = declared["variant"].get(variant)
+    source = own.given.get("from") if own and own.says("method") else None
+    other = declared["variant"].get(source) if source else None
+    if other is None:
+        return
+    if any(other.says(key) for key in ("bits", "mode", "recipe", "method")):
+        what = f"variant {quoted(variant)} is made from {quoted(str(source))}, which is quantized"
+        problems.add(values.place.key("variants"), f"{what}; name an unquantized variant in `from`")
+    elif source not in values.given.get("variants", ()):
+        what = f"variant {quoted(variant)} is made from {quoted(str(source))}, which this model does not list"
+        problems.add(values.place.key("variants"), f"{what}; add it to variants")
+
+
 def _check_targets(declared: Declared, problems: Problems) -> None:
     """Each target is made once, and its name is nobody else's: model:NAME and clean:NAME mean one thing."""
     made: dict[str, tuple[str, str, str]] = {}
@@ -110,6 +136,7 @@ def _check_targets(declared: Declared, problems: Problems) -> None:
         for index, variant in enumerate(values.given.get("variants", ())):
             if variant is None:
                 continue
+            _check_source(variant, model, values, declared, problems)
             name = f"{model}_{variant}"
             other, other_model, other_variant = made.setdefault(name.lower(), (name, model, variant))
             if (other_model, other_variant) == (model, variant):
@@ -173,8 +200,9 @@ def _gguf(text: str, folder: Path, place: Place, problems: Problems) -> GgufSour
 def _variant(name: str, values: Values, problems: Problems) -> Variant:
     recipe = values.get("recipe")
     quantization = None
-    if any(values.says(key) for key in ("bits", "mode", "recipe")):
+    if any(values.says(key) for key in ("bits", "mode", "recipe", "method")):
         quantization = _quantization(values, None, problems)
+    learned = _learned(values, problems) if values.says("method") else None
     overrides = []
     for pattern, entry in (values.get("overrides") or {}).items():
         how = entry and quantization and _override(entry, quantization, recipe, problems)
@@ -187,7 +215,25 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
         group_size=quantization.group_size if quantization else MODES[_AFFINE][3],
         overrides=tuple(overrides),
         intermediate=values.given.get("intermediate", False),
+        learned=learned,
     )
+
+
+def _learned(values: Values, problems: Problems) -> Learned | None:
+    """A learned quantizer's own settings; None after a problem."""
+    wrong = [key for key in ("from", "calibration") if not values.says(key)]
+    for key in wrong:
+        problems.add(values.place, f"method needs {key}; add it")
+    for key in ("samples", "sequence_length", "seed", "learning_rate", "target_bpw"):
+        least = 0 if key == "seed" else 1e-12
+        if key in values.given and values.given[key] < least:
+            problems.add(values.place.key(key), f"{key} = {shown(values.given[key])} is too small")
+            wrong.append(key)
+    if wrong or values.bad:
+        return None
+    known = {field.name for field in fields(Learned)}
+    rest = {key: value for key, value in values.given.items() if key in known and key not in _LEARNED_KEYS}
+    return Learned(values.get("method"), values.get("from"), Path(values.get("calibration")), **rest)
 
 
 def _override(

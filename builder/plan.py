@@ -12,7 +12,7 @@ A target whose base or adapter has not been fingerprinted yet is Unresolved: it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 
@@ -62,6 +62,7 @@ class Sources:
     bases: Mapping[str, BaseFacts | Unknown]
     adapters: Mapping[str, AdapterFacts | Unknown]
     toolchain: str = ""  # part of every key only with [build] strict_toolchain
+    calibrations: Mapping[str, Digest | Unknown] = field(default_factory=dict)  # by variant
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class TargetPlan:
     actions: tuple[Action, ...]
     config: Key
     skipped: tuple[str, ...]
+    calibration: Digest | None = None
+    needs: str | None = None  # a learned target: the target that must be on disk to make it, whole
 
     @property
     def name(self) -> str:
@@ -135,6 +138,8 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
     memo: dict[tuple[str, str], _Layout] = {}
     targets: dict[str, TargetPlan | Unresolved] = {}
     for target in spec.targets:
+        if target.variant.learned is not None:
+            continue
         base = sources.bases[target.model.base]
         adapter = sources.adapters[target.model.adapter] if target.model.adapter else None
         if isinstance(base, Unknown):
@@ -146,7 +151,65 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
             if where not in memo:
                 memo[where] = _layout(target, base)
             targets[target.name] = _plan_target(target, base, adapter, memo[where], sources.toolchain)
-    return Plan(targets)
+    for target in spec.targets:
+        if (learned := target.variant.learned) is not None:
+            source = targets[f"{target.model.name}_{learned.source}"]
+            targets[target.name] = plan_learned(target, source, sources.calibrations[target.variant.name])
+    return Plan({target.name: targets[target.name] for target in spec.targets})
+
+
+# What mlx_lm.quant.awq knows (AWQ_MODEL_CONFIGS); the other methods take any model with linear layers.
+AWQ_TYPES = frozenset(
+    {"llama", "mistral", "ministral3", "mistral3", "llava", "qwen2", "qwen3", "gemma3_text", "gemma3"}
+    | {"deepseek_v2"}
+)
+
+
+def plan_learned(
+    target: Target, source: TargetPlan | Unresolved, calibration: Digest | Unknown
+) -> TargetPlan | Unresolved:
+    """A whole-model step: one key from the blocks of its source, its text, its seed and parameters.
+
+    Raises PlanError for a model type that the method does not know.
+    """
+    if isinstance(source, Unresolved):
+        return Unresolved(target, source.reason)
+    if isinstance(calibration, Unknown):
+        return Unresolved(target, calibration.reason)
+    variant, learned, how = target.variant, target.variant.learned, target.variant.quantization
+    assert learned is not None
+    assert how is not None
+    kind = source.base.structure.model_type
+    if learned.method == "awq" and kind not in AWQ_TYPES:
+        raise PlanError(
+            table=f"variant.{variant.name}",
+            what=f'method "awq" does not know model type "{kind}" (it knows {", ".join(sorted(AWQ_TYPES))}).',
+            hint='Use "dwq", "gptq" or "dynamic", or plain `bits`.',
+        )
+    settings = {k: v for k, v in asdict(learned).items() if k not in ("calibration", "source")}
+    key = make_key(
+        "learned/1",
+        target.name,
+        [[action.file, action.key] for action in source.actions],
+        source.config,
+        [[entry.name, entry.blob.digest] for entry in source.base.aux],
+        settings,
+        [how.bits, how.group_size],
+        calibration,
+    )
+    return TargetPlan(
+        target,
+        key,
+        source.base,
+        source.adapter,
+        source.dtype,
+        {},
+        (),
+        source.config,
+        (),
+        calibration,
+        source.name,
+    )
 
 
 @dataclass(frozen=True)

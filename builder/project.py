@@ -21,7 +21,7 @@ from builder.parse import parse_spec
 from builder.plan import AdapterFacts, BaseFacts, Plan, Sources, Unknown, make_plan
 from builder.record import Blob, FileEntry, Manifest
 from builder.sources import base as bases
-from builder.spec import Adapter, Base, GgufSource, Spec
+from builder.spec import Adapter, Base, GgufSource, Spec, Variant
 from builder.store import blobs, records
 from builder.store.layout import Store, open_store
 from builder.store.seen import Seen
@@ -92,6 +92,7 @@ class Project:
             {name: _usable(self.base_facts, self.spec.bases[name]) for name in sorted(used)},
             {name: _usable(self.adapter_facts, self.spec.adapters[name]) for name in sorted(worn)},
             toolchain() if self.spec.build.strict_toolchain else "",
+            {v.name: self.calibration(v) for v in self.spec.variants.values() if v.learned},
         )
 
     # -- bases ---------------------------------------------------------------------------------------
@@ -205,6 +206,14 @@ class Project:
         )
         self.cache.put("adapter", key, _adapter_to_text(facts).encode())
         return facts
+
+    def calibration(self, variant: Variant) -> Digest | Unknown:
+        """The digest of a learned variant's text."""
+        assert variant.learned is not None
+        path = variant.learned.calibration
+        if not path.is_file():
+            return Unknown(f"variant {variant.name}: its calibration file {path} does not exist")
+        return self.known_digest(path) or Unknown(NOT_YET)
 
     # -- digests -------------------------------------------------------------------------------------
 

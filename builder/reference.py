@@ -28,6 +28,7 @@ _KINDS = {
     "names": "array of names",
     "bool": "true or false",
     "integer": "integer",
+    "number": "number",
     "size": 'size, "16GB"',
     "globs": "table of patterns",
     "texts": "table of texts",

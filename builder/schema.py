@@ -24,6 +24,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "names": {"type": "array", "items": NAME, "minItems": 1, "uniqueItems": True},
     "bool": {"type": "boolean"},
     "integer": {"type": "integer"},
+    "number": {"type": "number"},
     "size": {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)? ?[A-Za-z]{1,3}$"},
 }
 

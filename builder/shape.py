@@ -21,6 +21,7 @@ _EXPECTED = {
     "path": "a path, as a string",
     "bool": "true or false",
     "integer": "an integer",
+    "number": "a number",
 }
 
 
@@ -186,7 +187,7 @@ def _check_field(field: Field, content: Any, values: Values, problems: Problems)
 
 
 def _scalar_problem(field: Field, content: object) -> str | None:
-    type_: type = {"bool": bool, "integer": int}.get(field.kind, str)
+    type_: Any = {"bool": bool, "integer": int, "number": int | float}.get(field.kind, str)
     if not isinstance(content, type_) or (isinstance(content, bool) and type_ is not bool):
         return f"{field.name}: expected {_EXPECTED[field.kind]}, found {found(content)}"
     if not isinstance(content, str):

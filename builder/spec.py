@@ -85,6 +85,28 @@ class Override:
     quantization: Quantization | None
 
 
+METHODS = ("dwq", "awq", "gptq", "dynamic")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A whole-model step of mlx_lm.quant that needs a model on disk and text to calibrate with.
+
+    `source` is the variant whose directory it reads. samples: sequences of `sequence_length` tokens.
+    high_bits and target_bpw (bits per weight) are `dynamic`'s, learning_rate is `dwq`'s.
+    """
+
+    method: str
+    source: str
+    calibration: Path
+    seed: int = 0
+    samples: int = 128
+    sequence_length: int = 512
+    learning_rate: float = 1e-6
+    high_bits: int = 8
+    target_bpw: float = 5.0
+
+
 @dataclass(frozen=True)
 class Variant:
     """How weights are stored. `dtype` None: the base's own. At most one of `quantization` and `recipe`.
@@ -99,6 +121,7 @@ class Variant:
     group_size: int = 64
     overrides: tuple[Override, ...] = ()
     intermediate: bool = False
+    learned: Learned | None = None
 
     @property
     def is_quantized(self) -> bool:

@@ -9,11 +9,12 @@ clean:<variant>    drop that variant of every model; clean:<target> drops one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builder.errors import BuildError
+from builder.errors import BuildError, SourceMissing
 from builder.interrupt import one_line_interrupts
 from builder.plan import TargetPlan, Unknown
 from builder.project import Project
@@ -69,6 +70,10 @@ def project_tasks(project: Project) -> Iterator[Task]:
             AdapterReady(project, adapter),
             after=[f"base:{adapter.base}"],
         )
+    for variant in spec.variants.values():
+        if variant.learned is not None:
+            text = f"the text that {variant.name} learns from, {_short(variant.learned.calibration)}"
+            yield _task("calibration", variant.name, text, CheckCalibration(project, variant))
     for target in spec.targets:
         yield _model_task(project, target)
     for model in spec.models.values():
@@ -87,6 +92,8 @@ def project_tasks(project: Project) -> Iterator[Task]:
 def _model_task(project: Project, target: Target) -> Task:
     model = target.model
     after = [f"adapter:{model.adapter}"] if model.adapter else [f"base:{model.base}"]
+    if target.variant.learned:
+        after.append(f"calibration:{target.variant.name}")
     return _task(
         "model",
         target.name,
@@ -94,7 +101,21 @@ def _model_task(project: Project, target: Target) -> Task:
         BuildTarget(project, target.name, SELECTED),
         TargetReady(project, target.name),
         after=after,
+        setup=_setup(project, target),
     )
+
+
+def _setup(project: Project, target: Target) -> list[str]:
+    """The intermediate that a learned target reads; none if its own bytes are in the store already."""
+    learned = target.variant.learned
+    if learned is None:
+        return []
+    from builder.state import target_state
+
+    with suppress(BuildError):  # its own task says it
+        if target_state(project.store, project.plan.targets[target.name]).kind in ("built", "unlinked"):
+            return []
+    return [f"model:{target.model.name}_{learned.source}"]
 
 
 def _clean_tasks(project: Project) -> Iterator[Task]:
@@ -123,6 +144,7 @@ def _task(
     ready: Callable[..., bool] | None = None,
     *,
     after: list[str] | None = None,
+    setup: list[str] | None = None,
 ) -> Task:
     return {
         "basename": basename,
@@ -131,6 +153,8 @@ def _task(
         "actions": [(action, [])],
         "uptodate": [ready] if ready else [],
         "task_dep": after or [],
+        # Run only if this task is not up to date: the edge to an intermediate that it reads.
+        "setup": setup or [],
         # doit's capture swaps sys.stdout and leaks it between threads (`-P thread`).
         "io": {"capture": False},
     }
@@ -181,6 +205,21 @@ class PrepareAdapter(Step):
 
         with showing() as emit:
             prepare_adapter(self.project, self.adapter, emit)
+
+
+@dataclass
+class CheckCalibration(Step):
+    """Before anything is made for it: is the text there?"""
+
+    variant: Variant
+
+    def run(self) -> None:
+        found = self.project.calibration(self.variant)
+        if isinstance(found, Unknown) and self.variant.learned is not None:
+            path = self.variant.learned.calibration
+            if not path.is_file():
+                raise SourceMissing(table=f"variant.{self.variant.name}", path=path)
+            self.project.digest(path)
 
 
 @dataclass
@@ -265,7 +304,21 @@ class TargetReady:
             from builder.roots import keep_registered
 
             keep_registered(self.project)  # a gc from another checkout must know
+            self._settle()
         return built
+
+    def _settle(self) -> None:
+        """What a run owes to a target that it finds built: keep what was named, prune what it needed."""
+        from builder.progress import showing
+        from builder.prune import prune_intermediates
+        from builder.store import pins
+
+        variant = self.project.spec.target(self.name).variant
+        if variant.intermediate and self.name in SELECTED.named:
+            pins.pin(self.project.store, self.name)
+        if variant.learned is not None and self.name in SELECTED.targets:
+            with showing() as emit:
+                prune_intermediates(self.project, emit)
 
     def __str__(self) -> str:
         from builder.state import target_state
@@ -308,6 +361,9 @@ def describe_variant(variant: Variant) -> str:
     kind = f", {variant.dtype}" if variant.dtype else ""
     if variant.recipe is not None:
         return f"{variant.recipe}, group size {variant.group_size}{kind}"
+    if (learned := variant.learned) is not None and variant.quantization is not None:
+        bits, size = variant.quantization.bits, variant.quantization.group_size
+        return f"{learned.method} from {learned.source}, {bits}-bit, group size {size}"
     if variant.quantization is None:
         return variant.dtype or "unquantized"
     how = variant.quantization

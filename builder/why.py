@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from builder.plan import Action, TargetPlan
 from builder.record import Manifest
@@ -118,6 +118,8 @@ def inputs_of(plan: TargetPlan) -> Mapping[str, str]:
     inputs = {"base": plan.target.model.base, "base_digest": str(plan.base.weights)}
     if plan.adapter is not None and plan.target.model.adapter is not None:
         inputs |= {"adapter": plan.target.model.adapter, "adapter_digest": str(plan.adapter.digest)}
+    if plan.calibration is not None:
+        inputs["calibration_digest"] = str(plan.calibration)
     return inputs
 
 
@@ -130,6 +132,8 @@ def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
         settings |= {"bits": how.bits, "group_size": how.group_size, "mode": how.mode}
     if variant.recipe is not None:
         settings |= {"recipe": variant.recipe, "group_size": variant.group_size}
+    if (learned := variant.learned) is not None:
+        settings |= {k: str(v) for k, v in asdict(learned).items() if k != "calibration"}
     for override in variant.overrides:
         how_text = "as it is"
         if (q := override.quantization) is not None:

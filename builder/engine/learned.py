@@ -1,0 +1,136 @@
+"""`python -m builder.engine.learned REQUEST.json`: one learned quantizer of mlx_lm.quant, in its own process.
+
+It runs mlx-lm's own `main` of the method, with the calibration text that was declared in place of what it
+would fetch from the network or read from the user's home.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LearnedRequest:
+    """Paths as text, so that it travels as JSON. `out` must not exist."""
+
+    source: str
+    out: str
+    calibration: str
+    method: str
+    bits: int
+    group_size: int
+    seed: int
+    samples: int
+    sequence_length: int
+    learning_rate: float
+    high_bits: int
+    target_bpw: float
+
+    def to_text(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def main() -> None:
+    request = LearnedRequest(**json.loads(Path(sys.argv[1]).read_text()))
+    modules = {"dwq": "dwq", "awq": "awq", "gptq": "gptq", "dynamic": "dynamic_quant"}
+    import importlib
+
+    module: Any = importlib.import_module(f"mlx_lm.quant.{modules[request.method]}")
+    module.load_data = _pairs(request) if request.method == "dwq" else _chunks(request)
+    sys.argv = [request.method, *arguments(request)]
+    module.main()
+
+
+def arguments(request: LearnedRequest) -> list[str]:
+    """The command line of the method's own `main`."""
+    common = {"model": request.source, "mlx-path": request.out, "seed": request.seed}
+    own: dict[str, object] = {
+        "bits": request.bits,
+        "group-size": request.group_size,
+        "num-samples": request.samples,
+    }
+    if request.method == "dwq":
+        own |= {"max-seq-length": request.sequence_length, "learning-rate": request.learning_rate}
+        own |= {"batch-size": 1}
+    elif request.method == "dynamic":
+        own = {
+            "low-bits": request.bits,
+            "low-group-size": request.group_size,
+            "high-bits": request.high_bits,
+            "high-group-size": request.group_size,
+            "target-bpw": request.target_bpw,
+        }
+    else:
+        own |= {"sequence-length": request.sequence_length}
+        if request.method == "gptq":
+            own |= {"fallback-bits": request.bits, "fallback-group-size": request.group_size}
+        else:
+            own |= {"embed-bits": request.bits, "embed-group-size": request.group_size}
+    return [part for name, value in {**common, **own}.items() for part in (f"--{name}", str(value))]
+
+
+def texts(path: Path) -> list[str]:
+    """The pieces of a calibration file: lines of a .jsonl (`text`, or `messages` joined), else the whole."""
+    if path.suffix != ".jsonl":
+        return [path.read_text(encoding="utf-8")]
+    pieces = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            text = row["text"] if "text" in row else "\n".join(m["content"] for m in row["messages"])
+            pieces.append(str(text))
+        except (ValueError, KeyError, TypeError):
+            sys.exit(f'{path}:{number}: neither {{"text": ...}} nor {{"messages": [...]}}')
+    return pieces
+
+
+def _tokens(request: LearnedRequest, tokenizer: Any) -> list[int]:
+    tokens = [t for piece in texts(Path(request.calibration)) for t in tokenizer.encode(piece)]
+    if len(tokens) < 2 * request.sequence_length:
+        sys.exit(
+            f"{request.calibration} holds {len(tokens)} tokens; at least {2 * request.sequence_length} "
+            "are needed (two pieces of sequence_length)"
+        )
+    return tokens
+
+
+def _chunks(request: LearnedRequest) -> Callable[..., Any]:
+    """In place of mlx_lm.quant.utils.load_data: (samples, sequence_length) tokens of the declared text."""
+
+    def load_data(tokenizer: Any, num_samples: int, sequence_length: int) -> Any:
+        import mlx.core as mx
+
+        length = request.sequence_length
+        tokens = _tokens(request, tokenizer)
+        rows = mx.array(tokens[: len(tokens) // length * length]).reshape(-1, length)
+        return rows[mx.random.permutation(rows.shape[0])[: request.samples]]
+
+    return load_data
+
+
+def _pairs(request: LearnedRequest) -> Callable[..., Any]:
+    """In place of mlx_lm.quant.dwq.load_data: training and validation pieces as (tokens, offset)."""
+
+    def load_data(tokenizer: Any, *_: Any, **__: Any) -> Any:
+        import numpy as np
+
+        length = request.sequence_length
+        tokens = _tokens(request, tokenizer)
+        rows = [(tokens[at : at + length], 0) for at in range(0, len(tokens) - length + 1, length)]
+        order = np.random.permutation(len(rows))
+        held = max(1, min(32, len(rows) // 8))
+        chosen = [rows[index] for index in order]
+        return chosen[held : held + request.samples], chosen[:held]
+
+    return load_data
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Whole-model steps: a learned quantizer runs on a target that is on disk, its output is stored by block.
+
+The step runs in a process of its own, with the user's home and the network out of its reach. Its manifest is
+its only record: whatever dies in between leaves left-overs in tmp/, and the step runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder import shards
+from builder.engine.learned import LearnedRequest
+from builder.errors import BuildError
+from builder.execute import Built, made_by
+from builder.plan import CONFIG, TargetPlan, shard_name
+from builder.prepare import now
+from builder.progress import Emit, Note
+from builder.project import Project
+from builder.record import FileEntry, Manifest
+from builder.roots import register
+from builder.sources.base import INDEX
+from builder.spec import Learned
+from builder.state import holds
+from builder.store import blobs, records, tmp, views
+from builder.store.locks import acquire, build_session
+from builder.structure import block_of
+from builder.why import inputs_of, settings_of
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+
+class StepFailed(BuildError):
+    """{target}: method "{method}" failed: {what}"""
+
+    exit_code = 2
+    hint = "Nothing was kept."
+
+
+class SourceNotBuilt(BuildError):
+    """{target}: it is made from {source}, which is not on disk."""
+
+    exit_code = 2
+    hint = "`doit model:{source}` makes it."
+
+
+def build_learned(project: Project, plan: TargetPlan, emit: Emit) -> Built:
+    """Make one learned target. Does nothing that is in the store. Raises BuildError."""
+    started = time.perf_counter()
+    store = project.store
+    source = project.plan.targets[str(plan.needs)]
+    assert isinstance(source, TargetPlan)
+    with build_session(store, [plan.key, *plan.keys, source.key, *source.keys]):
+        register(project)
+        with acquire(store, [plan.key]):
+            manifest = records.read_manifest(store, plan.key)
+            made = manifest is None or not holds(store, manifest)
+            if manifest is None or made:
+                if views.current_key(store.models / source.name) != source.key:
+                    raise SourceNotBuilt(target=plan.name, source=source.name)
+                emit(Note(f"{plan.name}: {_learned(plan).method} on {source.name}"))
+                manifest = _run(project, plan, store.models / source.name)
+        view = store.models / plan.name
+        if not views.is_current(store, view, manifest):
+            views.materialize(store, view, manifest)
+    count = sum(entry.name.endswith(".safetensors") for entry in manifest.files)
+    bits = float(manifest.measures["bits_per_weight"])
+    seconds = time.perf_counter() - started
+    return Built(plan.name, view, manifest.size, bits, count if made else 0, 0 if made else count, seconds)
+
+
+def _learned(plan: TargetPlan) -> Learned:
+    learned = plan.target.variant.learned
+    assert learned is not None
+    return learned
+
+
+def _run(project: Project, plan: TargetPlan, source: Path) -> Manifest:
+    with tmp.new_folder(project.store) as scratch:
+        _call(plan, source, scratch)
+        manifest = _ingest(project, plan, scratch / "out")
+    records.write_manifest(project.store, manifest)
+    return manifest
+
+
+def _call(plan: TargetPlan, source: Path, scratch: Path) -> None:
+    """Run the method with `scratch` as its home and working folder. Raises StepFailed."""
+    learned, how = _learned(plan), plan.target.variant.quantization
+    assert how is not None
+    settings = {k: v for k, v in asdict(learned).items() if k not in ("source", "calibration")}
+    request = LearnedRequest(
+        source=str(source.resolve()),
+        out=str(scratch.resolve() / "out"),
+        calibration=str(learned.calibration),
+        bits=how.bits,
+        group_size=how.group_size,
+        **settings,
+    )
+    (scratch / "request.json").write_text(request.to_text())
+    home = {name: str(scratch.resolve()) for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-m", "builder.engine.learned", "request.json"],
+        cwd=scratch,
+        env={**os.environ, **home, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        what = last[-1][:300] if done.returncode > 0 else f"killed by signal {-done.returncode}"
+        raise StepFailed(target=plan.name, method=learned.method, what=what)
+
+
+def _ingest(project: Project, plan: TargetPlan, out: Path) -> Manifest:
+    """The method's output by block, in our canonical shards, one block in memory at a time."""
+    import mlx.core as mx
+
+    tensors: dict[str, mx.array] = {}
+    for file in sorted(out.glob("model*.safetensors")):
+        loaded = mx.load(str(file))
+        assert isinstance(loaded, dict)
+        tensors |= loaded
+    nbytes = sum(array.nbytes for array in tensors.values())
+    entries: list[FileEntry] = []
+    weight_map: dict[str, str] = {}
+    for name, block in _blocks(plan, tensors):
+        weight_map |= dict.fromkeys(block, name)
+        entries.append(FileEntry(name, blobs.ingest(project.store, shards.encode(_raw(block)))))
+        del block
+    count = plan.base.structure.parameter_count
+    index = {
+        "metadata": {"total_size": nbytes, "total_parameters": count},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    entries.append(FileEntry(INDEX, blobs.ingest(project.store, [json.dumps(index, indent=4).encode()])))
+    entries.append(FileEntry(CONFIG, blobs.ingest_file(project.store, out / CONFIG)))
+    for entry in plan.base.aux:
+        if not blobs.has(project.store, entry.blob):
+            blobs.ingest_file(project.store, project.store.models / str(plan.needs) / entry.name)
+    files = sorted([*entries, *plan.base.aux], key=lambda entry: entry.name)
+    measures = {"bits_per_weight": round(8 * nbytes / count, 4), "shard_bytes": nbytes}
+    return Manifest(
+        plan.key,
+        "target",
+        plan.name,
+        now(),
+        tuple(files),
+        inputs_of(plan),
+        settings_of(plan),
+        made_by(),
+        measures,
+    )
+
+
+def _blocks(plan: TargetPlan, tensors: dict[str, mx.array]) -> Iterator[tuple[str, dict[str, mx.array]]]:
+    """(shard name, its tensors), in the order of the model's blocks; `tensors` is used up."""
+    order = {block: index for index, block in enumerate(plan.base.structure.blocks)}
+    by_block: dict[str, dict[str, mx.array]] = {}
+    for name in sorted(tensors, key=lambda name: (order.get(block_of(name), len(order)), name)):
+        by_block.setdefault(block_of(name), {})[name] = tensors.pop(name)
+    count = len(by_block)
+    for number, block in enumerate(list(by_block), start=1):
+        yield shard_name(number, count), by_block.pop(block)
+
+
+def _raw(block: dict[str, mx.array]) -> dict[str, shards.RawTensor]:
+    import mlx.core as mx
+
+    from builder.engine.arrays import raw
+
+    mx.eval(block)
+    return {name: raw(array) for name, array in block.items()}

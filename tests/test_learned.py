@@ -1,0 +1,161 @@
+"""Learned quantizers, and the life of the intermediate that they read: real runs on the tiny model."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Ran, Sandbox
+from tests.test_build import ROW
+from tests.tiny import DECLARATION, make_adapter, make_base
+
+Make = Callable[..., Sandbox]
+
+LEARNED = """
+[variant.learned]
+method = "{method}"
+from = "f16"
+calibration = "text.txt"
+bits = 4
+group_size = 64
+samples = 4
+sequence_length = 32
+"""
+
+
+def words(seed: int) -> str:
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices("abcdefgh", k=5)) for _ in range(200))
+
+
+@pytest.fixture
+def project(sandbox: Make) -> Callable[[str], Sandbox]:
+    def make(method: str) -> Sandbox:
+        box = sandbox(DECLARATION.replace('"5bit"]', '"5bit", "learned"]') + LEARNED.format(method=method))
+        make_base(box.root / "base")
+        make_adapter(box.root / "adapter")
+        (box.root / "text.txt").write_text(words(0))
+        (box.root / "home").mkdir()
+        return box
+
+    return make
+
+
+def run(box: Sandbox, *arguments: str) -> Ran:
+    """doit with a home of its own, which must stay empty of calibration files and downloads."""
+    ran = box.doit(*arguments, env={"HOME": str(box.root / "home"), "HF_HUB_OFFLINE": "1"})
+    assert not (box.root / "home/.cache/mlx-lm").exists()
+    return ran
+
+
+def rows(ran: Ran) -> set[str]:
+    assert ran.code == 0, ran.text
+    return {name for name, _, _ in ROW.findall(ran.out)}
+
+
+def test_an_intermediate_lives_as_long_as_it_is_needed(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    first = run(box, "model:m_learned")
+    assert rows(first) == {"m_f16", "m_learned"}
+    assert "pruned m_f16" in first.text
+    assert not box.view("m_f16").exists()
+    config = json.loads((box.view("m_learned") / "config.json").read_text())
+    assert config["quantization"]["bits"] == 4
+    assert rows(run(box, "model:m_learned")) == set()  # nothing rebuilds a pruned intermediate
+    assert rows(run(box)) == {"m_4bit", "m_5bit"}
+    assert not box.view("m_f16").exists()
+
+    kept = box.view("m_learned") / "model-00002-of-00006.safetensors"
+    before = kept.read_bytes()
+    (box.root / "text.txt").write_text(words(1))
+    again = run(box)
+    assert rows(again) == {"m_f16", "m_learned"}  # what needs it brings it back, once more only for a while
+    assert not box.view("m_f16").exists()
+    assert kept.read_bytes() != before
+
+    (box.root / "text.txt").write_text(words(0))
+    assert rows(run(box)) == {"m_learned"}  # relinked: the former result is still in the store
+    assert kept.read_bytes() == before
+
+
+def test_an_intermediate_asked_for_by_name_stays(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    assert rows(run(box, "model:m_f16")) == {"m_f16"}
+    assert rows(run(box, "model:m_learned")) == {"m_learned"}
+    assert box.view("m_f16").exists()
+    assert run(box, "clean:f16").code == 0
+    assert rows(run(box)) == {"m_4bit", "m_5bit"}
+    assert not box.view("m_f16").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dwq", "awq", "gptq", "dynamic"])
+def test_each_method(project: Callable[[str], Sandbox], method: str) -> None:
+    from mlx_lm import load
+
+    box = project(method)
+    assert "m_learned" in rows(run(box, "model:m_learned"))
+    model, *_ = load(str(box.view("m_learned")))
+    assert model is not None
+    files = {path.name: path.read_bytes() for path in box.view("m_learned").glob("*.safetensors")}
+    twin = Sandbox(box.root)
+    assert run(twin, "clean:learned").code == 0
+    assert "m_learned" in rows(run(twin, "model:m_learned"))
+    made_again = {path.name: path.read_bytes() for path in box.view("m_learned").glob("*.safetensors")}
+    assert made_again == files  # the same inputs and seed give the same bytes
+
+
+def test_a_failing_method_leaves_nothing(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    (box.root / "text.txt").write_text("too short")
+    ran = run(box, "model:m_learned")
+    assert ran.code == 2
+    assert 'method "gptq" failed' in ran.text
+    assert "holds 9 tokens; at least 64 are needed" in ran.text
+    assert "Traceback" not in ran.text
+    assert not box.view("m_learned").exists()
+    assert not list((box.root / "store/tmp").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('from = "f16"\n', "", "[variant.learned] method needs from"),
+        ('from = "f16"', 'from = "4bit"', "which is quantized"),
+        ('from = "f16"', 'from = "f61"', 'did you mean "f16"?'),
+        ('method = "gptq"', 'method = "gtpq"', 'did you mean "gptq"?'),
+        ("samples = 4", "samples = 0", "samples = 0 is too small"),
+        ('variants = ["f16", ', "variants = [", "which this model does not list"),
+    ],
+)
+def test_wrong_declarations(project: Callable[[str], Sandbox], old: str, new: str, says: str) -> None:
+    box = project("gptq")
+    box.edit(old, new)
+    ran = box.doit("list")
+    assert ran.code == 3
+    assert says in ran.err
+
+
+def test_a_missing_calibration_file_is_said(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    (box.root / "text.txt").unlink()
+    ran = run(box, "model:m_learned")
+    assert ran.code in (1, 2)
+    assert "[variant.learned]" in ran.text or "variant.learned: " in ran.text
+    assert "text.txt does not exist" in ran.text
+    assert "Traceback" not in ran.text
+    assert not box.view("m_f16").exists()  # nothing was made for it
+
+
+def test_awq_refuses_an_unknown_type_before_any_work(project: Callable[[str], Sandbox]) -> None:
+    box = project("awq")
+    path = Path(box.root / "base/config.json")
+    path.write_text(path.read_text().replace('"qwen3"', '"seed_oss"'))
+    ran = run(box, "model:m_learned")
+    assert ran.code != 0
+    assert "Traceback" not in ran.text
+    assert not box.view("m_f16").exists()

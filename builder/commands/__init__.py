@@ -22,5 +22,7 @@ STANDALONE: Mapping[str, str] = {
     "build": "builder.commands.build:Build",
     "init": "builder.commands.init:Init",
     "add-variant": "builder.commands.add_variant:AddVariant",
+    "attest": "builder.commands.attest:Attest",
+    "lock": "builder.commands.lock:Lock",
     "completion": "builder.commands.completion:Completion",
 }

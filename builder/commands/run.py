@@ -7,13 +7,14 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from doit.cmd_run import Run as DoitRun
 
 from builder.commands.guard import guarded
 from builder.interrupt import INTERRUPTED
-from builder.progress import MODES, VARIABLE
+from builder.progress import MODES, VARIABLE, showing
 from builder.tasks import SELECTED
 
 OPT_PROGRESS: Mapping[str, Any] = {
@@ -32,13 +33,20 @@ OPT_QUIET: Mapping[str, Any] = {
     "default": False,
     "help": "print errors only",
 }
+OPT_LOCKED: Mapping[str, Any] = {
+    "name": "locked",
+    "long": "locked",
+    "type": bool,
+    "default": False,
+    "help": "refuse to run unless all inputs are those of artifacts.lock",
+}
 
 
 class Run(DoitRun):  # type: ignore[misc]
     """doit's run. Before it starts it notes what was asked for; an interrupt ends it with one line."""
 
     name = "run"
-    cmd_options = (*DoitRun.cmd_options, OPT_PROGRESS, OPT_QUIET)
+    cmd_options = (*DoitRun.cmd_options, OPT_PROGRESS, OPT_QUIET, OPT_LOCKED)
 
     def execute(self, params: Any, args: Sequence[str]) -> int:
         code = guarded(lambda: int(super(Run, self).execute(params, args) or 0))
@@ -64,17 +72,29 @@ class Run(DoitRun):  # type: ignore[misc]
         pdb: bool = False,
         progress: str = "",
         quiet: bool = False,
+        locked: bool = False,
     ) -> int:
         """The arguments are doit's, by name: doit reads them from this signature."""
         arguments = dict(locals())
-        for ours in ("self", "__class__", "progress", "quiet"):
+        for ours in ("self", "__class__", "progress", "quiet", "locked"):
             arguments.pop(ours, None)
+        if locked:
+            _check_lock()
         note_selection(self.task_list, self.sel_tasks or [])
         if quiet:
             arguments["reporter"] = "error-only"
         if quiet or progress:
             os.environ[VARIABLE] = progress or "silent"  # worker processes inherit it
         return int(super()._execute(**arguments) or 0)
+
+
+def _check_lock() -> None:
+    """Raises LockDiffers, LockInvalid."""
+    from builder.lock import check
+    from builder.project import Project
+
+    with showing() as emit:
+        check(Project.load(Path("artifacts.toml")), emit)
 
 
 def note_selection(tasks: Iterable[Any], asked: Iterable[str]) -> None:

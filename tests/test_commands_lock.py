@@ -1,0 +1,84 @@
+"""artifacts.lock and attestations: what another machine, or another tool, can check."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Ran, Sandbox
+from tests.test_commands_query import make_project
+from tests.tiny import make_adapter
+
+
+def builder(box: Sandbox, *args: str) -> Ran:
+    return box.run(sys.executable, "-m", "builder.commands.main", *args)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    box = make_project(tmp_path_factory.mktemp("lock") / "project")
+    assert box.doit("model:m_5bit").code == 0
+    assert builder(box, "lock").code == 0
+    return box.root
+
+
+@pytest.fixture
+def box(template: Path, tmp_path: Path) -> Sandbox:
+    shutil.copytree(template, tmp_path / "project", symlinks=True)
+    return Sandbox(tmp_path / "project")
+
+
+def test_nothing_differs(box: Sandbox) -> None:
+    ran = builder(box, "lock", "--check")
+    assert (ran.code, ran.out) == (0, "everything is as artifacts.lock says\n")
+    assert box.doit("--locked", "model:m_5bit").code == 0
+
+
+def test_another_machine_with_the_same_inputs(box: Sandbox) -> None:
+    shutil.rmtree(box.root / "store")
+    assert box.doit("--locked", "model:m_5bit").code == 0
+    assert builder(box, "lock", "--check").code == 0  # the same bytes too
+
+
+def test_another_adapter_is_named_and_refused(box: Sandbox) -> None:
+    make_adapter(box.root / "adapter", seed=8)
+    ran = builder(box, "lock", "--check")
+    assert ran.code == 1
+    assert [line.split(":")[0] for line in ran.out.splitlines()] == [
+        "adapter.tuned",
+        "target.m_4bit",
+        "target.m_5bit",
+        "target.m_f16",
+    ]
+    refused = box.doit("--locked")  # LockDiffers
+    assert refused.code == 3
+    assert refused.err.startswith("ERROR: artifacts.lock does not agree: adapter.tuned, target.m_4bit")
+
+
+def test_a_lock_that_is_none(box: Sandbox) -> None:
+    lock = box.root / "artifacts.lock"
+    lock.write_text("format = 99\n")
+    assert "is not a lock of format 1" in builder(box, "lock", "--check").err  # LockInvalid
+    lock.unlink()
+    ran = box.doit("--locked")
+    assert ran.code == 3
+    assert "does not exist" in ran.err
+    assert "Traceback" not in ran.text
+
+
+def test_attest(box: Sandbox) -> None:
+    made = json.loads(builder(box, "attest", "m_5bit", "--sha256").out)
+    assert made["_type"] == "https://in-toto.io/Statement/v1"
+    assert made["predicateType"] == "https://slsa.dev/provenance/v1"
+    subjects = {subject["name"]: subject["digest"] for subject in made["subject"]}
+    config = (box.view("m_5bit") / "config.json").read_bytes()
+    assert subjects["config.json"]["sha256"] == hashlib.sha256(config).hexdigest()
+    dependencies = made["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert [entry["name"] for entry in dependencies] == ["base:tiny", "adapter:tuned"]
+    ran = builder(box, "attest", "m_4bit")  # NotBuilt
+    assert (ran.code, ran.err.splitlines()[0]) == (1, "ERROR: m_4bit is not built.")

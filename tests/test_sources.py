@@ -222,7 +222,7 @@ def pair() -> dict[str, mx.array]:
         ({}, 2.0),
         ({"use_rslora": True}, 4.0),
         ({"alpha_pattern": {"q_proj": 16}}, 4.0),
-        ({"rank_pattern": {r"model\.layers\.0\.self_attn\.q_proj": 8}}, 1.0),
+        ({"r": 16, "rank_pattern": {r"model\.layers\.0\.self_attn\.q_proj": 4}}, 2.0),
         ({"alpha_pattern": {"v_proj": 16}}, 2.0),
     ],
 )

@@ -1,23 +1,23 @@
 """Reads an adapter: which tensors it has, under mlx-lm's names, and the digest of each block's slice.
 
 Two layouts. mlx-lm: adapter_config.json + adapters.safetensors, fine_tune_type lora, dora or full
-(mlx_lm.tuner.utils.load_adapters). PEFT: adapter_config.json + adapter_model.safetensors, where lora_A is
-(r, in) and lora_B (out, r), both transposed against mlx-lm, and the scale is alpha / r, or alpha / sqrt(r)
-with use_rslora (peft.LoraConfig). mlx is imported only by `load_tensors`.
+(mlx_lm.tuner.utils.load_adapters). PEFT: adapter_config.json + adapter_model.safetensors (`peft` translates).
+mlx is imported only by `load_tensors`.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Callable, Mapping
+import mmap
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from builder.errors import SourceInvalid, SourceMissing
 from builder.keys import Digest, Key, make_key
+from builder.sources import peft
 from builder.sources.safetensors import SafetensorsFile, TensorInfo, digest_tensor, read_header
 from builder.spec import Adapter
 
@@ -27,14 +27,10 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 _MLX, _PEFT = "adapters.safetensors", "adapter_model.safetensors"
 _PICKLES = ("adapter_model.bin", "adapters.npz", "adapter_model.pt", "adapters.pt")
-# An embedding's lora_embedding_A is (r, tokens) and lora_embedding_B (dims, r).
-_TRANSPOSED = {
-    "lora_A": "lora_a",
-    "lora_B": "lora_b",
-    "lora_embedding_A": "lora_a",
-    "lora_embedding_B": "lora_b",
-}
+_LORA_PARTS = ("lora_a", "lora_b", "m")
+_FLOATING = ("F32", "F16", "BF16")
 _MAX_CONFIG = 10_000_000
+_PIECE = 1 << 24  # bytes of a tensor that are looked at at once
 
 
 @dataclass(frozen=True)
@@ -64,16 +60,18 @@ class AdapterInfo:
 
 
 def adapter_files(adapter: Adapter) -> tuple[Path, Path]:
-    """adapter_config.json and the weights file. Raises SourceMissing, SourceInvalid (pickles)."""
+    """adapter_config.json and the weights file. Raises SourceMissing, SourceInvalid (none, two, pickles)."""
     table = _table(adapter)
     if not adapter.path.is_dir():
         raise SourceMissing(table=table, path=adapter.path)
     config = adapter.path / CONFIG
     if not config.is_file():
         raise SourceMissing(table=table, path=config)
-    for name in (_MLX, _PEFT):
-        if (adapter.path / name).is_file():
-            return config, adapter.path / name
+    found = [name for name in (_MLX, _PEFT) if (adapter.path / name).is_file()]
+    if len(found) > 1:
+        _refuse(adapter, adapter.path, f"holds both {_MLX} and {_PEFT}: which one is meant cannot be told")
+    if found:
+        return config, adapter.path / found[0]
     if pickle := next((name for name in _PICKLES if (adapter.path / name).exists()), None):
         raise SourceInvalid(
             table=table,
@@ -91,9 +89,9 @@ def read_adapter(adapter: Adapter) -> AdapterInfo:
     file = read_header(weights, _table(adapter))
     if not file.tensors:
         _refuse(adapter, weights, "holds no tensors")
-    if weights.name == _PEFT:
-        return _read_peft(adapter, config, file)
-    return _read_mlx(adapter, config, file)
+    info = _read_peft(adapter, config, file) if weights.name == _PEFT else _read_mlx(adapter, config, file)
+    _check_tensors(adapter, info)
+    return info
 
 
 def slice_digests(info: AdapterInfo, block_of: Callable[[str], str]) -> dict[str, Key]:
@@ -127,12 +125,25 @@ def load_tensors(info: AdapterInfo) -> dict[str, mx.array]:
 
 
 def check_finite(info: AdapterInfo, adapter: Adapter) -> None:
-    """Raises SourceInvalid naming the first tensor that holds NaN or infinity."""
-    import mlx.core as mx
+    """Raises SourceInvalid naming the first tensor that holds NaN or infinity. Reads a piece at a time."""
+    where = {tensor.name: tensor for tensor in info.file.tensors}
+    for tensor in info.tensors:
+        if not all(_pieces_finite(info.file.path, where[tensor.source_name])):
+            _refuse(adapter, info.file.path, f'tensor "{tensor.name}" holds NaN or infinity')
 
-    for name, array in load_tensors(info).items():
-        if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
-            _refuse(adapter, info.file.path, f'tensor "{name}" holds NaN or infinity')
+
+def _pieces_finite(path: Path, tensor: TensorInfo) -> Iterator[bool]:
+    """Per piece of a floating tensor: whether no exponent is all ones (IEEE 754's NaN and infinity)."""
+    import numpy as np
+
+    kinds = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
+    kind, exponent = kinds[tensor.dtype]
+    if tensor.start == tensor.end:
+        return
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        for start in range(tensor.start, tensor.end, _PIECE):
+            bits = np.frombuffer(mapped[start : min(start + _PIECE, tensor.end)], kind)
+            yield not bool(((bits & exponent) == exponent).any())
 
 
 # -- mlx-lm ----------------------------------------------------------------------------------------------
@@ -141,7 +152,8 @@ def check_finite(info: AdapterInfo, adapter: Adapter) -> None:
 def _read_mlx(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFile) -> AdapterInfo:
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora", "full"):
-        _refuse(adapter, adapter.path / CONFIG, f"fine_tune_type {kind!r} is none of lora, dora, full")
+        what = f"fine_tune_type {reprlib.repr(kind)} is none of lora, dora, full"
+        _refuse(adapter, adapter.path / CONFIG, what)
     tensors = tuple(_as_stored(info, digest_tensor(file, info)) for info in file.tensors)
     scales: dict[str, float] = {}
     if kind != "full":
@@ -152,7 +164,8 @@ def _read_mlx(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFile
                 what = f'tensor "{tensor.name}" is no part of a {kind} adapter ({", ".join(sorted(parts))})'
                 _refuse(adapter, file.path, what)
             scales[tensor.path] = scale
-        _check_pairs(adapter, file.path, tensors)
+        _check_pairs(adapter, file.path, kind, tensors)
+        _check_ranks(adapter, file.path, tensors, lambda _: config["lora_parameters"].get("rank"))
     return AdapterInfo(adapter.name, "mlx-lm", kind, file, tensors, scales)
 
 
@@ -169,96 +182,107 @@ def _mlx_scale(adapter: Adapter, config: Mapping[str, Any]) -> float:
     if "scale" not in parameters:
         hint = " (it has alpha: mlx-lm wants scale = alpha / rank)" if "alpha" in parameters else ""
         _refuse(adapter, where, f"lora_parameters has no scale{hint}")
-    return _number(adapter, parameters["scale"], "lora_parameters.scale")
+    try:
+        return peft.finite(parameters["scale"], "lora_parameters.scale")
+    except peft.Unfit as error:
+        _refuse(adapter, where, str(error))
 
 
 # -- PEFT ------------------------------------------------------------------------------------------------
 
 
 def _read_peft(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFile) -> AdapterInfo:
-    _check_peft(adapter, config)
-    tensors = tuple(_from_peft(adapter, file, info) for info in file.tensors)
-    scales = {
-        tensor.path: _peft_scale(adapter, config, tensor.path)
-        for tensor in tensors
-        if tensor.part in ("lora_a", "lora_b", "m")
-    }
-    _check_pairs(adapter, file.path, tensors)
+    where = adapter.path / CONFIG
+    try:
+        peft.check_config(config)
+        where = file.path
+        places = [(info, peft.place(info.name, len(info.shape), config)) for info in file.tensors]
+        where = adapter.path / CONFIG
+        paths = sorted({place.path for _, place in places if place.part in _LORA_PARTS})
+        scales = {path: peft.scale(config, path) for path in paths}
+    except peft.Unfit as error:
+        _refuse(adapter, where, str(error))
     kind = "dora" if config.get("use_dora") else "lora"
+    tensors = tuple(_from_peft(info, place, digest_tensor(file, info)) for info, place in places)
+    _check_pairs(adapter, file.path, kind, tensors)
+    _check_ranks(adapter, file.path, tensors, lambda path: peft.rank(config, path))
+    _check_peft_paths(adapter, file.path, kind, tensors)
     return AdapterInfo(adapter.name, "peft", kind, file, tensors, scales)
 
 
-def _check_peft(adapter: Adapter, config: Mapping[str, Any]) -> None:
-    """Raises SourceInvalid for what a LoRA layer of mlx-lm cannot represent."""
-    where = adapter.path / CONFIG
-    if (kind := config.get("peft_type")) != "LORA":
-        _refuse(adapter, where, f"peft_type {kind!r} is not LORA, the only kind that can be fused here")
-    if config.get("fan_in_fan_out"):
-        _refuse(adapter, where, "fan_in_fan_out = true is not supported (Conv1D weights)")
-    if config.get("bias", "none") != "none":
-        _refuse(adapter, where, f"bias = {config['bias']!r} is not supported, only none")
-    for name in ("trainable_token_indices", "layer_replication", "megatron_config", "lora_bias"):
-        if config.get(name):
-            _refuse(adapter, where, f"{name} is not supported")
+def _from_peft(info: TensorInfo, place: peft.Place, digest: Digest) -> AdapterTensor:
+    name, shape = f"{place.path}.{place.part}", info.shape[::-1] if place.transpose else info.shape
+    return AdapterTensor(name, place.path, place.part, info.name, place.transpose, info.dtype, shape, digest)
 
 
-def _from_peft(adapter: Adapter, file: SafetensorsFile, info: TensorInfo) -> AdapterTensor:
-    """PEFT's name and orientation to mlx-lm's."""
-    path, _, part = info.name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-    digest = digest_tensor(file, info)
-    if part in _TRANSPOSED and len(info.shape) == 2:
-        name = _TRANSPOSED[part]
-        return AdapterTensor(
-            f"{path}.{name}", path, name, info.name, True, info.dtype, info.shape[::-1], digest
-        )
-    if part == "lora_magnitude_vector":
-        return AdapterTensor(f"{path}.m", path, "m", info.name, False, info.dtype, info.shape, digest)
-    if ".modules_to_save." not in info.name:
-        _refuse(adapter, file.path, f'tensor "{info.name}" is of a kind that cannot be fused here')
-    plain = info.name.removeprefix("base_model.model.")
-    plain = plain.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".")
-    path, _, leaf = plain.rpartition(".")
-    return AdapterTensor(plain, path, leaf, info.name, False, info.dtype, info.shape, digest)
+def _check_peft_paths(adapter: Adapter, file: Path, kind: str, tensors: tuple[AdapterTensor, ...]) -> None:
+    """Raises SourceInvalid for a path with a LoRA and a saved weight, and for DoRA on an embedding.
 
-
-def _peft_scale(adapter: Adapter, config: Mapping[str, Any], path: str) -> float:
-    """alpha / r (or alpha / sqrt(r)) with the patterns of rank_pattern and alpha_pattern."""
-    rank = _by_pattern(config.get("rank_pattern"), path, config.get("r"))
-    alpha = _by_pattern(config.get("alpha_pattern"), path, config.get("lora_alpha"))
-    number = _number(adapter, rank, "r")
-    if number <= 0:
-        _refuse(adapter, adapter.path / CONFIG, f"r = {rank!r} is not a rank")
-    return _number(adapter, alpha, "lora_alpha") / (math.sqrt(number) if config.get("use_rslora") else number)
-
-
-def _by_pattern(patterns: Any, path: str, default: Any) -> Any:
-    """peft.utils.get_pattern_key: a pattern names the end of a path, at a dot."""
-    for pattern, value in (patterns or {}).items() if isinstance(patterns, dict | None) else ():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", path):
-                return value
-        except re.error:
-            continue
-    return default
+    PEFT measures DoRA's magnitude of an embedding per dimension, mlx-lm per token.
+    """
+    adapted = {tensor.path for tensor in tensors if tensor.part in _LORA_PARTS}
+    for tensor in tensors:
+        if tensor.part not in _LORA_PARTS and tensor.path in adapted:
+            what = (
+                f'holds a LoRA of "{tensor.path}" and also its whole {tensor.part} ("{tensor.source_name}")'
+            )
+            raise SourceInvalid(
+                table=_table(adapter),
+                path=file,
+                what=what,
+                hint="Save the adapter again with save_embedding_layers=False.",
+            )
+        if kind == "dora" and ".lora_embedding_" in tensor.source_name:
+            _refuse(adapter, file, f'tensor "{tensor.source_name}" is DoRA on an embedding, not supported')
 
 
 # -- both ------------------------------------------------------------------------------------------------
 
 
-def _check_pairs(adapter: Adapter, file: Path, tensors: tuple[AdapterTensor, ...]) -> None:
-    """Every lora_a has its lora_b, of the same rank; a DoRA magnitude has both."""
+def _check_tensors(adapter: Adapter, info: AdapterInfo) -> None:
+    """Raises SourceInvalid for a name that occurs twice after translation, or a type that is no float."""
+    seen: set[str] = set()
+    for tensor in info.tensors:
+        if tensor.name in seen:
+            what = f'tensor "{tensor.source_name}" names "{tensor.name}" a second time'
+            _refuse(adapter, info.file.path, what)
+        seen.add(tensor.name)
+        if tensor.dtype not in _FLOATING:
+            what = f'tensor "{tensor.source_name}" is {tensor.dtype}, not one of {", ".join(_FLOATING)}'
+            _refuse(adapter, info.file.path, what)
+
+
+def _check_pairs(adapter: Adapter, file: Path, kind: str, tensors: tuple[AdapterTensor, ...]) -> None:
+    """Every path has its lora_a and lora_b, and its magnitude m exactly if it is DoRA."""
     by_path: dict[str, dict[str, AdapterTensor]] = {}
     for tensor in tensors:
-        if tensor.part in ("lora_a", "lora_b", "m"):
+        if tensor.part in _LORA_PARTS:
             by_path.setdefault(tensor.path, {})[tensor.part] = tensor
+    needed = _LORA_PARTS if kind == "dora" else _LORA_PARTS[:2]
     for path, parts in sorted(by_path.items()):
-        for part in ("lora_a", "lora_b"):
+        for part in needed:
             if part not in parts:
                 first = next(iter(parts.values())).name
                 _refuse(adapter, file, f'tensor "{first}" has no {path}.{part} beside it')
-        a, b = parts["lora_a"].shape, parts["lora_b"].shape
-        if len(a) == 2 and len(b) == 2 and a[1] != b[0]:
-            _refuse(adapter, file, f'tensors of "{path}" have ranks {a[1]} and {b[0]}')
+        if "m" in parts and kind != "dora":
+            _refuse(adapter, file, f'tensor "{path}.m" is a DoRA magnitude, but the adapter says it is LoRA')
+
+
+def _check_ranks(
+    adapter: Adapter, file: Path, tensors: tuple[AdapterTensor, ...], declared: Callable[[str], object]
+) -> None:
+    """lora_a is (in, r) and lora_b (r, out), or (experts, r, in) and (experts, out, r), of the declared r."""
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    for path in sorted({tensor.path for tensor in tensors if tensor.part == "lora_a"}):
+        a, b = shapes[f"{path}.lora_a"], shapes[f"{path}.lora_b"]
+        if len(a) != len(b) or len(a) not in (2, 3) or a[:-2] != b[:-2]:
+            _refuse(adapter, file, f'tensors of "{path}" have shapes {a} and {b}, which are no pair')
+        ranks = (a[1], b[0]) if len(a) == 2 else (a[1], b[2])
+        if ranks[0] != ranks[1]:
+            _refuse(adapter, file, f'tensors of "{path}" have ranks {ranks[0]} and {ranks[1]}')
+        if (rank := declared(path)) is not None and rank != ranks[0]:
+            what = f'tensors of "{path}" have rank {ranks[0]}, but {CONFIG} says {reprlib.repr(rank)}'
+            _refuse(adapter, file, what)
 
 
 def _read_config(path: Path, table: str) -> Mapping[str, Any]:
@@ -271,12 +295,6 @@ def _read_config(path: Path, table: str) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise SourceInvalid(table=table, path=path, what="is not a JSON object")
     return config
-
-
-def _number(adapter: Adapter, value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        _refuse(adapter, adapter.path / CONFIG, f"{name} = {value!r} is not a finite number")
-    return float(value)
 
 
 def _table(adapter: Adapter) -> str:

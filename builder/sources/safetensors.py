@@ -19,6 +19,8 @@ from builder.keys import Digest, hash_threads
 from builder.structure import ITEM_SIZE
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
+# No tensor has more; and products of counts, and searches in names, stay cheap.
+MAX_DIMS, MAX_NUMBER, MAX_NAME = 64, 1 << 63, 1000
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,8 @@ def read_header(path: Path, table: str) -> SafetensorsFile:
     """
     if not path.is_file():
         raise SourceMissing(table=table, path=path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > min(size - 8, MAX_HEADER):
-            _refuse(path, table, "is not a safetensors file (its header does not fit)")
-        text = file.read(length)
+    size, text = _read_text(path, table)
+    length = len(text)
     try:
         header = json.loads(text, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -63,6 +60,23 @@ def read_header(path: Path, table: str) -> SafetensorsFile:
     tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
     _check_layout(tensors, 8 + length, size, path, table)
     return SafetensorsFile(path, tuple(tensors))
+
+
+def _read_text(path: Path, table: str) -> tuple[int, bytes]:
+    """The size of the file, and its header as it stands."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            length = int.from_bytes(head, "little")
+            if len(head) < 8 or length > min(size - 8, MAX_HEADER):
+                _refuse(path, table, "is not a safetensors file (its header does not fit)")
+            text = file.read(length)
+    except OSError as error:
+        _refuse(path, table, f"cannot be read ({error.strerror})")
+    if len(text) < length:
+        _refuse(path, table, "became shorter while it was read")
+    return size, text
 
 
 def digest_tensor(file: SafetensorsFile, tensor: TensorInfo) -> Digest:
@@ -79,15 +93,17 @@ def digest_tensor(file: SafetensorsFile, tensor: TensorInfo) -> Digest:
 
 
 def _tensor(name: str, entry: Any, data: int, path: Path, table: str) -> TensorInfo:
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        _refuse(path, table, f"names a tensor {name[:80]!a}")
     try:
         dtype, shape = entry["dtype"], entry["shape"]
         start, end = entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         _refuse(path, table, f'tensor "{name}" lacks dtype, shape or data_offsets')
-    if dtype not in ITEM_SIZE:
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
         _refuse(path, table, f'tensor "{name}" has unknown dtype {str(dtype)[:40]!r}')
-    numbers = [start, end, *shape] if isinstance(shape, list) else [None]
-    if any(type(number) is not int or number < 0 for number in numbers):
+    numbers = [start, end, *shape] if isinstance(shape, list) and len(shape) <= MAX_DIMS else [None]
+    if any(type(number) is not int or not 0 <= number < MAX_NUMBER for number in numbers):
         _refuse(path, table, f'tensor "{name}" has a shape or offsets that are not counts')
     if end - start != prod(shape) * ITEM_SIZE[dtype]:
         _refuse(path, table, f'tensor "{name}" has offsets that do not match its shape')

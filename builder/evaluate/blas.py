@@ -1,0 +1,91 @@
+"""A faster matrix product for mlx on Linux CPUs.
+
+The mlx wheel for Linux carries the reference BLAS: about 5 GFLOP/s on one core, where OpenBLAS makes 50. The
+PyPI package scipy-openblas32 (in the extra `cpu`) carries an OpenBLAS whose names begin with `scipy_`. The
+entries of libmlx's table of imported functions that name cblas functions are pointed to it; nothing on disk
+changes, and without the package nothing happens. For the scoring process only: a build never does this.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import mmap
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_FUNCTIONS = (b"cblas_sgemm",)
+_TABLES = (b".rela.plt", b".rela.dyn")
+_READ_WRITE = 3
+
+
+def accelerate() -> str:
+    """Points mlx to OpenBLAS where that is possible; returns what multiplies matrices now, for the record."""
+    if not sys.platform.startswith("linux") or os.uname().machine not in ("x86_64", "aarch64"):
+        return "mlx"
+    library = _package("scipy_openblas32", "lib/libscipy_openblas.so")
+    ours = _package("mlx", "lib/libmlx.so")
+    if library is None or ours is None or os.environ.get("BUILDER_BLAS") == "mlx":
+        return "mlx"
+    import mlx.core
+
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
+    openblas = ctypes.CDLL(str(library))
+    start = _loaded_at(ours)
+    replaced = [_replace(start + offset, openblas, name) for name, offset in _imports(ours)] if start else []
+    return "openblas" if replaced else "mlx"
+
+
+def _package(name: str, file: str) -> Path | None:
+    spec = importlib.util.find_spec(name)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(folder) / file).is_file():
+            return path
+    return None
+
+
+def _loaded_at(library: Path) -> int | None:
+    """The address that a loaded library begins at."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5] == str(library.resolve()) and int(fields[2], 16) == 0:
+            return int(fields[0].split("-")[0], 16)
+    return None
+
+
+def _imports(library: Path) -> Iterator[tuple[bytes, int]]:
+    """Name and place of each pointer to a function of _FUNCTIONS, by the ELF64 tables of the file."""
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        table, size, count, names_at = (
+            *struct.unpack_from("<Q", data, 40),
+            *struct.unpack_from("<HHH", data, 58),
+        )
+        headers = [struct.unpack_from("<IIQQQQIIQQ", data, table + i * size) for i in range(count)]
+        names = headers[names_at][4]
+        sections = {_text(data, names + header[0]): header for header in headers}
+        symbols, texts = sections[b".dynsym"][4], sections[b".dynstr"][4]
+        for name in _TABLES:
+            if (header := sections.get(name)) is None:
+                continue
+            for at in range(header[4], header[4] + header[5], 24):
+                offset, info = struct.unpack_from("<QQ", data, at)
+                symbol = struct.unpack_from("<I", data, symbols + (info >> 32) * 24)[0]
+                if info >> 32 and (found := _text(data, texts + symbol)) in _FUNCTIONS:
+                    yield found, offset
+
+
+def _text(data: mmap.mmap, at: int) -> bytes:
+    return data[at : data.find(b"\0", at)]
+
+
+def _replace(place: int, library: ctypes.CDLL, name: bytes) -> None:
+    """Writes the address of the library's function to a place that the loader may have made read-only."""
+    function = ctypes.cast(getattr(library, f"scipy_{name.decode()}"), ctypes.c_void_p).value
+    page = place - place % mmap.PAGESIZE
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), _READ_WRITE) != 0:
+        raise OSError(ctypes.get_errno(), "mprotect")
+    ctypes.c_void_p.from_address(place).value = function

@@ -1,0 +1,139 @@
+"""Teacher-forced scoring: log-probs at chosen positions of many sequences, from one pass over each.
+
+Sequences are sorted by length and run in batches; one that is the beginning of another costs nothing. The
+head, by far the widest matrix, sees the chosen positions only: a gathering layer stands before it, and the
+model's own code does the rest (scaling, softcap), whatever the architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from builder.engine.loading import load_base
+from builder.evaluate.questions import Ask
+
+VERSION = "scoring/1"  # part of the key of every result: change it when numbers change
+Reduce = Callable[[int, mx.array], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sequences of about one length: (index of the ask, row in the batch, its positions)."""
+
+    tokens: list[list[int]]
+    asks: list[tuple[int, int, range]]
+
+    @property
+    def positions(self) -> tuple[list[int], list[int]]:
+        rows = [row for _, row, positions in self.asks for _ in positions]
+        return rows, [position for _, _, positions in self.asks for position in positions]
+
+
+def batches(asks: Sequence[Ask], size: int) -> Iterator[Batch]:
+    """Asks by length, `size` sequences together; an ask that begins another sequence rides with it."""
+    order = sorted(range(len(asks)), key=lambda i: asks[i].tokens, reverse=True)
+    riders: list[list[int]] = []
+    for index in order:  # in reverse order, what extends a sequence stands right before it
+        last = asks[riders[-1][0]].tokens if riders else ()
+        if riders and last[: len(asks[index].tokens)] == asks[index].tokens:
+            riders[-1].append(index)
+        else:
+            riders.append([index])
+    riders.sort(key=lambda group: len(asks[group[0]].tokens))
+    for at in range(0, len(riders), size):
+        group = riders[at : at + size]
+        width = len(asks[group[-1][0]].tokens) - 1
+        tokens, wanted = [], []
+        for row, members in enumerate(group):
+            sequence = list(asks[members[0]].tokens[:-1])
+            tokens.append(sequence + [sequence[-1]] * (width - len(sequence)))
+            for index in members:
+                ask = asks[index]
+                wanted.append((index, row, range(ask.start - 1, len(ask.tokens) - 1)))
+        yield Batch(tokens, wanted)
+
+
+class _Gather:
+    """Which positions the head is asked for, told before each batch."""
+
+    rows: mx.array | None = None
+    positions: mx.array | None = None
+
+    def __call__(self, hidden: Any) -> Any:
+        if self.rows is None or hidden.ndim != 3:
+            return hidden
+        return hidden[self.rows, self.positions][None]
+
+
+class _Head(nn.Module):
+    """Stands for an output layer or a tied embedding."""
+
+    def __init__(self, inner: nn.Module, gather: _Gather) -> None:
+        super().__init__()
+        self.inner = inner
+        self._gather = gather
+
+    def __call__(self, x: Any) -> Any:
+        return self.inner(x) if hasattr(self.inner, "as_linear") else self.inner(self._gather(x))
+
+    def as_linear(self, x: Any) -> Any:
+        return self.inner.as_linear(self._gather(x))
+
+    @property
+    def weight(self) -> Any:
+        return self.inner.weight
+
+
+def install_gather(model: nn.Module) -> _Gather:
+    """Put a gathering layer before every output layer and tied embedding."""
+    gather = _Gather()
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        parent, _, name = path.rpartition(".")
+        if name == "lm_head" or (name == "embed_tokens" and hasattr(module, "as_linear")):
+            setattr(modules[parent], name, _Head(module, gather))
+    return gather
+
+
+def load_float32(directory: Path, *, trust_remote_code: bool = False) -> nn.Module:
+    """The model of a directory, its quantized weights dequantized, in float32, lazy.
+
+    float32 since CPU kernels for anything else are far slower; the weights are exactly those of the target.
+    """
+    model, _ = load_base(directory, dequantize=True, trust_remote_code=trust_remote_code)
+    model.set_dtype(mx.float32)
+    return model
+
+
+def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8) -> None:
+    """Call reduce(i, log-probs of ask i's positions, a row each) for every ask, in any order."""
+    gather = install_gather(model)
+    for batch in batches(asks, size):
+        deliver(batch, logits(model, gather, batch), reduce)
+        mx.clear_cache()
+
+
+def logits(model: Any, gather: _Gather, batch: Batch) -> Any:
+    """The logits at a batch's positions, a row each, evaluated."""
+    rows, positions = batch.positions
+    gather.rows, gather.positions = mx.array(rows), mx.array(positions)
+    out = model(mx.array(batch.tokens))
+    if out.shape[0] != 1 or out.shape[1] != len(rows):  # an architecture whose head stands elsewhere
+        out = out[gather.rows, gather.positions][None]
+    out = out[0].astype(mx.float32)
+    mx.eval(out)
+    return out
+
+
+def deliver(batch: Batch, out: mx.array, reduce: Reduce) -> None:
+    out = out - mx.logsumexp(out, axis=-1, keepdims=True)
+    at = 0
+    for index, _, positions in batch.asks:
+        reduce(index, out[at : at + len(positions)])
+        at += len(positions)

@@ -22,9 +22,12 @@ def dtype_code(array: mx.array) -> str:
 
 
 def raw(array: mx.array) -> RawTensor:
-    """The bytes of an evaluated array, without a copy (row-major; bfloat16 seen as uint16)."""
-    view = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    data = memoryview(_buffer(view)).cast("B") if array.size else memoryview(b"")
+    """The bytes of an evaluated array, row-major, without a copy unless a `sanitize` has transposed it."""
+    view = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array  # numpy has no bfloat16
+    memory = memoryview(_buffer(view))
+    if not memory.c_contiguous:
+        memory = memoryview(_buffer(mx.contiguous(view)))
+    data = memory.cast("B") if array.size else memoryview(b"")
     return RawTensor(dtype_code(array), tuple(array.shape), data)
 
 

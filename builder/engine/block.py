@@ -47,29 +47,27 @@ class Recipe:
 class Block:
     """The lazy parameters of one block under their full names, its modules, its LoRA layers.
 
-    `layers` maps an adapted path to the LoRA or DoRA layer that wraps its module. `fixed` are names that
-    the model's cast_predicate keeps in their own dtype.
+    `layers` maps an adapted path to the LoRA or DoRA layer that wraps its module. `own` are the dtypes
+    of the base, whatever an adapter puts in its place; `fixed`: names that the model's cast_predicate keeps.
     """
 
     name: str
     parameters: dict[str, mx.array]
     modules: dict[str, nn.Module]
+    own: Mapping[str, mx.Dtype]
     layers: dict[str, Any] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
 
     def shards(self, recipes: Mapping[str, Recipe], target: str) -> dict[str, Shard]:
         """The bytes of this block for each variant. Raises NotFinite."""
-        own = {name: array.dtype for name, array in self.parameters.items()}
         fused = self._fuse()
-        by_dtype: dict[mx.Dtype | None, dict[str, mx.array]] = {}
-        for recipe in recipes.values():
-            if recipe.dtype not in by_dtype:
-                by_dtype[recipe.dtype] = self._cast(fused, recipe.dtype, own)
-        del fused
+        by_dtype: dict[str, dict[str, Recipe]] = {}  # by name: an mx.Dtype cannot be compared with None
+        for variant, recipe in recipes.items():
+            by_dtype.setdefault(str(recipe.dtype), {})[variant] = recipe
         out: dict[str, dict[str, RawTensor]] = {variant: {} for variant in recipes}
-        for dtype, values in by_dtype.items():
-            wanted = {variant: recipe for variant, recipe in recipes.items() if recipe.dtype == dtype}
-            self._store(values, wanted, out, target)
+        for wanted in by_dtype.values():
+            dtype = next(iter(wanted.values())).dtype
+            self._store(self._cast(fused, dtype), wanted, out, target)
         return dict(out)
 
     # -- fuse ----------------------------------------------------------------------------------------
@@ -87,13 +85,11 @@ class Block:
                 values[name] = fused
         return values
 
-    def _cast(
-        self, values: Mapping[str, mx.array], dtype: mx.Dtype | None, own: Mapping[str, mx.Dtype]
-    ) -> dict[str, mx.array]:
+    def _cast(self, values: Mapping[str, mx.array], dtype: mx.Dtype | None) -> dict[str, mx.array]:
         """As mlx_lm.convert casts; without a dtype, back to the base's own (DoRA fuses to float32)."""
         cast = {}
         for name, array in values.items():
-            wanted = own[name]
+            wanted = self.own[name]
             if dtype is not None and name not in self.fixed:
                 wanted = dtype
             floating = mx.issubdtype(array.dtype, mx.floating)

@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.engine.arrays import dtype_code
-from builder.engine.loading import adaptable_paths, load_base, one_line
+from builder.engine.loading import adaptable_paths, load_base, one_line, quantized_modules
 from builder.spec import DTYPES, RECIPES, Quantization
 from builder.structure import Parameter, Quantizable, Structure, TensorSpec
 
@@ -30,7 +30,7 @@ def inspect(directory: Path, *, dequantize: bool = False, trust_remote_code: boo
         quantizable=tuple(_quantizable(model, recipes)),
         adaptable=adaptable_paths(model),
         default_dtype=default_dtype(config),
-        quantized="quantization" in config or "quantization_config" in config,
+        quantized=bool(quantized_modules(model)),
         recipe_errors=errors,
     )
 

@@ -32,6 +32,13 @@ class RemoteCode(BuildError):
     hint = "Set `trust_remote_code = true` on the base if you have read that code and trust it."
 
 
+class NotDequantizable(BuildError):
+    """{path}: mlx-lm cannot dequantize "{what}" (a {kind})."""
+
+    exit_code = 2
+    hint = "Take the original, unquantized checkpoint as the base."
+
+
 class AdapterMismatch(BuildError):
     """adapter {adapter}: tensor "{tensor}" {what}."""
 
@@ -65,16 +72,32 @@ def load_base(
         model, config = load_model(directory, lazy=True, trust_remote_code=trust_remote_code)
     except BuildError:
         raise
-    except Exception as error:  # mlx-lm raises whatever its model code raises
+    except (Exception, SystemExit) as error:  # whatever the model's code raises; mlx_lm.models.olmo exits
         raise ModelUnloadable(path=directory, what=one_line(error)) from error
     if dequantize:
+        packed = quantized_modules(model)
         model = dequantize_model(model)
+        # It passes by modules of kinds that it does not know, and forgets the scale of a whole tensor.
+        left = quantized_modules(model) | {
+            p: m for p, m in packed.items() if m.get("global_scale") is not None
+        }
+        if left:
+            path, module = next(iter(left.items()))
+            raise NotDequantizable(path=directory, what=path, kind=type(module).__name__)
         for name in ("quantization", "quantization_config"):
             config.pop(name, None)
     return model, config
 
 
+def quantized_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that hold packed weights, whatever config.json says."""
+    return {p: m for p, m in model.named_modules() if "scales" in m and hasattr(m, "bits")}
+
+
 def one_line(error: BaseException) -> str:
+    """What an error of somebody else's code says, on one line; for an exit, what led to it."""
+    if isinstance(error, SystemExit) and error.__context__ is not None:
+        error = error.__context__
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 

@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 
 from builder.engine.block import Block, Recipe, Shard
 from builder.engine.inspect import as_quantization, quantizable_modules
-from builder.engine.loading import LoadedAdapter, lora_layers, replacements
+from builder.engine.loading import LoadedAdapter, lora_layers, one_line, replacements
 from builder.errors import BuildError
 from builder.spec import Quantization, Variant
 from builder.structure import block_of
@@ -33,6 +33,13 @@ class LayoutChanged(BuildError):
 
     exit_code = 2
     hint = "mlx-lm was upgraded: run `doit -a base:<name>` to inspect the base again."
+
+
+class Unquantizable(BuildError):
+    """{target}: mlx-lm cannot quantize this model: {what}"""
+
+    exit_code = 2
+    hint = "The model type does not support these settings; the upstream library has to learn them first."
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ def cut(model: nn.Module, adapter: LoadedAdapter | None) -> dict[str, Block]:
     parameters: dict[str, dict[str, mx.array]] = {}
     for name, array in tree_flatten(model.parameters()):
         parameters.setdefault(block_of(name), {})[name] = array
+    own = {block: {name: a.dtype for name, a in arrays.items()} for block, arrays in parameters.items()}
     for name, array in replacements(model, adapter).items() if adapter else ():
         parameters[block_of(name)][name] = array
     modules: dict[str, dict[str, nn.Module]] = {name: {} for name in parameters}
@@ -112,12 +120,13 @@ def cut(model: nn.Module, adapter: LoadedAdapter | None) -> dict[str, Block]:
     return {
         name: Block(
             name,
-            own,
+            arrays,
             modules[name],
+            own[name],
             {path: layer for path, layer in layers.items() if block_of(f"{path}.weight") == name},
-            frozenset(parameter for parameter in own if not castable(parameter)),
+            frozenset(parameter for parameter in arrays if not castable(parameter)),
         )
-        for name, own in parameters.items()
+        for name, arrays in parameters.items()
     }
 
 
@@ -142,15 +151,18 @@ def _config(model: nn.Module, config: dict[str, Any], request: Request) -> dict[
     seen: dict[str, Quantization] = {}
     predicate = _predicate(model, variant, seen)
     group = default.group_size if default else variant.group_size
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints bits per weight
-        _, made = quantize_model(
-            clone(model),
-            config,
-            group,
-            default.bits if default else None,
-            mode=default.mode if default else "affine",
-            quant_predicate=predicate,
-        )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints bits per weight
+            _, made = quantize_model(
+                clone(model),
+                config,
+                group,
+                default.bits if default else None,
+                mode=default.mode if default else "affine",
+                quant_predicate=predicate,
+            )
+    except Exception as error:  # whatever the model's own to_quantized raises
+        raise Unquantizable(target=variant.name, what=one_line(error)) from error
     if seen != request.quantization:
         odd = sorted(set(seen.items()) ^ set(request.quantization.items()), key=str)[0][0]
         raise LayoutChanged(target=variant.name, what=f'quantization of "{odd}"')

@@ -21,6 +21,7 @@ Mode = Literal["live", "plain", "json", "silent"]
 MODES: Mapping[str, Mode] = {"live": "live", "plain": "plain", "json": "json", "silent": "silent"}
 
 _TURN = Lock()
+_LINE = Lock()
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class JsonLines:
 
     def __call__(self, event: Event) -> None:
         data = {"event": type(event).__name__, "time": round(time.time(), 3), **asdict(event)}
-        print(json.dumps(data), file=self._stream, flush=True)
+        _write(self._stream, json.dumps(data))
 
 
 class Plain:
@@ -174,4 +175,11 @@ class Plain:
         return True
 
     def _line(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        _write(self._stream, text)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """A whole line at once: events come from several threads."""
+    with _LINE:
+        stream.write(f"{text}\n")
+        stream.flush()

@@ -142,3 +142,13 @@ def test_nothing_but_commands_and_progress_prints() -> None:
                 isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
             )
             assert not is_print, f"{path}:{getattr(node, 'lineno', 0)}"
+
+
+def test_lines_of_several_threads_stay_whole(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with (tmp_path / "log").open("w") as stream, ThreadPoolExecutor(8) as threads:
+        lines = JsonLines(stream)
+        list(threads.map(lambda _: lines(EVENTS[3]), range(500)))
+    found = (tmp_path / "log").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in found] == ["BlockDone"] * 500

@@ -1,6 +1,6 @@
 """Building variants: this project beside mlx_lm.fuse + mlx_lm.convert, as whole processes, in paired runs.
 
-    uv run python bench/build.py [--model dense|moe|tiny_dense|tiny_moe] [--runs 3] [--case NAME ...]
+    uv run python bench/build.py [--model dense|moe|tiny_dense|tiny_moe|example] [--runs 3] [--case NAME ...]
 
 Prints one table; bench/README.md says how to read it. Inputs are made in bench/work and kept there.
 """
@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-from bench.inputs import make
+from bench.inputs import make  # noqa: E402
 
 WORK = Path(__file__).resolve().parent / "work"
 FOUR = (4, 5, 6, 8)
@@ -131,9 +132,8 @@ def declaration(base: Path, adapter: Path, case: Case) -> str:
 
 def project(folder: Path, text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    root = Path(__file__).resolve().parent.parent
-    shutil.copy(root / "dodo.py", folder)
-    shutil.copy(root / "pyproject.toml", folder)
+    shutil.copy(ROOT / "dodo.py", folder)
+    shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "artifacts.toml").write_text(text)
     return folder
 
@@ -169,8 +169,17 @@ def floor(read: int, written: int, folder: Path) -> float:
     return seconds + time.perf_counter() - start
 
 
+def sources(model: str) -> tuple[Path, Path]:
+    """Base and adapter; `example` is the shipped one, imported into this repository's store."""
+    if model != "example":
+        base, adapter, _ = make(WORK, model)
+        return base, adapter
+    run("doit", "base:smollm2", cwd=ROOT)
+    return ROOT / "store/bases/smollm2", ROOT / "example/adapters/phase8"
+
+
 def measure(model: str, case: Case, runs: int, scratch: Path) -> list[str]:
-    base, adapter, _ = make(WORK, model)
+    base, adapter = sources(model)
     theirs, mine, prints, ratios = [], [], [], []
     for number in range(runs):
         folder = scratch / f"{model}-{number}"
@@ -207,7 +216,9 @@ HEAD = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", action="append", choices=["dense", "moe", "tiny_dense", "tiny_moe"])
+    parser.add_argument(
+        "--model", action="append", choices=["dense", "moe", "tiny_dense", "tiny_moe", "example"]
+    )
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES])
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args(arguments)
@@ -215,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
     WORK.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK) as scratch:
-        for model in options.model or ["dense", "moe"]:
+        for model in options.model or ["dense", "moe", "example"]:
             for case in CASES:
                 if not options.case or case.name in options.case:
                     print(

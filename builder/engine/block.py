@@ -57,6 +57,7 @@ class Block:
     own: Mapping[str, mx.Dtype]
     layers: dict[str, Any] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
+    compiled: bool = True  # whether there is enough work to load the kernels for
 
     def shards(self, recipes: Mapping[str, Recipe], target: str) -> dict[str, Shard]:
         """The bytes of this block for each variant. Raises NotFinite."""
@@ -77,7 +78,7 @@ class Block:
         values = dict(self.parameters)
         for path, layer in self.layers.items():
             name = f"{path}.weight"
-            fused = _fuse_compiled(values[name], layer)
+            fused = _fuse_compiled(values[name], layer) if self.compiled else None
             if fused is None:
                 result = dict(tree_flatten(layer.fuse().parameters()))
                 values |= {f"{path}.{leaf}": array for leaf, array in result.items()}
@@ -106,7 +107,8 @@ class Block:
         target: str,
     ) -> None:
         """Quantize `values` for each variant, compiled where that is exact, and put the bytes into `out`."""
-        self._store_compiled(values, recipes, out, target)
+        if self.compiled:
+            self._store_compiled(values, recipes, out, target)
         for variant, recipe in recipes.items():
             tensors: dict[str, mx.array] = {}
             for name, array in values.items():

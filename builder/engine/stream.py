@@ -27,6 +27,9 @@ from builder.errors import BuildError
 from builder.spec import Quantization, Variant
 from builder.structure import block_of
 
+# Loading the compiled kernels takes about a second; mlx quantizes 300 M elements in that time (bench/).
+COMPILED_FROM = 300_000_000
+
 
 class LayoutChanged(BuildError):
     """{target}: mlx-lm now lays this model out differently than when the base was inspected: {what}"""
@@ -75,7 +78,7 @@ class Stream:
             request.name: Recipe(getattr(mx, request.dtype) if request.dtype else None, request.quantization)
             for request in requests
         }
-        self._blocks = cut(model, adapter)
+        self._blocks = cut(model, adapter, compiled=_work(model, requests) >= COMPILED_FROM)
         del model
         gc.collect()  # modules refer to themselves in cycles: without this every array stays alive
 
@@ -104,7 +107,13 @@ class Stream:
         self._blocks.pop(block, None)
 
 
-def cut(model: nn.Module, adapter: LoadedAdapter | None) -> dict[str, Block]:
+def _work(model: nn.Module, requests: Sequence[Request]) -> int:
+    """Elements to quantize, counted once for each variant."""
+    sizes = {path: module.weight.size for path, module in quantizable_modules(model) if "weight" in module}
+    return sum(sizes.get(path, 0) for request in requests for path in request.quantization)
+
+
+def cut(model: nn.Module, adapter: LoadedAdapter | None, *, compiled: bool = True) -> dict[str, Block]:
     """The model's parameters, modules and LoRA layers, sorted by block. Raises AdapterMismatch."""
     castable = getattr(model, "cast_predicate", lambda _: True)
     layers = lora_layers(model, adapter) if adapter else {}
@@ -125,6 +134,7 @@ def cut(model: nn.Module, adapter: LoadedAdapter | None) -> dict[str, Block]:
             own[name],
             {path: layer for path, layer in layers.items() if block_of(f"{path}.weight") == name},
             frozenset(parameter for parameter in arrays if not castable(parameter)),
+            compiled,
         )
         for name, arrays in parameters.items()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import shutil
@@ -16,6 +17,7 @@ from unittest import mock
 import mlx.core as mx
 
 from builder.engine import agreement
+from builder.engine import stream as stream_module
 from builder.engine.arrays import raw
 from builder.engine.inspect import inspect
 from builder.engine.loading import LoadedAdapter, load_base, one_line
@@ -71,8 +73,9 @@ def compare(architecture: Architecture, folder: Path) -> Comparison:
     except (Exception, SystemExit) as error:
         refused(lambda: load_base(folder / "base"))
         return Comparison(architecture, failures=(f"load: {one_line(error)}",))
+    gc.freeze()  # the stream collects garbage: it need not look at all of transformers each time
     structure = inspect(base)
-    adapter = None if structure.quantized else lora(base, folder / "adapter")
+    adapter = None if structure.quantized else lora(base, structure, folder / "adapter")
     source = fused(base, adapter, folder / "fused")
     theirs, failures = {}, []
     for variant in VARIANTS:
@@ -84,8 +87,8 @@ def compare(architecture: Architecture, folder: Path) -> Comparison:
             failures.append(f"{variant.name}: {one_line(error)}")
             refused(lambda v=variant: stream(base, adapter, [v]))
     made = [variant for variant in VARIANTS if variant.name in theirs]
-    ours = stream(base, adapter, made)
-    plain = stream(base, adapter, made[:1], compiled=False)
+    ours = stream(base, adapter, made, structure=structure)
+    plain = stream(base, adapter, made[:1], structure=structure, compiled=False)
     found = differences(plain[made[0].name], ours[made[0].name])
     again = {v.name: differences(ours[v.name], theirs[v.name]) for v in made}
     if any(again.values()):
@@ -120,6 +123,7 @@ def stream(
     adapter: Path | LoadedAdapter | None,
     variants: Sequence[Variant],
     *,
+    structure: Structure | None = None,
     dequantize: bool = False,
     compiled: bool = True,
 ) -> dict[str, Made]:
@@ -132,11 +136,13 @@ def stream(
             mock.patch.object(agreement, "verify", lambda _: frozenset()),
             mock.patch.object(agreement, "fuse_agrees", lambda *_: False),
         ):
-            return stream(base, adapter, variants, dequantize=dequantize)
-    structure = inspect(base, dequantize=dequantize)
+            return stream(base, adapter, variants, structure=structure, dequantize=dequantize)
+    structure = structure or inspect(base, dequantize=dequantize)
     requests = [Request(v, v.dtype or structure.default_dtype, resolve(structure, v)[0]) for v in variants]
     model, config = load_base(base, dequantize=dequantize)
-    streamed = Stream(model, config, requests, loaded(adapter) if isinstance(adapter, Path) else adapter)
+    change = loaded(adapter) if isinstance(adapter, Path) else adapter
+    with mock.patch.object(stream_module, "COMPILED_FROM", 0):  # the models here are too small to pay
+        streamed = Stream(model, config, requests, change)
     del model
     tensors: dict[str, dict[str, RawTensor]] = {v.name: {} for v in variants}
     for block in structure.blocks:
@@ -254,12 +260,11 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def lora(base: Path, folder: Path, *, rank: int = 4, every: int = 3) -> Path:
+def lora(base: Path, structure: Structure, folder: Path, *, rank: int = 4, every: int = 3) -> Path:
     """A LoRA on the paths of `base` that can carry one, except each `every`-th, in mlx-lm's layout."""
     model, _ = load_base(base)
     tensors: dict[str, mx.array] = {}
-    adaptable = inspect(base).adaptable
-    modules = {path: module for path, module in model.named_modules() if path in adaptable}
+    modules = {path: module for path, module in model.named_modules() if path in structure.adaptable}
     paths = [path for number, path in enumerate(sorted(modules)) if number % every != 1]
     for number, path in enumerate(paths):
         for part, shape in lora_shapes(modules[path], rank).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,24 @@ from tests.architecture_table import TABLE, row
 from tests.architectures import REGISTRY, Architecture, unregistered
 from tests.comparison import compare
 
+# Compared every time; the rest with `-m slow`. Each stands for a trait of the engine's input.
+EVERY_TIME = {
+    "llama", "llama-tied", "llama-biased", "llama-original", "qwen2", "qwen3", "gemma2", "gemma3-original",
+    "gemma3n", "gpt2-original", "cohere", "afm7", "olmo", "baichuan_m1", "bitnet",
+    "mixtral-original", "qwen3_moe", "qwen3_moe-original", "deepseek_v2", "deepseek_v3-original",
+    "deepseek_v41", "gpt_oss", "granitemoe-original", "bailing_moe-normed", "longcat_flash_ngram", "llama4",
+    "qwen3_next-original", "prism_hadamard_qwen35", "falcon_h1", "nemotron_h-original", "lfm2", "jamba",
+    "recurrent_gemma", "mamba", "mamba2", "rwkv7",
+}  # fmt: skip
 
-@pytest.mark.parametrize("architecture", REGISTRY, ids=lambda a: a.name)
+
+def listed() -> list[Any]:
+    return [
+        pytest.param(a, id=a.name, marks=[] if a.name in EVERY_TIME else [pytest.mark.slow]) for a in REGISTRY
+    ]
+
+
+@pytest.mark.parametrize("architecture", listed())
 def test_fused_and_converted(architecture: Architecture, tmp_path: Path) -> None:
     result = compare(architecture, tmp_path)
     assert not result.differences
@@ -24,3 +41,4 @@ def test_fused_and_converted(architecture: Architecture, tmp_path: Path) -> None
 
 def test_no_model_of_mlx_lm_is_forgotten() -> None:
     assert unregistered() == []
+    assert {architecture.name for architecture in REGISTRY} >= EVERY_TIME

@@ -8,6 +8,7 @@ mlx_lm's own model class from it, draws its parameters from a seed and saves the
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import zlib
 from collections.abc import Iterator, Mapping
@@ -352,11 +353,21 @@ def checkpoint(folder: Path, architecture: Architecture) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = architecture.config
     (folder / "config.json").write_text(json.dumps(config))
+    config = known(config)
+    (folder / "config.json").write_text(json.dumps(config))
     tensors = dict(parameters(build(config), architecture))
     if architecture.original:
         tensors = original(architecture.model_type, tensors)
     mx.save_safetensors(str(folder / "model.safetensors"), tensors)
     return folder
+
+
+def known(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the names of COMMON that its model does not ask for."""
+    from mlx_lm.utils import _get_classes
+
+    asked = inspect.signature(_get_classes(config)[1]).parameters
+    return {name: value for name, value in config.items() if name not in COMMON or name in asked}
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -63,8 +64,13 @@ def read_gguf_header(path: Path, table: str) -> GgufFile:
     """
     if not path.is_file():
         raise SourceMissing(table=table, path=path)
-    with path.open("rb") as file:
-        reader = _Reader(file, path, table, path.stat().st_size)
+    try:
+        size = path.stat().st_size
+        handle = path.open("rb")
+    except OSError as error:
+        raise SourceInvalid(table=table, path=path, what=f"cannot be read ({error.strerror})") from error
+    with handle as file:
+        reader = _Reader(file, path, table, size)
         if file.read(4) != b"GGUF":
             reader.refuse("is not a GGUF file")
         version = reader.number("I")
@@ -130,6 +136,8 @@ class _Reader:
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dims = self.string(), self.number("I")
+        if not name or not name.isprintable():
+            self.refuse(f"names a tensor {name[:80]!a}")
         if dims > 4:
             self.refuse(f'gives tensor "{name[:80]}" {dims} dimensions')
         shape = tuple(int(self.number("Q")) for _ in range(dims))
@@ -159,4 +167,12 @@ class _Reader:
             if name in found:
                 self.refuse(f'names tensor "{name[:80]}" twice')
             found[name] = GgufTensor(name, shape, label, data + offset, nbytes)
+        self.check_overlap(found)
         return found
+
+    def check_overlap(self, tensors: Mapping[str, GgufTensor]) -> None:
+        """Padding may lie between tensors, but no byte belongs to two."""
+        ordered = sorted((t for t in tensors.values() if t.nbytes), key=lambda t: t.start)
+        for one, other in pairwise(ordered):
+            if one.start + one.nbytes > other.start:
+                self.refuse(f'has tensors "{one.name[:80]}" and "{other.name[:80]}" overlap')

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builder.errors import SourceError, SourceMissing
 
-IMPORTER = "import-gguf/1"  # part of the import's key: change it when the output changes
+IMPORTER = "import-gguf/2"  # part of the import's key: change it when the output changes
 
 
 class PackageMissing(SourceError):
@@ -22,17 +22,25 @@ def resolve_gguf(package: str | None, path: Path, table: str) -> Path:
 
     Raises PackageMissing, SourceMissing (with the nearest name).
     """
-    if package is None:
-        folder, file = path.parent, path
-    else:
-        spec = find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise PackageMissing(table=table, package=package)
-        folder = Path(next(iter(spec.submodule_search_locations)))
-        file = folder / path
-    if not file.is_file():
-        names = [entry.name for entry in folder.glob("*.gguf")] if folder.is_dir() else []
-        near = difflib.get_close_matches(file.name, names, 1, 0.3)
-        hint = f'Did you mean "{near[0]}"?' if near else None
-        raise SourceMissing(table=table, path=file, hint=hint)
-    return file
+    candidates = [path] if package is None else [folder / path for folder in package_folders(package)]
+    if not candidates:
+        raise PackageMissing(table=table, package=package)
+    if found := next((file for file in candidates if file.is_file()), None):
+        return found
+    file = candidates[0]
+    names = [entry.name for entry in file.parent.glob("*.gguf")] if file.parent.is_dir() else []
+    near = difflib.get_close_matches(file.name, names, 1, 0.3)
+    hint = f'Did you mean "{near[0]}"?'.replace("{", "{{").replace("}", "}}") if near else None
+    raise SourceMissing(table=table, path=file, hint=hint)
+
+
+def package_folders(package: str) -> list[Path]:
+    """The folders of an installed package. find_spec would import the parents of a dotted name."""
+    first, *rest = package.split(".")
+    try:
+        spec = find_spec(first)
+    except (ImportError, ValueError):
+        return []
+    places = spec.submodule_search_locations if spec else None
+    folders = [Path(place).joinpath(*rest) for place in places or ()]
+    return [folder for folder in folders if folder.is_dir()]

@@ -4,87 +4,168 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-_SPECIAL = 3  # tokenizer.ggml.token_type of control tokens
+_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PRE_TOKENIZERS = ("smollm", "gpt-2", "default", "llama-bpe")
+_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
+PRE_TOKENIZERS = ("smollm", "gpt-2", *_LLAMA3_NAMES)
+_IDS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "eot": "eot"}
 
 
 class Unsupported(ValueError):
     """A tokenizer that cannot be written as Hugging Face files; the text says why."""
 
 
-def tokenizer_files(metadata: Mapping[str, Any], context: int) -> dict[str, bytes]:
+@dataclass(frozen=True)
+class _Vocabulary:
+    """`ids`: token id by name (bos, eos, pad, unk, eot), of those that the GGUF names."""
+
+    tokens: list[str]
+    types: list[int]
+    merges: list[tuple[str, str]]
+    ids: Mapping[str, int]
+    pre: str
+
+    def token(self, name: str) -> str | None:
+        return self.tokens[self.ids[name]] if name in self.ids else None
+
+
+def tokenizer_files(metadata: Mapping[str, Any], context: int, rows: int) -> dict[str, bytes]:
     """tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja.
 
-    Raises Unsupported.
+    `rows` is the size of the model's embedding. Raises Unsupported.
     """
-    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2":
-        raise Unsupported(f'has a tokenizer of kind "{kind}"; only byte-level BPE ("gpt2") can be imported')
-    if pre not in PRE_TOKENIZERS:
-        raise Unsupported(f'has pre-tokenizer "{pre}"; known are {", ".join(PRE_TOKENIZERS)}')
-    try:
-        tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-        merges = [_pair(merge) for merge in metadata["tokenizer.ggml.merges"]]
-    except (KeyError, AttributeError) as error:
-        raise Unsupported(f"lacks a part of its tokenizer ({error})") from error
-    special = [token for token, kind in zip(tokens, types, strict=False) if kind == _SPECIAL]
+    vocabulary = _vocabulary(metadata)
+    if len(vocabulary.tokens) > rows:
+        raise Unsupported(f"has {len(vocabulary.tokens)} tokens, but an embedding of {rows} rows")
     files = {
-        "tokenizer.json": _tokenizer_json(tokens, merges, special, pre, _token(metadata, "unknown")),
-        "tokenizer_config.json": _config_json(metadata, context),
+        "tokenizer.json": _tokenizer_json(vocabulary, metadata),
+        "tokenizer_config.json": _config_json(vocabulary, context),
     }
-    if template := metadata.get("tokenizer.chat_template"):
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise Unsupported("has a chat template that is no text")
+    if template:
         files["chat_template.jinja"] = template.encode()
     return files
 
 
-def token_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """bos, eos and pad token ids that the GGUF names, under the names of config.json."""
-    names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-    found = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
-    return {name: int(value) for name, value in found.items() if value is not None}
+def token_ids(metadata: Mapping[str, Any]) -> dict[str, int | list[int]]:
+    """bos, eos and pad token ids under the names of config.json; eos is a list if a turn ends otherwise.
+
+    Raises Unsupported.
+    """
+    ids = _vocabulary(metadata).ids
+    found: dict[str, int | list[int]] = {f"{n}_token_id": ids[n] for n in ("bos", "eos", "pad") if n in ids}
+    if ids.get("eot", ids["eos"]) != ids["eos"]:
+        found["eos_token_id"] = [ids["eos"], ids["eot"]]
+    return found
 
 
-def _pair(merge: str) -> tuple[str, str]:
+def _vocabulary(metadata: Mapping[str, Any]) -> _Vocabulary:
+    """The parts of the tokenizer, checked against each other. Raises Unsupported."""
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind != "gpt2":
+        shown = str(kind)[:80]
+        raise Unsupported(f'has a tokenizer of kind "{shown}"; only byte-level BPE ("gpt2") can be imported')
+    if pre not in PRE_TOKENIZERS:
+        raise Unsupported(f'has pre-tokenizer "{str(pre)[:80]}"; known are {", ".join(PRE_TOKENIZERS)}')
+    tokens = _texts(metadata, "tokens")
+    types = metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise Unsupported("does not say the type of each token")
+    known = set(tokens)
+    if len(known) < len(tokens):
+        raise Unsupported("has a token twice")
+    merges = [_pair(merge, known) for merge in _texts(metadata, "merges")]
+    ids = {}
+    for name, key in _IDS.items():
+        value = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(tokens):
+            raise Unsupported(f"has {key}_token_id {str(value)[:80]}, which is no token")
+        ids[name] = value
+    if "eos" not in ids:
+        raise Unsupported("does not say which token ends a text (tokenizer.ggml.eos_token_id)")
+    return _Vocabulary(tokens, types, merges, ids, str(pre))
+
+
+def _texts(metadata: Mapping[str, Any], name: str) -> list[str]:
+    values = metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v for v in values):
+        raise Unsupported(f"lacks a part of its tokenizer (tokenizer.ggml.{name})")
+    return values
+
+
+def _pair(merge: str, known: set[str]) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
+    if not left or not right or not {left, right, left + right} <= known:
+        raise Unsupported(f"merges {merge[:80]!a}, which are no tokens")
     return left, right
 
 
-def _token(metadata: Mapping[str, Any], key: str) -> str | None:
-    index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-    tokens = metadata["tokenizer.ggml.tokens"]
-    return tokens[index] if isinstance(index, int) and index < len(tokens) else None
+def _tokenizer_json(vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> bytes:
+    from tokenizers import AddedToken, Tokenizer, decoders, models
 
-
-def _tokenizer_json(
-    tokens: list[str], merges: list[tuple[str, str]], special: list[str], pre: str, unknown: str | None
-) -> bytes:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown))
-    bytes_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre != "llama-bpe")
-    if pre == "smollm":
-        first: Any = pre_tokenizers.Digits(individual_digits=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, bytes_level])
-    elif pre == "llama-bpe":
-        first = pre_tokenizers.Split(Regex(_LLAMA3), "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, bytes_level])
-    else:
-        tokenizer.pre_tokenizer = bytes_level
+    llama3 = vocabulary.pre in _LLAMA3_NAMES
+    tokens = {token: index for index, token in enumerate(vocabulary.tokens)}
+    model = models.BPE(
+        vocab=tokens, merges=vocabulary.merges, unk_token=vocabulary.token("unk"), ignore_merges=llama3
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    typed = list(zip(vocabulary.tokens, vocabulary.types, strict=True))
+    special = [AddedToken(t, special=True, normalized=False) for t, kind in typed if kind == _CONTROL]
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t, kind in typed if kind == _USER_DEFINED])
+    if processor := _post_processor(vocabulary, metadata, llama3):
+        tokenizer.post_processor = processor
     return str(tokenizer.to_str(pretty=True)).encode()
 
 
-def _config_json(metadata: Mapping[str, Any], context: int) -> bytes:
-    names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
-    special = {name: _token(metadata, key) for name, key in names.items()}
+def _pre_tokenizer(pre: str) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    if pre == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    if pre in _LLAMA3_NAMES:
+        split = pre_tokenizers.Split(Regex(_LLAMA3), "isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([split, level])
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _post_processor(vocabulary: _Vocabulary, metadata: Mapping[str, Any], llama3: bool) -> Any:
+    """Puts the bos and eos tokens around a text where the GGUF asks for it; llama.cpp's default is bos
+    for Llama 3 alone. None: nothing is put."""
+    from tokenizers import processors
+
+    wanted = {"bos": metadata.get("tokenizer.ggml.add_bos_token", llama3)}
+    wanted["eos"] = metadata.get("tokenizer.ggml.add_eos_token", False)
+    tokens = {name: vocabulary.token(name) for name, wish in wanted.items() if wish}
+    added = {name: token for name, token in tokens.items() if token is not None}
+    if not added:
+        return None
+    if any(" " in token or ":" in token or "$" in token for token in added.values()):
+        raise Unsupported(f"adds tokens that cannot be written in a template ({list(added.values())})")
+    single = [*([added["bos"]] if "bos" in added else []), "$A", *([added["eos"]] if "eos" in added else [])]
+    return processors.TemplateProcessing(
+        single=" ".join(single),
+        pair=" ".join([*single, *(piece.replace("$A", "$B") + ":1" for piece in single)]),
+        special_tokens=[(token, vocabulary.ids[name]) for name, token in added.items()],
+    )
+
+
+def _config_json(vocabulary: _Vocabulary, context: int) -> bytes:
+    special = {f"{name}_token": vocabulary.token(name) for name in ("bos", "eos", "pad", "unk")}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_prefix_space": False,

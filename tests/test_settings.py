@@ -1,0 +1,114 @@
+"""Every way to quantize and to cast gives what mlx_lm.convert gives; overrides, what its predicate gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+import pytest
+
+from builder.spec import DTYPES, MODES, RECIPES, Override, Quantization, Variant
+from tests import reference
+from tests.architectures import YARN, checkpoint, dense, hybrid, moe, ssm
+from tests.comparison import Made, arguments, differences, quiet, read, stream
+
+# Wide enough that the largest group divides something, and has a path that no group but 32 divides.
+MODELS = {
+    "dense": dense("llama", hidden_size=128, intermediate_size=288, head_dim=32, attention_bias=True),
+    "moe": moe("qwen3_moe", hidden_size=128, moe_intermediate_size=128, head_dim=32),
+    "latent": moe("deepseek_v2", hidden_size=128, moe_intermediate_size=128, kv_lora_rank=128, q_lora_rank=128,
+                  rope_scaling=YARN),  # fmt: skip
+    "kept": hybrid("qwen3_5_moe", wraps=True, full_attention_interval=2, hidden_size=128),
+    "eight": ssm("rwkv7", a_low_rank_dim=64, v_low_rank_dim=64, gate_low_rank_dim=64, decay_low_rank_dim=64,
+                 head_dim=32),  # fmt: skip
+}  # fmt: skip
+AFFINE = [
+    Variant(f"{bits}bit{group}", quantization=Quantization(bits, group))
+    for bits in MODES["affine"][0]
+    for group in MODES["affine"][1]
+]
+FLOATING = [
+    Variant(mode, quantization=Quantization(bits, group, mode))
+    for mode, (_, _, bits, group) in MODES.items()
+    if mode != "affine"
+]
+MIXED = [
+    Variant(f"{recipe}_{group}", recipe=recipe, group_size=group)
+    for recipe in RECIPES
+    for group in MODES["affine"][1]
+]
+CASTS = [Variant(dtype, dtype=dtype) for dtype in DTYPES]
+CAST_AND_QUANTIZED = [
+    Variant(f"{dtype}_{how.mode}{how.bits}", dtype=dtype, quantization=how)
+    for dtype in DTYPES
+    for how in (Quantization(5, 32), Quantization(4, 32, "mxfp4"))
+]
+ALL = [*AFFINE, *FLOATING, *MIXED, *CASTS, *CAST_AND_QUANTIZED]
+
+
+def override(pattern: str, *how: Any) -> Override:
+    return Override(pattern, Quantization(*how) if how else None)
+
+
+OVERRIDES = {
+    "bits": (override("lm_head", 8, 64),),
+    "group": (override("model.layers.0.*", 4, 32), override("*.down_proj", 6, 32)),
+    "left alone": (override("*.k_proj"), override("model.embed_tokens")),
+    "first wins": (override("*.q_proj", 3, 64), override("*_proj", 8, 32), override("*")),
+    "mode": (override("*.v_proj", 4, 16, "nvfp4"), override("*.o_proj", 8, 32, "mxfp8")),
+    "nothing": (override("nowhere", 8, 64),),
+}
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, Made]]]:
+    """The checkpoint of one of MODELS, and all variants of it from one pass."""
+
+    @cache
+    def make(name: str) -> tuple[Path, dict[str, Made]]:
+        base = checkpoint(tmp_path_factory.mktemp(name), MODELS[name])
+        return base, stream(base, None, ALL)
+
+    return make
+
+
+def theirs(base: Path, variant: Variant, out: Path) -> Made:
+    """One variant by mlx_lm.convert, its overrides as a predicate around the model's own."""
+    how = arguments(variant)
+    if variant.overrides:
+        how["quant_predicate"] = _predicate(variant)
+    with quiet():
+        reference.reference(base, None, out, **how)
+    return read(out)
+
+
+def _predicate(variant: Variant) -> Callable[[str, nn.Module], bool | dict[str, Any]]:
+    def decide(path: str, _: nn.Module) -> bool | dict[str, Any]:
+        for rule in variant.overrides:
+            if fnmatchcase(path, rule.pattern):
+                q = rule.quantization
+                return {"group_size": q.group_size, "bits": q.bits, "mode": q.mode} if q else False
+        return True
+
+    return decide
+
+
+def cases() -> list[Any]:
+    """Everything on the dense model, a part of it on the others each time."""
+    some = {"2bit32", "4bit64", "5bit128", "8bit128", "mxfp4", "nvfp4", "mxfp8", "mixed_3_6_64", "float16"}
+    return [
+        pytest.param(model, variant, id=f"{model}-{variant.name}")
+        for model in MODELS
+        for variant in ALL
+        if (model == "dense" or variant.name in some) and (model, variant.recipe) != ("eight", "mixed_3_6")
+    ]
+
+
+@pytest.mark.parametrize(("model", "variant"), cases())
+def test_every_setting(model: str, variant: Variant, ours: Any, tmp_path: Path) -> None:
+    base, made = ours(model)
+    assert differences(made[variant.name], theirs(base, variant, tmp_path / "made")) == []

@@ -133,7 +133,7 @@ CHECKS = ("exact", "regex", "json", "tool_call")
 
 # The figures that each kind of suite measures; a command's are its own. True: more is better.
 METRICS: Mapping[SuiteKind, Mapping[str, bool]] = {
-    "choice": {"accuracy": True},
+    "choice": {"accuracy": True, "greedy": True},
     "exact": {"rate": True},
     "generate": {"rate": True, "tokens_per_second": True, "seconds": False},
     "perplexity": {"perplexity": False},
@@ -209,6 +209,7 @@ class BuildSettings:
     """`strict_toolchain` puts library versions into the keys; `memory` is a limit in bytes, or None."""
 
     strict_toolchain: bool = False
+    survival: bool = True
     memory: int | None = None
 
 

@@ -3,6 +3,7 @@
 base:<base>        download or import, fingerprint, inspect
 adapter:<adapter>  check, fingerprint
 model:<target>     build one target; model:<model> and `model` are groups
+eval:<target>      measure one target by the suites of its model, fail if it misses a requirement
 clean:<variant>    drop that variant of every model; clean:<target> drops one
 """
 
@@ -86,6 +87,7 @@ def project_tasks(project: Project) -> Iterator[Task]:
         "doc": "every declared target that is not intermediate",
         "task_dep": [f"model:{t.name}" for t in spec.targets if not t.variant.intermediate],
     }
+    yield from _eval_tasks(project)
     yield from _clean_tasks(project)
 
 
@@ -116,6 +118,28 @@ def _setup(project: Project, target: Target) -> list[str]:
         if target_state(project.store, project.plan.targets[target.name]).kind in ("built", "unlinked"):
             return []
     return [f"model:{target.model.name}_{learned.source}"]
+
+
+def _eval_tasks(project: Project) -> Iterator[Task]:
+    measured = [target for target in project.spec.targets if target.model.suites]
+    if not measured:
+        return
+    for target in measured:
+        suites = ", ".join(target.model.suites)
+        yield _task(
+            "eval",
+            target.name,
+            f"measure {target.name}: {suites}",
+            Evaluate(project, target.name),
+            Evaluated(project, target.name),
+            after=[f"model:{target.name}"],
+        )
+    yield {
+        "basename": "eval",
+        "name": None,
+        "doc": "measure every target that is not intermediate",
+        "task_dep": [f"eval:{t.name}" for t in measured if not t.variant.intermediate],
+    }
 
 
 def _clean_tasks(project: Project) -> Iterator[Task]:
@@ -240,6 +264,25 @@ class BuildTarget(Step):
 
 
 @dataclass
+class Evaluate(Step):
+    name: str
+
+    def run(self) -> None:
+        from builder.evaluate.run import check, evaluate
+        from builder.evaluate.show import show
+        from builder.progress import mode, showing
+
+        self.project.forget_plan()
+        plan = self.project.plan.targets[self.name]
+        assert isinstance(plan, TargetPlan), "its model task has run"
+        with showing() as emit:
+            results = evaluate(self.project, plan, emit)
+        if mode() in ("live", "plain"):
+            show(self.name, results)
+        check(plan, results)
+
+
+@dataclass
 class Clean(Step):
     names: tuple[str, ...]
 
@@ -328,6 +371,23 @@ class TargetReady:
         except BuildError as error:
             return str(error)
         return f"{state.name} is {state.kind}: {state.reason}"
+
+
+@dataclass
+class Evaluated:
+    """uptodate of eval:<name>: every result is in the store, every requirement holds."""
+
+    project: Project
+    name: str
+
+    def __call__(self, task: object = None, values: object = None) -> bool:
+        from builder.evaluate.run import complete
+
+        try:
+            plan = self.project.plan.targets[self.name]
+            return isinstance(plan, TargetPlan) and complete(self.project, plan)
+        except BuildError:
+            return False  # the action says it
 
 
 def _asked(facts: Callable[[], object]) -> object:

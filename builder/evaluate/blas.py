@@ -9,6 +9,7 @@ changes, and without the package nothing happens. For the scoring process only: 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import mmap
 import os
@@ -30,13 +31,15 @@ def accelerate() -> str:
     ours = _package("mlx", "lib/libmlx.so")
     if library is None or ours is None or os.environ.get("BUILDER_BLAS") == "mlx":
         return "mlx"
-    import mlx.core
+    importlib.import_module("mlx.core")  # loads libmlx
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
     openblas = ctypes.CDLL(str(library))
     start = _loaded_at(ours)
-    replaced = [_replace(start + offset, openblas, name) for name, offset in _imports(ours)] if start else []
-    return "openblas" if replaced else "mlx"
+    places = list(_imports(ours)) if start is not None else []
+    for name, offset in places:
+        _replace((start or 0) + offset, openblas, name)
+    return "openblas" if places else "mlx"
 
 
 def _package(name: str, file: str) -> Path | None:

@@ -56,16 +56,17 @@ def _row(suite: Suite, number: int, line: str) -> Row:
         row = json.loads(line)
     except ValueError as error:
         raise DataInvalid(suite=suite.name, path=suite.data, what=f"line {number}: {error}") from error
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if messages is None and isinstance(row, dict) and isinstance(row.get("text"), str):
-        return row
+    row = row if isinstance(row, dict) else {}
+    messages = row.get("messages")
+    if messages is None and isinstance(row.get("text"), str):
+        return dict(row)
     whole = isinstance(messages, list) and len(messages) > 1
     if not whole or not all(
         isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages or ()
     ):
         what = f'line {number}: expected {{"messages": [..., the right answer]}} or {{"text": ...}}'
         raise DataInvalid(suite=suite.name, path=suite.data, what=what)
-    return row
+    return dict(row)
 
 
 def answer_asks(rows: Iterable[Row], tokenizer: Any) -> list[Ask]:

@@ -59,46 +59,44 @@ def batches(asks: Sequence[Ask], size: int) -> Iterator[Batch]:
         yield Batch(tokens, wanted)
 
 
-class _Gather:
-    """Which positions the head is asked for, told before each batch."""
+class Gather:
+    """The positions (rows, places) that a batch asks the head for."""
 
-    rows: mx.array | None = None
-    positions: mx.array | None = None
+    def __init__(self, positions: tuple[list[int], list[int]]) -> None:
+        self.rows, self.places = positions
 
     def __call__(self, hidden: Any) -> Any:
-        if self.rows is None or hidden.ndim != 3:
-            return hidden
-        return hidden[self.rows, self.positions][None]
+        """One row for each position, in a batch of one."""
+        return hidden[mx.array(self.rows), mx.array(self.places)][None]
 
 
-class _Head(nn.Module):
-    """Stands for an output layer or a tied embedding."""
+class _Head(nn.Module):  # type: ignore[misc]
+    """Stands for an output layer or a tied embedding; `current` is the gathering of the batch that runs."""
 
-    def __init__(self, inner: nn.Module, gather: _Gather) -> None:
+    def __init__(self, inner: nn.Module, current: Callable[[], Gather]) -> None:
         super().__init__()
         self.inner = inner
-        self._gather = gather
+        self._current = current
 
     def __call__(self, x: Any) -> Any:
-        return self.inner(x) if hasattr(self.inner, "as_linear") else self.inner(self._gather(x))
+        embeds = hasattr(self.inner, "as_linear")
+        return self.inner(x) if embeds else self.inner(self._current()(x))
 
     def as_linear(self, x: Any) -> Any:
-        return self.inner.as_linear(self._gather(x))
+        return self.inner.as_linear(self._current()(x))
 
     @property
     def weight(self) -> Any:
         return self.inner.weight
 
 
-def install_gather(model: nn.Module) -> _Gather:
+def install_gather(model: nn.Module, current: Callable[[], Gather]) -> None:
     """Put a gathering layer before every output layer and tied embedding."""
-    gather = _Gather()
     modules = dict(model.named_modules())
     for path, module in modules.items():
         parent, _, name = path.rpartition(".")
         if name == "lm_head" or (name == "embed_tokens" and hasattr(module, "as_linear")):
-            setattr(modules[parent], name, _Head(module, gather))
-    return gather
+            setattr(modules[parent], name, _Head(module, current))
 
 
 def load_float32(directory: Path, *, trust_remote_code: bool = False) -> nn.Module:
@@ -113,19 +111,19 @@ def load_float32(directory: Path, *, trust_remote_code: bool = False) -> nn.Modu
 
 def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8) -> None:
     """Call reduce(i, log-probs of ask i's positions, a row each) for every ask, in any order."""
-    gather = install_gather(model)
+    running: list[Gather] = []
+    install_gather(model, lambda: running[-1])
     for batch in batches(asks, size):
-        deliver(batch, logits(model, gather, batch), reduce)
+        running[:] = [Gather(batch.positions)]
+        deliver(batch, logits(model, running[-1], batch), reduce)
         mx.clear_cache()
 
 
-def logits(model: Any, gather: _Gather, batch: Batch) -> Any:
+def logits(model: Any, gather: Gather, batch: Batch) -> Any:
     """The logits at a batch's positions, a row each, evaluated."""
-    rows, positions = batch.positions
-    gather.rows, gather.positions = mx.array(rows), mx.array(positions)
     out = model(mx.array(batch.tokens))
-    if out.shape[0] != 1 or out.shape[1] != len(rows):  # an architecture whose head stands elsewhere
-        out = out[gather.rows, gather.positions][None]
+    if out.shape[:2] != (1, len(gather.rows)):  # an architecture whose head stands elsewhere
+        out = gather(out)
     out = out[0].astype(mx.float32)
     mx.eval(out)
     return out

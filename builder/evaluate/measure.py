@@ -1,0 +1,183 @@
+"""What each kind of suite makes of log-probs. A part says what it asks, takes the answers, gives a result.
+
+All parts of a target are asked together, in one pass over their sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from builder.evaluate.questions import Ask, Row, accepted, answer_asks, candidate_asks
+from builder.evaluate.statistics import Figure, mean, percentile, rate
+from builder.spec import Suite
+
+_LEAST = 1e-12  # a probability below what float32 can tell from the others' sum
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of one suite, and one outcome per row, for paired tests."""
+
+    figures: Mapping[str, Figure]
+    rows: tuple[float, ...]
+
+
+class Part(Protocol):
+    """`asks` are scored in any order; `take` is given the log-probs of each, a row for each position."""
+
+    @property
+    def asks(self) -> Sequence[Ask]: ...
+    def take(self, index: int, logprobs: mx.array) -> None: ...
+    def result(self) -> Measured: ...
+
+
+def part(suite: Suite, rows: Sequence[Row], tokenizer: Any, reference: Path | None) -> Part:
+    """The part of a suite that is measured by scoring. Raises DataInvalid."""
+    if suite.kind == "choice":
+        return Choice(suite, rows, tokenizer)
+    asks = answer_asks(rows, tokenizer)
+    if suite.kind == "fidelity":
+        assert reference is not None, "the reference is made first"
+        return Fidelity(asks, reference)
+    return Answers(asks, suite.kind)
+
+
+class Choice:
+    """`accuracy`: the likeliest candidate is right. `greedy`: greedy decoding begins with a right one."""
+
+    def __init__(self, suite: Suite, rows: Sequence[Row], tokenizer: Any) -> None:
+        self.labels = list(suite.candidates)
+        self.right = [accepted(suite, row) for row in rows]
+        made = candidate_asks(suite, rows, tokenizer)
+        self.asks = [asks[label] for asks in made for label in self.labels]
+        self.scores = [0.0] * len(self.asks)
+        self.first = [False] * len(self.asks)
+
+    def take(self, index: int, logprobs: mx.array) -> None:
+        self.scores[index] = sum(_at(logprobs, self.asks[index]))
+        self.first[index] = _is_greedy(logprobs, self.asks[index])
+
+    def result(self) -> Measured:
+        width = len(self.labels)
+        likeliest, greedy = [], []
+        for row, right in enumerate(self.right):
+            scores = self.scores[row * width : (row + 1) * width]
+            likeliest.append(self.labels[scores.index(max(scores))] in right)
+            greedy.append(any(self.first[row * width + self.labels.index(label)] for label in right))
+        figures = {"accuracy": rate(likeliest), "greedy": rate(greedy)}
+        return Measured(figures, tuple(map(float, likeliest)))
+
+
+@dataclass
+class Answers:
+    """`rate` of answers that greedy decoding would write, or the `perplexity` of the answers' tokens."""
+
+    asks: Sequence[Ask]
+    kind: str
+    losses: dict[int, list[float]] = field(default_factory=dict)
+    written: dict[int, bool] = field(default_factory=dict)
+
+    def take(self, index: int, logprobs: mx.array) -> None:
+        self.losses[index] = [-value for value in _at(logprobs, self.asks[index])]
+        self.written[index] = _is_greedy(logprobs, self.asks[index])
+
+    def result(self) -> Measured:
+        order = range(len(self.asks))
+        if self.kind == "exact":
+            written = [self.written[i] for i in order]
+            return Measured({"rate": rate(written)}, tuple(map(float, written)))
+        values = [value for i in order for value in self.losses[i]]
+        loss = mean(values, [i for i in order for _ in self.losses[i]])
+        figure = Figure(_exp(loss.value), _exp(loss.low), _exp(loss.high), loss.n)
+        rows = tuple(sum(self.losses[i]) / len(self.losses[i]) for i in order)
+        return Measured({"perplexity": figure}, rows)
+
+
+class Fidelity:
+    """Distance to the reference's log-probs at the same positions.
+
+    `kl`: the mean of KL(reference || target) over positions, on the reference's top_k tokens and one
+    remainder, a lower bound that is close where the remainder is small; `kl_p99`: its 99th percentile;
+    `agreement`: how often both find the same token the likeliest.
+    """
+
+    def __init__(self, asks: Sequence[Ask], reference: Path) -> None:
+        self.asks = asks
+        arrays: Any = mx.load(str(reference), format="safetensors")
+        self.tokens, self.logs, self.rest = arrays["tokens"], arrays["logprobs"], arrays["rest"]
+        sizes = [len(ask.tokens) - ask.start for ask in asks]
+        self.starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        assert self.tokens.shape[0] == self.starts[-1], "the reference was made for other questions"
+        self.kl: dict[int, Any] = {}  # a list of floats for each ask
+        self.same: dict[int, Any] = {}
+
+    def take(self, index: int, logprobs: mx.array) -> None:
+        at = slice(self.starts[index], self.starts[index + 1])
+        tokens, logs, rest = self.tokens[at].astype(mx.int32), self.logs[at], self.rest[at]
+        ours = mx.take_along_axis(logprobs, tokens, axis=-1)
+        ours_rest = mx.log(mx.maximum(1 - mx.exp(ours).sum(-1), _LEAST))
+        kl = (mx.exp(logs) * (logs - ours)).sum(-1) + mx.exp(rest) * (rest - ours_rest)
+        self.kl[index] = mx.maximum(kl, 0).tolist()
+        self.same[index] = (mx.argmax(logprobs, -1) == tokens[:, 0]).tolist()
+
+    def result(self) -> Measured:
+        order = range(len(self.asks))
+        groups = [i for i in order for _ in self.kl[i]]
+        values = [value for i in order for value in self.kl[i]]
+        same = [float(value) for i in order for value in self.same[i]]
+        high = percentile(values, 0.99)
+        figures = {
+            "kl": mean(values, groups),
+            "kl_p99": Figure(high, high, high, len(values)),
+            "agreement": mean(same, groups),
+        }
+        return Measured(figures, tuple(sum(self.kl[i]) / len(self.kl[i]) for i in order))
+
+
+class Reference:
+    """The reference's own log-probs: the top_k of each position, the likeliest first, and the remainder."""
+
+    def __init__(self, asks: Sequence[Ask], top_k: int) -> None:
+        self.asks = asks
+        self.top_k = top_k
+        self.kept: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
+
+    def take(self, index: int, logprobs: mx.array) -> None:
+        k = min(self.top_k, logprobs.shape[-1] - 1)
+        tokens = mx.argpartition(-logprobs, kth=k, axis=-1)[:, :k]
+        logs = mx.take_along_axis(logprobs, tokens, axis=-1)
+        order = mx.argsort(-logs, axis=-1)
+        tokens, logs = mx.take_along_axis(tokens, order, -1), mx.take_along_axis(logs, order, -1)
+        rest = mx.log(mx.maximum(1 - mx.exp(logs).sum(-1), _LEAST))
+        mx.eval(tokens, logs, rest)
+        self.kept[index] = (tokens, logs, rest)
+
+    def save(self, file: Path) -> None:
+        columns = zip(*(self.kept[i] for i in range(len(self.asks))), strict=True)
+        names = ("tokens", "logprobs", "rest")
+        arrays = {name: mx.concatenate(list(column)) for name, column in zip(names, columns, strict=True)}
+        mx.save_safetensors(str(file), arrays)
+
+    def result(self) -> Measured:
+        return Measured({}, ())
+
+
+def _at(logprobs: mx.array, ask: Ask) -> list[float]:
+    """The log-prob of each token of the answer."""
+    tokens = mx.array(ask.tokens[ask.start :])[:, None]
+    values: Any = mx.take_along_axis(logprobs, tokens, axis=-1)[:, 0].tolist()
+    return list(values)
+
+
+def _is_greedy(logprobs: mx.array, ask: Ask) -> bool:
+    return mx.argmax(logprobs, axis=-1).tolist() == list(ask.tokens[ask.start :])
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

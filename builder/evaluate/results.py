@@ -1,0 +1,91 @@
+"""What a suite measured of a target, as a value, as text, and in the store under evals/."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from builder.evaluate.statistics import Figure
+from builder.keys import Key
+from builder.spec import Condition
+from builder.store import checked
+from builder.store.layout import Store
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """`rows` has one outcome for each question, for paired tests; `made` says how it was measured."""
+
+    key: Key
+    target: str
+    suite: str
+    kind: str
+    figures: Mapping[str, Figure]
+    rows: tuple[float, ...] = ()
+    made: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A condition that a target does not meet; `value` is what was measured, None when nothing was."""
+
+    condition: Condition
+    value: float | None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.condition}: not measured"
+        short = abs(self.condition.value - self.value)
+        return f"{self.condition}: measured {self.value:.4g}, misses by {short:.4g}"
+
+
+def path(store: Store, key: Key) -> Path:
+    return store.evals / key[:2] / f"{key}.json"
+
+
+def read(store: Store, key: Key) -> Result | None:
+    """The result of a key; None when there is none or it cannot be trusted."""
+    text = checked.read(path(store, key))
+    if text is None:
+        return None
+    try:
+        data = json.loads(text)
+        if data.pop("format") != FORMAT or data["key"] != key:
+            return None
+        figures = {name: Figure(**figure) for name, figure in data.pop("figures").items()}
+        return Result(figures=figures, rows=tuple(data.pop("rows")), **data)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def write(store: Store, result: Result) -> None:
+    """Raises StoreError."""
+    text = json.dumps({"format": FORMAT, **asdict(result)}, sort_keys=True)
+    checked.write(store, path(store, result.key), text + "\n")
+
+
+def missed(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> list[Missed]:
+    """The conditions that do not hold for these results (by suite), in order of declaration."""
+    found = []
+    for condition in conditions:
+        result = results.get(condition.suite)
+        figure = result.figures.get(condition.metric) if result else None
+        value = figure.value if figure else None
+        if value is None or not _holds(condition, value):
+            found.append(Missed(condition, value))
+    return found
+
+
+def _holds(condition: Condition, value: float) -> bool:
+    match condition.operator:
+        case ">=":
+            return value >= condition.value
+        case "<=":
+            return value <= condition.value
+        case ">":
+            return value > condition.value
+    return value < condition.value

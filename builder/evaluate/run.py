@@ -1,0 +1,176 @@
+"""Measure a target by the suites of its model: what the store knows is not measured again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from builder.errors import BuildError
+from builder.evaluate import results
+from builder.evaluate.results import Missed, Result, missed
+from builder.keys import Key, make_key
+from builder.plan import TargetPlan
+from builder.progress import Emit, Note
+from builder.project import Project
+from builder.record import Record
+from builder.spec import Suite
+from builder.state import usable_record
+from builder.store import blobs, records
+
+SCORER = "scoring/1"  # change it when the same model and questions give other numbers
+_NOT_CONTENT = ("name", "data", "batch")  # of a suite: what never changes a figure
+
+
+class EvaluationFailed(BuildError):
+    """eval:{target}: {what}"""
+
+    exit_code = 2
+
+
+class RequirementMissed(BuildError):
+    """{target} does not meet its requirements: {what}"""
+
+
+def measured(project: Project, target: TargetPlan) -> dict[str, Result]:
+    """What the store knows of a target, by suite. Raises SourceError for data that is not there."""
+    found = (
+        (suite, results.read(project.store, result_key(project, target, suite)))
+        for suite in _suites(project, target)
+    )
+    return {suite.name: result for suite, result in found if result is not None}
+
+
+def complete(project: Project, target: TargetPlan) -> bool:
+    """Whether every result is there and every requirement holds."""
+    known = measured(project, target)
+    model = target.target.model
+    return set(model.suites) <= set(known) and not missed(model.require, known)
+
+
+def evaluate(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Result]:
+    """Measure whatever is not known yet; all results, by suite. Raises BuildError."""
+    known = measured(project, target)
+    todo = [suite for suite in _suites(project, target) if suite.name not in known]
+    scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
+    if scored:
+        references = {s.name: _reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
+        emit(Note(f"measuring {target.name}: {', '.join(suite.name for suite in scored)}"))
+        request = _request(project, target, scored, str(project.store.models / target.name))
+        answer = _ask(target.name, {**request, "references": references})
+        for suite in scored:
+            result = _result(project, target, suite, answer)
+            results.write(project.store, result)
+            known[suite.name] = result
+    return known
+
+
+def check(target: TargetPlan, known: Mapping[str, Result]) -> list[Missed]:
+    """Raises RequirementMissed, which says by how much."""
+    wrong = missed(target.target.model.require, known)
+    if wrong:
+        raise RequirementMissed(target=target.name, what="; ".join(map(str, wrong)))
+    return wrong
+
+
+# -- identities ----------------------------------------------------------------------------------------------
+
+
+def result_key(project: Project, target: TargetPlan, suite: Suite) -> Key:
+    return make_key("eval/1", target.key, suite_key(project, suite), SCORER)
+
+
+def suite_key(project: Project, suite: Suite) -> Key:
+    """What is asked, whatever it is called. Raises EvaluationFailed when the data cannot be read."""
+    content = {k: v for k, v in asdict(suite).items() if k not in _NOT_CONTENT}
+    try:
+        data = project.digest(suite.data) if suite.data else None
+    except OSError as error:
+        raise EvaluationFailed(target=suite.name, what=f"{suite.data}: {error.strerror}") from error
+    return make_key("suite/1", content, data)
+
+
+def reference_key(project: Project, target: TargetPlan, suite: Suite) -> Key:
+    aux = sorted((entry.name, entry.blob.digest) for entry in target.base.aux)
+    adapter = target.adapter.digest if target.adapter else None
+    return make_key("reference/1", target.base.weights, adapter, aux, suite_key(project, suite), SCORER)
+
+
+# -- asking the worker ---------------------------------------------------------------------------------------
+
+
+def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -> str:
+    """The file of the reference's log-probs, made if the store has none."""
+    key = reference_key(project, target, suite)
+    record = usable_record(project.store, key)
+    if record is None:
+        emit(Note(f"measuring the unquantized {target.target.model.name} for {suite.name}"))
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "reference.safetensors"
+            _ask(target.name, {**_request(project, target, [suite], None), "make": {suite.name: str(file)}})
+            record = Record(key, "reference", blobs.ingest_file(project.store, file), {"top_k": suite.top_k})
+        records.write(project.store, record)
+    return str(blobs.path(project.store, record.blob.digest))
+
+
+def _request(
+    project: Project, target: TargetPlan, suites: Sequence[Suite], directory: str | None
+) -> dict[str, Any]:
+    base = project.spec.bases[target.target.model.base]
+    adapter = target.target.model.adapter
+    worn = project.spec.adapters[adapter] if adapter else None
+    return {
+        "directory": directory,
+        "base": {
+            "directory": str(project.base_directory(base)),
+            "dequantize": base.dequantize,
+            "trust_remote_code": base.trust_remote_code,
+        },
+        "adapter": {"name": worn.name, "base": worn.base, "path": str(worn.path)} if worn else None,
+        "suites": [described(suite) for suite in suites],
+        "references": {},
+        "make": {},
+        "layerwise": False,
+    }
+
+
+def described(suite: Suite) -> dict[str, Any]:
+    return {**asdict(suite), "data": str(suite.data) if suite.data else None}
+
+
+def suite_from(described: Mapping[str, Any]) -> Suite:
+    known = {field.name for field in fields(Suite)}
+    suite = Suite(**{key: value for key, value in described.items() if key in known})
+    return replace(suite, data=Path(str(suite.data)) if suite.data else None)
+
+
+def _ask(target: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises EvaluationFailed."""
+    command = [sys.executable, "-m", "builder.evaluate.worker"]
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        last = done.stderr.strip().splitlines()[-1:] or [f"the scoring process ended with {done.returncode}"]
+        raise EvaluationFailed(target=target, what=last[0]) from None
+    if "error" in answer:
+        raise EvaluationFailed(target=target, what=answer["error"])
+    return answer
+
+
+def _result(project: Project, target: TargetPlan, suite: Suite, answer: Mapping[str, Any]) -> Result:
+    from builder.evaluate.statistics import Figure
+
+    said = answer["results"][suite.name]
+    figures = {name: Figure(**figure) for name, figure in said["figures"].items()}
+    key = result_key(project, target, suite)
+    return Result(key, target.name, suite.name, suite.kind, figures, tuple(said["rows"]), answer["made"])
+
+
+def _suites(project: Project, target: TargetPlan) -> list[Suite]:
+    return [project.spec.suites[name] for name in target.target.model.suites]

@@ -1,0 +1,104 @@
+"""The process that holds a model: one JSON request on stdin, one JSON answer on stdout.
+
+`python -m builder.evaluate.worker`; `builder.evaluate.run` starts it, so that the memory of a model is given
+back when it ends and a crash of native code is an error, not the end of the build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from builder.errors import BuildError
+
+
+def main() -> int:
+    """0 and {"results": ...}, or the error's exit code and {"error": its text}."""
+    request = json.load(sys.stdin)
+    out = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # libraries print
+            answer = answer_to(request)
+    except BuildError as error:
+        json.dump({"error": str(error)}, out)
+        return error.exit_code
+    json.dump(answer, out)
+    return 0
+
+
+def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of every suite in the request, and how they were made. Raises BuildError."""
+    from builder.evaluate.blas import accelerate
+    from builder.evaluate.run import suite_from
+
+    made = {"blas": accelerate(), "precision": "float32"}
+    start = time.perf_counter()
+    suites = [suite_from(described) for described in request["suites"]]
+    parts = _parts(request, suites)
+    model = _model(request)
+    results = _score(model, parts, max(suite.batch for suite in suites), layerwise=request["layerwise"])
+    for suite in suites:
+        if request["make"].get(suite.name):
+            parts[suite.name].save(Path(request["make"][suite.name]))
+    made["seconds"] = f"{time.perf_counter() - start:.1f}"
+    return {"results": results, "made": made}
+
+
+def _parts(request: Mapping[str, Any], suites: Sequence[Any]) -> dict[str, Any]:
+    from mlx_lm.utils import load_tokenizer
+
+    from builder.evaluate import measure
+    from builder.evaluate.questions import answer_asks, read_rows
+
+    directory = request["directory"] or request["base"]["directory"]
+    tokenizer = load_tokenizer(Path(directory))
+    parts: dict[str, Any] = {}
+    for suite in suites:
+        rows = read_rows(suite)
+        if request["make"].get(suite.name):
+            parts[suite.name] = measure.Reference(answer_asks(rows, tokenizer), suite.top_k)
+        else:
+            file = request["references"].get(suite.name)
+            parts[suite.name] = measure.part(suite, rows, tokenizer, Path(file) if file else None)
+    return parts
+
+
+def _model(request: Mapping[str, Any]) -> Any:
+    if request["directory"] is None:
+        from builder.evaluate.reference_model import reference_model
+
+        return reference_model(request["base"], request["adapter"])
+    from builder.evaluate.scoring import load_float32
+
+    trusted = request["base"]["trust_remote_code"]
+    return load_float32(Path(request["directory"]), trust_remote_code=trusted)
+
+
+def _score(model: Any, parts: Mapping[str, Any], batch: int, *, layerwise: bool) -> dict[str, Any]:
+    """All parts in one pass."""
+    from builder.evaluate import scoring
+
+    owners = [(part, index) for part in parts.values() for index in range(len(part.asks))]
+
+    def take(number: int, logprobs: Any) -> None:
+        part, index = owners[number]
+        part.take(index, logprobs)
+
+    asks = [part.asks[index] for part, index in owners]
+    if layerwise:
+        from builder.evaluate.layerwise import score_by_layer
+
+        score_by_layer(model, asks, take, batch)
+    else:
+        scoring.score(model, asks, take, batch)
+    return {name: asdict(part.result()) for name, part in parts.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

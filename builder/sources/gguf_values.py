@@ -68,13 +68,13 @@ def dequantize(data: npt.NDArray[np.uint8], kind: str) -> npt.NDArray[np.float32
             return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
     rows = data.reshape(-1, _BY_NAME[kind][1])
     packed, scale = rows[:, _SCALE_BYTES[kind] :], _half(rows, 0)
-    if kind == "Q8_0":
-        values = (packed ^ 0x80).astype(np.float32)
-        bias = scale * np.float32(-128)
-    else:
-        values = _nibbles(packed)
-        bias = scale * np.float32(-8) if kind == "Q4_0" else _half(rows, 2)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # read_half refuses what is not finite
+        if kind == "Q8_0":
+            values = (packed ^ 0x80).astype(np.float32)
+            bias = scale * np.float32(-128)
+        else:
+            values = _nibbles(packed)
+            bias = scale * np.float32(-8) if kind == "Q4_0" else _half(rows, 2)
         values *= scale
         values += bias
     return values.reshape(-1)

@@ -109,6 +109,13 @@ class Block:
         """Quantize `values` for each variant, compiled where that is exact, and put the bytes into `out`."""
         if self.compiled:
             self._store_compiled(values, recipes, out, target)
+        left = {  # what mlx quantizes has to be looked at before: afterwards NaN and infinity do not show
+            f"{path}.weight"
+            for variant, recipe in recipes.items()
+            for path in recipe.quantization
+            if f"{path}.weight" in values and f"{path}.weight" not in out[variant]
+        }
+        _check_finite({name: values[name] for name in left}, target)
         for variant, recipe in recipes.items():
             tensors: dict[str, mx.array] = {}
             for name, array in values.items():

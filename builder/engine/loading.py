@@ -82,8 +82,8 @@ def load_base(
             p: m for p, m in packed.items() if m.get("global_scale") is not None
         }
         if left:
-            path, module = next(iter(left.items()))
-            raise NotDequantizable(path=directory, what=path, kind=type(module).__name__)
+            path = min(left)
+            raise NotDequantizable(path=directory, what=path, kind=type(left[path]).__name__)
         for name in ("quantization", "quantization_config"):
             config.pop(name, None)
     return model, config

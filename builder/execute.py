@@ -7,7 +7,6 @@ another thread, the next one is computed; so at most two blocks are in memory.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,13 +17,13 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from builder import preflight, shards, speed
+from builder.assemble import made_by, manifest_of
 from builder.errors import BuildError
 from builder.keys import Key
-from builder.plan import CONFIG, Action, TargetPlan
-from builder.prepare import now
+from builder.plan import Action, TargetPlan
 from builder.progress import BlockDone, Emit, PassDone, PassStarted
-from builder.project import Project, toolchain
-from builder.record import Blob, FileEntry, Manifest, Record
+from builder.project import Project
+from builder.record import Record
 from builder.roots import register
 from builder.sources import base as bases
 from builder.state import holds, missing_actions, usable_record
@@ -32,7 +31,6 @@ from builder.store import blobs, records, views
 from builder.store.layout import Store
 from builder.store.locks import acquire, build_session
 from builder.structure import TensorSpec
-from builder.why import inputs_of, settings_of
 
 if TYPE_CHECKING:
     from builder.engine.stream import Stream
@@ -45,13 +43,6 @@ class SourceChanged(BuildError):
 
     exit_code = 2
     hint = "Nothing wrong was kept. Run the same command again."
-
-
-class BlobMissing(BuildError):
-    """{target}: the block "{block}" vanished from the store during the build."""
-
-    exit_code = 2
-    hint = "Another program deletes from the store. Run the same command again."
 
 
 @dataclass(frozen=True)
@@ -148,7 +139,7 @@ def open_stream(project: Project, targets: Sequence[TargetPlan]) -> Stream:
         info = read_adapter(project.spec.adapters[first.adapter])
         adapter = LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)
     requests = [Request(t.target.variant, t.dtype, t.quantization) for t in targets]
-    return Stream(model, config, requests, adapter)
+    return Stream(model, config, requests, adapter, survival=project.spec.build.survival)
 
 
 @dataclass(frozen=True)
@@ -161,7 +152,15 @@ class _Block:
 
     name: str
     wanted: Future[Mapping[Key, tuple[TargetPlan, Action]]] = field(default_factory=Future)
-    made: Future[dict[Key, Mapping[str, shards.RawTensor]]] = field(default_factory=Future)
+    made: Future[dict[Key, _Made]] = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The tensors of one action as bytes, and what was measured of them (a line of text, may be empty)."""
+
+    shard: Mapping[str, shards.RawTensor]
+    survival: str
 
 
 def _make_blocks(
@@ -218,16 +217,16 @@ def portions(
     return list(parts)
 
 
-def _compute(
-    stream: Stream, block: str, wanted: Mapping[Key, tuple[TargetPlan, Action]]
-) -> dict[Key, Mapping[str, shards.RawTensor]]:
+def _compute(stream: Stream, block: str, wanted: Mapping[Key, tuple[TargetPlan, Action]]) -> dict[Key, _Made]:
     """The tensors of each wanted action of one block, evaluated, as bytes."""
     by_variant = {target.target.variant.name: key for key, (target, _) in wanted.items()}
     name = next(iter(wanted.values()))[0].target.model.name
     taken = stream.take(block, by_variant, name)
     for target, action in wanted.values():
         check_shard(taken[target.target.variant.name], action)
-    return {key: taken[variant] for variant, key in by_variant.items()}
+    return {
+        key: _Made(taken[variant], stream.survival(block, variant)) for variant, key in by_variant.items()
+    }
 
 
 def check_shard(shard: Mapping[str, shards.RawTensor], action: Action) -> None:
@@ -259,9 +258,12 @@ def _write_block(
             check()
             nbytes = 0
             for key, (target, action) in wanted.items():
-                blob = blobs.ingest(store, shards.encode(made.pop(key)))
+                one = made.pop(key)
+                blob = blobs.ingest(store, shards.encode(one.shard))
                 assert blob.size == action.size, f"{action.file}: planned {action.size}, wrote {blob.size}"
-                records.write(store, Record(key, "block", blob, {"block": block.name, **made_by()}))
+                found = {"survival": one.survival} if one.survival else {}
+                del one
+                records.write(store, Record(key, "block", blob, {"block": block.name, **found, **made_by()}))
                 tally.made[key] = target.name
                 nbytes += blob.size
             emit(BlockDone(target.target.model.name, block.name, len(wanted), nbytes))
@@ -325,7 +327,7 @@ def _finish(project: Project, target: TargetPlan, tally: _Tally, seconds: float)
     made = sum(tally.made.get(action.key) == target.name for action in target.actions)
     manifest = records.read_manifest(store, target.key)
     if manifest is None or not holds(store, manifest):
-        manifest = _manifest(store, target, made)
+        manifest = manifest_of(store, target, made)
         records.write_manifest(store, manifest)
     view = store.models / target.name
     if not views.is_current(store, view, manifest):
@@ -339,62 +341,3 @@ def _finish(project: Project, target: TargetPlan, tally: _Tally, seconds: float)
         len(target.actions) - made,
         seconds,
     )
-
-
-def _manifest(store: Store, target: TargetPlan, made: int) -> Manifest:
-    entries = [
-        *(
-            FileEntry(action.file, _blob(store, target, action.key, action.block))
-            for action in target.actions
-        ),
-        FileEntry(CONFIG, _blob(store, target, target.config, CONFIG)),
-        FileEntry(bases.INDEX, blobs.ingest(store, [index_bytes(target)])),
-        *target.base.aux,
-    ]
-    return Manifest(
-        target.key,
-        "target",
-        target.name,
-        now(),
-        tuple(sorted(entries, key=lambda entry: entry.name)),
-        inputs_of(target),
-        settings_of(target),
-        made_by(),
-        {
-            "bits_per_weight": round(target.bits_per_weight, 4),
-            "shard_bytes": target.size,
-            "blocks": len(target.actions),
-            "blocks_reused": len(target.actions) - made,
-        },
-    )
-
-
-def _blob(store: Store, target: TargetPlan, key: Key, block: str) -> Blob:
-    record = usable_record(store, key)
-    if record is None:
-        raise BlobMissing(target=target.name, block=block)
-    return record.blob
-
-
-def index_bytes(target: TargetPlan) -> bytes:
-    """model.safetensors.index.json, as mlx_lm.utils.save_model writes it."""
-    tensors = [(tensor, action.file) for action in target.actions for tensor in action.tensors]
-    index = {
-        "metadata": {
-            "total_size": sum(tensor.nbytes for tensor, _ in tensors),
-            "total_parameters": target.base.structure.parameter_count,
-        },
-        "weight_map": dict(sorted((tensor.name, file) for tensor, file in tensors)),
-    }
-    return json.dumps(index, indent=4).encode()
-
-
-def made_by() -> dict[str, str]:
-    """Recorded, not keyed: what made these bytes."""
-    import platform
-
-    return {
-        "made": now(),
-        "toolchain": toolchain(),
-        "machine": f"{platform.system()} {platform.machine()}",
-    }

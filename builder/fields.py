@@ -99,6 +99,13 @@ BUILD = Table(
             example="strict_toolchain = true",
         ),
         Field(
+            "survival",
+            "bool",
+            "Measure how much of the adapter each quantization leaves, while building.",
+            default=True,
+            example="survival = false",
+        ),
+        Field(
             "memory",
             "size",
             "The most memory that a build may take. Default: no limit.",

@@ -65,6 +65,7 @@ def parse_spec(file: Path) -> Spec:
         suites=suites,
         build=BuildSettings(
             strict_toolchain=_setting(declared, "build", "strict_toolchain"),
+            survival=_setting(declared, "build", "survival"),
             memory=_setting(declared, "build", "memory"),
         ),
     )

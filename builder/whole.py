@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder import shards
+from builder.assemble import made_by
 from builder.engine.learned import LearnedRequest
 from builder.errors import BuildError
-from builder.execute import Built, made_by
+from builder.execute import Built
 from builder.plan import CONFIG, TargetPlan, shard_name
 from builder.prepare import now
 from builder.progress import Emit, Note

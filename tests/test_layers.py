@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "nearby",
         "edit",
     ),
-    ("structure", "shards", "record"),
+    ("structure", "shards", "record", "survival"),
     ("sources", "engine", "store"),
     ("plan",),
     (
@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("why",),
     ("state",),
     ("prepare", "speed", "roots", "preflight", "forecast", "status", "lock", "attest", "card"),
+    ("assemble",),
     ("execute", "whole", "prune"),
     ("evaluate", "report", "restore"),
     ("deliver",),

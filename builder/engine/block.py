@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 
 from builder.engine import agreement, kernels
 from builder.engine.arrays import from_numpy, raw, stored
+from builder.engine.survival import PathSurvival, measure
 from builder.errors import BuildError
 from builder.shards import RawTensor
 from builder.spec import Quantization
@@ -58,6 +59,8 @@ class Block:
     layers: dict[str, Any] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
     compiled: bool = True  # whether there is enough work to load the kernels for
+    survival: bool = False  # whether to measure what quantizing leaves of the adapter
+    measured: dict[str, list[PathSurvival]] = field(default_factory=dict)  # by variant
 
     def shards(self, recipes: Mapping[str, Recipe], target: str) -> dict[str, Shard]:
         """The bytes of this block for each variant. Raises NotFinite."""
@@ -68,8 +71,28 @@ class Block:
         out: dict[str, dict[str, RawTensor]] = {variant: {} for variant in recipes}
         for wanted in by_dtype.values():
             dtype = next(iter(wanted.values())).dtype
-            self._store(self._cast(fused, dtype), wanted, out, target)
+            values = self._cast(fused, dtype)
+            self._store(values, wanted, out, target)
+            if self.survival:
+                self._measure(values, wanted, out)
         return dict(out)
+
+    def _measure(
+        self,
+        values: Mapping[str, mx.array],
+        recipes: Mapping[str, Recipe],
+        out: Mapping[str, dict[str, RawTensor]],
+    ) -> None:
+        """Note, for each variant, what is left of each quantized path's delta."""
+        for variant, recipe in recipes.items():
+            self.measured[variant] = [
+                measure(path, self._before(path), values[f"{path}.weight"], out[variant], how)
+                for path, how in recipe.quantization.items()
+                if f"{path}.weight" in values
+            ]
+
+    def _before(self, path: str) -> mx.array | None:
+        return self.parameters[f"{path}.weight"] if path in self.layers else None
 
     # -- fuse ----------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from mlx.utils import tree_flatten
 from builder.engine.block import Block, Recipe, Shard
 from builder.engine.inspect import as_quantization, quantizable_modules
 from builder.engine.loading import LoadedAdapter, lora_layers, one_line, replacements
+from builder.engine.survival import to_text
 from builder.errors import BuildError
 from builder.spec import Quantization, Variant
 from builder.structure import block_of
@@ -67,6 +68,8 @@ class Stream:
         config: dict[str, Any],
         requests: Sequence[Request],
         adapter: LoadedAdapter | None = None,
+        *,
+        survival: bool = False,
     ) -> None:
         """Sorts everything by block; evaluates nothing. Raises AdapterMismatch, LayoutChanged."""
         self._keep_vision = "vision_tower" in getattr(model, "model", {})
@@ -79,6 +82,8 @@ class Stream:
             for request in requests
         }
         self._blocks = cut(model, adapter, compiled=_work(model, requests) >= COMPILED_FROM)
+        for block in self._blocks.values():
+            block.survival = survival
         del model
         gc.collect()  # modules refer to themselves in cycles: without this every array stays alive
 
@@ -101,6 +106,11 @@ class Stream:
         """
         recipes = {variant: self._recipes[variant] for variant in variants}
         return self._blocks[block].shards(recipes, target)
+
+    def survival(self, block: str, variant: str) -> str:
+        """What `take` measured of a variant of a block, as a line of text; empty if nothing was quantized."""
+        paths = self._blocks[block].measured.get(variant)
+        return to_text(paths) if paths else ""
 
     def drop(self, block: str) -> None:
         """Let a block go, read or not."""

@@ -1,0 +1,84 @@
+"""How much of a fine-tune is left after quantizing: measured while base, delta and codes are in memory.
+
+For a path with weight W before the adapter, W' = W + D after it, and Q what its codes stand for:
+delta = |D|^2, error = |Q - W'|^2, kept = D . (Q - W), all in float32 over rows taken evenly from the weight
+(SAMPLE elements at most) and scaled to all of them: estimates, with about 1 % of scatter on real weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from builder.shards import RawTensor
+from builder.spec import Quantization
+
+SAMPLE = 1 << 16
+
+_HALF = {"BF16": mx.bfloat16, "F16": mx.float16}
+
+
+@dataclass(frozen=True)
+class PathSurvival:
+    """Squared norms and one product of one quantized path; `delta` 0 where no adapter touched it."""
+
+    path: str
+    weight: float
+    delta: float
+    error: float
+    kept: float
+    remains: float  # |Q - W|^2
+
+
+def measure(
+    path: str, before: mx.array | None, after: mx.array, shard: Mapping[str, RawTensor], how: Quantization
+) -> PathSurvival:
+    """`before` and `after`: the weight without and with the adapter, [..., columns]; None: not adapted."""
+    columns = after.shape[-1]
+    total = after.size // columns
+    chosen = np.unique(np.linspace(0, total - 1, max(1, min(total, SAMPLE // columns))).astype(np.int64))
+    rows = mx.array(chosen)
+    fused = after.reshape(-1, columns)[rows].astype(mx.float32)
+    codes = [_rows(shard[f"{path}.{leaf}"], chosen) for leaf in ("weight", "scales")]
+    biases = shard.get(f"{path}.biases")
+    stored = mx.dequantize(
+        codes[0],
+        codes[1],
+        _rows(biases, chosen) if biases is not None else None,
+        group_size=how.group_size,
+        bits=how.bits,
+        mode=how.mode,
+    ).astype(mx.float32)
+    base = fused if before is None else before.reshape(-1, columns)[rows].astype(mx.float32)
+    delta, error = fused - base, stored - fused
+    remains = stored - base
+    sums = [mx.sum(fused * fused), mx.sum(delta * delta), mx.sum(error * error)]
+    sums += [mx.sum(delta * remains), mx.sum(remains * remains)]
+    mx.eval(sums)
+    scale = total / len(chosen)
+    weight, moved, lost, kept, left = (float(np.array(value)) * scale for value in sums)
+    return PathSurvival(path, weight, moved, lost, kept, left)
+
+
+def _rows(tensor: RawTensor, chosen: npt.NDArray[np.int64]) -> mx.array:
+    """Some rows of a stored tensor [..., width], as an mlx array of its own dtype."""
+    kinds: dict[str, Any] = {"U32": np.uint32, "U8": np.uint8, "F32": np.float32}
+    array = np.frombuffer(tensor.data, kinds.get(tensor.dtype, np.uint16))
+    picked = mx.array(array.reshape(-1, tensor.shape[-1])[chosen])
+    return picked.view(_HALF[tensor.dtype]) if tensor.dtype in _HALF else picked
+
+
+def to_text(paths: Iterable[PathSurvival]) -> str:
+    """One line of JSON for a record: [path, weight, delta, error, kept, remains] of each path."""
+    return json.dumps(
+        [
+            [p.path, *(float(f"{v:.6g}") for v in (p.weight, p.delta, p.error, p.kept, p.remains))]
+            for p in paths
+        ]
+    )

@@ -147,6 +147,7 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
         elif isinstance(adapter, Unknown):
             targets[target.name] = Unresolved(target, f"adapter:{target.model.adapter} {adapter.reason}")
         else:
+            _refuse_packed(target, base)
             where = (target.model.base, target.variant.name)
             if where not in memo:
                 memo[where] = _layout(target, base)
@@ -154,8 +155,29 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
     for target in spec.targets:
         if (learned := target.variant.learned) is not None:
             source = targets[f"{target.model.name}_{learned.source}"]
+            if isinstance(source, TargetPlan):
+                _refuse_packed(target, source.base)
             targets[target.name] = plan_learned(target, source, sources.calibrations[target.variant.name])
     return Plan({target.name: targets[target.name] for target in spec.targets})
+
+
+def _refuse_packed(target: Target, base: BaseFacts) -> None:
+    """Raises PlanError where mlx-lm would round an adapter away, or keep the old bits, and say nothing."""
+    model = target.model
+    if not base.structure.quantized:
+        return
+    if model.adapter is not None:
+        what = f'adapter "{model.adapter}" would be rounded away: base "{model.base}" is quantized already.'
+    elif target.variant.is_quantized:
+        variant = target.variant.name
+        what = f'variant "{variant}" would keep the old bits: base "{model.base}" is quantized already.'
+    else:
+        return
+    raise PlanError(
+        table=f"model.{model.name}",
+        what=what,
+        hint=f"Set `dequantize = true` in [base.{model.base}], or take the original weights as the base.",
+    )
 
 
 # What mlx_lm.quant.awq knows (AWQ_MODEL_CONFIGS); the other methods take any model with linear layers.
@@ -309,7 +331,8 @@ def resolve(structure: Structure, variant: Variant) -> tuple[dict[str, Quantizat
 
     The rules are those of mlx_lm.utils.quantize_model: a width that the variant's group size does not
     divide is left alone, then the first matching override, the recipe, the model's own quant_predicate.
-    Raises PlanError for a recipe that mlx-lm cannot apply to this architecture.
+    Raises PlanError for a recipe that mlx-lm cannot apply to this architecture, and for a group size of an
+    override, or of the model's own rule, that does not divide a path.
     """
     if not variant.is_quantized:
         return {}, ()
@@ -325,7 +348,8 @@ def resolve(structure: Structure, variant: Variant) -> tuple[dict[str, Quantizat
     chosen: dict[str, Quantization] = {}
     skipped = []
     for module in structure.quantizable:
-        if widths[f"{module.path}.weight"] % group:
+        width = widths[f"{module.path}.weight"]
+        if width % group:
             skipped.append(module.path)
             continue
         override = next((o for o in variant.overrides if fnmatchcase(module.path, o.pattern)), None)
@@ -338,5 +362,11 @@ def resolve(structure: Structure, variant: Variant) -> tuple[dict[str, Quantizat
         else:
             how = default if module.rule else None
         if how is not None:
+            if width % how.group_size:
+                raise PlanError(
+                    table=f"variant.{variant.name}",
+                    what=f'groups of {how.group_size} do not divide the {width} columns of "{module.path}".',
+                    hint="Give that path another `group_size` in `overrides`, or `false`.",
+                )
             chosen[module.path] = how
     return chosen, tuple(skipped)

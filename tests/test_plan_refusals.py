@@ -1,0 +1,79 @@
+"""What would silently go wrong in mlx-lm is refused when planning, with the reason and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from builder.plan import BaseFacts, PlanError, Sources, TargetPlan, make_plan, resolve
+from builder.spec import Adapter, Base, Model, Override, PathSource, Quantization, Spec, Variant
+from builder.structure import Quantizable
+from tests.test_plan import ADAPTER, BASE, structure
+
+PACKED = replace(BASE, structure=replace(BASE.structure, quantized=True))
+VARIANTS = {
+    "4bit": Variant("v", quantization=Quantization(4, 64)),
+    "recipe": Variant("v", recipe="mixed_3_6"),
+    "f16": Variant("v", dtype="float16"),
+}
+
+
+def planned(variant: str, adapter: bool, base: BaseFacts) -> TargetPlan:
+    spec = Spec(
+        Path("/project/artifacts.toml"),
+        Path("/project/store"),
+        bases={"b": Base("b", PathSource(Path("/base")))},
+        adapters={"a": Adapter("a", "b", Path("/adapter"))},
+        variants={"v": VARIANTS[variant]},
+        models={"m": Model("m", "b", "a" if adapter else None, ("v",))},
+    )
+    target = make_plan(spec, Sources({"b": base}, {"a": ADAPTER})).targets["m_v"]
+    assert isinstance(target, TargetPlan)
+    return target
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_adapter_on_a_quantized_base(variant: str) -> None:
+    assert planned(variant, True, BASE)
+    with pytest.raises(PlanError) as caught:
+        planned(variant, True, PACKED)
+    assert str(caught.value) == (
+        '[model.m] adapter "a" would be rounded away: base "b" is quantized already.\n'
+        "  Set `dequantize = true` in [base.b], or take the original weights as the base."
+    )
+
+
+@pytest.mark.parametrize("variant", ["4bit", "recipe"])
+def test_new_bits_for_a_quantized_base(variant: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        planned(variant, False, PACKED)
+    assert caught.value.message == (
+        '[model.m] variant "v" would keep the old bits: base "b" is quantized already.'
+    )
+
+
+def test_a_quantized_base_as_it_is() -> None:
+    assert planned("f16", False, PACKED).quantization == {}
+
+
+def test_a_group_that_does_not_divide_an_overridden_path() -> None:
+    variant = Variant(
+        "v",
+        quantization=Quantization(4, 64),
+        overrides=(Override("layers.*", Quantization(4, 128)), Override("embed", Quantization(4, 128))),
+    )
+    with pytest.raises(PlanError) as caught:
+        resolve(structure(), variant)
+    assert str(caught.value) == (
+        '[variant.v] groups of 128 do not divide the 64 columns of "embed".\n'
+        "  Give that path another `group_size` in `overrides`, or `false`."
+    )
+
+
+def test_a_group_of_the_models_own_rule_that_does_not_divide() -> None:
+    own = replace(structure(), quantizable=(Quantizable("head", Quantization(8, 64), {}),))
+    with pytest.raises(PlanError, match=r'groups of 64 do not divide the 48 columns of "head"'):
+        resolve(own, Variant("v", quantization=Quantization(4, 16, "nvfp4")))
+    assert resolve(own, Variant("v", quantization=Quantization(4, 64))) == ({}, ("head",))

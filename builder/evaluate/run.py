@@ -13,6 +13,7 @@ from typing import Any
 
 from builder.errors import BuildError
 from builder.evaluate import results
+from builder.evaluate.command import run_command
 from builder.evaluate.results import Missed, Result, missed
 from builder.keys import Key, make_key
 from builder.plan import TargetPlan
@@ -57,17 +58,27 @@ def evaluate(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Resu
     """Measure whatever is not known yet; all results, by suite. Raises BuildError."""
     known = measured(project, target)
     todo = [suite for suite in _suites(project, target) if suite.name not in known]
+    directory = project.store.models / target.name
     scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
-    if scored:
-        references = {s.name: _reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
-        emit(Note(f"measuring {target.name}: {', '.join(suite.name for suite in scored)}"))
-        request = _request(project, target, scored, str(project.store.models / target.name))
+    references = {s.name: _reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
+    generated = [[suite] for suite in todo if suite.kind == "generate"]
+    for together in [scored, *generated] if scored else generated:  # those that are scored share one pass
+        emit(Note(f"measuring {target.name}: {', '.join(suite.name for suite in together)}"))
+        request = _request(project, target, together, str(directory))
         answer = _ask(target.name, {**request, "references": references})
-        for suite in scored:
-            result = _result(project, target, suite, answer)
-            results.write(project.store, result)
-            known[suite.name] = result
-    return known
+        for suite in together:
+            known[suite.name] = _kept(project, _result(project, target, suite, answer))
+    for suite in (suite for suite in todo if suite.kind == "command"):
+        emit(Note(f"measuring {target.name}: {suite.name}"))
+        figures = run_command(suite, directory, project.spec.file.parent)
+        key = result_key(project, target, suite)
+        known[suite.name] = _kept(project, Result(key, target.name, suite.name, suite.kind, figures))
+    return {name: known[name] for name in target.target.model.suites}
+
+
+def _kept(project: Project, result: Result) -> Result:
+    results.write(project.store, result)
+    return result
 
 
 def check(target: TargetPlan, known: Mapping[str, Result]) -> list[Missed]:

@@ -40,6 +40,11 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
     made = {"blas": accelerate(), "precision": "float32"}
     start = time.perf_counter()
     suites = [suite_from(described) for described in request["suites"]]
+    if suites[0].kind == "generate":
+        return {
+            "results": {suites[0].name: asdict(_generate(request, suites[0]))},
+            "made": {"blas": made["blas"]},
+        }
     parts = _parts(request, suites)
     model = _model(request)
     results = _score(model, parts, max(suite.batch for suite in suites), layerwise=request["layerwise"])
@@ -67,6 +72,14 @@ def _parts(request: Mapping[str, Any], suites: Sequence[Any]) -> dict[str, Any]:
             file = request["references"].get(suite.name)
             parts[suite.name] = measure.part(suite, rows, tokenizer, Path(file) if file else None)
     return parts
+
+
+def _generate(request: Mapping[str, Any], suite: Any) -> Any:
+    from builder.evaluate.generate import generate_all
+    from builder.evaluate.questions import read_rows
+
+    trusted = request["base"]["trust_remote_code"]
+    return generate_all(suite, read_rows(suite), Path(request["directory"]), trust_remote_code=trusted)
 
 
 def _model(request: Mapping[str, Any]) -> Any:

@@ -1,0 +1,176 @@
+"""doit eval, run as a user runs it: a table, a cache, and requirements that fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from builder.evaluate import results
+from builder.evaluate.command import CommandFailed, run_command
+from builder.evaluate.generate import CHECKS
+from builder.evaluate.results import Missed, Result, missed
+from builder.evaluate.statistics import Figure
+from builder.keys import make_key
+from builder.spec import Condition, Suite
+from builder.store.layout import open_store
+from tests.conftest import Sandbox
+from tests.tiny import DECLARATION, make_adapter, make_base
+
+SUITES = """
+suites = ["routing", "calls", "ppl", "fidelity", "said", "own"]
+
+[model.m.require]
+"routing.accuracy" = ">= 0"
+
+[suite.routing]
+kind = "choice"
+data = "rows.jsonl"
+candidates = { yes = "yes", no = "no" }
+
+[suite.calls]
+kind = "exact"
+data = "rows.jsonl"
+
+[suite.ppl]
+kind = "perplexity"
+data = "text.txt"
+
+[suite.fidelity]
+kind = "fidelity"
+data = "rows.jsonl"
+
+[suite.said]
+kind = "generate"
+data = "rows.jsonl"
+max_tokens = 3
+
+[suite.own]
+kind = "command"
+command = "PYTHON own.py {model}"
+""".replace("PYTHON", sys.executable)
+
+
+def project(sandbox: Callable[[str], Sandbox]) -> Sandbox:
+    box = sandbox(DECLARATION + SUITES)
+    make_base(box.root / "base")
+    make_adapter(box.root / "adapter")
+    rows = []
+    for number in range(6):
+        answer = "yes" if number % 2 else "no"
+        asked = [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": answer}]
+        rows.append({"messages": asked, "label": answer})
+    (box.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (box.root / "own.py").write_text(
+        "import json, sys, pathlib\n"
+        "print('loading')\n"
+        "print(json.dumps({'files': len(list(pathlib.Path(sys.argv[1]).iterdir())), 'n': 7}))\n"
+    )
+    (box.root / "text.txt").write_text("the quick brown fox " * 8)
+    return box
+
+
+def figures(box: Sandbox) -> dict[tuple[str, str], dict[str, float]]:
+    found = {}
+    for path in (box.root / "store" / "evals").rglob("*.json"):
+        data = json.loads(path.read_text().split("\n")[0])
+        found[data["target"], data["suite"]] = {k: v["value"] for k, v in data["figures"].items()}
+    return found
+
+
+def test_measured_once_then_known(sandbox: Callable[[str], Sandbox]) -> None:
+    box = project(sandbox)
+    first = box.doit("eval:m_4bit", "eval:m_f16")
+    assert first.code == 0, first.text
+    assert "routing.accuracy" in first.out
+    assert "95 % interval" in first.out
+    assert first.text.count("measuring the unquantized m for fidelity") == 1
+    known = figures(box)
+    assert known["m_f16", "fidelity"]["kl"] < 1e-4 < known["m_4bit", "fidelity"]["kl"]
+    assert known["m_f16", "fidelity"]["agreement"] == 1
+    assert 200 < known["m_f16", "ppl"]["perplexity"] < 500  # 320 random tokens
+
+    assert known["m_4bit", "said"]["rate"] == 0
+    assert known["m_4bit", "said"]["tokens_per_second"] > 0
+    assert known["m_4bit", "own"]["files"] > 8
+
+    again = box.doit("eval:m_4bit")
+    assert "-- eval:m_4bit" in again.out
+    assert "measuring" not in again.text
+
+    box.edit('">= 0"', '">= 1.5"')
+    failed = box.doit("eval:m_4bit")
+    assert failed.code == 1
+    assert "m_4bit does not meet its requirements: routing.accuracy >= 1.5: measured" in failed.text
+    assert "measuring" not in failed.text
+
+    for path in (box.root / "store" / "evals").rglob("*.json"):
+        if '"suite": "ppl"' in path.read_text():
+            path.write_text("damaged")
+    (box.root / "rows.jsonl").write_text((box.root / "rows.jsonl").read_text().replace("no", "nn"))
+    wrong = box.doit("eval:m_4bit")
+    assert wrong.code == 2
+    assert "label is 'nn', which is no candidate (yes, no)" in wrong.text
+    assert "Traceback" not in wrong.text
+
+
+@pytest.mark.parametrize(
+    ("check", "text", "answer", "right"),
+    [
+        ("exact", " yes\n", "yes", True),
+        ("exact", "yes.", "yes", False),
+        ("regex", "call 12", r"call \d+", True),
+        ("regex", "call 12 now", r"call \d+", False),
+        ("json", '{"b": 1, "a": [2]}', '{"a": [2], "b": 1}', True),
+        ("json", '{"b": 1', '{"b": 1}', False),
+        ("tool_call", 'Sure {x} {"tool": "f", "q": "1"} ok', '{"q": "1", "tool": "f"}', True),
+        ("tool_call", '{"tool": "f", "q": "2"}', '{"q": "1", "tool": "f"}', False),
+        ("tool_call", "no call", "no call", False),
+    ],
+)
+def test_checks_of_generated_text(check: str, text: str, answer: str, right: bool) -> None:
+    assert CHECKS[check](text, answer) is right
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        ("no-such-program-1 {model}", "No such file"),
+        (f"{sys.executable} -c 'raise SystemExit(3)'", "ended with 3"),
+        (f"{sys.executable} -c 'print(1)'", "printed no JSON object of numbers"),
+    ],
+)
+def test_a_failing_command_is_named(tmp_path: Path, command: str, what: str) -> None:
+    with pytest.raises(CommandFailed, match=what):
+        run_command(Suite("own", "command", command=command), tmp_path, tmp_path)
+
+
+def test_a_miss_says_by_how_much() -> None:
+    key = make_key("eval/1", "x")
+    known = {"s": Result(key, "t", "s", "choice", {"accuracy": Figure(0.9, 0.8, 0.95, 120)})}
+    conditions = [Condition("s", "accuracy", op, 0.9) for op in (">=", "<=", ">", "<")]
+    found = missed((*conditions, Condition("other", "kl", "<", 1)), known)
+    assert found == [
+        Missed(conditions[2], 0.9),
+        Missed(conditions[3], 0.9),
+        Missed(Condition("other", "kl", "<", 1), None),
+    ]
+    assert str(Missed(Condition("s", "accuracy", ">=", 0.95), 0.9)) == (
+        "s.accuracy >= 0.95: measured 0.9, misses by 0.05"
+    )
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    key = make_key("eval/1", "x")
+    result = Result(
+        key, "t", "s", "choice", {"accuracy": Figure(0.9, 0.8, 0.95, 120)}, (1.0, 0.0), {"blas": "x"}
+    )
+    results.write(store, result)
+    assert results.read(store, key) == result
+    place = results.path(store, key)
+    place.write_bytes(place.read_bytes().replace(b"0.95", b"0.96"))
+    assert results.read(store, key) is None

@@ -4,6 +4,7 @@ base:<base>        download or import, fingerprint, inspect
 adapter:<adapter>  check, fingerprint
 model:<target>     build one target; model:<model> and `model` are groups
 eval:<target>      measure one target by the suites of its model, fail if it misses a requirement
+threshold:<model>  the smallest target that meets the requirements, building only what the search needs
 clean:<variant>    drop that variant of every model; clean:<target> drops one
 """
 
@@ -140,6 +141,13 @@ def _eval_tasks(project: Project) -> Iterator[Task]:
         "doc": "measure every target that is not intermediate",
         "task_dep": [f"eval:{t.name}" for t in measured if not t.variant.intermediate],
     }
+    required = [model for model in project.spec.models.values() if model.require]
+    if required:
+        yield _group("threshold", "the smallest target that meets its requirements")
+    for model in required:
+        doc = f"the smallest target of {model.name} that has {', '.join(map(str, model.require))}"
+        after = [f"adapter:{model.adapter}"] if model.adapter else [f"base:{model.base}"]
+        yield _task("threshold", model.name, doc, FindThreshold(project, model.name), after=after)
 
 
 def _clean_tasks(project: Project) -> Iterator[Task]:
@@ -280,6 +288,25 @@ class Evaluate(Step):
         if mode() in ("live", "plain"):
             show(self.name, results)
         check(plan, results)
+
+
+@dataclass
+class FindThreshold(Step):
+    model: str
+
+    def run(self) -> None:
+        from builder.deliver import deliver
+        from builder.evaluate.show import show_threshold
+        from builder.evaluate.threshold import find_threshold
+        from builder.progress import mode, showing
+
+        self.project.forget_plan()
+        with showing() as emit:
+            found = find_threshold(
+                self.project, self.model, lambda name: deliver(self.project, name, {name}, (), emit), emit
+            )
+        if mode() in ("live", "plain"):
+            show_threshold(self.project, found)
 
 
 @dataclass

@@ -16,7 +16,7 @@ class CommandFailed(BuildError):
     """suite {suite}: {command}: {what}"""
 
     exit_code = 2
-    hint = 'The command must end with 0 and print a JSON object of numbers, such as {{"accuracy": 0.9}}.'
+    hint = "The command must end with 0 and print its figures as one JSON object of numbers."
 
 
 def run_command(suite: Suite, model: Path, folder: Path) -> dict[str, Figure]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from builder.evaluate.results import Result
 from builder.evaluate.statistics import Figure
+from builder.evaluate.threshold import Threshold
+from builder.project import Project
 
 
 def show(target: str, results: Mapping[str, Result]) -> None:
@@ -23,6 +25,29 @@ def show(target: str, results: Mapping[str, Result]) -> None:
         for metric, figure in result.figures.items():
             table.add_row(target, f"{name}.{metric}", number(figure.value), interval(figure), str(figure.n))
     Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def show_threshold(project: Project, found: Threshold) -> None:
+    """One row for each target, from small to large, and the answer as a sentence."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("target", "size", "bits/weight", "meets the requirements"):
+        right = heading in ("size", "bits/weight")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=heading == "target")
+    for plan in sorted(project.plan.resolved(), key=lambda plan: plan.size):
+        if plan.name in found.search.order:
+            passes = found.search.passes.get(plan.name)
+            said = "not measured" if passes is None else "yes"
+            if passes is False:
+                said = "no: " + "; ".join(map(str, found.misses[plan.name]))
+            table.add_row(plan.name, f"{plan.size / 1e6:.1f} MB", f"{plan.bits_per_weight:.3f}", said)
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    console.print(f"{found.search.found} is the smallest that passes")
+    for small, large in found.search.exceptions:
+        console.print(f"size does not order them: {small} passes, {large} is larger and does not")
 
 
 def number(value: float) -> str:

@@ -1,0 +1,53 @@
+"""The search alone; then through doit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from builder.evaluate.threshold import search
+from tests.conftest import Sandbox
+from tests.test_evaluate_run import project
+
+ORDER = ["2", "3", "4", "5", "6", "8"]
+
+
+@pytest.mark.parametrize("least", range(7))
+def test_it_finds_the_smallest_with_few_questions(least: int) -> None:
+    asked: list[str] = []
+
+    def passes(name: str) -> bool:
+        asked.append(name)
+        return ORDER.index(name) >= least
+
+    found = search(ORDER, passes, {})
+    assert found.found == (ORDER[least] if least < 6 else None)
+    assert len(asked) == len(set(asked)) <= 3
+    assert not found.exceptions
+
+
+def test_what_is_known_is_not_asked() -> None:
+    found = search(ORDER, lambda name: pytest.fail(name), {name: name >= "5" for name in ORDER})
+    assert found.found == "5"
+
+
+def test_it_says_when_size_does_not_order() -> None:
+    truth = {"2": False, "3": True, "4": False, "5": True, "6": True, "8": True}
+    found = search(ORDER, truth.__getitem__, {"3": True, "4": False})
+    assert found.found == "3"
+    assert found.exceptions == (("3", "4"),)
+
+
+def test_threshold_builds_only_what_it_needs(sandbox: Callable[[str], Sandbox]) -> None:
+    box = project(sandbox)
+    box.edit('["routing", "calls", "ppl", "fidelity", "said", "own"]', '["fidelity"]')
+    box.edit('"routing.accuracy" = ">= 0"', '"fidelity.kl" = "<= 100"')
+    found = box.doit("threshold:m")
+    assert found.code == 0, found.text
+    assert "m_4bit is the smallest that passes" in found.out
+    assert not box.view("m_f16").exists()
+    box.edit("<= 100", "<= -1")
+    none = box.doit("threshold:m")
+    assert none.code == 1
+    assert "no target meets the requirements; m_f16, the largest, misses fidelity.kl <= -1" in none.text

@@ -43,10 +43,15 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 base, adapter, compiled = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "kernels"
-variants = [Variant("4bit", quantization=Quantization(4, 64)), Variant("8bit", quantization=Quantization(8, 64)),
-            Variant("f16", dtype="float16")]
+variants = [
+    Variant("4bit", quantization=Quantization(4, 64)),
+    Variant("8bit", quantization=Quantization(8, 64)),
+    Variant("f16", dtype="float16"),
+]
 structure = inspect(base)
-requests = [streams.Request(v, v.dtype or structure.default_dtype, resolve(structure, v)[0]) for v in variants]
+requests = [
+    streams.Request(v, v.dtype or structure.default_dtype, resolve(structure, v)[0]) for v in variants
+]
 with mock.patch.object(streams, "COMPILED_FROM", 0 if compiled else 1 << 62):
     stream = streams.Stream(*load_base(base), requests, loaded(adapter))
 seen = []

@@ -120,17 +120,17 @@ def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8) -> Non
 
 
 def logits(model: Any, gather: Gather, batch: Batch) -> Any:
-    """The logits at a batch's positions, a row each, evaluated."""
+    """The logits at a batch's positions, a row each, not computed yet."""
     out = model(mx.array(batch.tokens))
     if out.shape[:2] != (1, len(gather.rows)):  # an architecture whose head stands elsewhere
         out = gather(out)
-    out = out[0].astype(mx.float32)
-    mx.eval(out)
-    return out
+    return out[0].astype(mx.float32)
 
 
 def deliver(batch: Batch, out: mx.array, reduce: Reduce) -> None:
+    """Calls reduce with the log-probs of each ask of a batch."""
     out = out - mx.logsumexp(out, axis=-1, keepdims=True)
+    mx.eval(out)
     at = 0
     for index, _, positions in batch.asks:
         reduce(index, out[at : at + len(positions)])

@@ -18,8 +18,8 @@ ASKS = [Ask(tuple((7 * i + j * j) % 100 for j in range(6 + i)), 2 + i % 3) for i
 
 # They differ in where they keep their layers, how they reach them and what they do between them.
 NAMES = (
-    "qwen2", "qwen3_moe", "deepseek_v3", "gemma3n", "gemma4_text", "gpt_oss", "iquestloopcoder", "kimi_linear",
-    "lfm2", "llama4_text", "nemotron_h", "olmo_hybrid", "plamo2", "rwkv7",
+    "qwen2", "qwen3_moe", "deepseek_v3", "gemma3n", "gemma4_text", "gpt_oss", "iquestloopcoder",
+    "kimi_linear", "lfm2", "llama4_text", "nemotron_h", "olmo_hybrid", "plamo2", "rwkv7",
 )  # fmt: skip
 ARCHITECTURES = [pytest.param(each, id=each.name) for each in REGISTRY if each.name in NAMES]
 

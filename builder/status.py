@@ -122,7 +122,7 @@ def in_three_words(state: TargetState, changed: tuple[Change, ...], intermediate
         case "missing" if "blobs are gone" in state.reason:
             return "blobs gone"
         case "missing":
-            return "made on demand" if intermediate else "never built"
+            return "on demand" if intermediate else "never built"
     return state.kind
 
 

@@ -22,7 +22,7 @@ def fuse(base: Path, adapter: Path, out: Path) -> Path:
 
 
 def reference(base: Path, adapter: Path | None, out: Path, **convert_arguments: Any) -> Path:
-    """fuse, then `mlx_lm.convert`; q_bits, q_group_size, q_mode, quant_predicate, dtype as convert takes them."""
+    """fuse, then `mlx_lm.convert`, which takes q_bits, q_group_size, q_mode, quant_predicate and dtype."""
     from mlx_lm.convert import convert
 
     source = fuse(base, adapter, out.with_name(out.name + "-fused")) if adapter else base

@@ -148,6 +148,13 @@ ELSEWHERE: Mapping[str, str] = {
     "BadOption": "provoked in tests/test_commands_store.py",
     "NoRoom": "provoked in tests/test_commands_store.py",
     "NoMemory": "provoked in tests/test_commands_store.py",
+    "SourceNotBuilt": "needs an intermediate that vanishes between its task and the one that reads it",
+    "StepFailed": "provoked in tests/test_learned.py",
+    "EvaluationFailed": "provoked in tests/test_evaluate_run.py",
+    "RequirementMissed": "provoked in tests/test_evaluate_run.py",
+    "NonePasses": "provoked in tests/test_evaluate_threshold.py",
+    "NothingToRequire": "provoked in tests/test_evaluate_threshold.py",
+    "Unquantizable": "needs a model whose group size mlx cannot use; tests/test_plan_refusals.py",
 }
 
 

@@ -43,6 +43,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("execute", "whole", "prune"),
     ("evaluate", "report", "restore"),
     ("deliver",),
+    ("describe", "ready"),
+    ("steps",),
     ("tasks",),
     ("commands", "reference", "api"),
 )

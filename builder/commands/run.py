@@ -15,7 +15,7 @@ from doit.cmd_run import Run as DoitRun
 from builder.commands.guard import guarded
 from builder.interrupt import INTERRUPTED
 from builder.progress import MODES, VARIABLE, showing
-from builder.tasks import SELECTED
+from builder.ready import SELECTED
 
 OPT_PROGRESS: Mapping[str, Any] = {
     "name": "progress",

@@ -1,0 +1,135 @@
+"""What the tasks do: each is a value that a worker process can receive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from builder.errors import BuildError, SourceMissing
+from builder.plan import TargetPlan, Unknown
+from builder.project import Project
+from builder.ready import Selection
+from builder.spec import Adapter, Base, Variant
+
+
+@dataclass
+class Step:
+    """An action of doit: runs, and turns a BuildError into doit's one-line failure."""
+
+    project: Project
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+    def __call__(self) -> object:
+        from doit.exceptions import TaskError, TaskFailed
+
+        try:
+            self.run()
+        except BuildError as error:  # doit ends with 1 for a failure, with 2 for an error
+            return (TaskFailed if error.exit_code == 1 else TaskError)(str(error), report=True)
+        return None
+
+
+@dataclass
+class PrepareBase(Step):
+    base: Base
+
+    def run(self) -> None:
+        from builder.prepare import prepare_base
+        from builder.progress import showing
+
+        again = not isinstance(self.project.base_facts(self.base), Unknown)  # run by -a
+        with showing() as emit:
+            prepare_base(self.project, self.base, emit, inspect_again=again)
+
+
+@dataclass
+class PrepareAdapter(Step):
+    adapter: Adapter
+
+    def run(self) -> None:
+        from builder.prepare import prepare_adapter
+        from builder.progress import showing
+
+        with showing() as emit:
+            prepare_adapter(self.project, self.adapter, emit)
+
+
+@dataclass
+class CheckCalibration(Step):
+    """Before anything is made for it: is the text there?"""
+
+    variant: Variant
+
+    def run(self) -> None:
+        found = self.project.calibration(self.variant)
+        if isinstance(found, Unknown) and self.variant.learned is not None:
+            path = self.variant.learned.calibration
+            if not path.is_file():
+                raise SourceMissing(table=f"variant.{self.variant.name}", path=path)
+            self.project.digest(path)
+
+
+@dataclass
+class BuildTarget(Step):
+    """Builds a target, and with it every other target of its model that this run asked for."""
+
+    name: str
+    selection: Selection
+
+    def run(self) -> None:
+        from builder.deliver import deliver, show
+        from builder.progress import mode, showing
+
+        with showing() as emit:
+            results = deliver(self.project, self.name, self.selection.targets, self.selection.named, emit)
+        if mode() in ("live", "plain"):
+            show(results)
+
+
+@dataclass
+class Evaluate(Step):
+    name: str
+
+    def run(self) -> None:
+        from builder.evaluate.run import check, evaluate
+        from builder.evaluate.show import show
+        from builder.progress import mode, showing
+
+        self.project.forget_plan()
+        plan = self.project.plan.targets[self.name]
+        assert isinstance(plan, TargetPlan), "its model task has run"
+        with showing() as emit:
+            results = evaluate(self.project, plan, emit)
+        if mode() in ("live", "plain"):
+            show(self.name, results)
+        check(plan, results)
+
+
+@dataclass
+class FindThreshold(Step):
+    model: str
+
+    def run(self) -> None:
+        from builder.deliver import deliver
+        from builder.evaluate.show import show_threshold
+        from builder.evaluate.threshold import find_threshold
+        from builder.progress import mode, showing
+
+        self.project.forget_plan()
+        with showing() as emit:
+            found = find_threshold(
+                self.project, self.model, lambda name: deliver(self.project, name, {name}, (), emit), emit
+            )
+        if mode() in ("live", "plain"):
+            show_threshold(self.project, found)
+
+
+@dataclass
+class Clean(Step):
+    names: tuple[str, ...]
+
+    def run(self) -> None:
+        from builder.deliver import clean
+
+        clean(self.project, self.names)

@@ -15,9 +15,10 @@ import pytest
 
 from builder.engine.inspect import inspect
 from builder.engine.loading import load_base
+from builder.engine.stream import Unquantizable
 from builder.shards import encode
 from builder.spec import DTYPES, Override, Quantization, Variant
-from tests.architectures import Architecture, build, checkpoint, dense, moe
+from tests.architectures import REGISTRY, Architecture, build, checkpoint, dense, moe
 from tests.comparison import Made, arguments, converted, differences, fused, lora, quiet, read, stream
 from tests.reference import reference
 
@@ -121,6 +122,15 @@ def runs(made: Made, folder: Path) -> bool:
     model, _ = load_base(folder)
     model.set_dtype(mx.float32)  # the CPU has no expert products in other types
     return math.isfinite(mx.abs(model(mx.array([[1, 2, 3]]))).max().item())
+
+
+def test_a_model_that_mlx_lm_cannot_quantize(tmp_path: Path) -> None:
+    """Its own to_quantized knows no modes; said before a weight is read, and a cast works all the same."""
+    afm7 = next(architecture for architecture in REGISTRY if architecture.name == "afm7")
+    base = checkpoint(tmp_path / "base", afm7)
+    with pytest.raises(Unquantizable, match="4bit64: mlx-lm cannot quantize this model: .*'mode'"):
+        stream(base, None, [VARIANTS[1]])
+    assert stream(base, None, [Variant("f16", dtype="float16")])["f16"].tensors
 
 
 # -- the comparison itself -----------------------------------------------------------------------------------

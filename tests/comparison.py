@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -85,7 +86,7 @@ def compare(architecture: Architecture, folder: Path) -> Comparison:
             theirs[variant.name] = converted(source, variant, folder / variant.name)
         except Exception as error:
             failures.append(f"{variant.name}: {one_line(error)}")
-            refused(lambda v=variant: stream(base, adapter, [v]))
+            refused(partial(stream, base, adapter, [variant]))
     made = [variant for variant in VARIANTS if variant.name in theirs]
     ours = stream(base, adapter, made, structure=structure)
     plain = stream(base, adapter, made[:1], structure=structure, compiled=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from builder.spec import Suite
 from builder.state import usable_record
 from builder.store import blobs, records
 
+_OF_MEMORY = 0.7  # the share that weights may take; activations and logits need the rest
 SCORER = "scoring/1"  # change it when the same model and questions give other numbers
 _NOT_CONTENT = ("name", "data", "batch")  # of a suite: what never changes a figure
 
@@ -146,8 +149,18 @@ def _request(
         "suites": [described(suite) for suite in suites],
         "references": {},
         "make": {},
-        "layerwise": False,
+        "layerwise": by_layer(target, project.spec.build.memory or _physical_memory()),
     }
+
+
+def by_layer(target: TargetPlan, memory: int) -> bool:
+    """Whether the model in float32 and its batches would not fit into `memory` bytes."""
+    parameters = sum(math.prod(each.tensor.shape) for each in target.base.structure.parameters)
+    return 4 * parameters > _OF_MEMORY * memory
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def described(suite: Suite) -> dict[str, Any]:

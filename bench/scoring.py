@@ -99,22 +99,15 @@ def main() -> int:
             done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
             found[how] = json.loads(done.stdout.splitlines()[-1])
             seconds[how].append(found[how]["seconds"])
-            print(
-                how,
-                {
-                    k: round(v, 2) if isinstance(v, float) else v
-                    for k, v in found[how].items()
-                    if k != "exact"
-                },
-            )
+            shown = {k: round(v, 2) if isinstance(v, float) else v for k, v in found[how].items()}
+            shown.pop("exact")
+            print(how, shown, flush=True)
         ratios.append(found["generate"]["seconds"] / found["score"]["seconds"])
         same = sum(a == b for a, b in zip(found["score"]["exact"], found["generate"]["exact"], strict=True))
-    print(
-        f"seconds a query: score {statistics.median(seconds['score']):.2f}, "
-        f"generate {statistics.median(seconds['generate']):.2f}; "
-        f"paired ratio {statistics.median(ratios):.1f}; "
-        f"same verdict on {same} of {args.queries}"
-    )
+    ours, theirs = (statistics.median(seconds[how]) for how in ("score", "generate"))
+    ratio = statistics.median(ratios)
+    print(f"seconds a query: score {ours:.2f}, generate {theirs:.2f}; paired ratio {ratio:.1f}; ", end="")
+    print(f"same verdict on {same} of {args.queries}")
     return 0
 
 

@@ -92,13 +92,14 @@ class Evaluate(Step):
     name: str
 
     def run(self) -> None:
-        from builder.evaluate.run import check, evaluate
+        from builder.evaluate.run import EvaluationFailed, check, evaluate
         from builder.evaluate.show import show
         from builder.progress import mode, showing
 
         self.project.forget_plan()
         plan = self.project.plan.targets[self.name]
-        assert isinstance(plan, TargetPlan), "its model task has run"
+        if not isinstance(plan, TargetPlan):  # its sources have gone since it was built
+            raise EvaluationFailed(target=self.name, what=plan.reason)
         with showing() as emit:
             results = evaluate(self.project, plan, emit)
         if mode() in ("live", "plain"):

@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from builder.evaluate import results
 from builder.evaluate.command import CommandFailed, run_command
 from builder.evaluate.generate import CHECKS
 from builder.evaluate.results import Missed, Result, missed
+from builder.evaluate.run import by_layer
 from builder.evaluate.statistics import Figure
 from builder.keys import make_key
 from builder.spec import Condition, Suite
@@ -174,3 +177,10 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     place = results.path(store, key)
     place.write_bytes(place.read_bytes().replace(b"0.95", b"0.96"))
     assert results.read(store, key) is None
+
+
+def test_by_layer_when_float32_does_not_fit() -> None:
+    structure = SimpleNamespace(parameters=[SimpleNamespace(tensor=SimpleNamespace(shape=(1000, 700)))])
+    target: Any = SimpleNamespace(base=SimpleNamespace(structure=structure))
+    assert not by_layer(target, 4_000_000)
+    assert by_layer(target, 3_999_000)

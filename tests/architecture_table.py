@@ -19,6 +19,11 @@ a LoRA on two thirds of the paths that can carry one, and {variants}; once by th
 project, block by block, and once by `mlx_lm.fuse` followed by `mlx_lm.convert`. Every tensor must have the
 same bytes, and config.json must say the same. Written by `python -m tests.architecture_table`.
 
+`tests/test_architectures_adapted.py` compares these models with DoRA, with a full fine-tune and with a LoRA
+on a quantized base that is dequantized, but for the few marked below and llama-biased. mlx-lm cannot dequantize
+the latent attention of deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa, kimi_k25, kimi_k3, kimi_linear,
+kimi_vl, longcat_flash, longcat_flash_ngram and mistral4: that is refused by name.
+
 `original` checkpoints have the names and shapes of Hugging Face, the others those of mlx-lm.
 
 | architecture | kind | adapted paths | tensors compared | variants | result |
@@ -28,6 +33,8 @@ NOTES = """
 - *changed again*: mlx-lm's `sanitize` normalises the output head of this model each time it is loaded, so
   fuse followed by convert does it twice. Here it is done once; the comparison is with the code of mlx-lm's
   fuse and convert, run without writing the fused model and reading it again.
+- mlx_lm.convert reads `torch_dtype` (or `text_config.dtype`), not `dtype`. Without it, layers that DoRA or a
+  full fine-tune made float32 stay so. Here a variant without `dtype` keeps the type of the base.
 - *packed*: the checkpoint is quantized already; adapters and new bits on top of it are refused.
 """
 

@@ -20,7 +20,7 @@ project, block by block, and once by `mlx_lm.fuse` followed by `mlx_lm.convert`.
 same bytes, and config.json must say the same. Written by `python -m tests.architecture_table`.
 
 `tests/test_architectures_adapted.py` compares these models with DoRA, with a full fine-tune and with a LoRA
-on a quantized base that is dequantized, but for the few marked below and llama-biased. mlx-lm cannot dequantize
+on a dequantized base, but for the few marked below and llama-biased. mlx-lm cannot dequantize
 the latent attention of deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa, kimi_k25, kimi_k3, kimi_linear,
 kimi_vl, longcat_flash, longcat_flash_ngram and mistral4: that is refused by name.
 

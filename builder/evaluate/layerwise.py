@@ -19,24 +19,26 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.evaluate.questions import Ask
-from builder.evaluate.scoring import Gather, Reduce, batches, deliver, install_gather, logits
+from builder.evaluate.scoring import Gather, Reduce, batches, begin, deliver, install_gather, logits
 
 Steps = deque[list[mx.array]]  # what the layers returned for one batch, one after the other, not computed yet
 
 
 def score_by_layer(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8) -> None:
     """As scoring.score, with one layer's weights in memory at a time. The model is used up."""
-    todo = list(batches(asks, size))
-    gathers: list[Gather] = []
-    steps: list[Steps] = []
+    gathers = [Gather(([0], [0]))]
+    steps: list[Steps] = [deque()]
     install_gather(model, lambda: gathers[-1])
     for layer in list(listed_layers(model)):
         _note_calls(layer, steps)
+    beginning = begin(model, asks)
+    todo = [b.without(len(beginning.tokens)) if beginning else b for b in batches(asks, size)]
     outputs: deque[mx.array] = deque()
     for batch in todo:
         gathers.append(Gather(batch.positions))
         steps.append(deque())
-        outputs.append(logits(model, gathers[-1], batch))
+        outputs.append(logits(model, gathers[-1], batch, beginning))
+    del beginning
     _let_go(model)
     while any(steps):
         for of_batch in steps:

@@ -2,7 +2,8 @@
 
 Sequences are sorted by length and run in batches; one that is the beginning of another costs nothing. The
 head, by far the widest matrix, sees the chosen positions only: a gathering layer stands before it, and the
-model's own code does the rest (scaling, softcap), whatever the architecture.
+model's own code does the rest (scaling, softcap), whatever the architecture. What all sequences begin with is
+computed once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from builder.engine.loading import load_base
+from builder.evaluate.prefix import Beginning, shared_beginning
 from builder.evaluate.questions import Ask
 
 VERSION = "scoring/1"  # part of the key of every result: change it when numbers change
@@ -33,6 +35,11 @@ class Batch:
     def positions(self) -> tuple[list[int], list[int]]:
         rows = [row for _, row, positions in self.asks for _ in positions]
         return rows, [position for _, _, positions in self.asks for position in positions]
+
+    def without(self, beginning: int) -> Batch:
+        """The same positions of sequences that lack their first `beginning` tokens."""
+        asks = [(index, row, range(p.start - beginning, p.stop - beginning)) for index, row, p in self.asks]
+        return Batch([row[beginning:] for row in self.tokens], asks)
 
 
 def batches(asks: Sequence[Ask], size: int) -> Iterator[Batch]:
@@ -111,17 +118,28 @@ def load_float32(directory: Path, *, trust_remote_code: bool = False) -> nn.Modu
 
 def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8) -> None:
     """Call reduce(i, log-probs of ask i's positions, a row each) for every ask, in any order."""
-    running: list[Gather] = []
+    running = [Gather(([0], [0]))]
     install_gather(model, lambda: running[-1])
+    beginning = begin(model, asks)
+    if beginning is not None:
+        mx.eval(beginning.arrays)
     for batch in batches(asks, size):
-        running[:] = [Gather(batch.positions)]
-        deliver(batch, logits(model, running[-1], batch), reduce)
+        rest = batch.without(len(beginning.tokens)) if beginning else batch
+        running[:] = [Gather(rest.positions)]
+        deliver(rest, logits(model, running[-1], rest, beginning), reduce)
         mx.clear_cache()
 
 
-def logits(model: Any, gather: Gather, batch: Batch) -> Any:
-    """The logits at a batch's positions, a row each, not computed yet."""
-    out = model(mx.array(batch.tokens))
+def begin(model: Any, asks: Sequence[Ask]) -> Beginning | None:
+    """What all asks begin with, where sharing it pays; not computed yet."""
+    tokens = shared_beginning(model, asks)
+    return Beginning(model, tokens) if tokens else None
+
+
+def logits(model: Any, gather: Gather, batch: Batch, beginning: Beginning | None = None) -> Any:
+    """The logits at a batch's positions, a row each, not computed yet. The batch goes on from `beginning`."""
+    tokens = mx.array(batch.tokens)
+    out = model(tokens, cache=beginning.caches(len(batch.tokens))) if beginning else model(tokens)
     if out.shape[:2] != (1, len(gather.rows)):  # an architecture whose head stands elsewhere
         out = gather(out)
     return out[0].astype(mx.float32)

@@ -36,7 +36,7 @@ def score(model: Path, count: int) -> dict[str, object]:
     import mlx.core as mx
     from mlx_lm.utils import load_tokenizer
 
-    from builder.evaluate.measure import Answers, Choice
+    from builder.evaluate.measure import Answers, Choice, answer
     from builder.evaluate.questions import answer_asks
     from builder.evaluate.scoring import load_float32
     from builder.evaluate.scoring import score as run
@@ -48,11 +48,10 @@ def score(model: Path, count: int) -> dict[str, object]:
     loaded = time.perf_counter()
     asked = rows(count)
     suite = Suite("routing", "choice", None, {"tool": '{"tool":', "direct": "Answer:"})
-    parts = [Choice(suite, asked, tokenizer), Answers(answer_asks(asked, tokenizer), "exact")]
-    owners = [(part, i) for part in parts for i in range(len(part.asks))]
-    run(weights, [p.asks[i] for p, i in owners], lambda n, lp: owners[n][0].take(owners[n][1], lp))
+    written = Answers(answer_asks(asked, tokenizer), "exact")
+    answer([Choice(suite, asked, tokenizer), written], lambda asks, take: run(weights, asks, take))
     done = time.perf_counter()
-    exact = [bool(value) for value in parts[1].result().rows]
+    exact = [bool(value) for value in written.result().rows]
     return {"load": loaded - start, "seconds": (done - loaded) / count, "exact": exact, "blas": blas}
 
 

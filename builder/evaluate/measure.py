@@ -1,12 +1,13 @@
 """What each kind of suite makes of log-probs. A part says what it asks, takes the answers, gives a result.
 
-All parts of a target are asked together, in one pass over their sequences.
+All parts of a target are asked together, in one pass over their sequences; what the answers leave open is
+asked in another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from builder.evaluate.questions import Ask, Row, accepted, answer_asks, candidat
 from builder.evaluate.statistics import Figure, mean, percentile, rate
 from builder.spec import Suite
 
+Reduce = Callable[[int, mx.array], None]
 _LEAST = 1e-12  # a probability below what float32 can tell from the others' sum
 
 
@@ -29,12 +31,33 @@ class Measured:
 
 
 class Part(Protocol):
-    """`asks` are scored in any order; `take` is given the log-probs of each, a row for each position."""
+    """`open` are the asks to score next; `take` is given the log-probs of one, a row for each position."""
 
     @property
     def asks(self) -> Sequence[Ask]: ...
+    def open(self) -> Sequence[int]: ...
     def take(self, index: int, logprobs: mx.array) -> None: ...
     def result(self) -> Measured: ...
+
+
+def answer(
+    parts: Collection[Part], score: Callable[[Sequence[Ask], Reduce], None], *, at_once: bool = False
+) -> None:
+    """Have the asks scored: until none is open or, where scoring uses the model up, all of them at once."""
+    owners = [
+        (part, index) for part in parts for index in (range(len(part.asks)) if at_once else part.open())
+    ]
+    while owners:
+        score([part.asks[index] for part, index in owners], _taker(owners))
+        owners = [] if at_once else [(part, index) for part in parts for index in part.open()]
+
+
+def _taker(owners: Sequence[tuple[Part, int]]) -> Reduce:
+    def take(number: int, logprobs: mx.array) -> None:
+        part, index = owners[number]
+        part.take(index, logprobs)
+
+    return take
 
 
 def part(suite: Suite, rows: Sequence[Row], tokenizer: Any, reference: Path | None) -> Part:
@@ -49,29 +72,59 @@ def part(suite: Suite, rows: Sequence[Row], tokenizer: Any, reference: Path | No
 
 
 class Choice:
-    """`accuracy`: the likeliest candidate is right. `greedy`: greedy decoding begins with a right one."""
+    """`accuracy`: the likeliest candidate is right. `greedy`: greedy decoding begins with a right one.
+
+    The right candidates are asked first. They tell how likely the first token of each other one is; no
+    candidate is likelier than its first token, so most of the others need not be asked.
+    """
 
     def __init__(self, suite: Suite, rows: Sequence[Row], tokenizer: Any) -> None:
         self.labels = list(suite.candidates)
         self.right = [accepted(suite, row) for row in rows]
         made = candidate_asks(suite, rows, tokenizer)
         self.asks = [asks[label] for asks in made for label in self.labels]
-        self.scores = [0.0] * len(self.asks)
-        self.first = [False] * len(self.asks)
+        self.scores: dict[int, float] = {}
+        self.most: dict[int, float] = {}  # what the score of an ask is at most
+        self.first: dict[int, bool] = {}
+
+    def open(self) -> list[int]:
+        if not self.scores:
+            return [index for row in range(len(self.right)) for index in self._of(row, right=True)]
+        return [
+            index
+            for row in range(len(self.right))
+            for index in self._of(row, right=False)
+            if index not in self.scores and self.most.get(index, 0.0) >= self._best(row, right=True)
+        ]
 
     def take(self, index: int, logprobs: mx.array) -> None:
-        self.scores[index] = sum(_at(logprobs, self.asks[index]))
-        self.first[index] = _is_greedy(logprobs, self.asks[index])
+        ask = self.asks[index]
+        self.scores[index] = sum(_at(logprobs, ask))
+        self.first[index] = _is_greedy(logprobs, ask)
+        others = [
+            other
+            for other in self._of(index // len(self.labels), right=False)
+            if self.asks[other].tokens[: self.asks[other].start] == ask.tokens[: ask.start]
+        ]
+        first = logprobs[0]
+        for other in others:
+            value: Any = first[self.asks[other].tokens[ask.start]].item()
+            self.most[other] = value
 
     def result(self) -> Measured:
-        width = len(self.labels)
-        likeliest, greedy = [], []
-        for row, right in enumerate(self.right):
-            scores = self.scores[row * width : (row + 1) * width]
-            likeliest.append(self.labels[scores.index(max(scores))] in right)
-            greedy.append(any(self.first[row * width + self.labels.index(label)] for label in right))
+        rows = range(len(self.right))
+        likeliest = [self._best(row, right=True) > self._best(row, right=False) for row in rows]
+        greedy = [any(self.first[index] for index in self._of(row, right=True)) for row in rows]
         figures = {"accuracy": rate(likeliest), "greedy": rate(greedy)}
         return Measured(figures, tuple(map(float, likeliest)))
+
+    def _of(self, row: int, *, right: bool) -> list[int]:
+        """The asks of a row's right candidates, or of its others."""
+        at = row * len(self.labels)
+        return [at + i for i, label in enumerate(self.labels) if (label in self.right[row]) == right]
+
+    def _best(self, row: int, *, right: bool) -> float:
+        return max((self.scores.get(i, -math.inf) for i in self._of(row, right=right)), default=-math.inf)
 
 
 @dataclass
@@ -82,6 +135,9 @@ class Answers:
     kind: str
     losses: dict[int, list[float]] = field(default_factory=dict)
     written: dict[int, bool] = field(default_factory=dict)
+
+    def open(self) -> list[int]:
+        return [index for index in range(len(self.asks)) if index not in self.losses]
 
     def take(self, index: int, logprobs: mx.array) -> None:
         self.losses[index] = [-value for value in _at(logprobs, self.asks[index])]
@@ -117,6 +173,9 @@ class Fidelity:
         self.kl: dict[int, Any] = {}  # a list of floats for each ask
         self.same: dict[int, Any] = {}
 
+    def open(self) -> list[int]:
+        return [index for index in range(len(self.asks)) if index not in self.kl]
+
     def take(self, index: int, logprobs: mx.array) -> None:
         at = slice(self.starts[index], self.starts[index + 1])
         tokens, logs, rest = self.tokens[at].astype(mx.int32), self.logs[at], self.rest[at]
@@ -147,6 +206,9 @@ class Reference:
         self.asks = asks
         self.top_k = top_k
         self.kept: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
+
+    def open(self) -> list[int]:
+        return [index for index in range(len(self.asks)) if index not in self.kept]
 
     def take(self, index: int, logprobs: mx.array) -> None:
         k = min(self.top_k, logprobs.shape[-1] - 1)

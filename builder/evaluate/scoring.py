@@ -98,18 +98,20 @@ class _Head(nn.Module):  # type: ignore[misc]
 
 
 def install_gather(model: nn.Module, current: Callable[[], Gather]) -> None:
-    """Put a gathering layer before every output layer and tied embedding."""
+    """Put a gathering layer before every output layer and tied embedding, in the place of an earlier one."""
     modules = dict(model.named_modules())
     for path, module in modules.items():
         parent, _, name = path.rpartition(".")
         if name == "lm_head" or (name == "embed_tokens" and hasattr(module, "as_linear")):
-            setattr(modules[parent], name, _Head(module, current))
+            inner = module.inner if isinstance(module, _Head) else module
+            setattr(modules[parent], name, _Head(inner, current))
 
 
 def load_float32(directory: Path, *, trust_remote_code: bool = False) -> nn.Module:
     """The model of a directory, its quantized weights dequantized, in float32, lazy.
 
-    float32 since CPU kernels for anything else are far slower; the weights are exactly those of the target.
+    float32 since CPU kernels for anything else are far slower. The weights are those of the target, which
+    mlx rounds once to its dtype as it dequantizes them (measured: it moves a KL divergence by less than 1 %).
     """
     model, _ = load_base(directory, dequantize=True, trust_remote_code=trust_remote_code)
     model.set_dtype(mx.float32)

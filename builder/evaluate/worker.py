@@ -94,22 +94,12 @@ def _model(request: Mapping[str, Any]) -> Any:
 
 
 def _score(model: Any, parts: Mapping[str, Any], batch: int, *, layerwise: bool) -> dict[str, Any]:
-    """All parts in one pass."""
-    from builder.evaluate import scoring
+    from builder.evaluate.layerwise import score_by_layer
+    from builder.evaluate.measure import answer
+    from builder.evaluate.scoring import score
 
-    owners = [(part, index) for part in parts.values() for index in range(len(part.asks))]
-
-    def take(number: int, logprobs: Any) -> None:
-        part, index = owners[number]
-        part.take(index, logprobs)
-
-    asks = [part.asks[index] for part, index in owners]
-    if layerwise:
-        from builder.evaluate.layerwise import score_by_layer
-
-        score_by_layer(model, asks, take, batch)
-    else:
-        scoring.score(model, asks, take, batch)
+    scorer = score_by_layer if layerwise else score
+    answer(parts.values(), lambda asks, take: scorer(model, asks, take, batch), at_once=layerwise)
     return {name: asdict(part.result()) for name, part in parts.items()}
 
 

@@ -2,16 +2,17 @@
 
 Blobs first, then their record, the manifest after all records, the view last: any moment can be the last,
 and a killed pass goes on at the first block that has no record. While one block is hashed and written by
-another thread, the next one is computed; so at most two blocks are in memory.
+other threads, the next one is computed, and the weights of the one after that are read.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -172,19 +173,25 @@ def _make_blocks(
     tally: _Tally,
     emit: Emit,
 ) -> None:
-    """Walk the blocks once; two workers, so that one block is written while the next is computed."""
+    """Walk the blocks once. One block is written (two shards at a time) while the next is computed and the
+    one after that is read."""
     by_block: dict[str, dict[Key, tuple[TargetPlan, Action]]] = {}
     for target in targets:
         for action in todo[target.name]:
             by_block.setdefault(action.block, {}).setdefault(action.key, (target, action))
     jobs: list[Future[None]] = []
-    with ThreadPoolExecutor(2, "write") as workers:
-        for name in targets[0].base.structure.blocks:
-            for portion in portions(by_block.get(name, {})):
+    names = [name for name in targets[0].base.structure.blocks if name in by_block]
+    with ThreadPoolExecutor(2, "write") as writers, ThreadPoolExecutor(2, "block") as workers:
+        for name, following in zip_longest(names, names[1:]):
+            stream.prefetch(name)
+            for portion in portions(by_block[name]):
                 block = _Block(name)
                 try:  # whatever happens, an interrupt too: the worker waits for `made`
-                    jobs.append(workers.submit(_write_block, store, block, portion, check, tally, emit))
+                    work = (store, writers, block, portion, check, tally, emit)
+                    jobs.append(workers.submit(_write_block, *work))
                     if wanted := block.wanted.result():
+                        if following:  # read while this one is computed
+                            stream.prefetch(following)
                         block.made.set_result(_compute(stream, name, wanted))
                 except BaseException as error:
                     if not block.made.done():
@@ -241,6 +248,7 @@ def check_shard(shard: Mapping[str, shards.RawTensor], action: Action) -> None:
 
 def _write_block(
     store: Store,
+    writers: Executor,
     block: _Block,
     actions: Mapping[Key, tuple[TargetPlan, Action]],
     check: Callable[[], None],
@@ -256,17 +264,19 @@ def _write_block(
                 return
             made = block.made.result()
             check()
-            nbytes = 0
-            for key, (target, action) in wanted.items():
-                one = made.pop(key)
+
+            def write(key: Key) -> int:
+                one, (target, action) = made.pop(key), wanted[key]
                 blob = blobs.ingest(store, shards.encode(one.shard))
                 assert blob.size == action.size, f"{action.file}: planned {action.size}, wrote {blob.size}"
                 found = {"survival": one.survival} if one.survival else {}
-                del one
                 records.write(store, Record(key, "block", blob, {"block": block.name, **found, **made_by()}))
                 tally.made[key] = target.name
-                nbytes += blob.size
-            emit(BlockDone(target.target.model.name, block.name, len(wanted), nbytes))
+                return blob.size
+
+            nbytes = sum(writers.map(write, wanted))
+            model = next(iter(wanted.values()))[0].target.model.name
+            emit(BlockDone(model, block.name, len(wanted), nbytes))
     except BaseException as error:
         if not block.wanted.done():
             block.wanted.set_exception(error)

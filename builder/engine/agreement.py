@@ -73,14 +73,19 @@ def _fuse_verified(dtype: str, layout: Layout, rows: int, rank: int, columns: in
     def normal(*shape: int) -> Any:
         return mx.array(draw.standard_normal(shape, np.float32))
 
+    def repeated(
+        *shape: int,
+    ) -> Any:  # what is added to the product: drawing as much costs more than all else
+        return mx.array(np.resize(draw.standard_normal(1 << 16, np.float32), shape))
+
     draw, scale = np.random.default_rng(0), 2.7
     with mx.stream(mx.cpu):
         if layout == "switch":
-            weight, a, b = normal(2, rows, columns), normal(2, rank, columns), normal(2, rows, rank)
+            weight, a, b = repeated(2, rows, columns), normal(2, rank, columns), normal(2, rows, rank)
         elif layout == "linear":
-            weight, a, b = normal(rows, columns), normal(columns, rank), normal(rank, rows)
+            weight, a, b = repeated(rows, columns), normal(columns, rank), normal(rank, rows)
         else:
-            weight, a, b = normal(rows, columns), normal(rows, rank), normal(rank, columns)
+            weight, a, b = repeated(rows, columns), normal(rows, rank), normal(rank, columns)
         weight = (0.02 * weight).astype(getattr(mx, dtype))
         if layout == "switch":
             delta = (scale * b) @ a

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +17,9 @@ _CODES = {
     mx.uint8: "U8", mx.uint16: "U16", mx.uint32: "U32", mx.uint64: "U64",
     mx.int8: "I8", mx.int16: "I16", mx.int32: "I32", mx.int64: "I64", mx.bool_: "BOOL",
 }  # fmt: skip
+
+
+_PIECE = 1 << 18  # elements looked at together: they stay in the cache
 
 
 def dtype_code(array: mx.array) -> str:
@@ -37,10 +42,59 @@ def stored(array: mx.array) -> npt.NDArray[Any]:
     return np.array(view, copy=False)
 
 
+_INFINITY = {mx.bfloat16: 0x7F80, mx.float16: 0x7C00, mx.float32: 0x7F800000}
+
+
+def is_finite(array: mx.array) -> bool:
+    """Whether a floating array holds neither NaN nor infinity: no magnitude reaches infinity's bits."""
+    if array.dtype not in _INFINITY:
+        return bool(np.isfinite(np.array(array, copy=False)).all())
+    bits = stored(array).reshape(-1)
+    if array.dtype == mx.float32:
+        bits = bits.view(np.uint32)
+    sign = bits.dtype.type(1 << (8 * bits.itemsize - 1))
+    pieces = range(0, bits.size, _PIECE)
+    return all(int((bits[at : at + _PIECE] & ~sign).max()) < _INFINITY[array.dtype] for at in pieces)
+
+
 def from_numpy(array: npt.NDArray[Any], dtype: str) -> RawTensor:
     """The bytes of a numpy array of stored values of an mlx dtype, without a copy."""
     data = memoryview(np.ascontiguousarray(array).data).cast("B") if array.size else memoryview(b"")
     return RawTensor(_CODES[getattr(mx, dtype)], tuple(array.shape), data)
+
+
+@dataclass
+class Values:
+    """Tensors by name: mlx arrays, and numpy arrays of stored values that become mlx arrays when asked for.
+
+    What the kernels fuse is mostly quantized by kernels too; a copy into mlx would be for nothing.
+    """
+
+    arrays: dict[str, mx.array]
+    fused: dict[str, tuple[npt.NDArray[Any], mx.Dtype]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def put(self, name: str, values: npt.NDArray[Any], dtype: mx.Dtype) -> None:
+        """Replace a tensor by the stored values of one of the same shape."""
+        self.fused[name] = values, dtype
+
+    def dtype(self, name: str) -> mx.Dtype:
+        return self.fused[name][1] if name in self.fused else self.arrays[name].dtype
+
+    def array(self, name: str) -> mx.array:
+        if name in self.fused:
+            values, dtype = self.fused.pop(name)
+            self.arrays[name] = mx.array(values).view(dtype)
+        return self.arrays[name]
+
+    def stored(self, name: str) -> npt.NDArray[Any]:
+        """The stored values, evaluated, without a copy."""
+        return self.fused[name][0] if name in self.fused else stored(self.arrays[name])
 
 
 def _buffer(array: Any) -> Any:

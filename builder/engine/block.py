@@ -17,8 +17,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from builder.engine import agreement, kernels
-from builder.engine.arrays import from_numpy, raw, stored
-from builder.engine.survival import PathSurvival, measure
+from builder.engine.arrays import Values, from_numpy, is_finite, raw, stored
+from builder.engine.kernels import Array
+from builder.engine.survival import PathSurvival, measure, sampled_losses
 from builder.errors import BuildError
 from builder.shards import RawTensor
 from builder.spec import Quantization
@@ -61,146 +62,173 @@ class Block:
     compiled: bool = True  # whether there is enough work to load the kernels for
     survival: bool = False  # whether to measure what quantizing leaves of the adapter
     measured: dict[str, list[PathSurvival]] = field(default_factory=dict)  # by variant
+    _fused: Values | None = None  # kept for the next portion
 
     def shards(self, recipes: Mapping[str, Recipe], target: str) -> dict[str, Shard]:
         """The bytes of this block for each variant. Raises NotFinite."""
-        fused = self._fuse()
+        if self._fused is None:
+            self._fused = self._fuse()
         by_dtype: dict[str, dict[str, Recipe]] = {}  # by name: an mx.Dtype cannot be compared with None
         for variant, recipe in recipes.items():
             by_dtype.setdefault(str(recipe.dtype), {})[variant] = recipe
         out: dict[str, dict[str, RawTensor]] = {variant: {} for variant in recipes}
         for wanted in by_dtype.values():
             dtype = next(iter(wanted.values())).dtype
-            values = self._cast(fused, dtype)
+            values = self._cast(self._fused, dtype)
             self._store(values, wanted, out, target)
             if self.survival:
                 self._measure(values, wanted, out)
         return dict(out)
 
     def _measure(
-        self,
-        values: Mapping[str, mx.array],
-        recipes: Mapping[str, Recipe],
-        out: Mapping[str, dict[str, RawTensor]],
+        self, values: Values, recipes: Mapping[str, Recipe], out: Mapping[str, dict[str, RawTensor]]
     ) -> None:
         """Note, for each variant, what is left of each quantized path's delta."""
+        found: dict[str, dict[str, PathSurvival]] = {variant: {} for variant in recipes}
+        for path in self.modules:
+            name = f"{path}.weight"
+            wanted = {v: r.quantization[path] for v, r in recipes.items() if path in r.quantization}
+            if name not in values or not wanted:
+                continue
+            before = self.parameters[name] if path in self.layers else None
+            exact = self._exact(path, values, recipes)
+            alike = before is None or before.dtype == values.dtype(name)
+            if exact and alike:
+                settings = sorted({(how.bits, how.group_size) for how in exact.values()})
+                fused, base = values.stored(name), None if before is None else stored(before)
+                kind = _DTYPES[values.dtype(name)]
+                losses = dict(zip(settings, sampled_losses(path, base, fused, kind, settings), strict=True))
+                for variant, how in exact.items():
+                    found[variant][path] = losses[how.bits, how.group_size]
+            for variant in wanted.keys() - (exact.keys() if alike else ()):
+                found[variant][path] = measure(
+                    path, before, values.array(name), out[variant], wanted[variant]
+                )
         for variant, recipe in recipes.items():
-            self.measured[variant] = [
-                measure(path, self._before(path), values[f"{path}.weight"], out[variant], how)
-                for path, how in recipe.quantization.items()
-                if f"{path}.weight" in values
-            ]
-
-    def _before(self, path: str) -> mx.array | None:
-        return self.parameters[f"{path}.weight"] if path in self.layers else None
+            self.measured[variant] = [found[variant][p] for p in recipe.quantization if p in found[variant]]
 
     # -- fuse ----------------------------------------------------------------------------------------
 
-    def _fuse(self) -> dict[str, mx.array]:
+    def _fuse(self) -> Values:
         """All parameters of the block with the adapter in them."""
-        values = dict(self.parameters)
+        values = Values(dict(self.parameters))
         for path, layer in self.layers.items():
             name = f"{path}.weight"
-            fused = _fuse_compiled(values[name], layer) if self.compiled else None
+            fused = _fuse_compiled(self.parameters[name], layer) if self.compiled else None
             if fused is None:
                 result = dict(tree_flatten(layer.fuse().parameters()))
-                values |= {f"{path}.{leaf}": array for leaf, array in result.items()}
+                values.arrays |= {f"{path}.{leaf}": array for leaf, array in result.items()}
             else:
-                values[name] = fused
+                values.put(name, fused, self.parameters[name].dtype)
         return values
 
-    def _cast(self, values: Mapping[str, mx.array], dtype: mx.Dtype | None) -> dict[str, mx.array]:
+    def _cast(self, values: Values, dtype: mx.Dtype | None) -> Values:
         """As mlx_lm.convert casts; without a dtype, back to the base's own (DoRA fuses to float32)."""
-        cast = {}
-        for name, array in values.items():
+        cast = Values(dict(values.arrays), dict(values.fused))
+        for name in values:
             wanted = self.own[name]
             if dtype is not None and name not in self.fixed:
                 wanted = dtype
-            floating = mx.issubdtype(array.dtype, mx.floating)
-            cast[name] = array.astype(wanted) if floating and array.dtype != wanted else array
+            now = values.dtype(name)
+            if mx.issubdtype(now, mx.floating) and now != wanted:
+                cast.arrays[name] = values.array(name).astype(wanted)
+                cast.fused.pop(name, None)
         return cast
 
     # -- store ---------------------------------------------------------------------------------------
 
     def _store(
         self,
-        values: dict[str, mx.array],
+        values: Values,
         recipes: Mapping[str, Recipe],
         out: Mapping[str, dict[str, RawTensor]],
         target: str,
     ) -> None:
         """Quantize `values` for each variant, compiled where that is exact, and put the bytes into `out`."""
-        if self.compiled:
-            self._store_compiled(values, recipes, out, target)
+        checked = self._store_compiled(values, recipes, out, target)
         left = {  # what mlx quantizes has to be looked at before: afterwards NaN and infinity do not show
             f"{path}.weight"
             for variant, recipe in recipes.items()
             for path in recipe.quantization
             if f"{path}.weight" in values and f"{path}.weight" not in out[variant]
         }
-        _check_finite({name: values[name] for name in left}, target)
+        _check_finite({name: values.array(name) for name in left}, target)
         for variant, recipe in recipes.items():
             tensors: dict[str, mx.array] = {}
-            for name, array in values.items():
+            for name in values:
                 path, _, leaf = name.rpartition(".")
-                if path not in recipe.quantization:
-                    tensors[name] = array
+                if path not in recipe.quantization and name in values.fused and name in checked:
+                    out[variant][name] = from_numpy(values.stored(name), _DTYPES[values.dtype(name)])
+                elif path not in recipe.quantization:
+                    tensors[name] = values.array(name)
                 elif leaf == "weight" and name not in out[variant]:
                     tensors |= self._quantize(path, values, recipe.quantization[path])
             mx.eval(tensors)
-            _check_finite(tensors, target)
+            _check_finite({name: array for name, array in tensors.items() if name not in checked}, target)
             for name, array in tensors.items():
                 out[variant].setdefault(name, raw(array))
             leaves = {n for n in values if n.rpartition(".")[0] in recipe.quantization} - set(out[variant])
-            rest = {name: values[name] for name in leaves if name.rpartition(".")[2] != "weight"}
+            rest = {name: values.array(name) for name in leaves if name.rpartition(".")[2] != "weight"}
             mx.eval(rest)
             out[variant].update({name: raw(array) for name, array in rest.items()})
 
-    def _quantize(self, path: str, values: Mapping[str, mx.array], how: Quantization) -> dict[str, mx.array]:
+    def _quantize(self, path: str, values: Values, how: Quantization) -> dict[str, mx.array]:
         """What the module at `path` becomes by its own `to_quantized`, under full names."""
         module = copy.copy(self.modules[path])
-        module.update({leaf: values[f"{path}.{leaf}"] for leaf in module if f"{path}.{leaf}" in values})
+        module.update({leaf: values.array(f"{path}.{leaf}") for leaf in module if f"{path}.{leaf}" in values})
         made = module.to_quantized(group_size=how.group_size, bits=how.bits, mode=how.mode)
         return {f"{path}.{leaf}": array for leaf, array in tree_flatten(made.parameters())}
 
     def _store_compiled(
         self,
-        values: Mapping[str, mx.array],
+        values: Values,
         recipes: Mapping[str, Recipe],
         out: Mapping[str, dict[str, RawTensor]],
         target: str,
-    ) -> None:
-        """Every path that the kernels can quantize exactly, all its widths in one pass over the weight."""
-        for path, module in self.modules.items():
-            weight = values.get(f"{path}.weight")
-            if weight is None or not _is_plain(module) or weight.dtype not in _DTYPES:
-                continue
-            dtype = _DTYPES[weight.dtype]
-            exact = agreement.verify(dtype)
-            wanted = {
-                variant: how
-                for variant, recipe in recipes.items()
-                if (how := recipe.quantization.get(path)) is not None
-                and how.mode == "affine"
-                and (how.bits, how.group_size) in exact
-            }
+    ) -> set[str]:
+        """Every path that the kernels can quantize exactly, all its widths in one pass over the weight.
+
+        Returns the names of the weights, which are finite.
+        """
+        checked = set()
+        for path in self.modules:
+            wanted = self._exact(path, values, recipes)
             if not wanted:
                 continue
+            name = f"{path}.weight"
+            dtype = _DTYPES[values.dtype(name)]
             settings = sorted({(how.bits, how.group_size) for how in wanted.values()})
-            results = _compiled(weight, dtype, settings, f"{path}.weight", target)
+            results = _compiled(values.stored(name), dtype, settings, name, target)
+            checked.add(name)
             made = dict(zip(settings, results, strict=True))
             for variant, how in wanted.items():
                 arrays = made[how.bits, how.group_size]
-                out[variant][f"{path}.weight"] = from_numpy(arrays.weight, "uint32")
+                out[variant][name] = from_numpy(arrays.weight, "uint32")
                 out[variant][f"{path}.scales"] = from_numpy(arrays.scales, dtype)
                 out[variant][f"{path}.biases"] = from_numpy(arrays.biases, dtype)
+        return checked
+
+    def _exact(self, path: str, values: Values, recipes: Mapping[str, Recipe]) -> dict[str, Quantization]:
+        """What each variant does to a path, for those variants where the kernels do it as mlx does."""
+        name = f"{path}.weight"
+        if not self.compiled or name not in values or not _is_plain(self.modules[path]):
+            return {}
+        dtype = _DTYPES.get(values.dtype(name))
+        exact = agreement.verify(dtype) if dtype else frozenset()
+        return {
+            variant: how
+            for variant, recipe in recipes.items()
+            if (how := recipe.quantization.get(path)) is not None
+            and how.mode == "affine"
+            and (how.bits, how.group_size) in exact
+        }
 
 
 def _compiled(
-    weight: mx.array, dtype: str, settings: Sequence[kernels.Setting], tensor: str, target: str
+    weight: Array, dtype: str, settings: Sequence[kernels.Setting], tensor: str, target: str
 ) -> list[kernels.QuantizedArrays]:
     try:
-        return kernels.quantize_widths(stored(weight), dtype, settings, threads=THREADS)
+        return kernels.quantize_widths(weight, dtype, settings, threads=THREADS)
     except kernels.NonFinite as error:
         raise NotFinite(target=target, tensor=tensor) from error
 
@@ -212,8 +240,8 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, nn.Embedding, SwitchLinear)
 
 
-def _fuse_compiled(weight: mx.array, layer: Any) -> mx.array | None:
-    """The fused weight by the compiled kernel, or None where mlx must do it."""
+def _fuse_compiled(weight: mx.array, layer: Any) -> Array | None:
+    """The stored values of the fused weight by the compiled kernel, or None where mlx must do it."""
     from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
     layouts: dict[type, kernels.Layout] = {
@@ -231,15 +259,18 @@ def _fuse_compiled(weight: mx.array, layer: Any) -> mx.array | None:
         return None
     mx.eval(weight, *factors)
     lora_a, lora_b = (np.array(factor) for factor in factors)
-    fused = kernels.fuse_lora(stored(weight), dtype, lora_a, lora_b, layer.scale, layout, threads=THREADS)
-    return mx.array(fused).view(weight.dtype)
+    return kernels.fuse_lora(stored(weight), dtype, lora_a, lora_b, layer.scale, layout, threads=THREADS)
 
 
 def _check_finite(tensors: Mapping[str, mx.array], target: str) -> None:
     """Raises NotFinite naming the first floating tensor that holds NaN or infinity."""
     floating = {n: a for n, a in sorted(tensors.items()) if mx.issubdtype(a.dtype, mx.floating)}
-    flags = [mx.isfinite(array).all() for array in floating.values()]
-    mx.eval(flags)
+    if mx.default_device() == mx.Device(mx.cpu):  # mlx does this element by element there
+        flags = [is_finite(array) for array in floating.values()]
+    else:
+        lazy = [mx.isfinite(array).all() for array in floating.values()]
+        mx.eval(lazy)
+        flags = [bool(flag.item()) for flag in lazy]
     for name, flag in zip(floating, flags, strict=True):
-        if not flag.item():
+        if not flag:
             raise NotFinite(target=target, tensor=name)

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from builder.engine.lean import import_mlx_lm
 from builder.errors import BuildError
 
 
@@ -63,6 +64,7 @@ def load_base(
 
     Raises ModelUnloadable, RemoteCode.
     """
+    import_mlx_lm()
     from mlx_lm.utils import dequantize_model, load_config, load_model
 
     try:

@@ -107,6 +107,10 @@ class Stream:
         recipes = {variant: self._recipes[variant] for variant in variants}
         return self._blocks[block].shards(recipes, target)
 
+    def prefetch(self, block: str) -> None:
+        """Start reading a block's weights; returns at once."""
+        mx.async_eval(self._blocks[block].parameters)  # type: ignore[no-untyped-call]
+
     def survival(self, block: str, variant: str) -> str:
         """What `take` measured of a variant of a block, as a line of text; empty if nothing was quantized."""
         paths = self._blocks[block].measured.get(variant)

@@ -8,7 +8,8 @@ delta = |D|^2, error = |Q - W'|^2, kept = D . (Q - W), all in float32 over rows 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from builder.engine import kernels
+from builder.engine.kernels import Array
 from builder.shards import RawTensor
 from builder.spec import Quantization
 
@@ -41,8 +44,7 @@ def measure(
 ) -> PathSurvival:
     """`before` and `after`: the weight without and with the adapter, [..., columns]; None: not adapted."""
     columns = after.shape[-1]
-    total = after.size // columns
-    chosen = np.unique(np.linspace(0, total - 1, max(1, min(total, SAMPLE // columns))).astype(np.int64))
+    total, chosen = _sample(after.shape)
     rows = mx.array(chosen)
     fused = after.reshape(-1, columns)[rows].astype(mx.float32)
     codes = [_rows(shard[f"{path}.{leaf}"], chosen) for leaf in ("weight", "scales")]
@@ -64,6 +66,44 @@ def measure(
     scale = total / len(chosen)
     weight, moved, lost, kept, left = (float(np.array(value)) * scale for value in sums)
     return PathSurvival(path, weight, moved, lost, kept, left)
+
+
+def sampled_losses(
+    path: str, before: Array | None, after: Array, dtype: str, settings: Sequence[kernels.Setting]
+) -> list[PathSurvival]:
+    """What `measure` says, for each of `settings`, by the compiled kernels on the sampled rows alone.
+
+    `before` and `after`: stored values of `dtype`, [..., columns]. Only where the kernels are exact: they
+    quantize the rows again, group by group as the whole weight was.
+    """
+    total, chosen = _sample(after.shape)
+    fused = after.reshape(total, -1)[chosen]
+    base = fused if before is None else before.reshape(total, -1)[chosen]
+    norm = float(np.square(_floats(fused, dtype)).sum())
+    scale = total / len(chosen)
+    found = []
+    for made in kernels.quantize_widths(fused, dtype, settings, original=base):
+        loss = made.loss
+        assert loss is not None
+        kept = loss.squared_delta + loss.error_dot_delta
+        remains = kept + loss.error_dot_delta + loss.squared_error
+        sums = (norm, loss.squared_delta, loss.squared_error, kept, remains)
+        found.append(PathSurvival(path, *(scale * value for value in sums)))
+    return found
+
+
+def _sample(shape: Sequence[int]) -> tuple[int, npt.NDArray[np.int64]]:
+    """How many rows of `shape` there are, and which of them are looked at."""
+    columns = shape[-1]
+    total = math.prod(shape[:-1])
+    count = max(1, min(total, SAMPLE // columns))
+    return total, np.unique(np.linspace(0, total - 1, count).astype(np.int64))
+
+
+def _floats(values: Array, dtype: str) -> npt.NDArray[np.float32]:
+    if dtype == "bfloat16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.view(np.float16 if dtype == "float16" else np.float32).astype(np.float32)
 
 
 def _rows(tensor: RawTensor, chosen: npt.NDArray[np.int64]) -> mx.array:

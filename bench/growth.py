@@ -21,9 +21,9 @@ from bench.build import CASES, WORK, Cost, declaration, project, run
 from bench.inputs import make
 
 
-def rebuild(model: str, runs: int, scratch: Path) -> None:
+def rebuild(model: str, blocks: int, runs: int, scratch: Path) -> None:
     """A full build, a no-op, and the rebuild after a new adapter on the last third of the blocks."""
-    base, first, second = make(WORK, model)
+    base, first, second = make(WORK, model, blocks=blocks)
     rows: list[tuple[Cost, Cost, Cost]] = []
     for number in range(runs):
         folder = project(scratch / f"rebuild-{number}", declaration(base, first, CASES[0]))
@@ -34,13 +34,16 @@ def rebuild(model: str, runs: int, scratch: Path) -> None:
         rows.append((full, nothing, run("doit", cwd=folder)))
         shutil.rmtree(folder)
     ratio = statistics.median(new.seconds / full.seconds for full, _, new in rows)
-    print("| model | run | seconds | read GB | written GB | of the full build |\n|---|---|---|---|---|---|")
-    for index, name in enumerate(("full build, 4 variants", "again, nothing to do", "new adapter")):
+    print("| model | blocks | run | seconds | read GB | written GB | of the full build |")
+    print("|---|---|---|---|---|---|---|")
+    for index, name in enumerate(
+        ("full build, 4 variants", "again, nothing to do", "new adapter on the last 8")
+    ):
         costs = [row[index] for row in rows]
         mid = sorted(costs, key=lambda cost: cost.seconds)[runs // 2]
-        share = f"{ratio:.2f}x" if name == "new adapter" else ""
+        share = f"{ratio:.2f}x" if name.startswith("new adapter") else ""
         moved = f"{mid.read / 1e9:.2f} | {mid.written / 1e9:.2f}"
-        print(f"| {model} | {name} | {mid.seconds:.1f} | {moved} | {share} |")
+        print(f"| {model} | {blocks} | {name} | {mid.seconds:.1f} | {moved} | {share} |", flush=True)
 
 
 def growth(model: str, runs: int, scratch: Path) -> None:
@@ -71,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     WORK.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK) as scratch:
-        rebuild(options.model, options.runs, Path(scratch))
+        for blocks in (24, 48):
+            rebuild(options.model, blocks, options.runs, Path(scratch) / str(blocks))
         growth(options.model, options.runs, Path(scratch))
 
 

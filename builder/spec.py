@@ -135,7 +135,7 @@ CHECKS = ("exact", "regex", "json", "tool_call")
 METRICS: Mapping[SuiteKind, Mapping[str, bool]] = {
     "choice": {"accuracy": True, "greedy": True},
     "exact": {"rate": True},
-    "generate": {"rate": True, "tokens_per_second": True, "seconds": False},
+    "generate": {"rate": True, "tokens_per_second": True, "seconds": False, "memory": False},
     "perplexity": {"perplexity": False},
     "fidelity": {"kl": False, "kl_p99": False, "agreement": True},
     "command": {},

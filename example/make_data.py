@@ -44,6 +44,12 @@ def main() -> None:
         print(f"{folder / name}.jsonl: {len(rows)} rows")
 
 
+def routed(row: Row) -> Row:
+    """The question of a row, and as its answer a regular expression: every answer that takes its route."""
+    pattern = r'\{"tool": "search_code", "query": ".*"\}' if row["label"] == "tool" else "Answer: .*"
+    return {**row, "messages": [*row["messages"][:-1], {"role": "assistant", "content": pattern}]}
+
+
 def make_data() -> dict[str, list[Row]]:
     """The rows of each file. The five questions of the study open the test set."""
     words = tomllib.loads((HERE / "words.toml").read_text(encoding="utf-8"))
@@ -52,6 +58,7 @@ def make_data() -> dict[str, list[Row]]:
     splits = split(words, draw)
     study = maker.study()
     data = {
+        "study": [routed(row) for row in study],
         "train": maker.rows(splits["train"], SIZES["train"]),
         "valid": maker.rows(splits["valid"], SIZES["valid"]),
         "test": [*study, *maker.rows(splits["test"], SIZES["test"] - len(study))],

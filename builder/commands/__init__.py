@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, str] = {
     "plan": "builder.commands.plan:Plan",
     "gc": "builder.commands.gc:Gc",
     "verify": "builder.commands.verify:Verify",
+    "report": "builder.commands.report:Report",
 }
 
 # Commands of `builder` alone: they work without a project, or change its declaration.

@@ -43,7 +43,7 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
     if suites[0].kind == "generate":
         return {
             "results": {suites[0].name: asdict(_generate(request, suites[0]))},
-            "made": {"blas": made["blas"]},
+            "made": made | {"precision": "float32" if on_cpu() else "as stored"},
         }
     parts = _parts(request, suites)
     model = _model(request)
@@ -53,6 +53,12 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
             parts[suite.name].save(Path(request["make"][suite.name]))
     made["seconds"] = f"{time.perf_counter() - start:.1f}"
     return {"results": results, "made": made}
+
+
+def on_cpu() -> bool:
+    import mlx.core as mx
+
+    return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
 def _parts(request: Mapping[str, Any], suites: Sequence[Any]) -> dict[str, Any]:

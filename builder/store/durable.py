@@ -80,3 +80,13 @@ def move_into_place(staged: Path, final: Path) -> None:
     make_folder(final.parent)
     staged.rename(final)
     sync_folder(final.parent)
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Writes a file for people as a whole: a reader sees the former text or this one. Raises OSError."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)

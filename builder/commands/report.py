@@ -1,0 +1,98 @@
+"""`doit report`: the tables and plots of what was built and measured, as a page and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from builder.commands import render
+from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.errors import BuildError
+from builder.problems import suggestion
+from builder.project import Project
+
+OPT_OUT: Mapping[str, Any] = {
+    "name": "out",
+    "short": "o",
+    "long": "out",
+    "type": str,
+    "default": "",
+    "help": "folder to write to; default: report in the store",
+}
+
+
+class UnknownModel(BuildError):
+    """there is no model "{name}"{near}"""
+
+    exit_code = 3
+    hint = "`doit list` shows what artifacts.toml declares."
+
+
+class Report(ProjectCommand):
+    name = "report"
+    doc_purpose = "write the table, the plots and the provenance of what was built and measured"
+    doc_usage = "[MODEL...]"
+    doc_description = "Reads the store only: builds nothing, measures nothing, loads no model."
+    cmd_options = (OPT_OUT, OPT_JSON)
+
+    def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
+        from builder.report.collect import collect
+
+        report = collect(project, [_known(project, name.removeprefix("model:")) for name in names])
+        if options["json"]:
+            print_json("report", version=report.version, models=[asdict(model) for model in report.models])
+            return 0
+        folder = Path(options["out"]) if options["out"] else project.store.root / "report"
+        written = write(project, report, folder)
+        show(report)
+        for path in written:
+            print(shown(path))
+        return 0
+
+
+def write(project: Project, report: Any, folder: Path) -> list[Path]:
+    """The page, the Markdown and the plots; each replaced as a whole. Raises StoreError."""
+    from builder.report import page, plots
+    from builder.store.durable import explained, replace_text
+
+    drawn = {model.name: plots.plots(model) if plots.available() else [] for model in report.models}
+    hints = [] if plots.available() else [page.NO_PLOTS]
+    sections = [page.section(model, drawn[model.name]) for model in report.models if model.rows]
+    named = {f"{name} {plot.name}": plot for name, made in drawn.items() for plot in made}
+    files = {name: f"{name.replace(' ', '-')}.svg" for name in named}
+    texts = {files[name]: plot.file for name, plot in named.items()}
+    texts["report.md"] = page.markdown(report, sections, files, hints)
+    texts["index.html"] = page.html(report, sections, hints)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            replace_text(folder / name, text)
+    return [folder / name for name in sorted(texts)]
+
+
+def show(report: Any) -> None:
+    from builder.report import tables
+
+    for model in report.models:
+        table = tables.study(model, brief=True)
+        if table.rows:
+            print(model.name)
+            render.table(table.headings, table.rows, left=[table.headings[0], table.headings[-1]])
+        if not table.rows:
+            print(f"{model.name}: nothing is built, `doit model:{model.name}` does.")
+        print()
+
+
+def shown(path: Path) -> str:
+    """As a person would type it from here."""
+    path = path.resolve()
+    here = Path.cwd().resolve()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _known(project: Project, name: str) -> str:
+    if name in project.spec.models:
+        return name
+    raise UnknownModel(name=name, near=suggestion(name, list(project.spec.models)))

@@ -1,0 +1,191 @@
+"""From the store to a Report. Reads manifests, records and results; loads no model, builds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
+
+from builder.evaluate.comparison import compare
+from builder.evaluate.results import Result, missed
+from builder.evaluate.run import measured
+from builder.evaluate.statistics import Figure
+from builder.plan import TargetPlan
+from builder.project import Project
+from builder.record import Manifest, Scalar
+from builder.report.facts import BlockSurvival, Compared, ModelReport, Provenance, Report, Row, Verdict
+from builder.spec import Model, Variant
+from builder.state import usable_record
+from builder.store import records
+from builder.survival import Survival, rows, total
+
+
+def collect(project: Project, models: Sequence[str]) -> Report:
+    """What the store knows of these models (all declared ones when none is named). Raises BuildError."""
+    from importlib.metadata import version
+
+    chosen = [project.spec.models[name] for name in models] or list(project.spec.models.values())
+    return Report(version("modelkiln"), tuple(_model(project, model) for model in chosen))
+
+
+def _model(project: Project, model: Model) -> ModelReport:
+    plans = [plan for plan in project.plan.resolved() if plan.target.model.name == model.name]
+    control = control_of(project, model)
+    made: list[Row] = []
+    results: dict[str, dict[str, Result]] = {}
+    for plan in sorted(plans, key=lambda plan: (-plan.size, plan.name)):
+        manifest = records.read_manifest(project.store, plan.key)
+        if manifest is not None:
+            results[plan.name] = measured(project, plan)
+            made.append(_row(project, plan, manifest, results[plan.name], control))
+    kinds = {name: project.spec.suites[name].kind for name in model.suites}
+    return ModelReport(
+        name=model.name,
+        base=model.base,
+        adapter=model.adapter,
+        rows=tuple(made),
+        metrics=tuple(dict.fromkeys(name for row in made for name in row.figures)),
+        kinds=kinds,
+        required={f"{c.suite}.{c.metric}": (c.operator, c.value) for c in model.require},
+        compared=tuple(_compared(kinds, [row.target for row in made], results)),
+        absent=tuple(
+            f"{model.name}_{variant}"
+            for variant in model.variants
+            if f"{model.name}_{variant}" not in results
+        ),
+        control=control.name if control else None,
+    )
+
+
+def control_of(project: Project, model: Model) -> Model | None:
+    """The declared model of the same base without adapter; None for such a model itself."""
+    if model.adapter is None:
+        return None
+    others = (m for m in project.spec.models.values() if m.adapter is None and m.base == model.base)
+    return next(others, None)
+
+
+def _row(
+    project: Project,
+    plan: TargetPlan,
+    manifest: Manifest,
+    results: Mapping[str, Result],
+    control: Model | None,
+) -> Row:
+    variant = plan.target.variant
+    beside = _control_target(project, control, variant)
+    require = plan.target.model.require
+    short = missed(require, results)
+    verdict: Verdict = "misses" if short else "passes"
+    if not require:
+        verdict = "nothing required"
+    elif any(miss.value is None for miss in short):
+        verdict = "not measured"
+    blocks = _blocks(project, plan)
+    return Row(
+        target=plan.name,
+        variant=variant.name,
+        bits=_bits(variant),
+        size=manifest.size,
+        bits_per_weight=float(manifest.measures.get("bits_per_weight", plan.bits_per_weight)),
+        figures=_figures(results),
+        survival=_whole(manifest),
+        blocks=blocks,
+        verdict=verdict,
+        misses=tuple(map(str, short)),
+        provenance=_provenance(manifest, results),
+        control_name=beside.name if beside else None,
+        control=_figures(measured(project, beside)) if beside else None,
+    )
+
+
+def _control_target(project: Project, control: Model | None, variant: Variant) -> TargetPlan | None:
+    """The target of the control that is quantized as `variant` says, if it is declared and built."""
+    if control is None:
+        return None
+    plan = project.plan.targets.get(f"{control.name}_{variant.name}")
+    if not isinstance(plan, TargetPlan) or records.read_manifest(project.store, plan.key) is None:
+        return None
+    return plan
+
+
+def _bits(variant: Variant) -> int | None:
+    """Bits of a weight; None where they differ between weights."""
+    if not variant.is_quantized:
+        return 32 if variant.dtype == "float32" else 16
+    if variant.quantization is None or variant.overrides:
+        return None
+    return variant.quantization.bits
+
+
+def _figures(results: Mapping[str, Result]) -> dict[str, Figure]:
+    return {
+        f"{suite}.{name}": figure
+        for suite, result in results.items()
+        for name, figure in result.figures.items()
+    }
+
+
+def _whole(manifest: Manifest) -> Survival | None:
+    found = manifest.measures
+    if "quantization_error" not in found:
+        return None
+    return Survival(
+        _number(found.get("survival_db")),
+        _number(found.get("survival_cosine")),
+        float(found["quantization_error"]),
+    )
+
+
+def _number(value: Scalar | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _blocks(project: Project, plan: TargetPlan) -> tuple[BlockSurvival, ...]:
+    """From the records of the blocks, in the order of the model; those without a measure are left out."""
+    found = []
+    for action in plan.actions:
+        record = usable_record(project.store, action.key)
+        text = record.provenance.get("survival") if record else None
+        if isinstance(text, str):
+            with suppress(ValueError):
+                paths = rows(text)
+                if (sums := total(paths)) is not None:
+                    adapted = any(path[2] > 0 for path in paths)
+                    found.append(BlockSurvival(action.block, adapted, sums))
+    return tuple(found)
+
+
+def _provenance(manifest: Manifest, results: Mapping[str, Result]) -> Provenance:
+    inputs, settings = manifest.inputs, manifest.settings
+    how = sorted(
+        {f"{k} {v}" for r in results.values() for k, v in r.made.items() if k in ("blas", "precision")}
+    )
+    return Provenance(
+        target=manifest.name,
+        key=manifest.key,
+        created=manifest.created,
+        base=str(inputs.get("base", "")),
+        base_digest=str(inputs.get("base_digest", "")),
+        adapter=str(inputs.get("adapter", "")),
+        adapter_digest=str(inputs.get("adapter_digest", "")),
+        settings=", ".join(f"{name} {value}" for name, value in settings.items() if name != "variant"),
+        toolchain=str(manifest.toolchain.get("toolchain", "")),
+        machine=str(manifest.toolchain.get("machine", "")),
+        measured_with=", ".join(how),
+    )
+
+
+def _compared(
+    kinds: Mapping[str, str], order: Sequence[str], results: Mapping[str, Mapping[str, Result]]
+) -> list[Compared]:
+    """Neighbours in size, and each with the largest; on suites that both have rows of."""
+    pairs = dict.fromkeys([*pairwise(order), *((order[0], other) for other in order[1:])])
+    found = []
+    for suite in kinds:
+        for first, second in pairs:
+            one, other = results[first].get(suite), results[second].get(suite)
+            if one and other and one.rows and len(one.rows) == len(other.rows):
+                difference = compare(one.kind, one.rows, other.rows)
+                found.append(Compared(suite, first, second, difference))
+    return found

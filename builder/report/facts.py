@@ -1,0 +1,105 @@
+"""What a report says, as values: nothing here reads, computes or formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from builder.evaluate.comparison import Difference
+from builder.evaluate.statistics import Figure
+from builder.survival import Survival
+
+Verdict = Literal["passes", "misses", "not measured", "nothing required"]
+
+
+@dataclass(frozen=True)
+class BlockSurvival:
+    """Of one block of one target; `adapted` says whether the adapter changed anything in it."""
+
+    block: str
+    adapted: bool
+    survival: Survival
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a target came from. `settings` and `toolchain` are text as the manifest has it."""
+
+    target: str
+    key: str
+    created: str
+    base: str
+    base_digest: str
+    adapter: str
+    adapter_digest: str
+    settings: str
+    toolchain: str
+    machine: str
+    measured_with: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One built target. Sizes in bytes. `figures` by "suite.metric"; `control` are those of the target that
+    quantizes the base without adapter alike, and `control_name` is its name.
+    """
+
+    target: str
+    variant: str
+    bits: int | None
+    size: int
+    bits_per_weight: float
+    figures: Mapping[str, Figure]
+    survival: Survival | None
+    blocks: tuple[BlockSurvival, ...]
+    verdict: Verdict
+    misses: tuple[str, ...]
+    provenance: Provenance
+    control_name: str | None = None
+    control: Mapping[str, Figure] | None = None
+
+    @property
+    def levels(self) -> str:
+        """How many values a weight of a group can take."""
+        if self.bits is None:
+            return "mixed"
+        return str(2**self.bits) if self.bits < 16 else "-"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two targets on the questions of one suite."""
+
+    suite: str
+    first: str
+    second: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """One model: its built targets from large to small, and what can be said about pairs of them.
+
+    `metrics` in the order of declaration; `required`: operator and value by metric. `absent`: declared
+    targets that are not built. `control`: the model without adapter, when one is declared.
+    """
+
+    name: str
+    base: str
+    adapter: str | None
+    rows: tuple[Row, ...]
+    metrics: tuple[str, ...]
+    kinds: Mapping[str, str]
+    required: Mapping[str, tuple[str, float]]
+    compared: tuple[Compared, ...]
+    absent: tuple[str, ...]
+    control: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything. `version` is this program's."""
+
+    version: str
+    models: tuple[ModelReport, ...]

@@ -1,0 +1,81 @@
+"""A Report as one self-contained HTML page, and as Markdown. Both have the same tables and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from builder.report import tables
+from builder.report.facts import ModelReport, Report
+from builder.report.plots import Plot
+from builder.report.tables import Table
+
+NO_PLOTS = "There are no plots: `pip install 'modelkiln[report]'` adds them."
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one model."""
+
+    facts: ModelReport
+    heading: str
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+    plots: tuple[Plot, ...]
+
+
+def section(model: ModelReport, plots: Sequence[Plot]) -> Section:
+    found = (tables.study(model), tables.whose_loss(model), tables.comparisons(model))
+    made = tuple(table for table in (*found, tables.provenance(model)) if table is not None and table.rows)
+    worn = f"with the adapter {model.adapter}" if model.adapter else "without an adapter"
+    heading = f"The base {model.base} {worn}; {_count(len(model.rows))} built."
+    return Section(model, heading, made, tuple(tables.notes(model)), tuple(plots))
+
+
+def html(report: Report, sections: Sequence[Section], hints: Sequence[str] = ()) -> str:
+    """One page that needs nothing from anywhere else."""
+    from jinja2 import Environment
+
+    source = resources.files("builder.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+    template = environment.from_string(source)
+    return template.render(report=report, title=_title(sections), models=sections, hints=hints)
+
+
+def markdown(
+    report: Report, sections: Sequence[Section], files: Mapping[str, str], hints: Sequence[str] = ()
+) -> str:
+    """The same with the plots as links: `files` has the file of each by "model plot"."""
+    lines = [
+        f"# {_title(sections)}",
+        "",
+        f"Made by modelkiln {report.version} from what the store holds.",
+        "",
+    ]
+    for each in sections:
+        lines += [f"## {each.facts.name}", "", each.heading, ""]
+        for number, table in enumerate(each.tables):
+            lines += [f"### {table.title}", "", *markdown_table(table), ""]
+            if number == 0:
+                for note in each.notes:
+                    lines += [note, ""]
+                for plot in each.plots:
+                    link = files[f"{each.facts.name} {plot.name}"]
+                    lines += [f"![{plot.title}]({link})", "", plot.text, ""]
+    lines += [line for hint in hints for line in (hint, "")]
+    return "\n".join(lines)
+
+
+def markdown_table(table: Table) -> list[str]:
+    rule = ["---" if index in table.text else "---:" for index in range(len(table.headings))]
+    rows = [table.headings, rule, *table.rows]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+
+
+def _title(sections: Sequence[Section]) -> str:
+    return "What survived: " + ", ".join(each.facts.name for each in sections)
+
+
+def _count(number: int) -> str:
+    return "1 variant is" if number == 1 else f"{number} variants are"

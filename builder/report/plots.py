@@ -1,0 +1,225 @@
+"""The plots of a report as SVG text. All ink has the colour of the text around it, so that a page can be
+light or dark; what differs is told by shape, line and label, never by colour.
+
+matplotlib (extra `report`) is imported when a plot is made. The same facts give the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from builder.report.facts import ModelReport, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK = "#010203"  # stands for currentColor until the SVG is text
+_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+_LINES = ("-", "--", "-.", ":")
+# How a plot looks outside a page: an <img> follows the reader's light or dark scheme.
+_ALONE = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """`svg` begins with its <svg> element; `text` says in words what it shows."""
+
+    name: str
+    title: str
+    text: str
+    svg: str
+
+    @property
+    def file(self) -> str:
+        """The plot as a file of its own."""
+        end = self.svg.index(">") + 1
+        return f'<?xml version="1.0" encoding="utf-8"?>\n{self.svg[:end]}{_ALONE}{self.svg[end:]}\n'
+
+
+def available() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def plots(model: ModelReport) -> list[Plot]:
+    """The plots for which there are at least two targets with figures."""
+    found = [_size(model), _survival(model), _kl(model)]
+    return [plot for plot in found if plot is not None]
+
+
+def _size(model: ModelReport) -> Plot | None:
+    """Disk size against the first required rate (else the first rate), with what is required."""
+    rates = [m for m in model.metrics if m.partition(".")[2] in ("greedy", "accuracy", "rate")]
+    rates.sort(key=lambda metric: metric not in model.required)
+    rows = [row for row in model.rows if rates and rates[0] in row.figures]
+    if len(rows) < 2:
+        return None
+    metric = rates[0]
+    figure, axes = _figure()
+    for row in rows:
+        value = row.figures[metric]
+        span = [[100 * (value.value - value.low)], [100 * (value.high - value.value)]]
+        passed = "none" if row.verdict == "misses" else _INK
+        axes.errorbar(
+            row.size / 1e6,
+            100 * value.value,
+            yerr=span,
+            fmt="o",
+            color=_INK,
+            markerfacecolor=passed,
+            capsize=3,
+        )
+        _label(axes, row.variant, row.size / 1e6, 100 * value.value)
+    controls = [row for row in rows if metric in (row.control or {})]
+    for row in controls:
+        assert row.control is not None
+        axes.plot(row.size / 1e6, 100 * row.control[metric].value, "x", color=_INK)
+    said = f"{len(rows)} variants of {model.name}: size on disk against {metric}, with 95 % intervals."
+    if controls:
+        said += " Crosses: the base without adapter, quantized alike."
+    if metric in model.required:
+        operator, least = model.required[metric]
+        axes.axhline(100 * least, color=_INK, linestyle="--", linewidth=0.8)
+        axes.annotate(
+            f"required {operator} {100 * least:g} %", (1, 100 * least), xycoords=("axes fraction", "data"),
+            ha="right", va="bottom", fontsize=8, color=_INK,
+        )  # fmt: skip
+        said += " Hollow: misses a requirement."
+    passing = [row for row in rows if row.verdict == "passes"]
+    if passing:
+        smallest = min(passing, key=lambda row: row.size)
+        axes.axvline(smallest.size / 1e6, color=_INK, linestyle=":", linewidth=0.8)
+        said += f" The smallest that meets all requirements: {smallest.variant}."
+    axes.set_xlabel("MB on disk")
+    axes.set_ylabel(f"{metric}, %")
+    axes.set_ylim(-4, 104)
+    return _plot("size", "Size against quality", said, figure)
+
+
+def _survival(model: ModelReport) -> Plot | None:
+    """By block: the adapter's change against the rounding error."""
+    series = [(row, [b for b in row.blocks if b.survival.db is not None]) for row in model.rows]
+    series = [(row, blocks) for row, blocks in series if len(blocks) > 1]
+    if not series:
+        return None
+    order = list(dict.fromkeys(block.block for _, blocks in series for block in blocks))
+    figure, axes = _figure()
+    for at, (row, blocks) in enumerate(series):
+        x = [order.index(block.block) for block in blocks]
+        y = [block.survival.db or 0.0 for block in blocks]
+        axes.plot(
+            x,
+            y,
+            _LINES[at % len(_LINES)],
+            marker=_MARKS[at % len(_MARKS)],
+            markersize=3.5,
+            linewidth=0.9,
+            color=_INK,
+        )
+        _label(axes, row.variant, x[-1], y[-1])
+    axes.axhline(0, color=_INK, linewidth=0.5)
+    axes.set_xlabel("adapted block")
+    axes.set_xticks(range(len(order)), [_short(name) for name in order], fontsize=8)
+    axes.set_ylabel("survival, dB")
+    axes.margins(x=0.12)
+    said = f"Survival of the adapter's change in each adapted block ({order[0]} to {order[-1]}), in dB."
+    return _plot("survival", "Survival by block", said, figure)
+
+
+def _kl(model: ModelReport) -> Plot | None:
+    """KL to the unquantized model by variant, and the control's beside it."""
+    metric = next((m for m in model.metrics if m.endswith(".kl")), None)
+    if metric is None:
+        return None
+    rows = [row for row in model.rows if metric in row.figures and row.figures[metric].value > 1e-6]
+    if len(rows) < 2:
+        return None
+    figure, axes = _figure()
+    for at, row in enumerate(rows):
+        _point(axes, row, at, metric)
+    if metric in model.required:
+        operator, value = model.required[metric]
+        axes.axhline(value, color=_INK, linestyle="--", linewidth=0.8)
+        axes.annotate(
+            f"required {operator} {value:g}", (1, value), xycoords=("axes fraction", "data"),
+            ha="right", va="bottom", fontsize=8, color=_INK,
+        )  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(rows)), [row.variant for row in rows], fontsize=8)
+    axes.set_ylabel("KL, nats per token")
+    axes.margins(x=0.1)
+    said = "Mean KL divergence from the unquantized model to each variant, 95 % intervals, logarithmic."
+    if any(metric in (row.control or {}) for row in rows):
+        said += " Crosses: the base without adapter, quantized alike, against its own unquantized self."
+    return _plot("kl", "KL by variant", said, figure)
+
+
+def _point(axes: Axes, row: Row, at: int, metric: str) -> None:
+    value = row.figures[metric]
+    low = max(value.low, value.value / 10)
+    span = [[value.value - low], [value.high - value.value]]
+    axes.errorbar(at, value.value, yerr=span, fmt="o", color=_INK, capsize=3)
+    axes.annotate(
+        f"{value.value:.2g}",
+        (at, value.value),
+        xytext=(7, 2),
+        textcoords="offset points",
+        fontsize=8,
+        color=_INK,
+    )
+    control = (row.control or {}).get(metric)
+    if control is not None and control.value > 1e-6:
+        axes.plot(at, control.value, "x", color=_INK)
+
+
+def _label(axes: Axes, text: str, x: float, y: float) -> None:
+    axes.annotate(text, (x, y), xytext=(6, -11), textcoords="offset points", fontsize=8, color=_INK)
+
+
+def _figure() -> tuple[Any, Axes]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 9}):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(_INK)
+    axes.tick_params(colors=_INK, which="both")
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    return figure, axes
+
+
+def _plot(name: str, title: str, text: str, figure: Any) -> Plot:
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # several stand in one page
+    svg = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font: \1px sans-serif", svg)
+    size = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', svg)
+    assert size is not None
+    svg = re.sub(r"<svg [^>]*>", _opening(size, title), svg, count=1)
+    return Plot(name, title, text, svg.replace(_INK, "currentColor"))
+
+
+def _opening(size: re.Match[str], title: str) -> str:
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
+        f'viewBox="0 0 {size[1]} {size[2]}" width="{float(size[1]) * 1.4:.0f}" aria-label="{title}">'
+    )
+
+
+def _short(block: str) -> str:
+    """The number of a transformer block, else its last name."""
+    return block.rpartition(".")[2]

@@ -16,21 +16,23 @@ NO_PLOTS = "There are no plots: `pip install 'modelkiln[report]'` adds them."
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one model."""
+    """What the page says of one model; `open`: how many of the tables are shown without being asked for."""
 
     facts: ModelReport
     heading: str
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
     plots: tuple[Plot, ...]
+    open: int
 
 
 def section(model: ModelReport, plots: Sequence[Plot]) -> Section:
-    found = (tables.study(model), tables.whose_loss(model), tables.comparisons(model))
-    made = tuple(table for table in (*found, tables.provenance(model)) if table is not None and table.rows)
+    shown = [table for table in (tables.study(model), tables.whose_loss(model)) if table]
+    asked = [table for table in (tables.comparisons(model), tables.provenance(model)) if table]
     worn = f"with the adapter {model.adapter}" if model.adapter else "without an adapter"
     heading = f"The base {model.base} {worn}; {_count(len(model.rows))} built."
-    return Section(model, heading, made, tuple(tables.notes(model)), tuple(plots))
+    said = tuple(tables.notes(model))
+    return Section(model, heading, (*shown, *asked), said, tuple(plots), len(shown))
 
 
 def html(report: Report, sections: Sequence[Section], hints: Sequence[str] = ()) -> str:
@@ -40,7 +42,18 @@ def html(report: Report, sections: Sequence[Section], hints: Sequence[str] = ())
     source = resources.files("builder.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
     template = environment.from_string(source)
-    return template.render(report=report, title=_title(sections), models=sections, hints=hints)
+    return template.render(
+        report=report, title=_title(sections), models=sections, hints=hints, value=_value, interval=_interval
+    )
+
+
+def _value(cell: str) -> str:
+    """A figure without its interval, which stands below it."""
+    return cell.partition(" (")[0]
+
+
+def _interval(cell: str) -> str:
+    return "".join(cell.partition(" (")[1:]).strip()
 
 
 def markdown(

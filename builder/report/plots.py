@@ -59,7 +59,7 @@ def _size(model: ModelReport) -> Plot | None:
         return None
     metric = rates[0]
     figure, axes = _figure()
-    for row in rows:
+    for at, row in enumerate(rows):
         value = row.figures[metric]
         span = [[100 * (value.value - value.low)], [100 * (value.high - value.value)]]
         passed = "none" if row.verdict == "misses" else _INK
@@ -72,7 +72,7 @@ def _size(model: ModelReport) -> Plot | None:
             markerfacecolor=passed,
             capsize=3,
         )
-        _label(axes, row.variant, row.size / 1e6, 100 * value.value)
+        _label(axes, row.variant, row.size / 1e6, 100 * value.value, left=at % 2 == 1)
     controls = [row for row in rows if metric in (row.control or {})]
     for row in controls:
         assert row.control is not None
@@ -84,8 +84,8 @@ def _size(model: ModelReport) -> Plot | None:
         operator, least = model.required[metric]
         axes.axhline(100 * least, color=_INK, linestyle="--", linewidth=0.8)
         axes.annotate(
-            f"required {operator} {100 * least:g} %", (1, 100 * least), xycoords=("axes fraction", "data"),
-            ha="right", va="bottom", fontsize=8, color=_INK,
+            f"required {operator} {100 * least:g} %", (0.5, 100 * least), xycoords=("axes fraction", "data"),
+            ha="left", va="bottom", fontsize=8, color=_INK,
         )  # fmt: skip
         said += " Hollow: misses a requirement."
     passing = [row for row in rows if row.verdict == "passes"]
@@ -95,7 +95,7 @@ def _size(model: ModelReport) -> Plot | None:
         said += f" The smallest that meets all requirements: {smallest.variant}."
     axes.set_xlabel("MB on disk")
     axes.set_ylabel(f"{metric}, %")
-    axes.set_ylim(-4, 104)
+    axes.set_ylim(-9, 109)
     return _plot("size", "Size against quality", said, figure)
 
 
@@ -144,8 +144,8 @@ def _kl(model: ModelReport) -> Plot | None:
         operator, value = model.required[metric]
         axes.axhline(value, color=_INK, linestyle="--", linewidth=0.8)
         axes.annotate(
-            f"required {operator} {value:g}", (1, value), xycoords=("axes fraction", "data"),
-            ha="right", va="bottom", fontsize=8, color=_INK,
+            f"required {operator} {value:g}", (0.01, value), xycoords=("axes fraction", "data"),
+            ha="left", va="bottom", fontsize=8, color=_INK,
         )  # fmt: skip
     axes.set_yscale("log")
     axes.set_xticks(range(len(rows)), [row.variant for row in rows], fontsize=8)
@@ -175,8 +175,10 @@ def _point(axes: Axes, row: Row, at: int, metric: str) -> None:
         axes.plot(at, control.value, "x", color=_INK)
 
 
-def _label(axes: Axes, text: str, x: float, y: float) -> None:
-    axes.annotate(text, (x, y), xytext=(6, -11), textcoords="offset points", fontsize=8, color=_INK)
+def _label(axes: Axes, text: str, x: float, y: float, *, left: bool = False) -> None:
+    """Beside a point; every other one to the left, so that neighbours do not cover each other."""
+    place, side = ((-6, 5), "right") if left else ((6, -11), "left")
+    axes.annotate(text, (x, y), xytext=place, textcoords="offset points", ha=side, fontsize=8, color=_INK)
 
 
 def _figure() -> tuple[Any, Axes]:

@@ -28,22 +28,22 @@ class Table:
 def study(model: ModelReport, *, brief: bool = False) -> Table:
     """One row for each target: what it costs and what it can do; `brief`: without intervals."""
     metrics = [metric for metric in model.metrics if metric.partition(".")[2] not in _HIDDEN]
-    headings = ["variant", "levels", "disk", "memory", "bits/weight"]
-    headings += [_heading(metric) for metric in metrics] + ["survival", "result"]
+    headings = ["variant", "result", "levels", "disk", "memory", "bits/weight"]
+    headings += [_heading(metric) for metric in metrics] + ["survival"]
     rows = [
         (
             row.variant,
+            row.verdict,
             row.levels,
             megabytes(row.size),
             _memory(row),
             f"{row.bits_per_weight:.2f}",
             *(_cell(metric, row.figures.get(metric), brief=brief) for metric in metrics),
             _survival(row),
-            row.verdict if brief else result(row),
         )
         for row in model.rows
     ]
-    return Table("What each variant costs and can do", *_trim(headings, rows), frozenset({0}))
+    return Table("What each variant costs and can do", *_trim(headings, rows), frozenset({0, 1}))
 
 
 _NO_KL = 0.0001  # less is rounding of float32
@@ -133,6 +133,12 @@ def notes(model: ModelReport) -> list[str]:
         said.append(f"In brackets the 95 % interval ({', '.join(asked)}).")
     else:
         said.append("Nothing is measured yet: `doit eval` measures what [model] suites name.")
+    if model.required:
+        conditions = [f"{name} {operator} {value:g}" for name, (operator, value) in model.required.items()]
+        said.append(f"Required: {', '.join(conditions)}.")
+    said += [
+        f"{row.variant} misses {'; '.join(row.misses)}." for row in model.rows if row.verdict == "misses"
+    ]
     if any(name.endswith(".kl") for name in model.metrics):
         said.append("KL and same top token: against the fused, unquantized model on the same text.")
     if any(row.survival for row in model.rows):
@@ -150,11 +156,6 @@ def notes(model: ModelReport) -> list[str]:
     if model.absent:
         said.append(f"Not built: {', '.join(model.absent)}.")
     return said
-
-
-def result(row: Row) -> str:
-    """One cell: does it meet what is required."""
-    return "; ".join(row.misses) if row.verdict == "misses" else row.verdict
 
 
 def verdict(compared: Compared) -> str:

@@ -69,19 +69,23 @@ class Sandbox:
         return self.root / "store" / "models" / target
 
 
+def make_sandbox(root: Path, declaration: str) -> Sandbox:
+    """A project folder with dodo.py and that declaration."""
+    root.mkdir(parents=True)
+    shutil.copy(ROOT / "dodo.py", root)
+    (root / "pyproject.toml").write_text(
+        "[tool.doit.commands.list]\nsubtasks = true\n[tool.doit.plugins.command]\n"
+        + "".join(f'{name} = "{place}"\n' for name, place in COMMANDS.items())
+    )
+    (root / "artifacts.toml").write_text(declaration)
+    return Sandbox(root)
+
+
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Callable[[str], Sandbox]:
-    """make(artifacts_toml) -> a project folder with dodo.py and that declaration."""
+    """make(artifacts_toml) -> a project folder in the test's own folder."""
 
     def make(declaration: str, name: str = "project") -> Sandbox:
-        root = tmp_path / name
-        root.mkdir()
-        shutil.copy(ROOT / "dodo.py", root)
-        (root / "pyproject.toml").write_text(
-            "[tool.doit.commands.list]\nsubtasks = true\n[tool.doit.plugins.command]\n"
-            + "".join(f'{name} = "{place}"\n' for name, place in COMMANDS.items())
-        )
-        (root / "artifacts.toml").write_text(declaration)
-        return Sandbox(root)
+        return make_sandbox(tmp_path / name, declaration)
 
     return make

@@ -407,4 +407,20 @@ SUITE = Table(
     ),
 )
 
-FIELDS: Mapping[str, Table] = {t.key: t for t in (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL, SUITE)}
+RELEASE = Table(
+    "release",
+    "What is in use. `doit release:production` moves it, and only to a target that meets its requirements.",
+    (
+        Field(
+            "production",
+            "string",
+            "The target that `models/production` in the store shows. What it showed before stays beside it "
+            "as `models/production.former`, for `doit rollback:production`; gc keeps both.",
+            example='production = "MODEL_VARIANT"',
+        ),
+    ),
+    named=False,
+)
+
+TABLES = (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL, SUITE, RELEASE)
+FIELDS: Mapping[str, Table] = {t.key: t for t in TABLES}

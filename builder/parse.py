@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from builder.fields import FIELDS
-from builder.problems import Place, Problems, listed, nearest, quoted, shown
+from builder.problems import Place, Problems, listed, nearest, quoted, shown, suggestion
 from builder.shape import Declared, Values, check_shape
 from builder.spec import (
     MODES,
@@ -46,6 +46,7 @@ def parse_spec(file: Path) -> Spec:
     declared = check_shape(document.data, problems)
     _check_references(declared, problems)
     _check_targets(declared, problems)
+    _check_release(declared, problems)
     file = file.absolute()
     sources = {name: _source(v, file.parent, problems) for name, v in declared["base"].items()}
     variants = {name: _variant(name, v, problems) for name, v in declared["variant"].items()}
@@ -68,6 +69,7 @@ def parse_spec(file: Path) -> Spec:
             survival=_setting(declared, "build", "survival"),
             memory=_setting(declared, "build", "memory"),
         ),
+        production=_setting(declared, "release", "production"),
     )
 
 
@@ -152,6 +154,17 @@ def _check_targets(declared: Declared, problems: Problems) -> None:
             if (target := made.get(name.lower())) and target[0] == name:
                 by = f"model {quoted(target[1])}, variant {quoted(target[2])}"
                 problems.add(values.place, f"the name is also that of a target ({by}); rename one")
+
+
+def _check_release(declared: Declared, problems: Problems) -> None:
+    values = declared["release"].get("")
+    name = values.get("production") if values else None
+    made = [f"{m}_{v}" for m, each in declared["model"].items() for v in each.given.get("variants", ())]
+    if values and name is not None and name not in made:
+        what = f"production = {quoted(name)} is not a target{suggestion(name, made)}"
+        problems.add(values.place.key("production"), what)
+    if values and (variant := declared["variant"].get("production")):
+        problems.add(variant.place, "the name is also that of the release; rename it")
 
 
 def _model(name: str, values: Values, declared: Declared, require: tuple[Condition, ...]) -> Model:

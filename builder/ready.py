@@ -120,6 +120,21 @@ class Evaluated:
             return False  # the action says it
 
 
+@dataclass
+class Released:
+    """uptodate of release:production: it shows the declared target as it is built now."""
+
+    project: Project
+
+    def __call__(self, task: object = None, values: object = None) -> bool:
+        from builder.release import is_current
+
+        try:
+            return is_current(self.project)
+        except BuildError:
+            return False  # the action says it
+
+
 def _asked(facts: Callable[[], object]) -> object:
     try:
         return facts()

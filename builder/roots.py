@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from builder.asked import reference_key
 from builder.errors import BuildError, SourceError
 from builder.keys import Key
 from builder.plan import TargetPlan
@@ -29,10 +30,19 @@ def root_keys(project: Project) -> frozenset[Key]:
     for plan in project.plan.targets.values():
         if isinstance(plan, TargetPlan):
             keys |= {plan.key, *plan.keys, structure_key(plan.base.weights)}
+            keys |= _references(project, plan)
     for base in project.spec.bases.values():
         if isinstance(base.source, GgufSource) and (key := project.gguf_key(base)):
             keys.add(key)
     return frozenset(keys)
+
+
+def _references(project: Project, plan: TargetPlan) -> set[Key]:
+    """What the unquantized model said to the questions of its fidelity suites: dear to make again."""
+    suites = (project.spec.suites[name] for name in plan.target.model.suites)
+    with suppress(BuildError):
+        return {reference_key(project, plan, suite) for suite in suites if suite.kind == "fidelity"}
+    return set()
 
 
 def register(project: Project) -> None:

@@ -225,6 +225,7 @@ class Spec:
     models: Mapping[str, Model] = field(default_factory=dict)
     suites: Mapping[str, Suite] = field(default_factory=dict)
     build: BuildSettings = BuildSettings()
+    production: str | None = None  # the name of a target
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from builder.errors import BuildError
-from builder.keys import Key
 from builder.plan import TargetPlan, Unresolved
 from builder.problems import listed, suggestion
 from builder.project import Project, toolchain
@@ -30,8 +29,9 @@ class Status:
     """One target. Sizes in bytes; None where nothing is known yet.
 
     `blocks` of the target, `reused`: how many of them did not have to be made (built) or will not have
-    to be (not built). `due`: a plain `doit` would build it. `survival` in dB and `score` in 0..1, when
-    they were measured.
+    to be (not built). `due`: a plain `doit` would build it. `survival` in dB. `score`: the first figure
+    that the model requires, and `misses` the conditions that do not hold, when they were measured; whoever
+    reads results fills both.
     """
 
     target: str
@@ -47,6 +47,7 @@ class Status:
     reason: str = ""
     survival: float | None = None
     score: float | None = None
+    misses: tuple[str, ...] = ()
 
 
 def survey(project: Project) -> tuple[Status, ...]:
@@ -83,7 +84,6 @@ def status_of(project: Project, target: Target) -> Status:
         why=in_three_words(state, _changes(project, plan), intermediate),
         reason=state.reason,
         survival=survival_of(brief.measures) if brief else None,
-        score=score_of(project, name, plan.key),
     )
 
 
@@ -104,7 +104,6 @@ def _built(
         built=brief.created,
         reason="its manifest, blobs and view are in the store",
         survival=survival_of(brief.measures),
-        score=score_of(project, name, project.keys[name]),
     )
 
 
@@ -178,11 +177,6 @@ def survival_of(measures: Mapping[str, Scalar]) -> float | None:
     """How much of the fine-tune survives, in dB, as the build measured it."""
     value = measures.get("survival_db")
     return float(value) if isinstance(value, int | float) else None
-
-
-def score_of(project: Project, name: str, key: Key) -> float | None:
-    """The target's score on its first suite, 0..1, if it was evaluated at this key; asked of all targets."""
-    return None
 
 
 def _changes(project: Project, plan: TargetPlan) -> tuple[Change, ...]:

@@ -127,6 +127,34 @@ class FindThreshold(Step):
 
 
 @dataclass
+class Release(Step):
+    def run(self) -> None:
+        from builder.progress import showing
+        from builder.release import PRODUCTION, release
+
+        self.project.forget_plan()
+        with showing() as emit:
+            release(self.project, emit)
+        print(f"{PRODUCTION} is now {self.project.spec.production}")
+
+
+@dataclass
+class Rollback(Step):
+    def run(self) -> None:
+        from builder.release import PRODUCTION, rollback
+
+        print(f"{PRODUCTION} is now {rollback(self.project)}")
+
+
+@dataclass
+class Withdraw(Step):
+    def run(self) -> None:
+        from builder.release import withdraw
+
+        withdraw(self.project)
+
+
+@dataclass
 class Clean(Step):
     names: tuple[str, ...]
 

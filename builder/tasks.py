@@ -5,6 +5,7 @@ adapter:<adapter>  check, fingerprint
 model:<target>     build one target; model:<model> and `model` are groups
 eval:<target>      measure one target by the suites of its model, fail if it misses a requirement
 threshold:<model>  the smallest target that meets the requirements, building only what the search needs
+release:production moves models/production to its declared target; rollback:production goes back
 clean:<variant>    drop that variant of every model; clean:<target> drops one
 """
 
@@ -19,7 +20,7 @@ from builder.describe import describe_base, describe_target, short
 from builder.errors import BuildError
 from builder.interrupt import one_line_interrupts
 from builder.project import Project
-from builder.ready import SELECTED, AdapterReady, BaseReady, Evaluated, TargetReady
+from builder.ready import SELECTED, AdapterReady, BaseReady, Evaluated, Released, TargetReady
 from builder.spec import Target
 from builder.steps import (
     BuildTarget,
@@ -29,6 +30,9 @@ from builder.steps import (
     FindThreshold,
     PrepareAdapter,
     PrepareBase,
+    Release,
+    Rollback,
+    Withdraw,
 )
 
 Task = dict[str, Any]  # doit's own currency, made here and nowhere else
@@ -88,6 +92,8 @@ def project_tasks(project: Project) -> Iterator[Task]:
     }
     yield from _eval_tasks(project)
     yield from _clean_tasks(project)
+    if project.spec.production is not None:
+        yield from _release_tasks(project, project.spec.production)
 
 
 def _model_task(project: Project, target: Target) -> Task:
@@ -146,6 +152,23 @@ def _eval_tasks(project: Project) -> Iterator[Task]:
         doc = f"the smallest target of {model.name} that has {', '.join(map(str, model.require))}"
         after = [f"adapter:{model.adapter}"] if model.adapter else [f"base:{model.base}"]
         yield _task("threshold", model.name, doc, FindThreshold(project, model.name), after=after)
+
+
+def _release_tasks(project: Project, target: str) -> Iterator[Task]:
+    required = project.spec.target(target).model.require
+    yield _group("release", "move a release to its declared target")
+    yield _task(
+        "release",
+        "production",
+        f"move models/production to {target}, if it meets its requirements",
+        Release(project),
+        Released(project),
+        after=[f"eval:{target}" if required else f"model:{target}"],
+    )
+    yield _group("rollback", "exchange a release and its former")
+    yield _task("rollback", "production", "exchange models/production and its former", Rollback(project))
+    doc = "take models/production and its former away"
+    yield _task("clean", "production", doc, Withdraw(project))
 
 
 def _clean_tasks(project: Project) -> Iterator[Task]:

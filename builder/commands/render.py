@@ -14,6 +14,7 @@ _STYLES: Mapping[str, str] = {
     "unlinked": "yellow",
     "pruned": "dim",
     "unplanned": "yellow",
+    "failed gate": "red",
 }
 
 

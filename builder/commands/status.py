@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from builder.commands import render
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.errors import BuildError
 from builder.project import Project
 from builder.status import Status as Row
 from builder.status import find_targets, survey
+from builder.store import releases, views
 
 HEADINGS = ("target", "state", "size", "bits/w", "blocks", "reused", "built", "survival", "score", "why")
 
@@ -23,12 +26,38 @@ class Status(ProjectCommand):
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         wanted = find_targets(project, names)
-        rows = [row for row in survey(project) if not names or row.target in wanted]
+        rows = [scored(project, row) for row in survey(project) if not names or row.target in wanted]
+        shown = {name: _target_of(project, name) for name in releases.released(project.store)}
         if options["json"]:
-            print_json("status", targets=rows)
+            print_json("status", targets=rows, released=shown)
         else:
             show(rows)
+            for name, target in shown.items():
+                print(f"{name} is {target}")
         return int(any(row.due or (names and row.state != "built") for row in rows))
+
+
+def scored(project: Project, row: Row) -> Row:
+    """With what is known of the model's requirements."""
+    target = project.spec.target(row.target)
+    key = project.keys.get(row.target)
+    if not target.model.require or key is None or row.state == "missing":
+        return row
+    from builder.evaluate.results import missed
+    from builder.evaluate.run import known_of
+
+    try:
+        known = known_of(project, target, key)
+    except BuildError:  # its questions are not there: then nothing is known of it
+        return row
+    first = target.model.require[0]
+    figure = known[first.suite].figures.get(first.metric) if first.suite in known else None
+    short = [miss for miss in missed(target.model.require, known) if miss.value is not None]
+    return replace(row, score=figure.value if figure else None, misses=tuple(map(str, short)))
+
+
+def _target_of(project: Project, release: str) -> str:
+    return str(views.current_name(project.store.models / release))
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -41,13 +70,20 @@ def show(rows: Sequence[Row]) -> None:
 def _cells(row: Row) -> list[str]:
     return [
         row.target,
-        row.state,
+        "failed gate" if row.misses and row.state == "built" else row.state,
         render.size(row.size),
         f"{row.bits_per_weight:.3f}" if row.bits_per_weight is not None else "-",
         str(row.blocks) if row.blocks is not None else "-",
         str(row.reused) if row.reused is not None else "-",
         render.ago(row.built),
         f"{row.survival:.1f} dB" if row.survival is not None else "-",
-        f"{100 * row.score:.1f} %" if row.score is not None else "-",
-        row.why,
+        _score(row),
+        row.why or "; ".join(miss.partition(":")[0] for miss in row.misses),
     ]
+
+
+def _score(row: Row) -> str:
+    """A rate in percent, anything larger as it is."""
+    if row.score is None:
+        return "-"
+    return f"{100 * row.score:.1f} %" if 0 <= row.score <= 1 else f"{row.score:.3g}"

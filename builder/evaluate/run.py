@@ -13,22 +13,21 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from builder.asked import reference_key, result_key
 from builder.errors import BuildError
 from builder.evaluate import results
 from builder.evaluate.command import run_command
 from builder.evaluate.results import Missed, Result, missed
-from builder.keys import Key, make_key
+from builder.keys import Key
 from builder.plan import TargetPlan
 from builder.progress import Emit, Note
 from builder.project import Project
 from builder.record import Record
-from builder.spec import Suite
+from builder.spec import Suite, Target
 from builder.state import usable_record
 from builder.store import blobs, records
 
 _OF_MEMORY = 0.7  # the share that weights may take; activations and logits need the rest
-SCORER = "scoring/1"  # change it when the same model and questions give other numbers
-_NOT_CONTENT = ("name", "data", "batch")  # of a suite: what never changes a figure
 
 
 class EvaluationFailed(BuildError):
@@ -44,9 +43,17 @@ class RequirementMissed(BuildError):
 def measured(project: Project, target: TargetPlan) -> dict[str, Result]:
     """What the store knows of a target, by suite. Raises SourceError for data that is not there."""
     found = (
-        (suite, results.read(project.store, result_key(project, target, suite)))
+        (suite, results.read(project.store, result_key(project, target.key, suite)))
         for suite in _suites(project, target)
     )
+    return {suite.name: result for suite, result in found if result is not None}
+
+
+def known_of(project: Project, target: Target, key: Key) -> dict[str, Result]:
+    """What the store knows of the suites that a target's requirements name. Plans nothing."""
+    names = dict.fromkeys(condition.suite for condition in target.model.require)
+    suites = (project.spec.suites[name] for name in names)
+    found = ((s, results.read(project.store, result_key(project, key, s))) for s in suites)
     return {suite.name: result for suite, result in found if result is not None}
 
 
@@ -74,7 +81,7 @@ def evaluate(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Resu
     for suite in (suite for suite in todo if suite.kind == "command"):
         emit(Note(f"measuring {target.name}: {suite.name}"))
         figures = run_command(suite, directory, project.spec.file.parent)
-        key = result_key(project, target, suite)
+        key = result_key(project, target.key, suite)
         known[suite.name] = _kept(project, Result(key, target.name, suite.name, suite.kind, figures))
     return {name: known[name] for name in target.target.model.suites}
 
@@ -90,29 +97,6 @@ def check(target: TargetPlan, known: Mapping[str, Result]) -> list[Missed]:
     if wrong:
         raise RequirementMissed(target=target.name, what="; ".join(map(str, wrong)))
     return wrong
-
-
-# -- identities ----------------------------------------------------------------------------------------------
-
-
-def result_key(project: Project, target: TargetPlan, suite: Suite) -> Key:
-    return make_key("eval/1", target.key, suite_key(project, suite), SCORER)
-
-
-def suite_key(project: Project, suite: Suite) -> Key:
-    """What is asked, whatever it is called. Raises EvaluationFailed when the data cannot be read."""
-    content = {k: v for k, v in asdict(suite).items() if k not in _NOT_CONTENT}
-    try:
-        data = project.digest(suite.data) if suite.data else None
-    except OSError as error:
-        raise EvaluationFailed(target=suite.name, what=f"{suite.data}: {error.strerror}") from error
-    return make_key("suite/1", content, data)
-
-
-def reference_key(project: Project, target: TargetPlan, suite: Suite) -> Key:
-    aux = sorted((entry.name, entry.blob.digest) for entry in target.base.aux)
-    adapter = target.adapter.digest if target.adapter else None
-    return make_key("reference/1", target.base.weights, adapter, aux, suite_key(project, suite), SCORER)
 
 
 # -- asking the worker ---------------------------------------------------------------------------------------
@@ -192,7 +176,7 @@ def _result(project: Project, target: TargetPlan, suite: Suite, answer: Mapping[
 
     said = answer["results"][suite.name]
     figures = {name: Figure(**figure) for name, figure in said["figures"].items()}
-    key = result_key(project, target, suite)
+    key = result_key(project, target.key, suite)
     return Result(key, target.name, suite.name, suite.kind, figures, tuple(said["rows"]), answer["made"])
 
 

@@ -20,7 +20,6 @@ from builder.engine.loading import load_base
 from builder.evaluate.prefix import Beginning, shared_beginning
 from builder.evaluate.questions import Ask
 
-VERSION = "scoring/1"  # part of the key of every result: change it when numbers change
 Reduce = Callable[[int, mx.array], None]
 
 

@@ -1,8 +1,9 @@
 """Deleting what nobody needs. `plan_gc` decides, purely; `apply_gc` acts on what is still so.
 
 Needed: what the root keys lead to (declared targets and their actions and bases, as passed in; those of other
-checkouts; those of running builds), pinned targets, and whatever is younger than a grace period. Blobs
-that no record speaks of go too, but never while a build runs: it may be about to write the record.
+checkouts; those of running builds), pinned targets, releases and their former ones, and whatever is younger
+than a grace period. Blobs that no record speaks of go too, but never while a build runs: it may be about to
+write the record.
 Doubt leaks space, it never deletes. Evaluation results always stay.
 """
 
@@ -97,6 +98,7 @@ def plan_gc(
             for other in inventory.checkouts
             if checkout is None or other.folder != checkout.resolve()
         ),
+        (view.key for view in inventory.views if view.released and view.key is not None),
     )
     young = now_ns - int(policy.grace_s * _SECOND)
     needed = _needed(inventory, live, young)

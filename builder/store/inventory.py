@@ -35,11 +35,12 @@ class HeldRecord:
 
 @dataclass(frozen=True)
 class View:
-    """A folder that says of itself which manifest it is the view of."""
+    """A folder that says of itself which manifest it is the view of; `released`: under another name."""
 
     folder: Path
     key: Key | None
     changed_ns: int
+    released: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,4 +123,5 @@ def _views(store: Store) -> Iterator[View]:
         if parent.is_dir():
             for folder in sorted(parent.iterdir()):
                 if (folder / views.MANIFEST).is_file() and not folder.is_symlink():
-                    yield View(folder, views.current_key(folder), folder.stat().st_mtime_ns)
+                    released = parent == store.models and views.current_name(folder) != folder.name
+                    yield View(folder, views.current_key(folder), folder.stat().st_mtime_ns, released)

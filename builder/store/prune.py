@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from builder.keys import Digest, Key
 from builder.record import Blob, Manifest
-from builder.store import blobs, durable, locks, records, tmp, views
+from builder.store import blobs, durable, locks, records, releases, tmp, views
 from builder.store.layout import Store
 
 
@@ -72,7 +72,8 @@ def drop(
 ) -> Freed:
     """Deletes the views and bytes of the targets with these manifest keys, and nothing that others need.
 
-    Kept: the blobs of every other manifest that is whole or in `keep`, and whatever running builds need;
+    Kept: the blobs of every other manifest that is whole or in `keep`, and whatever running builds and
+    releases need;
     targets that a running build needs stay altogether. `mine` is the caller's own session, which does
     not count. Records and manifests stay. Keys without a manifest are skipped.
 
@@ -86,7 +87,7 @@ def drop(
         going = [everything[k] for k in dict.fromkeys(keys) if k in everything and k not in kept | in_use]
         names = {manifest.key for manifest in going}
         others = [manifest for key, manifest in everything.items() if key not in names]
-        protected = needed_by(store, in_use)
+        protected = needed_by(store, in_use.union(releases.released(store).values()))
         return apply_drop(store, plan_drop(going, others, kept, blobs.present(store), protected))
 
 

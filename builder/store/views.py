@@ -52,6 +52,17 @@ def materialize(store: Store, folder: Path, manifest: Manifest) -> None:
 
 def current_key(folder: Path) -> Key | None:
     """The key of the manifest that the folder claims to be the view of, from its first lines."""
+    text = _said(folder, b"key")
+    return Key(text) if text is not None and is_digest(text) else None
+
+
+def current_name(folder: Path) -> str | None:
+    """The name of the target or base that the folder claims to be a view of."""
+    return _said(folder, b"name")
+
+
+def _said(folder: Path, key: bytes) -> str | None:
+    """A text that stands at the beginning of the folder's manifest."""
     try:
         with (folder / MANIFEST).open("rb") as file:
             head = file.read(512)
@@ -59,9 +70,8 @@ def current_key(folder: Path) -> Key | None:
         return None
     for line in head.splitlines():
         name, _, value = line.partition(b" = ")
-        if name == b"key":
-            text = value.strip(b'"').decode(errors="replace")
-            return Key(text) if is_digest(text) else None
+        if name == key:
+            return value.strip(b'"').decode(errors="replace")
     return None
 
 

@@ -407,20 +407,14 @@ SUITE = Table(
     ),
 )
 
+_PRODUCTION = """What `models/production` in the store shows. What it showed before stays beside it as \
+`models/production.former`, for `doit rollback:production`; gc keeps both."""
 RELEASE = Table(
     "release",
     "What is in use. `doit release:production` moves it, and only to a target that meets its requirements.",
-    (
-        Field(
-            "production",
-            "string",
-            "The target that `models/production` in the store shows. What it showed before stays beside it "
-            "as `models/production.former`, for `doit rollback:production`; gc keeps both.",
-            example='production = "MODEL_VARIANT"',
-        ),
-    ),
+    (Field("production", "string", _PRODUCTION, example='production = "MODEL_VARIANT"'),),
     named=False,
 )
 
-TABLES = (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL, SUITE, RELEASE)
-FIELDS: Mapping[str, Table] = {t.key: t for t in TABLES}
+_TABLES = (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL, SUITE, RELEASE)
+FIELDS: Mapping[str, Table] = {table.key: table for table in _TABLES}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from builder.cards import refresh
+from builder.errors import BuildError
 from builder.execute import Built, build
 from builder.plan import TargetPlan, Unresolved
 from builder.progress import Emit, TargetDone
@@ -28,6 +31,7 @@ def deliver(
     model = wanted.target.model.name
     if wanted.needs is not None:
         results = [build_learned(project, wanted, emit)]
+        _refresh(project, wanted)
         _tell(results, emit)
         prune_intermediates(project, emit)
         return results
@@ -40,8 +44,17 @@ def deliver(
         if target.target.variant.intermediate and target.name in named:
             pins.pin(project.store, target.name)
     results = build(project, chosen, emit)
+    for target in chosen:
+        _refresh(project, target)
     _tell(results, emit)
     return results
+
+
+def _refresh(project: Project, target: TargetPlan) -> None:
+    """A target that was measured before and is back has its scores on its card again."""
+    with suppress(BuildError):  # questions that are not there are no reason to fail a build
+        if target.target.model.suites:
+            refresh(project, target)
 
 
 def _tell(results: Sequence[Built], emit: Emit) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from builder import preflight, shards, speed
+from builder import card, preflight, shards, speed
 from builder.assemble import made_by, manifest_of
 from builder.errors import BuildError
 from builder.keys import Key
@@ -341,7 +341,8 @@ def _finish(project: Project, target: TargetPlan, tally: _Tally, seconds: float)
         records.write_manifest(store, manifest)
     view = store.models / target.name
     if not views.is_current(store, view, manifest):
-        views.materialize(store, view, manifest)
+        base = project.spec.bases[target.target.model.base]
+        views.materialize(store, view, manifest, card.render(manifest, base))
     return Built(
         target.name,
         view,

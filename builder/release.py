@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from builder.cards import text_of
 from builder.errors import BuildError
 from builder.evaluate.results import missed
 from builder.evaluate.run import measured
@@ -53,7 +54,7 @@ def release(project: Project, emit: Emit) -> None:
             raise ReleaseRefused(target=target, model=model, what="; ".join(map(str, short)))
         if not require:
             emit(Note(f"{target} is released unmeasured: [model.{model}.require] names no condition"))
-        releases.move(project.store, PRODUCTION, manifest)
+        releases.move(project.store, PRODUCTION, manifest, text_of(project, plan, manifest))
 
 
 def rollback(project: Project) -> str:

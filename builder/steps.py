@@ -92,6 +92,7 @@ class Evaluate(Step):
     name: str
 
     def run(self) -> None:
+        from builder.cards import refresh
         from builder.evaluate.run import EvaluationFailed, check, evaluate
         from builder.evaluate.show import show
         from builder.progress import mode, showing
@@ -102,6 +103,7 @@ class Evaluate(Step):
             raise EvaluationFailed(target=self.name, what=plan.reason)
         with showing() as emit:
             results = evaluate(self.project, plan, emit)
+        refresh(self.project, plan)
         if mode() in ("live", "plain"):
             show(self.name, results)
         check(plan, results)

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder import shards
+from builder import card, shards
 from builder.assemble import made_by
 from builder.engine.learned import LearnedRequest
 from builder.errors import BuildError
@@ -71,7 +71,8 @@ def build_learned(project: Project, plan: TargetPlan, emit: Emit) -> Built:
                 manifest = _run(project, plan, store.models / source.name)
         view = store.models / plan.name
         if not views.is_current(store, view, manifest):
-            views.materialize(store, view, manifest)
+            base = project.spec.bases[plan.target.model.base]
+            views.materialize(store, view, manifest, card.render(manifest, base))
     count = sum(entry.name.endswith(".safetensors") for entry in manifest.files)
     bits = float(manifest.measures["bits_per_weight"])
     seconds = time.perf_counter() - started

@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assemble",),
     ("execute", "whole", "prune"),
     ("evaluate", "report", "restore"),
+    ("cards",),
     ("release",),
     ("deliver",),
     ("describe", "ready"),

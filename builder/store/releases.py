@@ -24,8 +24,10 @@ def released(store: Store) -> Mapping[str, Key]:
         return dict(_released(store))
 
 
-def move(store: Store, name: str, manifest: Manifest) -> None:
+def move(store: Store, name: str, manifest: Manifest, card: str = "") -> None:
     """Makes the release `name` the view of `manifest`; what it showed before becomes the former one.
+
+    `card`: its README.md.
 
     Every moment can be the last: the release shows what it did or `manifest`, and what it showed stays
     somewhere. Raises StoreError.
@@ -33,8 +35,8 @@ def move(store: Store, name: str, manifest: Manifest) -> None:
     folder, former = store.models / name, store.models / f"{name}{FORMER}"
     shown = views.current_key(folder)
     if shown is not None and shown != manifest.key:
-        views.materialize(store, former, manifest_of(store, folder, shown))
-    views.materialize(store, folder, manifest)
+        views.materialize(store, former, manifest_of(store, folder, shown), _card(folder))
+    views.materialize(store, folder, manifest, card)
 
 
 def back(store: Store, name: str) -> None:
@@ -55,6 +57,13 @@ def manifest_of(store: Store, folder: Path, key: Key) -> Manifest:
             hint=f"Copy it if you need it, then `doit clean:{folder.name}`.",
         )
     return manifest
+
+
+def _card(folder: Path) -> str:
+    try:
+        return (folder / views.CARD).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _released(store: Store) -> Iterator[tuple[str, Key]]:

@@ -1,4 +1,5 @@
-"""Views: the folders that a person or mlx_lm loads. Always replaced as a whole, never changed in place.
+"""Views: the folders that a person or mlx_lm loads. Always replaced as a whole, never changed in place (but
+for the card, README.md, which is rewritten when a target is measured).
 
 A reader sees the old folder or the new one, complete (where the kernel can swap two names; elsewhere the
 name is missing for an instant). Everything in a view can be made again from the manifest and the blobs.
@@ -17,6 +18,7 @@ from builder.store import blobs, checked, durable, seal, swap, tmp
 from builder.store.layout import Store
 
 MANIFEST = "artifact.toml"
+CARD = "README.md"
 
 
 def folder_of(store: Store, manifest: Manifest) -> Path:
@@ -26,8 +28,10 @@ def folder_of(store: Store, manifest: Manifest) -> Path:
     return (store.bases if manifest.kind == "base" else store.models) / manifest.name
 
 
-def materialize(store: Store, folder: Path, manifest: Manifest) -> None:
+def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "") -> None:
     """Makes `folder` the view of the manifest, in place of whatever is there, atomically and durably.
+
+    `card` becomes its README.md, which is for people and no part of what the view must be.
 
     Files are reflinks of the blobs, else hard links, else copies. `folder` must be on the store's file
     system. Raises StoreError: a file name that is not plain, a blob that is missing or damaged, the disk.
@@ -42,6 +46,8 @@ def materialize(store: Store, folder: Path, manifest: Manifest) -> None:
         put = _Placer(store)
         for entry in manifest.files:
             put(entry.blob, staged / entry.name)
+        if card and not (staged / CARD).exists():
+            _write(staged / CARD, card.encode())
         _write(staged / MANIFEST, checked.seal(manifest_to_text(manifest)))
         durable.sync_folder(staged)
         staged.chmod(0o755)

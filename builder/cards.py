@@ -1,0 +1,42 @@
+"""Keeping the card of a view true: scores come after the build, and change without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from builder import card
+from builder.card import Score
+from builder.evaluate.results import Result
+from builder.evaluate.run import measured
+from builder.evaluate.show import interval, number
+from builder.plan import TargetPlan
+from builder.project import Project
+from builder.record import Manifest
+from builder.store import durable, records, views
+
+
+def text_of(project: Project, plan: TargetPlan, manifest: Manifest) -> str:
+    """The card of a built target with what is known of it now. Raises BuildError."""
+    base = project.spec.bases[plan.target.model.base]
+    return card.render(manifest, base, scores(measured(project, plan)))
+
+
+def refresh(project: Project, plan: TargetPlan) -> None:
+    """Write the card into the target's view if it says something else now. Raises BuildError."""
+    folder = project.store.models / plan.name
+    manifest = records.read_manifest(project.store, plan.key)
+    if manifest is None or views.current_key(folder) != plan.key:
+        return
+    text, file = text_of(project, plan, manifest), folder / views.CARD
+    with durable.explained(file):
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            durable.replace_text(file, text)
+
+
+def scores(results: Mapping[str, Result]) -> list[Score]:
+    """Every figure that was measured, as text."""
+    return [
+        Score(f"{suite}.{name}", number(figure.value), interval(figure), figure.n)
+        for suite, result in results.items()
+        for name, figure in result.figures.items()
+    ]

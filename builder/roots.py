@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from builder import index
 from builder.asked import reference_key
 from builder.errors import BuildError, SourceError
 from builder.keys import Key
@@ -47,7 +48,10 @@ def _references(project: Project, plan: TargetPlan) -> set[Key]:
 
 def register(project: Project) -> None:
     """Tell the store what this checkout needs, for a gc that runs from another one."""
-    checkouts.register(project.store, project.spec.file.parent, root_keys(project))
+    folder = project.spec.file.parent
+    checkouts.register(project.store, folder, root_keys(project))
+    if inputs := index.inputs(project):
+        project.cache.put("registered", inputs, checkouts.identity(project.store, folder))
 
 
 def keep_registered(project: Project) -> None:
@@ -61,7 +65,15 @@ def keep_registered(project: Project) -> None:
         if (project.store.root, folder, written) in _TRIED:
             return
         _TRIED.add((project.store.root, folder, written))
-        if not checkouts.registered_since(project.store, folder, written):
+        if checkouts.registered_since(project.store, folder, written):
+            return
+        inputs = index.inputs(
+            project
+        )  # the file was written, maybe only touched: planning it all takes longer
+        known = project.cache.get("registered", inputs) if inputs else None
+        if known and known == checkouts.identity(project.store, folder):
+            checkouts.still(project.store, folder)
+        else:
             register(project)
 
 

@@ -43,10 +43,8 @@ def init(folder: Path) -> int:
         raise AlreadyThere(path=file.name)
     found = look(folder)
     file.write_text(propose(found, schema_reference(folder)), encoding="utf-8")
-    print(
-        f"artifacts.toml: {len(found.bases)} bases and {len(found.adapters)} adapters found; "
-        "look for EDIT, then `builder plan` says what a build costs"
-    )
+    things = f"{counted(len(found.bases), 'base')}, {counted(len(found.adapters), 'adapter')}"
+    print(f"artifacts.toml: {things} found; look for EDIT, then `builder plan` says what a build costs")
     if not (folder / "dodo.py").exists():
         (folder / "dodo.py").write_text(DODO, encoding="utf-8")
         print("dodo.py: `doit` builds")
@@ -74,3 +72,7 @@ def _configures_doit(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return bool(data.get("tool", {}).get("doit", {}).get("plugins", {}).get("command"))
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

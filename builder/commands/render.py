@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from shutil import get_terminal_size
 
 _STYLES: Mapping[str, str] = {
     "built": "green",
@@ -59,9 +60,21 @@ def is_rich() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[str] = ()) -> None:
-    """Prints a table; the columns named in `left` are text, the others figures. Empty columns go."""
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: Sequence[str] = (),
+    optional: Sequence[str] = (),
+) -> None:
+    """Prints a table; the columns named in `left` are text, the others figures. Empty columns go, and on a
+    terminal that is too narrow those of `optional`, the first first.
+    """
     used = [i for i, _ in enumerate(headings) if not rows or any(row[i] not in ("", "-") for row in rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
+    for heading in optional if is_rich() else ():
+        if sum(widths[i] + 2 for i in used) - 2 > get_terminal_size().columns:
+            used = [i for i in used if headings[i] != heading]
     headings = [headings[i] for i in used]
     rows = [[row[i] for i in used] for row in rows]
     aligned = [heading in left for heading in headings]

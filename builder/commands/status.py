@@ -14,6 +14,7 @@ from builder.status import Status as Row
 from builder.status import find_targets, survey
 from builder.store import releases, views
 
+OPTIONAL = ("reused", "blocks", "bits/w")  # what a narrow terminal can do without
 HEADINGS = ("target", "state", "size", "bits/w", "blocks", "reused", "built", "survival", "score", "why")
 
 
@@ -64,7 +65,9 @@ def show(rows: Sequence[Row]) -> None:
     if not rows:
         print("artifacts.toml declares no target.")
         return
-    render.table(HEADINGS, [_cells(row) for row in rows], left=("target", "state", "built", "why"))
+    render.table(
+        HEADINGS, [_cells(row) for row in rows], left=("target", "state", "built", "why"), optional=OPTIONAL
+    )
 
 
 def _cells(row: Row) -> list[str]:

@@ -23,6 +23,7 @@ from builder.plan import TargetPlan
 from builder.progress import Emit, Note
 from builder.project import Project
 from builder.record import Record
+from builder.roots import register
 from builder.spec import Suite, Target
 from builder.state import usable_record
 from builder.store import blobs, records
@@ -113,6 +114,7 @@ def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -
             _ask(target.name, {**_request(project, target, [suite], None), "make": {suite.name: str(file)}})
             record = Record(key, "reference", blobs.ingest_file(project.store, file), {"top_k": suite.top_k})
         records.write(project.store, record)
+        register(project)  # so that gc, from another checkout too, keeps it
     return str(blobs.path(project.store, record.blob.digest))
 
 

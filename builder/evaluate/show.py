@@ -44,7 +44,9 @@ def show_threshold(project: Project, found: Threshold) -> None:
                 said = "no: " + "; ".join(map(str, found.misses[plan.name]))
             table.add_row(plan.name, f"{plan.size / 1e6:.1f} MB", f"{plan.bits_per_weight:.3f}", said)
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table)
+    with console.capture() as shown:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in shown.get().splitlines()))
     console.print(f"{found.search.found} is the smallest that passes")
     for small, large in found.search.exceptions:
         console.print(f"size does not order them: {small} passes, {large} is larger and does not")

@@ -39,8 +39,19 @@ def register(store: Store, folder: Path, keys: Iterable[Key]) -> None:
     if checked.read(file) != text:
         checked.write(store, file, text)
     else:
-        with suppress(OSError):
-            os.utime(file)  # for `registered_since`
+        still(store, folder)
+
+
+def identity(store: Store, folder: Path) -> bytes:
+    """What a checkout has registered, as a digest; empty when it has not."""
+    text = checked.read(_file(store, folder))
+    return digest_bytes(text.encode()).encode() if text is not None else b""
+
+
+def still(store: Store, folder: Path) -> None:
+    """Notes that what a checkout has registered holds, for `registered_since`."""
+    with suppress(OSError):
+        os.utime(_file(store, folder))
 
 
 def registered_since(store: Store, folder: Path, mtime_ns: int) -> bool:

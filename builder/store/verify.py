@@ -172,7 +172,7 @@ def _strangers(store: Store, places: Iterable[tuple[Path, Manifest]], everything
         text = checked.read(folder / views.MANIFEST)
         if text is not None and records.parse_manifest(text, manifest.key) != manifest:
             yield found(Kind.EDITED, folder / views.MANIFEST, view=folder)
-        names = {entry.name for entry in manifest.files} | {views.MANIFEST}
+        names = {entry.name for entry in manifest.files} | {views.MANIFEST, views.CARD}
         for path in sorted(folder.iterdir()):
             if path.name not in names and not path.name.startswith("."):
                 yield found(Kind.FOREIGN, path)

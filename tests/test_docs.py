@@ -139,17 +139,22 @@ INSTEAD: tuple[tuple[str, str, str], ...] = (
         "its default is the repository",
     ),
     (r"(?:uv run )?python -m builder.reference", "python -m builder.reference", "in the copy"),
+    (r"(?s)mlx_lm\.fuse .*", "python -m mlx_lm fuse --help", "bench/build.py runs it"),
+    (r".*b3sum.*", "doit verify", "b3sum may not be installed"),
     (r"bash \.ci/run", "bash -n .ci/run", "runs this test"),
 )
 
 
 def commands(page: str) -> list[str]:
-    """Every command of the page's blocks: lines of `sh` blocks, lines after `$ ` in the others."""
+    """Every command of the page's blocks: lines of `sh`, `bash` as a whole, lines after `$ ` elsewhere."""
     found = []
     for language, body in FENCE.findall(page):
+        if language == "bash":  # a script
+            found.append(body.strip())
+            continue
         for line in body.splitlines():
             line = re.sub(r"\s+#.*$", "", line)
-            if language in ("sh", "bash", "console"):
+            if language in ("sh", "console"):
                 found.append(line.strip().removeprefix("$ "))
             elif not language and line.startswith("$ "):
                 found.append(line[2:])

@@ -8,7 +8,7 @@ other threads, the next one is computed, and the weights of the one after that a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -108,15 +108,16 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally
     model = targets[0].target.model.name
     names = tuple(target.target.variant.name for target in lacking)
     size = sum(action.size for action in unique.values())
+    source = targets[0].base.structure.block_nbytes
     emit(PassStarted(model, names, len(unique), total - len(unique), size))
     started = time.perf_counter()
     with unchanged(project, targets[0]) as check:
         stream = open_stream(project, lacking)
         for target in lacking:
             _make_config(store, target, stream)
-        _make_blocks(store, lacking, todo, stream, check, tally, emit)
+        ahead = preflight.reads_ahead(unique.values(), source, project.spec.build.memory)
+        _make_blocks(store, lacking, todo, stream, ahead, check, tally, emit)
     seconds = time.perf_counter() - started
-    source = targets[0].base.structure.block_nbytes
     read = sum(source[block] for block in {action.block for action in unique.values()})
     if unique:
         speed.note(project.cache, speed.Pass(read, size, seconds))
@@ -169,12 +170,13 @@ def _make_blocks(
     targets: Sequence[TargetPlan],
     todo: Mapping[str, Sequence[Action]],
     stream: Stream,
+    ahead: Container[str],
     check: Callable[[], None],
     tally: _Tally,
     emit: Emit,
 ) -> None:
-    """Walk the blocks once. One block is written (two shards at a time) while the next is computed and the
-    one after that is read."""
+    """Walk the blocks once. One block is written (two shards at a time) while the next is computed and,
+    where `ahead` names that one, the one after it is read."""
     by_block: dict[str, dict[Key, tuple[TargetPlan, Action]]] = {}
     for target in targets:
         for action in todo[target.name]:
@@ -190,7 +192,7 @@ def _make_blocks(
                     work = (store, writers, block, portion, check, tally, emit)
                     jobs.append(workers.submit(_write_block, *work))
                     if wanted := block.wanted.result():
-                        if following:  # read while this one is computed
+                        if following and name in ahead:  # read while this one is computed
                             stream.prefetch(following)
                         block.made.set_result(_compute(stream, name, wanted))
                 except BaseException as error:

@@ -79,7 +79,8 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
             relink.append(plan.name)
     known = speed.passes(project.cache)
     claimed: set[Key] = set()
-    passes = tuple(_pass(model, targets, known, claimed) for model, targets in todo.items())
+    budget = project.spec.build.memory
+    passes = tuple(_pass(model, targets, known, claimed, budget) for model, targets in todo.items())
     before = sum(blobs.present(project.store).values())
     root = project.store.root
     return Forecast(
@@ -102,8 +103,9 @@ def _pass(
     targets: list[tuple[TargetPlan, tuple[Action, ...]]],
     known: tuple[speed.Pass, ...],
     claimed: set[Key],
+    budget: int | None,
 ) -> PassForecast:
-    """`claimed`: keys that an earlier pass of the run makes; this one adds its own."""
+    """`budget`: [build] memory. `claimed`: keys that an earlier pass of the run makes; this adds its own."""
     unique = {a.key: a for _, missing in targets for a in missing if a.key not in claimed}
     claimed |= unique.keys()
     everything = {action.key for plan, _ in targets for action in plan.actions}
@@ -118,7 +120,7 @@ def _pass(
         len(everything) - len(unique),
         read,
         write,
-        peak_memory(unique.values(), source),
+        peak_memory(unique.values(), source, budget),
         speed.estimate(known, read, write),
     )
 

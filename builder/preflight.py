@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 from builder.errors import BuildError
 from builder.plan import Action
 from builder.project import Project
 from builder.roots import freeable
+from builder.sizes import size_text
 
 RESIDENT = 400 << 20  # Python, mlx and mlx-lm themselves
 COPIES = 2  # while one portion of a block is written, the next is computed
@@ -57,9 +59,25 @@ def check_memory(
             raise NoMemory(block=block, model=model, needed=size_text(needed), budget=size_text(budget))
 
 
-def peak_memory(actions: Iterable[Action], source: Mapping[str, int]) -> int:
+def peak_memory(actions: Iterable[Action], source: Mapping[str, int], budget: int | None = None) -> int:
     """An upper estimate, in bytes, of the process at its peak."""
-    return max(block_peaks(actions, source).values(), default=RESIDENT)
+    todo = list(actions)
+    peaks = block_peaks(todo, source)
+    ahead = reads_ahead(todo, source, budget)
+    return max((peak + ahead.get(block, 0) for block, peak in peaks.items()), default=RESIDENT)
+
+
+def reads_ahead(
+    actions: Iterable[Action], source: Mapping[str, int], budget: int | None
+) -> Mapping[str, int]:
+    """Block -> bytes of the next one to make, where both are allowed in memory: it is read meanwhile."""
+    peaks = block_peaks(actions, source)
+    order = [block for block in source if block in peaks]
+    return {
+        block: source[following]
+        for block, following in pairwise(order)
+        if budget is None or peaks[block] + source[following] <= budget
+    }
 
 
 def block_peaks(actions: Iterable[Action], source: Mapping[str, int]) -> Mapping[str, int]:
@@ -73,13 +91,3 @@ def block_peaks(actions: Iterable[Action], source: Mapping[str, int]) -> Mapping
         block: RESIDENT + COPIES * (source[block] + min(size, max(PORTION, largest[block])))
         for block, size in made.items()
     }
-
-
-def size_text(nbytes: float) -> str:
-    """In the units of disk makers: 92.6 MB."""
-    value = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

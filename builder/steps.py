@@ -131,21 +131,23 @@ class FindThreshold(Step):
 @dataclass
 class Release(Step):
     def run(self) -> None:
-        from builder.progress import showing
+        from builder.progress import Note, showing
         from builder.release import PRODUCTION, release
 
         self.project.forget_plan()
         with showing() as emit:
             release(self.project, emit)
-        print(f"{PRODUCTION} is now {self.project.spec.production}")
+            emit(Note(f"{PRODUCTION} is now {self.project.spec.production}"))
 
 
 @dataclass
 class Rollback(Step):
     def run(self) -> None:
+        from builder.progress import Note, showing
         from builder.release import PRODUCTION, rollback
 
-        print(f"{PRODUCTION} is now {rollback(self.project)}")
+        with showing() as emit:
+            emit(Note(f"{PRODUCTION} is now {rollback(self.project)}"))
 
 
 @dataclass

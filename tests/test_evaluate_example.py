@@ -30,8 +30,8 @@ def test_the_same_bytes_again(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["make_data.py", str(tmp_path)])
     make_data.main()
-    assert len(capsys.readouterr().out.splitlines()) == 3
-    for name in ("train", "valid", "test"):
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    for name in ("study", "train", "valid", "test"):
         made, kept = (folder / f"{name}.jsonl" for folder in (tmp_path, EXAMPLE / "data"))
         assert made.read_bytes() == kept.read_bytes(), name
 

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 BUILDER = ROOT / "builder"
 # From left to right; a module imports only from its own layer or from those before it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "keys", "progress", "live", "interrupt"),
+    ("errors", "keys", "progress", "live", "interrupt", "sizes"),
     (
         "spec",
         "names",

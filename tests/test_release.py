@@ -37,7 +37,7 @@ def shown(box: Sandbox) -> dict[str, str]:
 def test_released_moved_and_rolled_back(box: Sandbox) -> None:
     first = box.doit("release:production")
     assert first.code == 0, first.text
-    assert "production is now m_4bit" in first.out
+    assert "production is now m_4bit" in first.err
     assert "m_4bit is released unmeasured: [model.m.require] names no condition" in first.err
     assert shown(box) == {"production": "m_4bit"}
     assert box.doit("release:production").out.endswith("-- release:production\n")
@@ -45,7 +45,7 @@ def test_released_moved_and_rolled_back(box: Sandbox) -> None:
     assert box.doit("release:production").code == 0
     assert shown(box) == {"production": "m_5bit", "production.former": "m_4bit"}
     assert "production is m_5bit" in box.doit("status").out
-    assert "production is now m_4bit" in box.doit("rollback:production").out
+    assert "production is now m_4bit" in box.doit("rollback:production").err
     assert shown(box) == {"production": "m_4bit", "production.former": "m_5bit"}
     assert box.doit("rollback:production").code == 0
     assert shown(box) == {"production": "m_5bit", "production.former": "m_4bit"}

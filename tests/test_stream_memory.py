@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from builder import preflight
 from builder.engine.inspect import inspect
+from builder.keys import Key
+from builder.plan import Action
 from tests.architectures import checkpoint, dense, moe
 from tests.comparison import lora
 from tests.conftest import ROOT
@@ -80,3 +84,16 @@ def test_memory_does_not_grow_with_the_blocks(base: Path, how: str, tmp_path: Pa
     early, late = max(seen[:10]), max(seen[10:])
     print(f"resident after 10 blocks {early / 1e6:.0f} MB, at most {late / 1e6:.0f} MB after {len(seen)}")
     assert late - early < 3 * BLOCK
+
+
+def test_reading_ahead_needs_room_in_the_budget() -> None:
+    action = Action(Key("k1"), "a", "f", (), 10, False)
+    actions = [action, replace(action, key=Key("k2"), block="b")]
+    source = {"a": 1000, "b": 4000}
+    peak = preflight.block_peaks(actions, source)["a"]
+    assert preflight.reads_ahead(actions, source, None) == {"a": 4000}
+    assert preflight.reads_ahead(actions, source, peak + 4000) == {"a": 4000}
+    assert preflight.reads_ahead(actions, source, peak + 3999) == {}
+    assert preflight.peak_memory(actions, source) == max(
+        peak + 4000, preflight.block_peaks(actions, source)["b"]
+    )

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from shutil import get_terminal_size
 
+from builder.sizes import size_text
+
 _STYLES: Mapping[str, str] = {
     "built": "green",
     "stale": "yellow",
@@ -20,15 +22,7 @@ _STYLES: Mapping[str, str] = {
 
 
 def size(nbytes: float | None) -> str:
-    """In the units of disk makers, three digits: 92.6 MB."""
-    if nbytes is None:
-        return "-"
-    value, unit = float(nbytes), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(value) < 999.5 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+    return "-" if nbytes is None else size_text(nbytes)
 
 
 def duration(seconds: float | None) -> str:

@@ -11,7 +11,9 @@ from builder.commands import render
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
 from builder.errors import BuildError
 from builder.problems import suggestion
+from builder.progress import showing
 from builder.project import Project
+from builder.roots import fingerprint
 
 OPT_OUT: Mapping[str, Any] = {
     "name": "out",
@@ -40,6 +42,9 @@ class Report(ProjectCommand):
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         from builder.report.collect import collect
 
+        if len(tuple(project.plan.resolved())) < len(project.spec.targets):
+            with showing() as emit:  # a source whose files look new: which builds are of it, its bytes say
+                fingerprint(project, emit)
         report = collect(project, [_known(project, name.removeprefix("model:")) for name in names])
         if options["json"]:
             print_json("report", version=report.version, models=[asdict(model) for model in report.models])

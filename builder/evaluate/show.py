@@ -46,7 +46,7 @@ def show_threshold(project: Project, found: Threshold) -> None:
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
     with console.capture() as shown:
         console.print(table)
-    print("\n".join(line.rstrip() for line in shown.get().splitlines()))
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in shown.get().splitlines()))
     console.print(f"{found.search.found} is the smallest that passes")
     for small, large in found.search.exceptions:
         console.print(f"size does not order them: {small} passes, {large} is larger and does not")

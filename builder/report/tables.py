@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from builder.evaluate.statistics import Figure
 from builder.report.facts import Compared, ModelReport, Row
+from builder.sizes import size_text
 
 PERCENT = frozenset({"accuracy", "greedy", "rate", "agreement"})
 
@@ -35,7 +36,7 @@ def study(model: ModelReport, *, brief: bool = False) -> Table:
             row.variant,
             row.verdict,
             row.levels,
-            megabytes(row.size),
+            size_text(row.size),
             _memory(row),
             f"{row.bits_per_weight:.2f}",
             *(_cell(metric, row.figures.get(metric), brief=brief) for metric in metrics),
@@ -168,10 +169,6 @@ def verdict(compared: Compared) -> str:
     return f"{found.value:+.3g} ({found.low:+.3g} to {found.high:+.3g}, n = {found.n})"
 
 
-def megabytes(nbytes: float) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
-
-
 def _of(metric: str, suite: str) -> bool:
     return metric.partition(".")[0] == suite
 
@@ -204,7 +201,7 @@ def _short(value: float) -> str:
 
 def _memory(row: Row) -> str:
     peaks = [figure.value for metric, figure in row.figures.items() if metric.endswith(".memory")]
-    return megabytes(max(peaks) * 1e9) if peaks else megabytes(row.size)
+    return size_text(max(peaks) * 1e9) if peaks else size_text(row.size)
 
 
 def _survival(row: Row) -> str:

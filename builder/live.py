@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from builder.progress import BlockDone, Event, Hashing, Note, PassDone, PassStarted
+from builder.progress import BlockDone, Event, Hashing, Note, PassDone, PassStarted, Scored
 
 
 class Live:
@@ -42,6 +42,11 @@ class Live:
             case Hashing(what, done, total):
                 self._follow(f"hash {what}", total)
                 self._update(done, f"{_of(done, total)}{self._rate(done)}")
+                if done >= total:
+                    self._stop()
+            case Scored(target, done, total):
+                self._follow(target, total)
+                self._update(done, f"{done}/{total} measured{self._left(done)}")
                 if done >= total:
                     self._stop()
             case PassStarted():
@@ -82,8 +87,14 @@ class Live:
         seconds = time.monotonic() - self._started
         if seconds < 0.2 or not done:
             return ""
+        return f"  {done / seconds / 1e9:.2f} GB/s{self._left(done)}  mem {_memory():.1f} GB"
+
+    def _left(self, done: int) -> str:
+        seconds = time.monotonic() - self._started
+        if seconds < 0.2 or not done:
+            return ""
         left = max(0, round((self._total - done) * seconds / done))
-        return f"  {done / seconds / 1e9:.2f} GB/s  ETA {left // 60}:{left % 60:02}  mem {_memory():.1f} GB"
+        return f"  ETA {left // 60}:{left % 60:02}"
 
     def _stop(self) -> None:
         if self._progress is not None:

@@ -80,7 +80,16 @@ class TargetDone:
     seconds: float
 
 
-Event = Note | Hashing | PassStarted | BlockDone | PassDone | TargetDone
+@dataclass(frozen=True)
+class Scored:
+    """`done` of `total` questions have been put to a target (layers of it, where it is scored by layer)."""
+
+    target: str
+    done: int
+    total: int
+
+
+Event = Note | Hashing | Scored | PassStarted | BlockDone | PassDone | TargetDone
 Emit = Callable[[Event], None]
 
 
@@ -154,6 +163,9 @@ class Plain:
             case Hashing(what, done, total):
                 if self._due():
                     self._line(f"{what}: hashed {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+            case Scored(target, done, total):
+                if self._due():
+                    self._line(f"{target}: {done} of {total} measured")
             case PassStarted():
                 self._blocks, self._done = event.blocks, 0
                 self._line(

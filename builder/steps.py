@@ -93,7 +93,8 @@ class Evaluate(Step):
 
     def run(self) -> None:
         from builder.cards import refresh
-        from builder.evaluate.run import EvaluationFailed, check, evaluate
+        from builder.evaluate.process import EvaluationFailed
+        from builder.evaluate.run import check, evaluate
         from builder.evaluate.show import show
         from builder.progress import mode, showing
 

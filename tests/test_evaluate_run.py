@@ -184,3 +184,31 @@ def test_by_layer_when_float32_does_not_fit() -> None:
     target: Any = SimpleNamespace(base=SimpleNamespace(structure=structure))
     assert not by_layer(target, 4_000_000)
     assert by_layer(target, 3_999_000)
+
+
+def test_it_says_how_far_it_is(sandbox: Callable[[str], Sandbox]) -> None:
+    """Every suite of questions ends with all of them done; by layer, with all of the layers."""
+    box = project(sandbox)
+    box.edit('suites = ["routing", "calls", "ppl", "fidelity", "said", "own"]', 'suites = ["calls", "said"]')
+    box.edit('"routing.accuracy" = ">= 0"', '"calls.rate" = ">= 0"')
+    ran = box.doit("run", "--progress", "json", "eval:m_4bit")
+    assert ran.code == 0, ran.text
+    events = [json.loads(line) for line in ran.err.splitlines() if line.startswith("{")]
+    scored = [(e["target"], e["done"], e["total"]) for e in events if e["event"] == "Scored"]
+    assert ("m_4bit", 6, 6) in scored
+    assert all(done <= total for _, done, total in scored)
+    assert sum(done == total for _, done, total in scored) == 2
+    assert "modelkiln progress" not in ran.text
+
+
+def test_a_worker_that_dies_is_one_line(sandbox: Callable[[str], Sandbox]) -> None:
+    box = project(sandbox)
+    box.edit('suites = ["routing", "calls", "ppl", "fidelity", "said", "own"]', 'suites = ["calls"]')
+    box.edit('"routing.accuracy" = ">= 0"', '"calls.rate" = ">= 0"')
+    assert box.doit("model:m_4bit").code == 0
+    kill = "if 'builder.evaluate.worker' in ' '.join(sys.orig_argv):\n    os.kill(os.getpid(), 9)\n"
+    (box.root / "sitecustomize.py").write_text(f"import os, sys\n{kill}")
+    ran = box.doit("eval:m_4bit", env={"PYTHONPATH": str(box.root)})
+    assert ran.code == 2
+    assert "eval:m_4bit: the scoring process ended with -9" in ran.text
+    assert "Traceback" not in ran.text

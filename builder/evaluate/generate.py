@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from builder.evaluate.measure import Measured
+from builder.evaluate.process import Step, untold
 from builder.evaluate.questions import Row, prompt
 from builder.evaluate.statistics import Figure, mean, rate
 from builder.spec import Suite
 
 
-def generate_all(suite: Suite, rows: Sequence[Row], directory: Path, *, trust_remote_code: bool) -> Measured:
+def generate_all(
+    suite: Suite,
+    rows: Sequence[Row],
+    directory: Path,
+    *,
+    trust_remote_code: bool,
+    step: Step = untold,
+) -> Measured:
     """`rate` of right answers; `seconds` a query, `tokens_per_second`, `memory` (the peak of arrays, in GB).
 
     On a CPU the activations and scales are float32: its kernels for half precision are 50 times slower. The
@@ -44,6 +52,7 @@ def generate_all(suite: Suite, rows: Sequence[Row], directory: Path, *, trust_re
             speeds.append(float(parts[-1].generation_tps))
             text = "".join(part.text for part in parts)
             right.append(CHECKS[suite.check](text, row["messages"][-1]["content"]))
+            step(number, len(asked))
     peak = mx.get_peak_memory() / 1e9
     figures = {
         "rate": rate(right),

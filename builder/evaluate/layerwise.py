@@ -18,14 +18,20 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from builder.evaluate.process import Step, untold
 from builder.evaluate.questions import Ask
 from builder.evaluate.scoring import Gather, Reduce, batches, begin, deliver, install_gather, logits
 
 Steps = deque[list[mx.array]]  # what the layers returned for one batch, one after the other, not computed yet
 
 
-def score_by_layer(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8) -> None:
-    """As scoring.score, with one layer's weights in memory at a time. The model is used up."""
+def score_by_layer(
+    model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: Step = untold
+) -> None:
+    """As scoring.score, with one layer's weights in memory at a time. The model is used up.
+
+    `step` is told how many of the layers are done.
+    """
     gathers = [Gather(([0], [0]))]
     steps: list[Steps] = [deque()]
     install_gather(model, lambda: gathers[-1])
@@ -40,11 +46,13 @@ def score_by_layer(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 
         outputs.append(logits(model, gathers[-1], batch, beginning))
     del beginning
     _let_go(model)
+    depth = max(map(len, steps))
     while any(steps):
         for of_batch in steps:
             if of_batch:
                 mx.eval(of_batch.popleft())
         mx.clear_cache()
+        step(depth - max(map(len, steps)), depth)
     for batch in todo:
         deliver(batch, outputs.popleft(), reduce)
         mx.clear_cache()

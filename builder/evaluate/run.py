@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -17,6 +14,7 @@ from builder.asked import reference_key, result_key
 from builder.errors import BuildError
 from builder.evaluate import results
 from builder.evaluate.command import run_command
+from builder.evaluate.process import ask
 from builder.evaluate.results import Missed, Result, missed
 from builder.keys import Key
 from builder.plan import TargetPlan
@@ -29,12 +27,6 @@ from builder.state import usable_record
 from builder.store import blobs, records
 
 _OF_MEMORY = 0.7  # the share that weights may take; activations and logits need the rest
-
-
-class EvaluationFailed(BuildError):
-    """eval:{target}: {what}"""
-
-    exit_code = 2
 
 
 class RequirementMissed(BuildError):
@@ -76,7 +68,7 @@ def evaluate(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Resu
     for together in [scored, *generated] if scored else generated:  # those that are scored share one pass
         emit(Note(f"measuring {target.name}: {', '.join(suite.name for suite in together)}"))
         request = _request(project, target, together, str(directory))
-        answer = _ask(target.name, {**request, "references": references})
+        answer = ask(target.name, {**request, "references": references}, emit)
         for suite in together:
             known[suite.name] = _kept(project, _result(project, target, suite, answer))
     for suite in (suite for suite in todo if suite.kind == "command"):
@@ -111,7 +103,8 @@ def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -
         emit(Note(f"measuring the unquantized {target.target.model.name} for {suite.name}"))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "reference.safetensors"
-            _ask(target.name, {**_request(project, target, [suite], None), "make": {suite.name: str(file)}})
+            request = {**_request(project, target, [suite], None), "make": {suite.name: str(file)}}
+            ask(target.name, request, emit)
             record = Record(key, "reference", blobs.ingest_file(project.store, file), {"top_k": suite.top_k})
         records.write(project.store, record)
         register(project)  # so that gc, from another checkout too, keeps it
@@ -157,20 +150,6 @@ def suite_from(described: Mapping[str, Any]) -> Suite:
     known = {field.name for field in fields(Suite)}
     suite = Suite(**{key: value for key, value in described.items() if key in known})
     return replace(suite, data=Path(str(suite.data)) if suite.data else None)
-
-
-def _ask(target: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises EvaluationFailed."""
-    command = [sys.executable, "-m", "builder.evaluate.worker"]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
-        last = done.stderr.strip().splitlines()[-1:] or [f"the scoring process ended with {done.returncode}"]
-        raise EvaluationFailed(target=target, what=last[0]) from None
-    if "error" in answer:
-        raise EvaluationFailed(target=target, what=answer["error"])
-    return answer
 
 
 def _result(project: Project, target: TargetPlan, suite: Suite, answer: Mapping[str, Any]) -> Result:

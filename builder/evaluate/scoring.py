@@ -18,6 +18,7 @@ import mlx.nn as nn
 
 from builder.engine.loading import load_base
 from builder.evaluate.prefix import Beginning, shared_beginning
+from builder.evaluate.process import Step, untold
 from builder.evaluate.questions import Ask
 
 Reduce = Callable[[int, mx.array], None]
@@ -117,8 +118,12 @@ def load_float32(directory: Path, *, trust_remote_code: bool = False) -> nn.Modu
     return model
 
 
-def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8) -> None:
-    """Call reduce(i, log-probs of ask i's positions, a row each) for every ask, in any order."""
+def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: Step = untold) -> None:
+    """Call reduce(i, log-probs of ask i's positions, a row each) for every ask, in any order.
+
+    `step` is told how many of the asks are done.
+    """
+    done = 0
     running = [Gather(([0], [0]))]
     install_gather(model, lambda: running[-1])
     beginning = begin(model, asks)
@@ -129,6 +134,8 @@ def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8) -> Non
         running[:] = [Gather(rest.positions)]
         deliver(rest, logits(model, running[-1], rest, beginning), reduce)
         mx.clear_cache()
+        done += len(rest.asks)
+        step(done, len(asks))
 
 
 def begin(model: Any, asks: Sequence[Ask]) -> Beginning | None:

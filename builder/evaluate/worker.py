@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError
+from builder.evaluate.process import Step, telling
 
 
 def main() -> int:
@@ -47,7 +48,9 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
         }
     parts = _parts(request, suites)
     model = _model(request)
-    results = _score(model, parts, max(suite.batch for suite in suites), layerwise=request["layerwise"])
+    tell = telling()
+    batch = max(suite.batch for suite in suites)
+    results = _score(model, parts, batch, tell, layerwise=request["layerwise"])
     for suite in suites:
         if request["make"].get(suite.name):
             parts[suite.name].save(Path(request["make"][suite.name]))
@@ -85,7 +88,9 @@ def _generate(request: Mapping[str, Any], suite: Any) -> Any:
     from builder.evaluate.questions import read_rows
 
     trusted = request["base"]["trust_remote_code"]
-    return generate_all(suite, read_rows(suite), Path(request["directory"]), trust_remote_code=trusted)
+    return generate_all(
+        suite, read_rows(suite), Path(request["directory"]), trust_remote_code=trusted, step=telling()
+    )
 
 
 def _model(request: Mapping[str, Any]) -> Any:
@@ -99,13 +104,15 @@ def _model(request: Mapping[str, Any]) -> Any:
     return load_float32(Path(request["directory"]), trust_remote_code=trusted)
 
 
-def _score(model: Any, parts: Mapping[str, Any], batch: int, *, layerwise: bool) -> dict[str, Any]:
+def _score(
+    model: Any, parts: Mapping[str, Any], batch: int, tell: Step, *, layerwise: bool
+) -> dict[str, Any]:
     from builder.evaluate.layerwise import score_by_layer
     from builder.evaluate.measure import answer
     from builder.evaluate.scoring import score
 
     scorer = score_by_layer if layerwise else score
-    answer(parts.values(), lambda asks, take: scorer(model, asks, take, batch), at_once=layerwise)
+    answer(parts.values(), lambda asks, take: scorer(model, asks, take, batch, tell), at_once=layerwise)
     return {name: asdict(part.result()) for name, part in parts.items()}
 
 

@@ -1,0 +1,78 @@
+"""Talking to the process that holds a model: a request in, its progress meanwhile, an answer out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from threading import Thread
+from typing import IO, Any
+
+from builder.errors import BuildError
+from builder.progress import Emit, Scored
+
+Step = Callable[[int, int], None]  # how many of how many are done
+MARK = "modelkiln progress "  # begins the worker's lines on stderr that are not for people
+_EVERY_S = 0.25
+
+
+class EvaluationFailed(BuildError):
+    """eval:{target}: {what}"""
+
+    exit_code = 2
+
+
+def ask(target: str, request: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+    """The worker's answer to a request; what it has done is emitted as it goes. Raises EvaluationFailed."""
+    command = [sys.executable, "-m", "builder.evaluate.worker"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+        said: list[str] = []
+        listener = Thread(target=_listen, args=(process.stderr, said, target, emit), daemon=True)
+        listener.start()
+        try:
+            json.dump(request, process.stdin)
+            process.stdin.close()
+        except BrokenPipeError:  # it ended at once, and said why
+            pass
+        text = process.stdout.read()
+        code = process.wait()
+        listener.join()
+    try:
+        answer: dict[str, Any] = json.loads(text)
+    except ValueError:
+        last = said[-1] if said else f"the scoring process ended with {code}"
+        raise EvaluationFailed(target=target, what=last) from None
+    if "error" in answer:
+        raise EvaluationFailed(target=target, what=answer["error"])
+    return answer
+
+
+def _listen(stream: IO[str], said: list[str], target: str, emit: Emit) -> None:
+    """Progress becomes events; the last of the other lines is what an unexpected end is explained with."""
+    for line in stream:
+        if line.startswith(MARK):
+            done, _, total = line.removeprefix(MARK).strip().partition("/")
+            emit(Scored(target, int(done), int(total)))
+        elif line.strip():
+            said[:] = [line.strip()]
+
+
+def telling() -> Step:
+    """For the worker: tells how far it is, at most a few times a second, and when it is done."""
+    last = 0.0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last > _EVERY_S:
+            last = time.monotonic()
+            sys.stderr.write(f"{MARK}{done}/{total}\n")
+            sys.stderr.flush()
+
+    return tell
+
+
+def untold(done: int, total: int) -> None:
+    """Tells nobody."""

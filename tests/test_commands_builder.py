@@ -19,6 +19,8 @@ from builder.edit import add_variant, guess_settings
 from builder.nearby import look, plain_name, propose
 from builder.parse import parse_spec
 from tests.conftest import ROOT, Ran, Sandbox
+from tests.test_evaluate_run import SUITES
+from tests.test_release import RELEASE
 from tests.tiny import DECLARATION, make_adapter, make_base
 
 Make = Callable[..., Sandbox]
@@ -205,6 +207,7 @@ DECLARED = tomllib.loads(DECLARATION)
         ("doit sta", ["status"]),
         ("builder completion ", ["bash", "fish", "zsh"]),
         ("builder init ", []),
+        ("builder report ", ["m"]),
     ],
 )
 def test_completion(line: str, found: list[str]) -> None:
@@ -213,9 +216,10 @@ def test_completion(line: str, found: list[str]) -> None:
 
 
 def test_completion_knows_every_task(sandbox: Make) -> None:
-    box = sandbox(DECLARATION)
+    text = DECLARATION + SUITES + RELEASE
+    box = sandbox(text)
     listed = {line.split()[0] for line in box.doit("list").out.splitlines()}
-    offered = set(candidates("doit", ["info", ""], DECLARED))
+    offered = set(candidates("doit", ["info", ""], tomllib.loads(text)))
     assert {name for name in listed if ":" in name} == offered
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from builder.commands import COMMANDS, STANDALONE
 
 _DOIT = ("list", "info", "forget", "ignore", "help", "dumpdb", "reset-dep", "clean")
-_JSON = ("status", "why", "plan")
+_JSON = ("status", "why", "plan", "report", "gc", "verify")
 
 
 def complete(words: Sequence[str]) -> int:
@@ -31,6 +31,8 @@ def candidates(program: str, words: Sequence[str], declared: dict[str, object]) 
         found = {*_targets(declared), *_models(declared)}
         if command == "build":
             found |= set(_tasks(declared))
+    elif command == "report":
+        found = set(_models(declared))
     elif command == "add-variant":
         found = set(_models(declared) if len(before) == 1 else _names(declared, "variant"))
     elif command == "completion":
@@ -59,6 +61,20 @@ def _tasks(declared: dict[str, object]) -> Iterator[str]:
         yield f"model:{name}"
     for name in [*_targets(declared), *_names(declared, "variant")]:
         yield f"clean:{name}"
+    for model in _measured(declared, "suites"):
+        yield from (f"eval:{name}" for name in _targets(declared) if name.startswith(f"{model}_"))
+    for model in _measured(declared, "require"):
+        yield f"threshold:{model}"
+    if _names(declared, "release"):
+        yield from ("release:production", "rollback:production", "clean:production")
+
+
+def _measured(declared: dict[str, object], key: str) -> Iterator[str]:
+    """The models that have suites, or requirements."""
+    models = declared.get("model")
+    for name, table in models.items() if isinstance(models, dict) else ():
+        if isinstance(table, dict) and table.get(key):
+            yield name
 
 
 def _targets(declared: dict[str, object]) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 builder build [TARGET...]            build what is not up to date
 builder status | why | plan          what there is, why it would be built, what that costs
+builder build eval:TARGET            measure a target; `threshold:MODEL`, `release:production` likewise
+builder report [MODEL...]            tables, plots and provenance of what was built and measured
 builder init                         propose an artifacts.toml for this folder
 builder add-variant MODEL VARIANT    declare one more variant
 builder lock [--check]               pin or check all inputs in artifacts.lock (`build --locked` checks too)
-    builder attest TARGET                an in-toto statement about a built target
-    builder completion bash|zsh|fish     completion for `builder` and `doit`
+builder attest TARGET                an in-toto statement about a built target
+builder completion bash|zsh|fish     completion for `builder` and `doit`
 builder help COMMAND                 options of a command; doit's own commands (list, info, ...) work too
 """
 

@@ -3,7 +3,8 @@
 The mlx wheel for Linux carries the reference BLAS: about 5 GFLOP/s on one core, where OpenBLAS makes 50. The
 PyPI package scipy-openblas32 (in the extra `cpu`) carries an OpenBLAS whose names begin with `scipy_`. The
 entries of libmlx's table of imported functions that name cblas functions are pointed to it; nothing on disk
-changes, and without the package nothing happens. For the scoring process only: a build never does this.
+changes, and without the package nothing happens. The same products are computed before and after: where they
+differ by more than rounding, everything is put back. For the scoring process only: a build never does this.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _FUNCTIONS = (b"cblas_sgemm",)
 _TABLES = (b".rela.plt", b".rela.dyn")
@@ -36,10 +38,30 @@ def accelerate() -> str:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
     openblas = ctypes.CDLL(str(library))
     start = _loaded_at(ours)
-    places = list(_imports(ours)) if start is not None else []
-    for name, offset in places:
-        _replace((start or 0) + offset, openblas, name)
-    return "openblas" if places else "mlx"
+    if start is None:
+        return "mlx"
+    before = _products()
+    replaced = [(start + at, _replace(start + at, _address(openblas, name))) for name, at in _imports(ours)]
+    if not replaced:
+        return "mlx"
+    if all(abs(new - old) <= 1e-3 * max(1.0, abs(old)) for new, old in zip(_products(), before, strict=True)):
+        return "openblas"
+    for place, former in replaced:  # another calling convention than we think: as if it were not there
+        _replace(place, former)
+    return "mlx"
+
+
+def _products() -> list[float]:
+    """Some entries of products of every kind that mlx asks its BLAS for: plain, transposed, a single row."""
+    import mlx.core as mx
+
+    def ramp(rows: int, columns: int) -> mx.array:
+        return mx.sin(mx.arange(rows * columns, dtype=mx.float32)).reshape(rows, columns)
+
+    a, b, row = ramp(33, 65), ramp(65, 47), ramp(1, 65)
+    made = [a @ b, b.T @ a.T, mx.contiguous(a.T).T @ b, row @ b, a @ row.T, 0.5 * ramp(33, 47) + a @ b]
+    values: Any = mx.concatenate([each.reshape(-1)[::97] for each in made]).tolist()
+    return list(values)
 
 
 def _package(name: str, file: str) -> Path | None:
@@ -84,11 +106,16 @@ def _text(data: mmap.mmap, at: int) -> bytes:
     return data[at : data.find(b"\0", at)]
 
 
-def _replace(place: int, library: ctypes.CDLL, name: bytes) -> None:
-    """Writes the address of the library's function to a place that the loader may have made read-only."""
-    function = ctypes.cast(getattr(library, f"scipy_{name.decode()}"), ctypes.c_void_p).value
+def _address(library: ctypes.CDLL, name: bytes) -> int:
+    return ctypes.cast(getattr(library, f"scipy_{name.decode()}"), ctypes.c_void_p).value or 0
+
+
+def _replace(place: int, address: int) -> int:
+    """Writes an address to a place that the loader may have made read-only; returns what stood there."""
     page = place - place % mmap.PAGESIZE
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), _READ_WRITE) != 0:
         raise OSError(ctypes.get_errno(), "mprotect")
-    ctypes.c_void_p.from_address(place).value = function
+    cell = ctypes.c_void_p.from_address(place)
+    former, cell.value = cell.value or 0, address
+    return former

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from builder.commands import COMMANDS
 # Machines are shared and slow at times: no example has a deadline.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# A job that a shell started in the background ignores Ctrl-C, and so would every command that a test runs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,6 +19,9 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.build import environment
 from builder.keys import Digest, digest_bytes
 from builder.plan import TargetPlan
 from builder.prepare import now
@@ -157,7 +160,11 @@ def measure(root: Path, arguments: list[str], runs: int) -> float:
     for _ in range(runs):
         start = time.perf_counter()
         done = subprocess.run(
-            [Path(sys.executable).parent / "doit", *arguments], cwd=root, capture_output=True, text=True
+            [Path(sys.executable).parent / "doit", *arguments],
+            cwd=root,
+            env=environment(),
+            capture_output=True,
+            text=True,
         )
         times.append(time.perf_counter() - start)
         if done.returncode:
@@ -195,7 +202,8 @@ def main() -> None:
         for file in small:
             os.utime(file)
         start = time.perf_counter()
-        subprocess.run([Path(sys.executable).parent / "doit"], cwd=root, capture_output=True, check=True)
+        doit = [Path(sys.executable).parent / "doit"]
+        subprocess.run(doit, cwd=root, env=environment(), capture_output=True, check=True)
         seconds = time.perf_counter() - start
         results.setdefault("doit, just after a touch of all but the weights", {})[str(targets)] = round(
             seconds, 3

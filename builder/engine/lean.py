@@ -1,9 +1,9 @@
-"""mlx_lm for a pass over weights: its tokenizer libraries are imported when somebody uses them, not before.
+"""mlx_lm for a pass over weights: tokenizers and training are imported on first use, not before.
 
 `import mlx_lm` imports transformers and huggingface_hub, which takes a second and 100 MB, and a pass over
-weights uses neither. While mlx_lm is imported here, names that it takes from them are stand-ins that become
-the real ones on first use (as a lazy import does; PEP 810). Whoever imports those libraries afterwards gets
-the libraries themselves.
+weights uses neither; mlx_lm.tuner imports a trainer, with optimizers and a console. While mlx_lm is imported
+here, names that it takes from them are stand-ins that become the real ones on first use (as a lazy import
+does; PEP 810). Whoever imports those modules afterwards gets the modules themselves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-DEFERRED = ("transformers", "huggingface_hub", "mlx_lm.tokenizer_utils")
+DEFERRED = ("transformers", "huggingface_hub", "mlx_lm.tokenizer_utils", "mlx_lm.tuner.trainer")
 # What the engine uses of mlx_lm; architectures (mlx_lm.models.*) import none of DEFERRED.
 _USED = ("mlx_lm.utils", "mlx_lm.convert", "mlx_lm.tuner.dora", "mlx_lm.tuner.lora")
 

@@ -100,7 +100,8 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally
     """Run every action that has no usable record."""
     store = project.store
     todo = {target.name: missing_actions(store, target) for target in targets}
-    lacking = [t for t in targets if todo[t.name] or usable_record(store, t.config) is None]
+    unsettled = [t for t in targets if usable_record(store, t.config) is None]
+    lacking = [t for t in targets if todo[t.name] or t in unsettled]
     if not lacking:
         return
     unique = {action.key: action for actions in todo.values() for action in actions}
@@ -112,8 +113,8 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally
     emit(PassStarted(model, names, len(unique), total - len(unique), size))
     started = time.perf_counter()
     with unchanged(project, targets[0]) as check:
-        stream = open_stream(project, lacking)
-        for target in lacking:
+        stream = open_stream(project, lacking, unsettled)
+        for target in unsettled:
             _make_config(store, target, stream)
         ahead = preflight.reads_ahead(unique.values(), source, project.spec.build.memory)
         _make_blocks(store, lacking, todo, stream, ahead, check, tally, emit)
@@ -124,8 +125,11 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally
     emit(PassDone(model, seconds))
 
 
-def open_stream(project: Project, targets: Sequence[TargetPlan]) -> Stream:
-    """The lazily fused model of these targets (all of one model), with their variants."""
+def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequence[TargetPlan]) -> Stream:
+    """The lazily fused model of these targets (all of one model), with their variants.
+
+    unsettled: those whose config.json is to be made.
+    """
     from builder.engine.loading import LoadedAdapter, load_base
     from builder.engine.stream import Request, Stream
 
@@ -141,7 +145,8 @@ def open_stream(project: Project, targets: Sequence[TargetPlan]) -> Stream:
         info = read_adapter(project.spec.adapters[first.adapter])
         adapter = LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)
     requests = [Request(t.target.variant, t.dtype, t.quantization) for t in targets]
-    return Stream(model, config, requests, adapter, survival=project.spec.build.survival)
+    configs = {target.target.variant.name for target in unsettled}
+    return Stream(model, config, requests, adapter, configs=configs, survival=project.spec.build.survival)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 pytest.importorskip("numba")
 import mlx.core as mx
 
-from builder.engine import agreement, kernels
+from builder.engine import agreement, compiled, kernels
 from builder.engine.kernels import SETTINGS, NonFinite, fuse_lora, quantize_widths
 
 DTYPES = ["bfloat16", "float16", "float32"]
@@ -295,18 +296,75 @@ def test_not_available_on_another_device(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not agreement.fuse_agrees("bfloat16", "linear", 64, 8, 64)
 
 
-def test_compiled_code_is_kept_in_the_cache_directory(tmp_path: Path) -> None:
-    work, cache = tmp_path / "work", tmp_path / "cache"
-    work.mkdir()
-    script = "from builder.engine import jitted as j; print(j.numba.config.CACHE_DIR, j.cache_directory())"
+WORK = """
+import sys, warnings
+import numpy as np
+from builder.engine import agreement, compiled, kernels
+print(kernels.ready())
+made = kernels.quantize_widths(np.full((8, 64), 0x3F80, np.uint16), "bfloat16", [(4, 64)])
+print("numba" in sys.modules, agreement.verify("bfloat16") == kernels.SETTINGS)
+"""
+
+
+def fresh(cache: Path, code: str = WORK) -> list[str]:
+    """What a new process says that keeps compiled code in `cache`."""
+    if sys.platform == "darwin":
+        pytest.skip("the cache directory of macOS does not follow an environment variable")
     root = Path(__file__).parent.parent
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(root)}
-    environment.pop("NUMBA_CACHE_DIR", None)
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=work, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert list(work.iterdir()) == []
-    if sys.platform != "darwin":
-        assert done.stdout.split() == [str(cache / "modelkiln" / "numba")]  # numba's own setting is as it was
-        assert (cache / "modelkiln" / "numba").is_dir()
+    return [*done.stdout.splitlines(), *done.stderr.splitlines()]
+
+
+def test_code_is_compiled_once_on_a_machine_and_loaded_without_numba(tmp_path: Path) -> None:
+    assert fresh(tmp_path) == ["False", "True True"]
+    (kept,) = (tmp_path / "modelkiln").iterdir()
+    assert fresh(tmp_path) == ["True", "False True"]
+    whole = kept.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for content in (bytes(flipped), whole[:-1], b""):  # read as if it were not there, never run
+        kept.write_bytes(content)
+        assert compiled._read(kept) is None
+    assert fresh(tmp_path)[1] == "True True"
+    assert [*(tmp_path / "modelkiln").iterdir()] == [kept] and compiled._read(kept) is not None
+
+
+def test_where_nothing_can_be_kept_every_process_compiles(tmp_path: Path) -> None:
+    (tmp_path / "modelkiln").write_text("a file where the folder should be")
+    assert fresh(tmp_path) == ["False", "True True"]
+
+
+@pytest.mark.slow
+def test_two_processes_may_compile_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(fresh, [tmp_path] * 2)] == [["False", "True True"]] * 2
+    assert fresh(tmp_path) == ["True", "False True"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("compiled.SIGNATURES['fuse_rows'] += 'p'", "makes functions of the type i32 (ptr, ptr, i64"),
+        (
+            "jitted._narrow = numba.njit(lambda kind, value: np.uint32(getpid()))",
+            "lets the loops call getpid",
+        ),
+        ("jitted._round = None", "Failed in nopython mode pipeline"),
+    ],
+)
+def test_another_numba_means_mlx_and_a_warning(tmp_path: Path, change: str, says: str) -> None:
+    code = f"""
+import numba, numpy as np
+from builder.engine import agreement, compiled, jitted, kernels
+getpid = numba.types.ExternalFunction("getpid", numba.types.int32())
+{change}
+print(kernels.available(), agreement.verify("bfloat16"))
+print(agreement.fuse_agrees("bfloat16", "linear", 64, 8, 64))
+"""
+    first, second, *rest = fresh(tmp_path, code)
+    assert (first, second) == ("False frozenset()", "False")
+    (warned,) = (line for line in rest if "RuntimeWarning" in line)
+    assert "compiled kernels cannot be used, mlx is slower: " in warned and says in warned
+    assert not (tmp_path / "modelkiln").exists()

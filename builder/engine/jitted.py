@@ -1,6 +1,7 @@
-"""The compiled loops behind `kernels`: affine quantization to several widths, and LoRA fusing, on CPU.
+"""The loops behind `kernels`: affine quantization to several widths, and LoRA fusing, on CPU.
 
-Importing this module imports numba; only `kernels` does so, and only when it is asked for something.
+Importing this module imports numba; only `machine_code` does so, once on a machine. What is kept depends on
+the files that `compiled` names: everything that is compiled must stay in this one.
 
 Everything here repeats mlx's CPU arithmetic operation for operation, so the order of the float32
 operations matters and no fast-math flag is set. What may be rearranged is integer work: minima and maxima
@@ -8,66 +9,43 @@ are taken over integer keys that sort like the floats (so that the compiler vect
 NaN and infinity show up as the largest keys), and codes are packed eight at a time inside 64-bit words.
 
 One walk over the weights handles `CHUNK` elements at a time: they are widened to float32 once and stay in
-the first-level cache while every setting is made from them. The loops release the GIL and start no threads.
-
-Compiled code is kept in the user's cache directory, stamped with the content of this file. That stamp does
-not see other files, so everything that is compiled must stay in this one.
+the first-level cache while every setting is made from them. The loops start no threads, allocate nothing
+and raise nothing: they take pointers and call nobody, so that their machine code stands alone.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba import carray
+
+from builder.engine.compiled import CHUNK, SCRATCH
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint32]
 Raw = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Floats = npt.NDArray[np.float32]
 Keys = npt.NDArray[np.int32]
-Indices = npt.NDArray[np.int64]
 
 BFLOAT16, FLOAT16, FLOAT32 = 0, 1, 2
-CHUNK = 4096  # elements; a multiple of every group size, and 16 KiB once widened
+WIDE, DELTA, RESTORED, CODES, KEYS, LOW, HIGH, SCALES, BIASES = range(SCRATCH)  # pieces of working memory
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 
-def cache_directory() -> Path:
-    """Where compiled code is kept: the platform's cache directory of this user."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "modelkiln" / "numba"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelkiln" / "numba"
-
-
 def _inner(function: _Function) -> _Function:
-    """Compile a loop that other loops call; it is compiled into its callers and not cached by itself."""
-    compiled: _Function = numba.njit(nogil=True, error_model="numpy")(function)
+    """Compile a loop that other loops call; it is compiled into its callers."""
+    compiled: _Function = numba.njit(error_model="numpy", _nrt=False)(function)
     return compiled
 
 
 def _any_order(function: _Function) -> _Function:
     """Compile a loop whose float sums may be taken in any order: for statistics, never for weights."""
-    compiled: _Function = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})(function)
-    return compiled
-
-
-def _entry(function: _Function) -> _Function:
-    """Compile a loop that Python calls, on its first call, and keep the result on disk where possible."""
-    configured = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = configured or str(cache_directory())
-    try:
-        compiled: _Function = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except (RuntimeError, OSError):  # no directory that we may write to: compile in every process
-        compiled = _inner(function)
-    finally:
-        numba.config.CACHE_DIR = configured
+    compiled: _Function = numba.njit(error_model="numpy", _nrt=False, fastmath={"reassoc", "nsz"})(function)
     return compiled
 
 
@@ -92,11 +70,10 @@ def _widen(kind: int, raw: Raw, bits: Words) -> None:
 
 
 @_inner
-def _sort_keys(bits: Words, keys: Keys) -> None:
+def _sort_keys(bits: Keys, keys: Keys) -> None:
     """Integers that sort like the floats: the bit pattern, with the magnitude inverted below zero."""
-    signed = bits.view(np.int32)
     for j in range(keys.size):
-        keys[j] = signed[j] ^ ((signed[j] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+        keys[j] = bits[j] ^ ((bits[j] >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @_inner
@@ -128,9 +105,8 @@ def _round(kind: int, bits: Words) -> None:
             odd = (bits[j] >> np.uint32(16)) & np.uint32(1)
             bits[j] = np.uint32(bits[j] + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
     elif kind == FLOAT16:
-        values = bits.view(np.float32)
         for j in range(bits.size):
-            size = np.float32(abs(values[j]))
+            size = np.float32(abs(np.uint32(bits[j]).view(np.float32)))
             small = np.float32((size + np.float32(0.5)) - np.float32(0.5)).view(np.uint32)
             small = np.uint32(small | (bits[j] & np.uint32(0x80000000)))
             odd = (bits[j] >> np.uint32(13)) & np.uint32(1)
@@ -160,21 +136,22 @@ def _from_key(key: np.int32) -> np.float32:
 
 
 @_inner
-def _put(rows: Words, row: int, at: int, word: np.uint64) -> None:
+def _put(out: Words, at: int, word: np.uint64) -> None:
     """Store 64 bits as two little-endian words."""
-    rows[row, at] = np.uint32(word & np.uint64(0xFFFFFFFF))
-    rows[row, at + 1] = np.uint32(word >> np.uint64(32))
+    out[at] = np.uint32(word & np.uint64(0xFFFFFFFF))
+    out[at + 1] = np.uint32(word >> np.uint64(32))
 
 
 @_inner
-def _pack(width: int, codes: Bytes, count: int, out: Words) -> None:
-    """Write `count` codes (a multiple of 32) as a little-endian stream of `width`-bit fields."""
+def _pack(width: int, words: Words, eight: npt.NDArray[np.uint64], count: int, out: Words) -> None:
+    """Write `count` codes (a multiple of 32) as a little-endian stream of `width`-bit fields.
+
+    `words` and `eight` are the same memory: the codes, a byte each.
+    """
     if width == 8:
-        whole = codes.view(np.uint32)
         for j in range(count // 4):
-            out[j] = whole[j]
+            out[j] = words[j]
         return
-    eight = codes.view(np.uint64)
     field = np.uint64(width)
     gap1, gap2 = np.uint64(8) - field, np.uint64(16) - np.uint64(2) * field
     gap4 = np.uint64(32) - np.uint64(4) * field
@@ -187,23 +164,22 @@ def _pack(width: int, codes: Bytes, count: int, out: Words) -> None:
         for j in range(count // 8):
             out[j] = np.uint32(eight[j])
         return
-    fours = eight.reshape(-1, 4)
-    rows = out.reshape(-1, width)
     for j in range(count // 32):
-        a, b, c, d = fours[j, 0], fours[j, 1], fours[j, 2], fours[j, 3]
+        a, b, c, d = eight[4 * j], eight[4 * j + 1], eight[4 * j + 2], eight[4 * j + 3]
+        at = j * width
         if width == 2:
-            _put(rows, j, 0, a | (b << np.uint64(16)) | (c << np.uint64(32)) | (d << np.uint64(48)))
+            _put(out, at, a | (b << np.uint64(16)) | (c << np.uint64(32)) | (d << np.uint64(48)))
         elif width == 3:
-            _put(rows, j, 0, a | (b << np.uint64(24)) | (c << np.uint64(48)))
-            rows[j, 2] = np.uint32((c >> np.uint64(16)) | (d << np.uint64(8)))
+            _put(out, at, a | (b << np.uint64(24)) | (c << np.uint64(48)))
+            out[at + 2] = np.uint32((c >> np.uint64(16)) | (d << np.uint64(8)))
         elif width == 5:
-            _put(rows, j, 0, a | (b << np.uint64(40)))
-            _put(rows, j, 2, (b >> np.uint64(24)) | (c << np.uint64(16)) | (d << np.uint64(56)))
-            rows[j, 4] = np.uint32(d >> np.uint64(8))
+            _put(out, at, a | (b << np.uint64(40)))
+            _put(out, at + 2, (b >> np.uint64(24)) | (c << np.uint64(16)) | (d << np.uint64(56)))
+            out[at + 4] = np.uint32(d >> np.uint64(8))
         else:
-            _put(rows, j, 0, a | (b << np.uint64(48)))
-            _put(rows, j, 2, (b >> np.uint64(16)) | (c << np.uint64(32)))
-            _put(rows, j, 4, (c >> np.uint64(32)) | (d << np.uint64(16)))
+            _put(out, at, a | (b << np.uint64(48)))
+            _put(out, at + 2, (b >> np.uint64(16)) | (c << np.uint64(32)))
+            _put(out, at + 4, (c >> np.uint64(32)) | (d << np.uint64(16)))
 
 
 @_inner
@@ -270,10 +246,10 @@ def _add_biases(groups: int, biases: Floats, out: Floats) -> None:
 
 
 @_any_order
-def _add_errors(restored: Floats, values: Floats, delta: Floats) -> tuple[float, float]:
+def _add_errors(restored: Floats, values: Floats, delta: Floats, groups: int) -> tuple[float, float]:
     """Sums of squared errors and of error times delta: in any order within a row, the rows in double."""
     squares, dots = 0.0, 0.0
-    for i in range(restored.shape[0]):
+    for i in range(groups):
         square, dot = np.float32(0), np.float32(0)
         for j in range(restored.shape[1]):
             error = restored[i, j] - values[i, j]
@@ -284,76 +260,106 @@ def _add_errors(restored: Floats, values: Floats, delta: Floats) -> tuple[float,
     return squares, dots
 
 
-@_entry
+@_any_order
+def _add_squares(rows: Floats, groups: int) -> float:
+    """Sum of squares: in any order within a row, the rows in double."""
+    squares = 0.0
+    for i in range(groups):
+        square = np.float32(0)
+        for j in range(rows.shape[1]):
+            square += rows[i, j] * rows[i, j]
+        squares += np.float64(square)
+    return squares
+
+
 def quantize_span(
     kind: int,
-    raw: Raw,
+    raw: Any,
+    original: Any,
+    measured: int,
     first: int,
     last: int,
-    settings: Indices,
-    codes: Words,
-    params: Raw,
-    original: Raw,
-    sums: npt.NDArray[np.float64],
+    settings: Any,
+    rows: int,
+    codes: Any,
+    code_count: int,
+    params: Any,
+    param_count: int,
+    sums: Any,
+    scratch: Any,
 ) -> int:
     """Quantize elements `first` to `last` of the flat array `raw` to every one of `settings`.
 
-    settings: (n, 5) int64; per row bits, group size, where its codes start in `codes`, and where its scales
-    and its biases start in `params`. `first` is a multiple of CHUNK, `last - first` of every group size.
-    original: the weights before fusing, flat, or empty when nothing is to be measured.
-    sums: (n, 3) float64, added to: squared error, error times delta, squared delta.
+    settings: (rows, 5) int64; per row bits, group size, where its codes start in `codes`, and where its
+    scales and its biases start in `params`. `first` is a multiple of CHUNK, `last - first` of every group
+    size.
+    original: the weights before fusing, flat; looked at only where `measured` is not 0.
+    sums: (rows, 3) float64, added to: squared error, error times delta, squared delta.
+    scratch: SCRATCH pointers to CHUNK words each.
     Returns -1, or the index where a chunk starts that holds NaN or infinity.
     """
-    bits, delta_bits, restored = (
-        np.empty(CHUNK, np.uint32),
-        np.empty(CHUNK, np.uint32),
-        np.empty(CHUNK, np.uint32),
-    )
-    values, delta, restored_values = (
-        bits.view(np.float32),
-        delta_bits.view(np.float32),
-        restored.view(np.float32),
-    )
-    keys, steps = np.empty(CHUNK, np.int32), np.empty(CHUNK, np.uint8)
-    nothing = np.zeros(CHUNK, np.float32)
-    span = settings[:, 1].min()
-    low, high = np.empty(CHUNK // span, np.int32), np.empty(CHUNK // span, np.int32)
-    scale_bits, bias_bits = np.empty(CHUNK // span, np.uint32), np.empty(CHUNK // span, np.uint32)
-    scales, biases = scale_bits.view(np.float32), bias_bits.view(np.float32)
+    stored, before = carray(raw, (last,)), carray(original, (last,))
+    table, totals = carray(settings, (rows, 5)), carray(sums, (rows, 3))
+    all_codes, all_params = carray(codes, (code_count,)), carray(params, (param_count,))
+    bits, signed = carray(scratch[WIDE], (CHUNK,), np.uint32), carray(scratch[WIDE], (CHUNK,), np.int32)
+    values = carray(scratch[WIDE], (CHUNK,), np.float32)
+    delta_bits = carray(scratch[DELTA], (CHUNK,), np.uint32)
+    delta = carray(scratch[DELTA], (CHUNK,), np.float32)
+    restored = carray(scratch[RESTORED], (CHUNK,), np.uint32)
+    words, eight = carray(scratch[CODES], (CHUNK,), np.uint32), carray(scratch[CODES], (CHUNK,), np.uint64)
+    keys = carray(scratch[KEYS], (CHUNK,), np.int32)
+    span = table[0, 1]
+    for row in range(rows):
+        span = min(span, table[row, 1])
+    parts = CHUNK // span
+    low, high = carray(scratch[LOW], (parts,), np.int32), carray(scratch[HIGH], (parts,), np.int32)
+    scale_bits = carray(scratch[SCALES], (parts,), np.uint32)
+    scales = carray(scratch[SCALES], (parts,), np.float32)
+    bias_bits = carray(scratch[BIASES], (parts,), np.uint32)
+    biases = carray(scratch[BIASES], (parts,), np.float32)
     for start in range(first, last, CHUNK):
         count = min(CHUNK, last - start)
-        _widen(kind, raw[start : start + count], bits)
-        _sort_keys(bits, keys[:count])
-        if not _ranges(keys[:count].reshape(-1, span), low, high):
+        _widen(kind, stored[start : start + count], bits)
+        _sort_keys(signed, keys[:count])
+        if not _ranges(carray(scratch[KEYS], (count // span, span), np.int32), low, high):
             return start
         delta_squared = 0.0
-        if original.size:
-            _widen(kind, original[start : start + count], delta_bits)
+        if measured:
+            _widen(kind, before[start : start + count], delta_bits)
             for j in range(count):
                 delta[j] = values[j] - delta[j]
-            rows = delta[:count].reshape(-1, span)
-            delta_squared = _add_errors(rows, nothing.reshape(-1, span), rows)[0]
-        for row in range(settings.shape[0]):
-            width, group, codes_at, scales_at, biases_at = settings[row]
+            delta_squared = _add_squares(carray(scratch[DELTA], (parts, span), np.float32), count // span)
+        for row in range(rows):
+            width, group, codes_at, scales_at, biases_at = (
+                table[row, 0],
+                table[row, 1],
+                table[row, 2],
+                table[row, 3],
+                table[row, 4],
+            )
             top, groups, at = np.float32((1 << width) - 1), count // group, start // group
-            _fit(low.reshape(-1, group // span), high.reshape(-1, group // span), groups, top, scales, biases)
-            _steps(values.reshape(-1, group), groups, scales, biases, top, steps.reshape(-1, group))
-            _store(kind, scales, params[scales_at + at : scales_at + at + groups])
-            _store(kind, biases, params[biases_at + at : biases_at + at + groups])
-            if original.size:
+            shape, joined = (CHUNK // group, group), (CHUNK // group, group // span)
+            tile = carray(scratch[WIDE], shape, np.float32)
+            steps = carray(scratch[CODES], shape, np.uint8)
+            least, most = carray(scratch[LOW], joined, np.int32), carray(scratch[HIGH], joined, np.int32)
+            _fit(least, most, groups, top, scales, biases)
+            _steps(tile, groups, scales, biases, top, steps)
+            _store(kind, scales, all_params[scales_at + at : scales_at + at + groups])
+            _store(kind, biases, all_params[biases_at + at : biases_at + at + groups])
+            if measured:
                 _round(kind, scale_bits)
                 _round(kind, bias_bits)
-                tile = restored_values.reshape(-1, group)
-                _scale_up(steps.reshape(-1, group), groups, scales, tile)
+                back = carray(scratch[RESTORED], shape, np.float32)
+                _scale_up(steps, groups, scales, back)
                 _round(kind, restored[:count])
-                _add_biases(groups, biases, tile)
+                _add_biases(groups, biases, back)
                 _round(kind, restored[:count])
-                square, dot = _add_errors(tile[:groups], values.reshape(-1, group), delta.reshape(-1, group))
-                sums[row, 0] += square
-                sums[row, 1] += dot
-                sums[row, 2] += delta_squared
+                square, dot = _add_errors(back, tile, carray(scratch[DELTA], shape, np.float32), groups)
+                totals[row, 0] += square
+                totals[row, 1] += dot
+                totals[row, 2] += delta_squared
             packed_at = codes_at + start // 32 * width
-            _pack(width, steps, count, codes[packed_at : packed_at + count // 32 * width])
+            _pack(width, words, eight, count, all_codes[packed_at : packed_at + count // 32 * width])
     return -1
 
 
@@ -375,20 +381,33 @@ def _combine(factors: Floats, rows: Floats, sums: Floats) -> None:
             sums[j] += a * row_a[j]
 
 
-@_entry
-def fuse_rows(kind: int, raw: Raw, left: Floats, right: Floats, first: int, last: int, out: Raw) -> None:
+def fuse_rows(
+    kind: int,
+    raw: Any,
+    left: Any,
+    right: Any,
+    rank: int,
+    columns: int,
+    first: int,
+    last: int,
+    out: Any,
+    scratch: Any,
+) -> int:
     """Rows `first` to `last` of weight + (left @ right rounded to the storage type), rounded again.
 
     raw, out: (rows, columns) bits. left: (rows, rank). right: (rank, columns). The sum over the rank is
     taken in order from zero, every product and every sum rounded to float32.
+    scratch: two pointers to `columns` words. Returns 0.
     """
-    columns = raw.shape[1]
-    wide, sums_bits = np.empty(columns, np.uint32), np.empty(columns, np.uint32)
-    weights, sums = wide.view(np.float32), sums_bits.view(np.float32)
+    stored, fused = carray(raw, (last, columns)), carray(out, (last, columns))
+    lefts, rights = carray(left, (last, rank)), carray(right, (rank, columns))
+    bits, weights = carray(scratch[0], (columns,), np.uint32), carray(scratch[0], (columns,), np.float32)
+    sum_bits, sums = carray(scratch[1], (columns,), np.uint32), carray(scratch[1], (columns,), np.float32)
     for i in range(first, last):
-        _combine(left[i], right, sums)
-        _round(kind, sums_bits)
-        _widen(kind, raw[i], wide)
+        _combine(lefts[i], rights, sums)
+        _round(kind, sum_bits)
+        _widen(kind, stored[i], bits)
         for j in range(columns):
             weights[j] += sums[j]
-        _store(kind, weights, out[i])
+        _store(kind, weights, fused[i])
+    return 0

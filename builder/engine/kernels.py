@@ -65,12 +65,25 @@ class QuantizedArrays:
 
 
 def available() -> bool:
-    """Whether the kernels can be used here: numba is installed and mlx computes on the CPU."""
+    """Whether the kernels can be used here: mlx computes on the CPU, and numba is there and fit for it."""
     if importlib.util.find_spec("numba") is None:
         return False
     import mlx.core as mx
 
-    return bool(mx.default_device() == mx.Device(mx.cpu))
+    if mx.default_device() != mx.Device(mx.cpu):
+        return False
+    from builder.engine import compiled
+
+    return compiled.load() is not None
+
+
+def ready() -> bool:
+    """Whether the kernels can be used without compiling them first."""
+    if importlib.util.find_spec("numba") is None:
+        return False
+    from builder.engine import compiled
+
+    return compiled.is_kept()
 
 
 def quantize_widths(
@@ -102,7 +115,7 @@ def quantize_widths(
     if not settings:
         return []
 
-    from builder.engine import jitted
+    from builder.engine import compiled
 
     rows, code_count, param_count = [], 0, 0
     for bits, group in settings:
@@ -118,7 +131,7 @@ def quantize_widths(
     def quantize(piece: int) -> None:
         first, last = starts[piece], min(starts[piece] + PIECE, flat.size)
         if (
-            jitted.quantize_span(KINDS[dtype], flat, first, last, table, codes, params, before, sums[piece])
+            compiled.quantize_span(KINDS[dtype], flat, first, last, table, codes, params, before, sums[piece])
             >= 0
         ):
             raise NonFinite("NaN or infinity")
@@ -176,7 +189,7 @@ def fuse_lora(
     if lefts.shape != (*stack.shape[:2], rights.shape[1]) or rights.shape[2] != stack.shape[2]:
         raise ValueError(f"weight {weight.shape}, lora_a {lora_a.shape} and lora_b {lora_b.shape} do not fit")
 
-    from builder.engine import jitted
+    from builder.engine import compiled
 
     out = np.empty(stack.shape, stack.dtype)
     height = max(1, PIECE // max(1, stack.shape[2]))
@@ -185,7 +198,7 @@ def fuse_lora(
     def fuse(piece: int) -> None:
         e, first = pieces[piece]
         last = min(first + height, stack.shape[1])
-        jitted.fuse_rows(KINDS[dtype], stack[e], lefts[e], rights[e], first, last, out[e])
+        compiled.fuse_rows(KINDS[dtype], stack[e], lefts[e], rights[e], first, last, out[e])
 
     _each(fuse, len(pieces), threads)
     return out.view(weight.dtype).reshape(weight.shape)

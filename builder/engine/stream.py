@@ -20,6 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from builder.engine import kernels
 from builder.engine.block import Block, Recipe, Shard
 from builder.engine.inspect import as_quantization, quantizable_modules
 from builder.engine.loading import LoadedAdapter, lora_layers, one_line, replacements
@@ -28,8 +29,10 @@ from builder.errors import BuildError
 from builder.spec import Quantization, Variant
 from builder.structure import block_of
 
-# Loading the compiled kernels takes about a second; mlx quantizes 300 M elements in that time (bench/).
-COMPILED_FROM = 300_000_000
+# Elements that mlx quantizes in about the time that the kernels take to be ready: to load, or, where this
+# machine has not compiled them yet, to compile (5 s, of which the next builds have the use too).
+COMPILED_FROM = 30_000_000
+COMPILE_FROM = 300_000_000
 
 
 class LayoutChanged(BuildError):
@@ -69,19 +72,27 @@ class Stream:
         requests: Sequence[Request],
         adapter: LoadedAdapter | None = None,
         *,
+        configs: Collection[str] | None = None,
         survival: bool = False,
     ) -> None:
-        """Sorts everything by block; evaluates nothing. Raises AdapterMismatch, LayoutChanged."""
+        """Sorts everything by block; evaluates nothing. Raises AdapterMismatch, LayoutChanged.
+
+        configs: the variants that `config` will be asked for, all of them without it; each takes mlx-lm a
+        walk through the model.
+        """
         self._keep_vision = "vision_tower" in getattr(model, "model", {})
         self._configs = {
             request.name: with_dtype(_config(model, config, request), request.variant.dtype)
             for request in requests
+            if configs is None or request.name in configs
         }
         self._recipes = {
             request.name: Recipe(getattr(mx, request.dtype) if request.dtype else None, request.quantization)
             for request in requests
         }
-        self._blocks = cut(model, adapter, compiled=_work(model, requests) >= COMPILED_FROM)
+        work = _work(model, requests)
+        compiled = work >= COMPILED_FROM and (kernels.ready() or work >= COMPILE_FROM)
+        self._blocks = cut(model, adapter, compiled=compiled)
         for block in self._blocks.values():
             block.survival = survival
         del model

@@ -51,7 +51,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tasks",),
     ("commands", "reference", "api"),
 )
-HEAVY = {"mlx", "mlx_lm", "numpy", "transformers", "numba", "matplotlib", "huggingface_hub", "tokenizers"}
+HEAVY = {
+    "mlx",
+    "mlx_lm",
+    "numpy",
+    "transformers",
+    "numba",
+    "llvmlite",
+    "matplotlib",
+    "huggingface_hub",
+    "tokenizers",
+}
 
 
 def layer(module: str) -> int:

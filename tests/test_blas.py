@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -49,3 +50,32 @@ before = (a @ b).tolist()
 print(blas.accelerate(), (a @ b).tolist() == before)
 """
     assert run(code) == "mlx True"
+
+
+@needs_openblas
+def test_threads_are_chosen_unless_somebody_did() -> None:
+    """However many there are, the products of a model's layers are the same to the last bit."""
+    code = """
+import ctypes, os
+import mlx.core as mx
+from builder.evaluate import blas
+if {given}:
+    os.environ["OPENBLAS_NUM_THREADS"] = "{given}"
+blas.accelerate()
+library = ctypes.CDLL(str(blas._package("scipy_openblas32", "lib/libscipy_openblas.so")))
+a, b = mx.random.normal((301, 576), key=mx.random.key(0)), mx.random.normal((576, 500), key=mx.random.key(1))
+def product():
+    made = a @ b
+    mx.eval(made)
+    return made
+products = [product()]
+chosen = library.scipy_openblas_get_num_threads()
+for threads in range(1, len(os.sched_getaffinity(0)) + 1):
+    library.scipy_openblas_set_num_threads(threads)
+    products.append(product())
+print(chosen, all(mx.array_equal(each, products[0]).item() for each in products))
+"""
+    assert run(code.format(given=1)) == "1 True"
+    threads, same = run(code.format(given=0)).split()
+    assert 1 <= int(threads) <= len(os.sched_getaffinity(0))
+    assert same == "True"

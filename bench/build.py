@@ -40,8 +40,9 @@ def leave():
     except OSError:
         io = {}
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    cost = {"peak": peak, "read": int(io.get("rchar", 0)), "written": int(io.get("wchar", 0))}
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cost = {"cpu": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss * unit}
+    cost |= {"read": int(io.get("rchar", 0)), "written": int(io.get("wchar", 0))}
     json.dump(cost, open(out, "w"))
 atexit.register(leave)
 sys.argv = [module, *rest]
@@ -51,9 +52,10 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, peak bytes of memory, bytes read and written (all that passed through read and write)."""
+    """Seconds, seconds of CPU, peak bytes of memory, bytes that passed through read and through write."""
 
     seconds: float
+    cpu: float
     peak: int
     read: int
     written: int
@@ -61,6 +63,7 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.seconds + other.seconds,
+            self.cpu + other.cpu,
             max(self.peak, other.peak),
             self.read + other.read,
             self.written + other.written,

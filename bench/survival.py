@@ -2,7 +2,7 @@
 
     uv run python bench/survival.py [--model dense|moe|tiny_dense] [--runs 5]
 
-Pairs in turn; the median of the paired ratios is what it costs.
+Pairs in turn; the medians of the paired ratios are what it costs: in seconds and, less noisy, in CPU seconds.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.build import CASES, WORK, Case, declaration, project, run
+from bench.build import CASES, WORK, Case, Cost, declaration, project, run
 from bench.inputs import make
 
 
-def seconds(base: Path, adapter: Path, case: Case, folder: Path, *, survival: bool) -> float:
+def build(base: Path, adapter: Path, case: Case, folder: Path, *, survival: bool) -> Cost:
     """One build in a fresh project, its sources fingerprinted before."""
     text = declaration(base, adapter, case) + f"\n[build]\nsurvival = {str(survival).lower()}\n"
     project(folder, text)
     run("doit", "base:b", "adapter:a", cwd=folder)
     cost = run("doit", cwd=folder)
     shutil.rmtree(folder)
-    return cost.seconds
+    return cost
+
+
+def more(pairs: Sequence[tuple[float, float]]) -> str:
+    return f"{100 * (statistics.median(a / b for a, b in pairs) - 1):+.1f} %"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,23 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     WORK.mkdir(exist_ok=True)
     base, adapter, _ = make(WORK, options.model)
-    print("| model | case | with s | without s | survival costs |\n|---|---|---|---|---|")
+    print("| model | case | with s | without s | survival costs | of CPU |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=WORK) as scratch:
         for case in CASES:
-            pairs = [
-                tuple(
-                    seconds(base, adapter, case, Path(scratch) / f"{run}-{on}", survival=on)
+            pairs = []
+            for run in range(options.runs):
+                made = {
+                    on: build(base, adapter, case, Path(scratch) / f"{run}-{on}", survival=on)
                     for on in ((True, False) if run % 2 else (False, True))
-                )
-                for run in range(options.runs)
-            ]
-            with_, without = zip(
-                *(pair if run % 2 else pair[::-1] for run, pair in enumerate(pairs)), strict=True
+                }
+                pairs.append((made[True], made[False]))
+            with_, without = (
+                statistics.median(cost.seconds for cost in each) for each in zip(*pairs, strict=True)
             )
-            cost = statistics.median(a / b for a, b in zip(with_, without, strict=True)) - 1
+            wall, cpu = (
+                more([(a.seconds, b.seconds) for a, b in pairs]),
+                more([(a.cpu, b.cpu) for a, b in pairs]),
+            )
             print(
-                f"| {options.model} | {case.name} | {statistics.median(with_):.2f} "
-                f"| {statistics.median(without):.2f} | {100 * cost:+.1f} % |",
+                f"| {options.model} | {case.name} | {with_:.2f} | {without:.2f} | {wall} | {cpu} |",
                 flush=True,
             )
 

@@ -1,4 +1,4 @@
-"""How long nothing takes: `doit`, `doit status`, `doit list` when all is built, with many targets.
+"""How long nothing takes: `doit`, `doit status`, `doit list`, completion, with many targets.
 
     python bench/noop.py [--targets 5 100 1000] [--runs 7] [--folder /tmp/noop] [--json FILE]
 
@@ -155,12 +155,13 @@ def sparse(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def measure(root: Path, arguments: list[str], runs: int) -> float:
+def measure(root: Path, arguments: list[str], runs: int, program: str = "doit") -> float:
+    """Median seconds of a command. Raises SystemExit with its output where it fails."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
         done = subprocess.run(
-            [Path(sys.executable).parent / "doit", *arguments],
+            [Path(sys.executable).parent / program, *arguments],
             cwd=root,
             env=environment(),
             capture_output=True,
@@ -169,7 +170,7 @@ def measure(root: Path, arguments: list[str], runs: int) -> float:
         times.append(time.perf_counter() - start)
         if done.returncode:
             raise SystemExit(
-                f"doit {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+                f"{program} {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
             )
     return statistics.median(times)
 
@@ -198,6 +199,9 @@ def main() -> None:
             seconds = measure(root, words, asked.runs)
             results.setdefault(f"doit {command}".strip(), {})[str(targets)] = round(seconds, 3)
             print(f"{targets:5} targets, doit {command or '(no-op)':8} {seconds:.3f} s", flush=True)
+        seconds = measure(root, ["_complete", "builder", "build", ""], asked.runs, "builder")
+        results.setdefault("completion", {})[str(targets)] = round(seconds, 3)
+        print(f"{targets:5} targets, completion    {seconds:.3f} s", flush=True)
         small = [*root.glob("adapters/*/*"), *root.glob("base/*.json"), root / "artifacts.toml"]
         for file in small:
             os.utime(file)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -223,41 +227,97 @@ def test_completion_knows_every_task(sandbox: Make) -> None:
     assert {name for name in listed if ":" in name} == offered
 
 
-def test_completion_is_instant(sandbox: Make) -> None:
+def test_completion_loads_next_to_nothing(sandbox: Make) -> None:
+    """bench/noop.py times it; what would make it slow is what it must not load."""
     box = sandbox(DECLARATION)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        assert "m_4bit" in builder(box, "_complete", "builder", "build", "").out
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.2
+    code = (
+        "import sys; from builder.commands.main import main\n"
+        "sys.argv[1:] = ['_complete', 'builder', 'build', '']\n"
+        "try: main()\nfinally: print(*sys.modules)"
+    )
+    *offered, loaded = box.run(sys.executable, "-c", code).out.splitlines()
+    assert "m_4bit" in offered
+    assert not {"doit", "mlx", "numpy", "rich", "blake3", "tomlkit", "sqlite3"} & set(loaded.split())
 
 
-def test_bash_completes(sandbox: Make) -> None:
-    if not shutil.which("bash"):
-        pytest.skip("no bash")
-    box = sandbox(DECLARATION)
+def completing(box: Sandbox) -> dict[str, str]:
+    """The environment of a shell that finds `builder`, and a doit that is never run."""
     tools = box.root / "bin"
     tools.mkdir()
     (tools / "builder").write_text(f'#!/bin/sh\nexec {sys.executable} -m builder.commands.main "$@"\n')
-    (tools / "builder").chmod(0o755)
+    (tools / "doit").write_text("#!/bin/sh\nexit 1\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    for shell, script in SCRIPTS.items():
+        (box.root / f"completion.{shell}").write_text(script)
+    return {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(box.root), "TERM": "dumb"}
+
+
+def needs(shell: str) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell}")
+
+
+def test_bash_completes(sandbox: Make) -> None:
+    needs("bash")
+    box = sandbox(DECLARATION)
     script = (
-        f"PATH={tools}:$PATH\n{SCRIPTS['bash']}\n"
+        "source completion.bash\n"
         'try() { COMP_LINE="$1"; COMP_POINT=${#1}; _builder_complete; echo "${COMPREPLY[*]}"; }\n'
         'try "builder build m_4"; try "doit model:m_5"; try "doit "\n'
     )
-    done = subprocess.run(["bash", "-c", script], cwd=box.root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=box.root, env=completing(box), capture_output=True, text=True, check=True
+    )
     first, second, third = done.stdout.splitlines()
     assert first == "m_4bit"
     assert second == "m_5bit"
     assert "clean:f16" in third
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_scripts_are_accepted_by_their_shells(shell: str) -> None:
-    if not shutil.which(shell):
-        pytest.skip(f"no {shell}")
-    subprocess.run([shell, "-n"], input=SCRIPTS[shell], text=True, check=True)
+def test_fish_completes(sandbox: Make) -> None:
+    needs("fish")
+    box = sandbox(DECLARATION)
+    script = "source completion.fish; complete -C 'builder build m_'; echo; complete -C 'doit clean:f'"
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", script],
+        cwd=box.root,
+        env=completing(box),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["m_4bit", "m_5bit", "m_f16", "clean:f16"]
+
+
+def test_zsh_completes(sandbox: Make) -> None:
+    """In a terminal of its own, for zsh completes nowhere else: the rest of the word is typed."""
+    needs("zsh")
+    box = sandbox(DECLARATION)
+    environment = completing(box)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(box.root)
+        os.execvpe("zsh", ["zsh", "-f", "-i"], environment)
+    try:
+        os.write(terminal, b"autoload -U compinit; compinit -u -D; source completion.zsh; print REA''DY\n")
+        assert "READY" in shown(terminal, "READY")
+        os.write(terminal, b"builder build m_4\t")
+        assert "m_4bit" in shown(terminal, "m_4bit")
+        os.write(terminal, b"\x15doit clean:f\t")
+        assert "clean:f16" in shown(terminal, "clean:f16")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def shown(terminal: int, awaited: str, seconds: float = 30) -> str:
+    """What a terminal shows, until it shows what is awaited or the seconds are over."""
+    text, end = "", time.monotonic() + seconds
+    while awaited not in text and select.select([terminal], [], [], max(0.0, end - time.monotonic()))[0]:
+        text += os.read(terminal, 4096).decode(errors="replace")
+    return text
 
 
 # -- the rest ----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,11 +149,22 @@ def test_a_lost_cache_costs_time_only(box: Sandbox) -> None:
     assert both(box) == (True, True)
 
 
-def test_a_thousand_answers_are_quick(box: Sandbox) -> None:
-    """Far above what it takes; bench/noop.py has the figures."""
+def test_a_second_answer_opens_the_view_only(box: Sandbox) -> None:
+    """No record, no manifest, no shard: times and sizes tell. bench/noop.py has the figures."""
     project = Project.load(box.toml)
+    opened: list[object] = []
+    watching = False
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if watching and event in ("open", "os.listdir", "os.scandir", "sqlite3.connect"):
+            opened.append(arguments[0])
+
+    sys.addaudithook(watch)  # stays, for hooks cannot be taken away
+    watching = True
     assert project.is_built("m_5bit")
-    start = time.perf_counter()
-    for _ in range(1000):
-        assert project.is_built("m_5bit")
-    assert time.perf_counter() - start < 1
+    first, opened = opened, []
+    assert project.is_built("m_5bit")
+    watching = False
+    view = box.root / "store/models/m_5bit"
+    assert len(first) > 2
+    assert {Path(str(path)) for path in opened} <= {view, view / "artifact.toml"}

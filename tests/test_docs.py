@@ -42,8 +42,9 @@ def run(command: str, folder: Path) -> Ran:
 
 
 def shape(text: str) -> set[str]:
-    """Lines without their digits and spaces: what must be the same from run to run."""
-    lines = (re.sub(r"[\d.+-]+", "0", line) for line in text.splitlines())
+    """Lines without their digits, ages and spaces: what must be the same from run to run."""
+    ages = re.sub(r"\b(just now|\d+ (min|h|d) ago)\b", "AGE", text)
+    lines = (re.sub(r"[\d.+-]+", "0", line) for line in ages.splitlines())
     return {re.sub(r"\s+", " ", line).strip() for line in lines} - {""}
 
 

@@ -27,7 +27,10 @@ _READ_WRITE = 3
 
 
 def accelerate() -> str:
-    """Points mlx to OpenBLAS where that is possible; returns what multiplies matrices now, for the record."""
+    """Points mlx to OpenBLAS where that is possible; returns what multiplies matrices now, for the record.
+
+    That is "mlx", or "openblas with 2 threads".
+    """
     if not sys.platform.startswith("linux") or os.uname().machine not in ("x86_64", "aarch64"):
         return "mlx"
     library = _package("scipy_openblas32", "lib/libscipy_openblas.so")
@@ -47,7 +50,8 @@ def accelerate() -> str:
     if all(abs(new - old) <= 1e-3 * max(1.0, abs(old)) for new, old in zip(_products(), before, strict=True)):
         if "OPENBLAS_NUM_THREADS" not in os.environ:
             _choose_threads(openblas.scipy_openblas_set_num_threads)
-        return "openblas"
+        threads = openblas.scipy_openblas_get_num_threads()
+        return f"openblas with {threads} thread{'s' if threads > 1 else ''}"
     for place, former in replaced:  # another calling convention than we think: as if it were not there
         _replace(place, former)
     return "mlx"
@@ -69,8 +73,8 @@ def _products() -> list[float]:
 def _choose_threads(use: Callable[[int], object]) -> None:
     """Uses as many threads as multiply fastest now: with other work on the cores, more of them are slower.
 
-    Sums over a multiple of 64 elements, such as a model's layers have, are the same to the last bit with any
-    number of threads, others to rounding (measured on x86-64 with 1 and 2).
+    OpenBLAS may add in another order with another number of threads: on SkylakeX 1 and 2 gave the same bits, on
+    Haswell the same to the rounding of float32. So the number is a part of what is recorded.
     """
     import mlx.core as mx
 

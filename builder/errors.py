@@ -30,6 +30,12 @@ class BuildError(Exception):
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint_text}" if self.hint_text else self.message
 
+    @property
+    def report(self) -> str:
+        """What a person is told: the message and its name, by which docs/errors.md lists it; the hint."""
+        told = f"{self.message} [{type(self).__name__}]"
+        return f"{told}\n  {self.hint_text}" if self.hint_text else told
+
     def __reduce__(self) -> tuple[object, ...]:
         """Errors cross process boundaries (`doit -n`): pickle by class and fields."""
         return (_rebuild, (type(self), self.fields, self.hint_text))

@@ -89,7 +89,16 @@ class Scored:
     total: int
 
 
-Event = Note | Hashing | Scored | PassStarted | BlockDone | PassDone | TargetDone
+@dataclass(frozen=True)
+class Failed:
+    """A task ended with an error: the error's name (docs/errors.md) and its text. Only seen as JSON."""
+
+    task: str
+    error: str
+    message: str
+
+
+Event = Note | Hashing | Scored | PassStarted | BlockDone | PassDone | TargetDone | Failed
 Emit = Callable[[Event], None]
 
 

@@ -151,7 +151,7 @@ _ERRORS = """\
 
 Everything that can go wrong and that a person can do something about. This page is generated from the
 classes: `python -m builder.reference` writes it. Words in braces stand for what it is about. An error is one
-to three lines on stderr and an exit code; a traceback is a bug of this program.
+to three lines on stderr, which name it in brackets, and an exit code; a traceback is a bug of this program.
 
 | exit code | |
 |---|---|

@@ -26,7 +26,9 @@ class Step:
         try:
             self.run()
         except BuildError as error:  # doit ends with 1 for a failure, with 2 for an error
-            return (TaskFailed if error.exit_code == 1 else TaskError)(str(error), report=True)
+            fail = (TaskFailed if error.exit_code == 1 else TaskError)(error.report, report=True)
+            fail.error = type(error).__name__  # for the reporter, which may be in another process
+            return fail
         return None
 
 

@@ -47,7 +47,7 @@ def load(file: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
         project = Project.load(Path(file))
         defaults = [f"model:{t.name}" for t in project.spec.targets if not t.variant.intermediate]
     except BuildError as error:
-        raise InvalidDodoFile(str(error)) from None
+        raise InvalidDodoFile(error.report) from None
 
     def task_artifacts() -> Iterator[Task]:
         yield from project_tasks(project)

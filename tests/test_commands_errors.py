@@ -175,7 +175,7 @@ def exit_code(name: str) -> int:
 
 
 def check(name: str, ran: Ran) -> None:
-    assert re.search(pattern(name), " ".join(ran.text.split())), ran.text
+    assert re.search(rf"{pattern(name)}.* \[{name}\]", " ".join(ran.err.split())), ran.text
     assert "Traceback" not in ran.text
     assert ran.code == exit_code(name), ran.text
 

@@ -81,4 +81,4 @@ def test_attest(box: Sandbox) -> None:
     dependencies = made["predicate"]["buildDefinition"]["resolvedDependencies"]
     assert [entry["name"] for entry in dependencies] == ["base:tiny", "adapter:tuned"]
     ran = builder(box, "attest", "m_4bit")  # NotBuilt
-    assert (ran.code, ran.err.splitlines()[0]) == (1, "ERROR: m_4bit is not built.")
+    assert (ran.code, ran.err.splitlines()[0]) == (1, "ERROR: m_4bit is not built. [NotBuilt]")

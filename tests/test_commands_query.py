@@ -139,7 +139,7 @@ def test_names_of_targets(done: Sandbox) -> None:
     assert "m_4bit" in done.doit("status", "m").out
     wrong = done.doit("why", "m_5bt")
     assert wrong.code == 3
-    assert wrong.err.startswith('ERROR: there is no target "m_5bt"; did you mean "m_5bit"?\n')
+    assert wrong.err.startswith('ERROR: there is no target "m_5bt"; did you mean "m_5bit"? [UnknownTarget]\n')
 
 
 def test_options_may_stand_anywhere(done: Sandbox) -> None:

@@ -18,7 +18,7 @@ def guarded(run: Callable[[], int]) -> int:
         code = run()
         sys.stdout.flush()
     except BuildError as error:
-        print(f"ERROR: {error}", file=sys.stderr)
+        print(f"ERROR: {error.report}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\n{KEPT}", file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import Any
 from doit.cmd_run import Run as DoitRun
 
 from builder.commands.guard import guarded
+from builder.commands.reporter import ErrorsOnly, Reporter
 from builder.interrupt import INTERRUPTED
 from builder.progress import MODES, VARIABLE, showing
 from builder.ready import SELECTED
@@ -82,7 +83,9 @@ class Run(DoitRun):  # type: ignore[misc]
             _check_lock()
         note_selection(self.task_list, self.sel_tasks or [])
         if quiet:
-            arguments["reporter"] = "error-only"
+            arguments["reporter"] = ErrorsOnly
+        elif arguments["reporter"] == "console":
+            arguments["reporter"] = Reporter
         if quiet or progress:
             os.environ[VARIABLE] = progress or "silent"  # worker processes inherit it
         return int(super()._execute(**arguments) or 0)

@@ -73,8 +73,8 @@ def _products() -> list[float]:
 def _choose_threads(use: Callable[[int], object]) -> None:
     """Uses as many threads as multiply fastest now: with other work on the cores, more of them are slower.
 
-    OpenBLAS may add in another order with another number of threads: on SkylakeX 1 and 2 gave the same bits, on
-    Haswell the same to the rounding of float32. So the number is a part of what is recorded.
+    With another number of threads OpenBLAS may add in another order: 1 and 2 gave the same bits on SkylakeX,
+    on Haswell the same to the rounding of float32. So the number is a part of what is recorded.
     """
     import mlx.core as mx
 

@@ -11,6 +11,7 @@ clean:<variant>    drop that variant of every model; clean:<target> drops one
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -39,7 +40,10 @@ Task = dict[str, Any]  # doit's own currency, made here and nowhere else
 
 
 def load(file: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
-    """DOIT_CONFIG and the task creator for dodo.py. A bad declaration becomes doit's one-line error."""
+    """DOIT_CONFIG and the task creator for dodo.py. A bad declaration becomes doit's one-line error.
+
+    Raises InvalidDodoFile, which doit ends with 3, and SystemExit for errors that have another exit code.
+    """
     from doit.exceptions import InvalidDodoFile
 
     one_line_interrupts()
@@ -47,7 +51,10 @@ def load(file: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
         project = Project.load(Path(file))
         defaults = [f"model:{t.name}" for t in project.spec.targets if not t.variant.intermediate]
     except BuildError as error:
-        raise InvalidDodoFile(error.report) from None
+        if error.exit_code == 3:
+            raise InvalidDodoFile(error.report) from None
+        print(f"ERROR: {error.report}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
     def task_artifacts() -> Iterator[Task]:
         yield from project_tasks(project)

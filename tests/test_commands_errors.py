@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 from builder.errors import BuildError
 from builder.reference import error_classes
+from tests.architectures import REGISTRY, checkpoint, moe
 from tests.conftest import Ran, Sandbox
 from tests.tiny import DECLARATION, make_adapter, make_base
 
@@ -22,8 +25,6 @@ Provoke = Callable[[Sandbox], Ran]
 
 
 def builder(box: Sandbox, *args: str) -> Ran:
-    import sys
-
     return box.run(sys.executable, "-m", "builder.commands.main", *args)
 
 
@@ -128,7 +129,58 @@ def adapter_mismatch(box: Sandbox) -> Ran:
     return box.doit()
 
 
+def plain(box: Sandbox) -> None:
+    """The declaration without its adapter."""
+    text = box.toml.read_text()
+    text = re.sub(r"\[adapter\.\w+\]\n[^\[]*", "", text)
+    box.toml.write_text(re.sub(r'adapter = "\w+"', 'base = "tiny"', text))
+
+
+def unquantizable(box: Sandbox) -> Ran:
+    plain(box)
+    checkpoint(box.root / "base", next(each for each in REGISTRY if each.name == "afm7"))
+    return box.doit()
+
+
+def not_dequantizable(box: Sandbox) -> Ran:
+    """Experts in nvfp4 with a scale of the whole tensor, which mlx-lm forgets."""
+    from mlx_lm.utils import load_model, quantize_model, save_config, save_model
+
+    plain(box)
+    box.edit('path = "base"', 'path = "base"\ndequantize = true')
+    model, config = load_model(checkpoint(box.root / "plain", moe("qwen3_moe")))
+    model, config = quantize_model(model, config, 16, 4, mode="nvfp4", global_scale=True)
+    save_model(box.root / "base", model)
+    save_config(config, box.root / "base" / "config.json")
+    return box.doit()
+
+
+def layout_changed(box: Sandbox) -> Ran:
+    """An mlx-lm that keeps other layers than it did when the base was inspected."""
+    import mlx_lm
+
+    with_sources(box)
+    assert box.doit("base:tiny", "adapter:tuned").code == 0
+    copy = box.root / "upgraded"
+    shutil.copytree(Path(next(iter(mlx_lm.__path__))), copy / "mlx_lm")
+    model = copy / "mlx_lm/models/qwen3.py"
+    kept = "\n\nModel.quant_predicate = property(lambda self: lambda path, module: 'v_proj' not in path)\n"
+    model.write_text(model.read_text() + kept)
+    return box.doit(env={"PYTHONPATH": str(copy)})
+
+
+def store_full(box: Sandbox) -> Ran:
+    """A disk that fills up after the check of its room."""
+    with_sources(box)
+    full = "inject=rename,renameat,renameat2:error=ENOSPC"
+    return box.run("strace", "-f", "-qq", "-o", "/dev/null", "-e", full, sys.executable, "-m", "doit")
+
+
 SLOW: Mapping[str, Provoke] = {
+    "Unquantizable": unquantizable,
+    "NotDequantizable": not_dequantizable,
+    "LayoutChanged": layout_changed,
+    "StoreFull": store_full,
     "ModelUnloadable": model_unloadable,
     "RemoteCode": remote_code,
     "NotFinite": not_finite,
@@ -141,9 +193,7 @@ ELSEWHERE: Mapping[str, str] = {
     "EngineError": "the common name of what the engine raises",
     "BlobMissing": "needs another program that deletes blobs within milliseconds",
     "SourceChanged": "needs a base that changes while it is read",
-    "LayoutChanged": "needs another version of mlx-lm",
     "PlanError": "needs an architecture that a recipe does not fit; tests/test_plan.py",
-    "StoreFull": "needs a full disk; tests/test_store_disk.py",
     "GcRefused": "provoked in tests/test_commands_store.py",
     "BadOption": "provoked in tests/test_commands_store.py",
     "NoRoom": "provoked in tests/test_commands_store.py",
@@ -158,7 +208,6 @@ ELSEWHERE: Mapping[str, str] = {
     "UnknownModel": "provoked in tests/test_report.py",
     "NonePasses": "provoked in tests/test_evaluate_threshold.py",
     "NothingToRequire": "provoked in tests/test_evaluate_threshold.py",
-    "Unquantizable": "needs a model whose group size mlx cannot use; tests/test_plan_refusals.py",
 }
 
 

@@ -39,9 +39,11 @@ class Project:
         return tuple(target.name for target in self.spec.targets)
 
     def status(self) -> tuple[Status, ...]:
-        """What there is of every target."""
+        """What there is of every target, and what was measured of it: as `doit status --json` has it."""
+        from builder.evaluate.standing import scored_survey
+
         self._project.forget_plan()
-        return status.survey(self._project)
+        return scored_survey(self._project)
 
     def why(self, target: str) -> Why:
         """Why a target would be built again."""

@@ -30,8 +30,8 @@ class Status:
 
     `blocks` of the target, `reused`: how many of them did not have to be made (built) or will not have
     to be (not built). `due`: a plain `doit` would build it. `survival` in dB. `score`: the first figure
-    that the model requires, and `misses` the conditions that do not hold, when they were measured; whoever
-    reads results fills both.
+    that the model requires, and `misses` the conditions that do not hold, when they were measured
+    (builder.evaluate.standing fills both).
     """
 
     target: str

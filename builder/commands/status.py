@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from builder.commands import render
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
-from builder.errors import BuildError
+from builder.evaluate.standing import scored_survey
 from builder.project import Project
 from builder.status import Status as Row
-from builder.status import find_targets, survey
+from builder.status import find_targets
 from builder.store import releases, views
 
 OPTIONAL = ("reused", "blocks", "bits/w")  # what a narrow terminal can do without
@@ -27,7 +26,7 @@ class Status(ProjectCommand):
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         wanted = find_targets(project, names)
-        rows = [scored(project, row) for row in survey(project) if not names or row.target in wanted]
+        rows = [row for row in scored_survey(project) if not names or row.target in wanted]
         shown = {name: _target_of(project, name) for name in releases.released(project.store)}
         if options["json"]:
             print_json("status", targets=rows, released=shown)
@@ -36,25 +35,6 @@ class Status(ProjectCommand):
             for name, target in shown.items():
                 print(f"{name} is {target}")
         return int(any(row.due or (names and row.state != "built") for row in rows))
-
-
-def scored(project: Project, row: Row) -> Row:
-    """With what is known of the model's requirements."""
-    target = project.spec.target(row.target)
-    key = project.keys.get(row.target)
-    if not target.model.require or key is None or row.state == "missing":
-        return row
-    from builder.evaluate.results import missed
-    from builder.evaluate.run import known_of
-
-    try:
-        known = known_of(project, target, key)
-    except BuildError:  # its questions are not there: then nothing is known of it
-        return row
-    first = target.model.require[0]
-    figure = known[first.suite].figures.get(first.metric) if first.suite in known else None
-    short = [miss for miss in missed(target.model.require, known) if miss.value is not None]
-    return replace(row, score=figure.value if figure else None, misses=tuple(map(str, short)))
 
 
 def _target_of(project: Project, release: str) -> str:

@@ -1,0 +1,33 @@
+"""Every target with what was measured of it: what `doit status` and Python both answer. Measures nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from builder.errors import BuildError
+from builder.project import Project
+from builder.status import Status, survey
+
+
+def scored_survey(project: Project) -> tuple[Status, ...]:
+    """Every declared target, in the order of the file, with its score and misses. Raises BuildError."""
+    return tuple(scored(project, row) for row in survey(project))
+
+
+def scored(project: Project, row: Status) -> Status:
+    """With what is known of the model's requirements."""
+    target = project.spec.target(row.target)
+    key = project.keys.get(row.target)
+    if not target.model.require or key is None or row.state == "missing":
+        return row
+    from builder.evaluate.results import missed
+    from builder.evaluate.run import known_of
+
+    try:
+        known = known_of(project, target, key)
+    except BuildError:  # its questions are not there: then nothing is known of it
+        return row
+    first = target.model.require[0]
+    figure = known[first.suite].figures.get(first.metric) if first.suite in known else None
+    short = [miss for miss in missed(target.model.require, known) if miss.value is not None]
+    return replace(row, score=figure.value if figure else None, misses=tuple(map(str, short)))

@@ -46,7 +46,7 @@ def manifest_of(store: Store, target: TargetPlan, made: int) -> Manifest:
         settings_of(target),
         made_by(),
         {
-            "bits_per_weight": round(target.bits_per_weight, 4),
+            "bits_per_weight": target.bits_per_weight,
             "shard_bytes": target.size,
             "blocks": len(target.actions),
             "blocks_reused": len(target.actions) - made,

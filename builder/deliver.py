@@ -64,7 +64,7 @@ def _tell(results: Sequence[Built], emit: Emit) -> None:
                 built.name,
                 str(built.path),
                 built.size,
-                round(built.bits_per_weight, 4),
+                built.bits_per_weight,
                 built.made,
                 built.reused,
                 round(built.seconds, 3),

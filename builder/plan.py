@@ -107,18 +107,33 @@ class TargetPlan:
         return sum(action.size for action in self.actions)
 
     @property
+    def whole_size(self) -> int | None:
+        """Bytes of the shards and the copied files; config.json and the index are some kB more.
+
+        None for a learned target: only its making says.
+        """
+        return None if self.needs else self.size + sum(entry.blob.size for entry in self.base.aux)
+
+    @property
     def bits_per_weight(self) -> float:
-        """Bits of all tensors over the number of parameters (mlx_lm.utils.compute_bits_per_weight)."""
+        """Bits of all tensors over the number of parameters (mlx_lm.utils.compute_bits_per_weight).
+
+        Four digits, as manifests keep them: whoever shows fewer rounds the same value.
+        """
         nbytes = sum(tensor.nbytes for action in self.actions for tensor in action.tensors)
-        return 8 * nbytes / self.base.structure.parameter_count
+        return round(8 * nbytes / self.base.structure.parameter_count, 4)
 
 
 @dataclass(frozen=True)
 class Unresolved:
-    """A target that cannot be planned yet. `reason` is one clause."""
+    """A target that cannot be planned yet. `reason` is one clause.
+
+    `error`: it never can, as its sources and its declaration are; whoever builds it raises that.
+    """
 
     target: Target
     reason: str
+    error: BuildError | None = None
 
     @property
     def name(self) -> str:

@@ -71,19 +71,21 @@ def status_of(project: Project, target: Target) -> Status:
     if brief is not None and state.built:
         return _built(project, name, intermediate, brief, plan)
     missing = missing_actions(project.store, plan)
+    known = brief.measures if brief else {}
+    bits = known.get("bits_per_weight") if plan.needs else plan.bits_per_weight
     return Status(
         target=name,
         state=state.kind,
         due=not intermediate,
         intermediate=intermediate,
-        size=brief.size if brief else plan.size,
-        bits_per_weight=round(plan.bits_per_weight, 4),
-        blocks=len(plan.actions),
-        reused=len(plan.actions) - len(missing),
+        size=brief.size if brief else plan.whole_size,
+        bits_per_weight=None if bits is None else float(bits),
+        blocks=None if plan.needs else len(plan.actions),
+        reused=None if plan.needs else len(plan.actions) - len(missing),
         built=brief.created if brief else None,
         why=in_three_words(state, _changes(project, plan), intermediate),
         reason=state.reason,
-        survival=survival_of(brief.measures) if brief else None,
+        survival=survival_of(known),
     )
 
 
@@ -92,6 +94,7 @@ def _built(
 ) -> Status:
     """A built target; `plan` says what an older manifest does not."""
     bits = brief.measures.get("bits_per_weight", plan.bits_per_weight if plan else 0.0)
+    blocks = brief.measures.get("blocks", len(plan.actions) if plan else 0)
     return Status(
         target=name,
         state="built",
@@ -99,8 +102,8 @@ def _built(
         intermediate=intermediate,
         size=brief.size,
         bits_per_weight=float(bits),
-        blocks=int(brief.measures.get("blocks", len(plan.actions) if plan else 0)),
-        reused=int(brief.measures.get("blocks_reused", 0)),
+        blocks=int(blocks) or None,  # a learned target is made whole
+        reused=int(brief.measures.get("blocks_reused", 0)) if blocks else None,
         built=brief.created,
         reason="its manifest, blobs and view are in the store",
         survival=survival_of(brief.measures),

@@ -145,6 +145,15 @@ def test_exact_sizes(spec: Spec) -> None:
     assert embed.size % 8 == 0
 
 
+def test_bits_per_weight_are_rounded_once(spec: Spec) -> None:
+    """Tables show three digits of what manifests keep: rounding the exact value could show another one."""
+    made = target(plan(spec), "m_4bit")
+    nbytes = sum(tensor.nbytes for action in made.actions for tensor in action.tensors)
+    exact = 8 * nbytes / made.base.structure.parameter_count
+    assert exact != round(exact, 4)
+    assert made.bits_per_weight == round(exact, 4)
+
+
 def test_unfingerprinted_sources_leave_targets_unresolved(spec: Spec) -> None:
     made = make_plan(spec, Sources({"b": Unknown("has not been fingerprinted yet")}, {"a": ADAPTER}))
     assert {t.name: getattr(t, "reason", "") for t in made.targets.values()} == dict.fromkeys(

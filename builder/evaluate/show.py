@@ -10,6 +10,7 @@ from builder.evaluate.results import Result
 from builder.evaluate.statistics import Figure
 from builder.evaluate.threshold import Threshold
 from builder.project import Project
+from builder.status import status_of
 
 
 def show(target: str, results: Mapping[str, Result]) -> None:
@@ -36,13 +37,15 @@ def show_threshold(project: Project, found: Threshold) -> None:
     for heading in ("target", "size", "bits/weight", "meets the requirements"):
         right = heading in ("size", "bits/weight")
         table.add_column(heading, justify="right" if right else "left", no_wrap=heading == "target")
-    for plan in sorted(project.plan.resolved(), key=lambda plan: plan.size):
-        if plan.name in found.search.order:
-            passes = found.search.passes.get(plan.name)
-            said = "not measured" if passes is None else "yes"
-            if passes is False:
-                said = "no: " + "; ".join(map(str, found.misses[plan.name]))
-            table.add_row(plan.name, f"{plan.size / 1e6:.1f} MB", f"{plan.bits_per_weight:.3f}", said)
+    for name in found.search.order:
+        passes = found.search.passes.get(name)
+        said = "not measured" if passes is None else "yes"
+        if passes is False:
+            said = "no: " + "; ".join(map(str, found.misses[name]))
+        row = status_of(project, project.spec.target(name))
+        size = "-" if row.size is None else f"{row.size / 1e6:.1f} MB"
+        bits = "-" if row.bits_per_weight is None else f"{row.bits_per_weight:.3f}"
+        table.add_row(name, size, bits, said)
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
     with console.capture() as shown:
         console.print(table)

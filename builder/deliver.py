@@ -11,6 +11,7 @@ from builder.cards import refresh
 from builder.errors import BuildError
 from builder.execute import Built, build
 from builder.plan import TargetPlan, Unresolved
+from builder.prepare import prepare_target
 from builder.progress import Emit, TargetDone
 from builder.project import Project
 from builder.prune import prune_intermediates
@@ -27,14 +28,15 @@ def deliver(
     Targets asked for by name are kept until cleaned. Raises BuildError.
     """
     project.forget_plan()
-    wanted = _resolved(project, name)
+    wanted = _resolved(project, name, emit)
     model = wanted.target.model.name
     if wanted.needs is not None:
-        results = [build_learned(project, wanted, emit)]
+        results = _source_of(project, wanted, selected, named, emit)
+        learned = build_learned(project, wanted, emit)
         _refresh(project, wanted)
-        _tell(results, emit)
+        _tell([learned], emit)
         prune_intermediates(project, emit)
-        return results
+        return [*results, learned]
     chosen = [wanted]
     for other in project.plan.resolved():
         same = other.target.model.name == model and other.name in selected and other.name != name
@@ -48,6 +50,17 @@ def deliver(
         _refresh(project, target)
     _tell(results, emit)
     return results
+
+
+def _source_of(
+    project: Project, plan: TargetPlan, selected: Collection[str], named: Collection[str], emit: Emit
+) -> list[Built]:
+    """Build what a learned target reads; nothing if that, or the bytes of the target itself, are there."""
+    source = project.plan.targets[str(plan.needs)]
+    there = target_state(project.store, plan).kind in ("built", "unlinked")
+    if there or target_state(project.store, source).built:
+        return []
+    return deliver(project, source.name, selected, named, emit)
 
 
 def _refresh(project: Project, target: TargetPlan) -> None:
@@ -72,20 +85,10 @@ def _tell(results: Sequence[Built], emit: Emit) -> None:
         )
 
 
-def _resolved(project: Project, name: str) -> TargetPlan:
-    """The plan of a target; prepares its sources if `doit --continue` came here without them."""
+def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
+    """The plan of a target; prepares its sources if nobody has (Python, `doit --continue`)."""
     plan = project.plan.targets[name]
-    if isinstance(plan, Unresolved):
-        from builder.prepare import prepare_adapter, prepare_base
-        from builder.progress import silent
-
-        model = plan.target.model
-        prepare_base(project, project.spec.bases[model.base], silent)
-        if model.adapter:
-            prepare_adapter(project, project.spec.adapters[model.adapter], silent)
-        plan = project.plan.targets[name]
-    assert isinstance(plan, TargetPlan)
-    return plan
+    return prepare_target(project, plan.target, emit) if isinstance(plan, Unresolved) else plan
 
 
 def clean(project: Project, names: Sequence[str]) -> None:

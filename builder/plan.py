@@ -6,15 +6,16 @@ All keys are known before anything is built:
   config key = H(base weights, dtype, settings of the variant)
   target key = H(name, its block keys, its config key, the files copied from the base)
 
-A target whose base or adapter has not been fingerprinted yet is Unresolved: it says what is missing.
+A target whose base or adapter has not been fingerprinted yet, or whose declaration cannot be met, is
+Unresolved: it says why, and leaves all others as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 
 from builder.errors import BuildError
 from builder.keys import Digest, Key, make_key
@@ -52,9 +53,13 @@ class AdapterFacts:
 
 @dataclass(frozen=True)
 class Unknown:
-    """A source that cannot be used for planning yet, and why (one clause)."""
+    """A source that cannot be used for planning yet, and why (one clause).
+
+    `error`: it never can, as it is.
+    """
 
     reason: str
+    error: BuildError | None = None
 
 
 @dataclass(frozen=True)
@@ -149,31 +154,43 @@ class Plan:
 
 
 def make_plan(spec: Spec, sources: Sources) -> Plan:
-    """Raises PlanError when a declaration cannot be met by what the sources hold."""
+    """A declaration that cannot be met by what the sources hold leaves its own targets Unresolved."""
     memo: dict[tuple[str, str], _Layout] = {}
     targets: dict[str, TargetPlan | Unresolved] = {}
-    for target in spec.targets:
-        if target.variant.learned is not None:
-            continue
+
+    def plain(target: Target) -> TargetPlan | Unresolved:
         base = sources.bases[target.model.base]
         adapter = sources.adapters[target.model.adapter] if target.model.adapter else None
         if isinstance(base, Unknown):
-            targets[target.name] = Unresolved(target, f"base:{target.model.base} {base.reason}")
-        elif isinstance(adapter, Unknown):
-            targets[target.name] = Unresolved(target, f"adapter:{target.model.adapter} {adapter.reason}")
-        else:
-            _refuse_packed(target, base)
-            where = (target.model.base, target.variant.name)
-            if where not in memo:
-                memo[where] = _layout(target, base)
-            targets[target.name] = _plan_target(target, base, adapter, memo[where], sources.toolchain)
+            return Unresolved(target, f"base:{target.model.base} {base.reason}", base.error)
+        if isinstance(adapter, Unknown):
+            return Unresolved(target, f"adapter:{target.model.adapter} {adapter.reason}", adapter.error)
+        _refuse_packed(target, base)
+        where = (target.model.base, target.variant.name)
+        if where not in memo:
+            memo[where] = _layout(target, base)
+        return _plan_target(target, base, adapter, memo[where], sources.toolchain)
+
+    def whole(target: Target, source: TargetPlan | Unresolved) -> TargetPlan | Unresolved:
+        if isinstance(source, TargetPlan):
+            _refuse_packed(target, source.base)
+        return plan_learned(target, source, sources.calibrations[target.variant.name])
+
+    for target in spec.targets:
+        if target.variant.learned is None:
+            targets[target.name] = _or_refused(target, partial(plain, target))
     for target in spec.targets:
         if (learned := target.variant.learned) is not None:
             source = targets[f"{target.model.name}_{learned.source}"]
-            if isinstance(source, TargetPlan):
-                _refuse_packed(target, source.base)
-            targets[target.name] = plan_learned(target, source, sources.calibrations[target.variant.name])
+            targets[target.name] = _or_refused(target, partial(whole, target, source))
     return Plan({target.name: targets[target.name] for target in spec.targets})
+
+
+def _or_refused(target: Target, planned: Callable[[], TargetPlan | Unresolved]) -> TargetPlan | Unresolved:
+    try:
+        return planned()
+    except PlanError as error:
+        return Unresolved(target, error.message.rstrip("."), error)
 
 
 def _refuse_packed(target: Target, base: BaseFacts) -> None:
@@ -210,9 +227,9 @@ def plan_learned(
     Raises PlanError for a model type that the method does not know.
     """
     if isinstance(source, Unresolved):
-        return Unresolved(target, source.reason)
+        return Unresolved(target, source.reason, source.error)
     if isinstance(calibration, Unknown):
-        return Unresolved(target, calibration.reason)
+        return Unresolved(target, calibration.reason, calibration.error)
     variant, learned, how = target.variant, target.variant.learned, target.variant.quantization
     assert learned is not None
     assert how is not None
@@ -247,6 +264,17 @@ def plan_learned(
         calibration,
         source.name,
     )
+
+
+def nominal_size(plan: TargetPlan) -> int:
+    """About the bytes of a target's shards, to put targets in order before they are built.
+
+    Exact but for a learned target, which counts as if its bits, a scale and a bias for each group were all.
+    """
+    how = plan.target.variant.quantization
+    if plan.needs is None or how is None:
+        return plan.size
+    return int(plan.base.structure.parameter_count * (how.bits + 32 / how.group_size) / 8)
 
 
 @dataclass(frozen=True)

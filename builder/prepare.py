@@ -8,12 +8,12 @@ from pathlib import Path
 from builder import structure as structures
 from builder.errors import SourceError, SourceInvalid
 from builder.keys import Digest
-from builder.plan import AdapterFacts, BaseFacts, Unknown
+from builder.plan import AdapterFacts, BaseFacts, TargetPlan, Unknown, Unresolved
 from builder.progress import Emit, Hashing, Note
 from builder.project import Project, imported_facts, structure_key
 from builder.record import FileEntry, Manifest, Record
 from builder.sources import base as bases
-from builder.spec import Adapter, Base, GgufSource, HfSource
+from builder.spec import Adapter, Base, GgufSource, HfSource, Target, Variant
 from builder.store import blobs, records, views
 from builder.store.locks import acquire
 
@@ -44,6 +44,35 @@ def prepare_base(project: Project, base: Base, emit: Emit, *, inspect_again: boo
         structure = _inspect(project, base, weights)
     project.forget_plan()
     return BaseFacts(weights, structure, aux)
+
+
+def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
+    """Everything that a target is made from; then it can be planned.
+
+    Raises SourceError, what inspecting raises, and PlanError where its declaration cannot be met.
+    """
+    model, variant = target.model, target.variant
+    prepare_base(project, project.spec.bases[model.base], emit)
+    if model.adapter:
+        prepare_adapter(project, project.spec.adapters[model.adapter], emit)
+    if variant.learned is not None:
+        prepare_calibration(project, variant, emit)
+    project.forget_plan()
+    plan = project.plan.targets[target.name]
+    if isinstance(plan, Unresolved) and plan.error is not None:
+        raise plan.error
+    assert isinstance(plan, TargetPlan)
+    return plan
+
+
+def prepare_calibration(project: Project, variant: Variant, emit: Emit) -> None:
+    """Is the text of a learned variant there? Before anything is made for it. Raises SourceMissing."""
+    found = project.calibration(variant)
+    if isinstance(found, Unknown):
+        if found.error is not None:
+            raise found.error
+        assert variant.learned is not None
+        _digest(project, variant.learned.calibration, emit)
 
 
 def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFacts:

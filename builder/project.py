@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from builder import index
 from builder import structure as structures
-from builder.errors import BuildError, SourceError
+from builder.errors import BuildError, SourceError, SourceMissing
 from builder.keys import Digest, Key, make_key
 from builder.parse import parse_spec
 from builder.plan import AdapterFacts, BaseFacts, Plan, Sources, Unknown, make_plan
@@ -52,15 +52,12 @@ class Project:
 
     @cached_property
     def plan(self) -> Plan:
-        """All targets with their keys, from what is known now. Raises PlanError."""
+        """All targets with their keys, from what is known now."""
         return make_plan(self.spec, self.sources())
 
     @cached_property
     def keys(self) -> Mapping[str, Key]:
-        """The current key of every target that can be planned; without planning if nothing changed.
-
-        Raises PlanError.
-        """
+        """The current key of every target that can be planned; without planning if nothing changed."""
         inputs = index.inputs(self)
         if inputs and (text := self.cache.get("index", inputs)):
             return dict(json.loads(text))
@@ -212,8 +209,9 @@ class Project:
         assert variant.learned is not None
         path = variant.learned.calibration
         if not path.is_file():
-            return Unknown(f"variant {variant.name}: its calibration file {path} does not exist")
-        return self.known_digest(path) or Unknown(NOT_YET)
+            missing = SourceMissing(table=f"variant.{variant.name}", path=path)
+            return Unknown(f"variant {variant.name}: its calibration file {path} does not exist", missing)
+        return self.known_digest(path) or Unknown(f"variant {variant.name}: its calibration file {NOT_YET}")
 
     # -- digests -------------------------------------------------------------------------------------
 
@@ -248,7 +246,7 @@ def _usable(facts: Callable[[_Source], _Facts | Unknown], source: _Source) -> _F
     try:
         return facts(source)
     except SourceError as error:
-        return Unknown(f"cannot be used: {error.message.rstrip('.')}")
+        return Unknown(f"cannot be used: {error.message.rstrip('.')}", error)
 
 
 def structure_key(weights: Digest) -> Key:

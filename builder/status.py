@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from builder.errors import BuildError
-from builder.plan import TargetPlan, Unresolved
+from builder.plan import PlanError, TargetPlan, Unresolved
 from builder.problems import listed, suggestion
 from builder.project import Project, toolchain
 from builder.record import Manifest, Scalar
@@ -65,7 +65,9 @@ def status_of(project: Project, target: Target) -> Status:
     plan = project.plan.targets[name]
     state = target_state(project.store, plan)
     if isinstance(plan, Unresolved):
-        why = "source unusable" if "cannot be used" in state.reason else "new source"
+        why = "new source" if plan.error is None else "source unusable"
+        if isinstance(plan.error, PlanError):
+            why = "cannot be made"
         return Status(name, state.kind, not intermediate, intermediate, why=why, reason=state.reason)
     brief = project.seen.brief(plan.key)
     if brief is not None and state.built:

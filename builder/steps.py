@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from builder.errors import BuildError, SourceMissing
+from builder.errors import BuildError
 from builder.plan import TargetPlan, Unknown
 from builder.project import Project
 from builder.ready import Selection
@@ -64,12 +64,11 @@ class CheckCalibration(Step):
     variant: Variant
 
     def run(self) -> None:
-        found = self.project.calibration(self.variant)
-        if isinstance(found, Unknown) and self.variant.learned is not None:
-            path = self.variant.learned.calibration
-            if not path.is_file():
-                raise SourceMissing(table=f"variant.{self.variant.name}", path=path)
-            self.project.digest(path)
+        from builder.prepare import prepare_calibration
+        from builder.progress import showing
+
+        with showing() as emit:
+            prepare_calibration(self.project, self.variant, emit)
 
 
 @dataclass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -51,3 +54,19 @@ def test_threshold_builds_only_what_it_needs(sandbox: Callable[[str], Sandbox]) 
     none = box.doit("threshold:m")
     assert none.code == 1
     assert "no target meets the requirements; m_f16, the largest, misses fidelity.kl <= -1" in none.text
+    status = json.loads(box.doit("status", "--json").out)["targets"]
+    code = "import json; from dataclasses import asdict; from builder import Project\n"
+    code += "print(json.dumps([asdict(row) for row in Project().status()]))"
+    assert json.loads(box.run(sys.executable, "-c", code).out) == status  # Python says the same
+    assert {row["target"]: row["misses"] for row in status if row["score"] is not None}["m_4bit"]
+
+
+def test_a_model_of_which_nothing_can_be_made_says_why(sandbox: Callable[[str], Sandbox]) -> None:
+    box = project(sandbox)
+    assert box.doit("model:m_4bit").code == 0
+    shutil.copytree(box.view("m_4bit"), box.root / "packed")
+    box.edit('path = "base"', 'path = "packed"')
+    ran = box.doit("threshold:m")
+    assert ran.code == 2
+    assert '[model.m] adapter "tuned" would be rounded away: base "tiny" is quantized already.' in ran.text
+    assert "Traceback" not in ran.text

@@ -9,8 +9,19 @@ import pytest
 
 from builder.keys import Digest, Key
 from builder.parse import parse_spec
-from builder.plan import AdapterFacts, BaseFacts, Plan, PlanError, Sources, TargetPlan, Unknown, make_plan
-from builder.spec import Spec
+from builder.plan import (
+    AdapterFacts,
+    BaseFacts,
+    Plan,
+    PlanError,
+    Sources,
+    TargetPlan,
+    Unknown,
+    Unresolved,
+    make_plan,
+    nominal_size,
+)
+from builder.spec import Learned, Quantization, Spec, Variant
 from builder.structure import Parameter, Quantizable, Structure, TensorSpec, block_of, from_text, to_text
 
 DECLARATION = """
@@ -71,6 +82,17 @@ def plan(spec: Spec, base: BaseFacts = BASE, adapter: AdapterFacts = ADAPTER, to
 def target(plan: Plan, name: str) -> TargetPlan:
     found = plan.targets[name]
     assert isinstance(found, TargetPlan)
+    return found
+
+
+def refused(plan: Plan) -> dict[str, str]:
+    """The targets that can never be built as they are declared, and why."""
+    found = {}
+    for each in plan.targets.values():
+        if isinstance(each, Unresolved):
+            assert isinstance(each.error, PlanError)
+            assert each.error.message.rstrip(".") == each.reason
+            found[each.name] = each.reason
     return found
 
 
@@ -163,14 +185,18 @@ def test_unfingerprinted_sources_leave_targets_unresolved(spec: Spec) -> None:
 
 def test_a_stray_slice_is_refused(spec: Spec) -> None:
     stray = replace(ADAPTER, slices={"layers.7": Key("2" * 64)})
-    with pytest.raises(PlanError, match=r'\[adapter.a\] changes "layers.7", which base "b" does not have'):
-        plan(spec, adapter=stray)
+    made = plan(spec, adapter=stray)
+    said = '[adapter.a] changes "layers.7", which base "b" does not have'
+    assert refused(made) == dict.fromkeys(("m_4bit", "m_f16", "m_mixed"), said)
+    assert target(made, "plain_4bit") == target(plan(spec), "plain_4bit")  # as if nothing were wrong
 
 
 def test_a_recipe_that_does_not_fit_is_refused(spec: Spec) -> None:
     variants = {**spec.variants, "mixed": replace(spec.variants["mixed"], recipe="mixed_2_6")}
-    with pytest.raises(PlanError, match=r'recipe "mixed_2_6" does not fit model type "toy": no down_proj'):
-        plan(replace(spec, variants=variants))
+    made = plan(replace(spec, variants=variants))
+    said = '[variant.mixed] recipe "mixed_2_6" does not fit model type "toy": no down_proj'
+    assert refused(made) == {"m_mixed": said}
+    assert {found.name for found in made.resolved()} == {"m_4bit", "m_f16", "plain_4bit"}
 
 
 def test_structure_text_round_trip() -> None:
@@ -188,3 +214,18 @@ GOLDEN = {
 def test_golden_keys(spec: Spec) -> None:
     """A key that changes rebuilds everybody's models: change these only on purpose, with a new domain."""
     assert {found.name: found.key for found in plan(spec).resolved()} == GOLDEN
+
+
+def test_a_learned_target_is_put_in_order_by_its_bits(spec: Spec) -> None:
+    """Its own size is not known before it is made; the plan says so instead of 0."""
+    learned = Variant(
+        "dwq", quantization=Quantization(4, 64), learned=Learned("dwq", "f16", Path("text.txt"))
+    )
+    model = replace(spec.models["m"], variants=("4bit", "f16", "dwq"))
+    made = make_plan(
+        replace(spec, variants={**spec.variants, "dwq": learned}, models={"m": model}),
+        Sources({"b": BASE}, {"a": ADAPTER}, calibrations={"dwq": Digest("c" * 64)}),
+    )
+    assert target(made, "m_dwq").whole_size is None
+    assert 0 < nominal_size(target(made, "m_dwq")) < nominal_size(target(made, "m_f16"))
+    assert nominal_size(target(made, "m_4bit")) == target(made, "m_4bit").size

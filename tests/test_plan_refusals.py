@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.plan import BaseFacts, PlanError, Sources, TargetPlan, make_plan, resolve
+from builder.plan import BaseFacts, PlanError, Sources, TargetPlan, Unresolved, make_plan, resolve
 from builder.spec import Adapter, Base, Model, Override, PathSource, Quantization, Spec, Variant
 from builder.structure import Quantizable
 from tests.test_plan import ADAPTER, BASE, structure
@@ -30,7 +30,9 @@ def planned(variant: str, adapter: bool, base: BaseFacts) -> TargetPlan:
         models={"m": Model("m", "b", "a" if adapter else None, ("v",))},
     )
     target = make_plan(spec, Sources({"b": base}, {"a": ADAPTER})).targets["m_v"]
-    assert isinstance(target, TargetPlan)
+    if isinstance(target, Unresolved):
+        assert target.error is not None
+        raise target.error
     return target
 
 

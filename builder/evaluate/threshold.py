@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from builder.errors import BuildError
+from builder.evaluate.process import EvaluationFailed
 from builder.evaluate.results import Missed, Result, missed
 from builder.evaluate.run import evaluate, measured
-from builder.plan import TargetPlan
+from builder.plan import TargetPlan, Unresolved, nominal_size
 from builder.progress import Emit
 from builder.project import Project
+from builder.store import records
 
 
 class NothingToRequire(BuildError):
@@ -88,7 +90,9 @@ def find_threshold(project: Project, model: str, deliver: Callable[[str], object
     if not require:
         raise NothingToRequire(model=model)
     plans = {p.name: p for p in project.plan.resolved() if p.target.model.name == model}
-    order = sorted(plans, key=lambda name: (plans[name].size, name))
+    if not plans:
+        raise _reason(project, model)
+    order = sorted(plans, key=lambda name: (_weight_bytes(project, plans[name]), name))
     misses: dict[str, Sequence[Missed]] = {}
     built: list[str] = []
 
@@ -110,6 +114,19 @@ def find_threshold(project: Project, model: str, deliver: Callable[[str], object
         largest = order[-1]
         raise NonePasses(model=model, name=largest, what="; ".join(map(str, misses[largest])))
     return Threshold(found, misses, tuple(built))
+
+
+def _weight_bytes(project: Project, plan: TargetPlan) -> int:
+    """As a learned target was made; as it will about be, before."""
+    manifest = records.read_manifest(project.store, plan.key) if plan.needs else None
+    return int(manifest.measures["shard_bytes"]) if manifest else nominal_size(plan)
+
+
+def _reason(project: Project, model: str) -> BuildError:
+    """Why nothing of a model can be built: what its first target says."""
+    first = next(plan for plan in project.plan.targets.values() if plan.target.model.name == model)
+    assert isinstance(first, Unresolved)
+    return first.error or EvaluationFailed(target=first.name, what=first.reason)
 
 
 def _all_known(results: Mapping[str, object], plan: TargetPlan) -> bool:

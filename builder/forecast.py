@@ -13,7 +13,7 @@ from builder.preflight import peak_memory
 from builder.project import Project
 from builder.spec import Target
 from builder.state import missing_actions, target_state
-from builder.store import blobs
+from builder.store import blobs, pins
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,32 @@ class PassForecast:
 
 
 @dataclass(frozen=True)
+class LearnedForecast:
+    """A quantizer that runs on a whole target, which a pass makes first where it is not there.
+
+    `read`: bytes of that target's shards. What the quantizer writes, holds and takes is not known before.
+    `prunes`: the source is an intermediate that goes as soon as nothing needs it.
+    """
+
+    target: str
+    method: str
+    source: str
+    read: int
+    prunes: bool
+
+
+@dataclass(frozen=True)
 class Forecast:
-    """What a run would do. `relink`: targets whose bytes are all there; `prepare`: sources to be read first,
-    of which nothing more can be said yet. `before` and `after` are the bytes of all blobs."""
+    """What a run would do. `learned`: after the passes. `relink`: targets whose bytes are all there;
+    `prepare`: sources to be read first, of which nothing more can be said yet; `refused`: what cannot be
+    built as it is declared. `before` and `after` are the bytes of all blobs; `after` counts an intermediate
+    that the run deletes at its end, and not what a quantizer writes."""
 
     passes: tuple[PassForecast, ...]
+    learned: tuple[LearnedForecast, ...]
     relink: tuple[str, ...]
     prepare: tuple[tuple[str, str], ...]
+    refused: tuple[tuple[str, str], ...]
     current: tuple[str, ...]
     before: int
     after: int
@@ -49,7 +68,7 @@ class Forecast:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.passes or self.relink or self.prepare)
+        return not (self.passes or self.learned or self.relink or self.prepare or self.refused)
 
     @property
     def fits(self) -> bool:
@@ -59,15 +78,20 @@ class Forecast:
 def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
     """What building `names` would do; without names, what `doit` would do. Raises BuildError."""
     chosen = [t.name for t in project.spec.targets if _is_wanted(t, names)]
-    relink, prepare, current = [], [], []
+    learned = {name: step for name in chosen if (step := _learned_step(project, name))}
+    relink, current = [], []
+    prepare: list[tuple[str, str]] = []
+    refused: list[tuple[str, str]] = []
     todo: dict[str, list[tuple[TargetPlan, tuple[Action, ...]]]] = {}
-    for name in chosen:
+    for name in dict.fromkeys([*chosen, *(step.source for step in learned.values())]):
+        if name in learned:
+            continue
         if project.is_built(name):
             current.append(name)
             continue
         plan = project.plan.targets[name]
         if isinstance(plan, Unresolved):
-            prepare.append((plan.name, plan.reason))
+            (prepare if plan.error is None else refused).append((plan.name, plan.reason))
             continue
         if target_state(project.store, plan).built:
             current.append(plan.name)
@@ -85,9 +109,11 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
     root = project.store.root
     return Forecast(
         passes,
+        tuple(learned.values()),
         tuple(relink),
         tuple(prepare),
-        tuple(current),
+        tuple(refused),
+        tuple(name for name in current if name in chosen),
         before,
         before + sum(p.write for p in passes),
         shutil.disk_usage(root).free,
@@ -96,6 +122,20 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
 
 def _is_wanted(target: Target, names: Collection[str]) -> bool:
     return target.name in names if names else not target.variant.intermediate
+
+
+def _learned_step(project: Project, name: str) -> LearnedForecast | None:
+    """The whole-model step of a learned target; None where its own bytes are in the store."""
+    variant = project.spec.target(name).variant
+    if variant.learned is None or project.is_built(name):
+        return None
+    plan = project.plan.targets[name]
+    if isinstance(plan, Unresolved) or target_state(project.store, plan).kind in ("built", "unlinked"):
+        return None
+    source = project.plan.targets[str(plan.needs)]
+    assert isinstance(source, TargetPlan)  # a learned target is planned from it
+    prunes = source.target.variant.intermediate and source.name not in pins.pinned(project.store)
+    return LearnedForecast(name, variant.learned.method, source.name, source.size, prunes)
 
 
 def _pass(

@@ -165,6 +165,51 @@ def test_one_unusable_source_leaves_the_others(done: Sandbox) -> None:
     assert "nowhere does not exist" in done.doit("why", "n_4bit").out
 
 
+def test_one_model_that_cannot_be_made_leaves_the_others(built: Sandbox, tmp_path: Path) -> None:
+    box = Sandbox(tmp_path / "copy")
+    shutil.copytree(built.root, box.root, symlinks=True)
+    shutil.copytree(box.view("m_4bit"), box.root / "packed")
+    box.toml.write_text(
+        DECLARATION + '[base.packed]\npath = "packed"\n[model.bad]\nbase = "packed"\nvariants = ["4bit"]\n'
+    )
+    said = '[model.bad] variant "4bit" would keep the old bits: base "packed" is quantized already'
+    failed = box.doit("model:bad_4bit")  # PlanError
+    assert failed.code == 2
+    assert said in failed.text
+    assert "Traceback" not in failed.text
+    status = box.doit("status")
+    assert status.code == 1
+    assert "cannot be made" in status.out
+    bad = row(box, "bad_4bit")
+    assert (bad["state"], bad["why"], bad["reason"]) == ("unplanned", "cannot be made", said)
+    assert row(box, "m_5bit")["state"] == "built"
+    assert box.doit("plan", "m_4bit").code == 0
+    plan = box.doit("plan")
+    assert plan.code == 1
+    assert f"bad_4bit cannot be built: {said}" in plan.out.splitlines()
+    assert document(box.doit("plan", "--json"))["refused"] == [{"target": "bad_4bit", "reason": said}]
+    assert box.doit("model:m_5bit").code == 0
+    assert box.doit("gc", "--dry-run").code == 0
+
+
+def test_before_and_after_a_build_the_size_is_the_same(tmp_path: Path) -> None:
+    box = make_project(tmp_path / "new")
+    assert box.doit("base:tiny", "adapter:tuned").code == 0
+    before = row(box, "m_5bit")
+    written = document(box.doit("plan", "m_5bit", "--json"))["passes"][0]["write"]
+    assert box.doit("model:m_5bit").code == 0
+    after = row(box, "m_5bit")
+    copied = sum(
+        (box.root / "base" / name).stat().st_size for name in ("tokenizer.json", "chat_template.jinja")
+    )
+    made_with_it = sum(
+        (box.view("m_5bit") / name).stat().st_size for name in ("config.json", "model.safetensors.index.json")
+    )
+    assert after["size"] == before["size"] + made_with_it
+    assert written + copied < before["size"]
+    assert after["bits_per_weight"] == before["bits_per_weight"]
+
+
 def test_queries_import_nothing_heavy(done: Sandbox) -> None:
     probe = (
         "import sys; from doit.doit_cmd import DoitMain; DoitMain().run(sys.argv[1:]);"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import Ran, Sandbox
 from tests.test_build import ROW
-from tests.tiny import DECLARATION, make_adapter, make_base
+from tests.tiny import BLOCKS, DECLARATION, make_adapter, make_base
 
 Make = Callable[..., Sandbox]
 
@@ -159,3 +161,52 @@ def test_awq_refuses_an_unknown_type_before_any_work(project: Callable[[str], Sa
     assert ran.code != 0
     assert "Traceback" not in ran.text
     assert not box.view("m_f16").exists()
+
+
+def plan_of(box: Sandbox) -> dict[str, Any]:
+    return dict(json.loads(box.doit("plan", "m_learned", "--json").out))
+
+
+def test_a_plan_counts_the_intermediate_that_a_run_makes(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    assert box.doit("base:tiny", "adapter:tuned").code == 0
+    status = {row["target"]: row for row in json.loads(box.doit("status", "--json").out)["targets"]}
+    unknown = ("size", "bits_per_weight", "blocks", "reused")
+    assert [status["m_learned"][name] for name in unknown] == [None] * 4
+    said = plan_of(box)
+    assert (said["relink"], said["prepare"], said["refused"]) == ([], [], [])
+    (one,) = said["passes"]
+    assert one["targets"] == ["m_f16"]
+    assert one["make"] == BLOCKS
+    assert said["space"]["after"] - said["space"]["before"] == one["write"] > 0
+    step = {"target": "m_learned", "method": "gptq", "source": "m_f16", "read": one["write"], "prunes": True}
+    assert said["learned"] == [step]
+    text = box.doit("plan", "m_learned").out
+    assert "m: build m_f16 in one pass\n" in text
+    assert "then gptq makes m_learned of m_f16 (" in text
+    assert "no bytes written" not in text
+
+    assert rows(run(box, "model:m_f16")) == {"m_f16"}  # kept: it was asked for by name
+    said = plan_of(box)
+    assert (said["passes"], said["relink"], said["current"]) == ([], [], [])
+    assert said["learned"] == [{**step, "prunes": False}]
+
+    assert rows(run(box, "model:m_learned")) == {"m_learned"}
+    assert plan_of(box)["current"] == ["m_learned"]
+    (box.view("m_learned") / "artifact.toml").unlink()
+    said = plan_of(box)
+    assert (said["learned"], said["relink"]) == ([], ["m_learned"])
+
+
+def test_python_builds_what_a_learned_target_reads(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    code = "from builder import Project; print([b.name for b in Project().build('m_learned')])"
+    ran = box.run(sys.executable, "-c", code)
+    assert (ran.code, ran.out) == (0, "['m_f16', 'm_learned']\n"), ran.text
+    assert box.view("m_learned").exists()
+    assert not box.view("m_f16").exists()  # pruned, as doit does
+    assert box.run(sys.executable, "-c", code).out == "['m_learned']\n"
+    assert not box.view("m_f16").exists()
+    (box.root / "text.txt").unlink()
+    gone = box.run(sys.executable, "-c", code)  # SourceMissing
+    assert "SourceMissing: variant.learned: " in gone.err

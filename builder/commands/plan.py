@@ -27,8 +27,10 @@ class Plan(ProjectCommand):
             print_json(
                 "plan",
                 passes=made.passes,
+                learned=made.learned,
                 relink=made.relink,
                 prepare=[{"target": target, "reason": reason} for target, reason in made.prepare],
+                refused=[{"target": target, "reason": reason} for target, reason in made.refused],
                 current=made.current,
                 space={"before": made.before, "after": made.after, "free": made.free, "fits": made.fits},
             )
@@ -39,7 +41,7 @@ class Plan(ProjectCommand):
 
 def show(made: Forecast) -> None:
     if made.is_empty:
-        print(f"Nothing to do: {_count(len(made.current), 'target')} up to date.")
+        print(f"Nothing to do: {render.count(len(made.current), 'target')} up to date.")
         return
     for one in made.passes:
         print(f"{one.model}: build {', '.join(one.targets)} in one pass")
@@ -57,19 +59,25 @@ def show(made: Forecast) -> None:
             for one in made.passes
         ]
         render.table(HEADINGS, rows, left=("model",))
+    for step in made.learned:
+        print(
+            f"then {step.method} makes {step.target} of {step.source} ({render.size(step.read)}); "
+            "its memory, time and size are not known before"
+        )
     if made.relink:
         print(f"make the view again, no bytes written: {', '.join(made.relink)}")
     for target, reason in made.prepare:
         print(f"{target}: {reason}; the run does that first, then more can be said")
+    for target, reason in made.refused:
+        print(f"{target} cannot be built: {reason}")
     if made.current:
         print(f"up to date: {', '.join(made.current)}")
+    more = ", more by what is not known" if made.learned else ""
     print(
-        f"store: {render.size(made.before)} now, {render.size(made.after)} after; "
+        f"store: {render.size(made.before)} now, {render.size(made.after)} after{more}; "
         f"{render.size(made.free)} free on its disk"
     )
+    if pruned := sorted({step.source for step in made.learned if step.prunes}):
+        print(f"deleted again as soon as nothing needs it: {', '.join(pruned)}")
     if not made.fits:
         print("This does not fit on the disk. `doit gc --dry-run` shows what can be freed.")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -25,6 +25,11 @@ def size(nbytes: float | None) -> str:
     return "-" if nbytes is None else size_text(nbytes)
 
 
+def count(number: int, noun: str) -> str:
+    """1 base, 2 bases."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"

@@ -17,7 +17,7 @@ import tomli_w
 from builder.errors import BuildError
 from builder.keys import make_key
 from builder.plan import TargetPlan, Unresolved
-from builder.prepare import prepare_adapter, prepare_base
+from builder.prepare import prepare_target
 from builder.progress import Emit
 from builder.project import Project
 from builder.store import records
@@ -43,7 +43,8 @@ class LockDiffers(BuildError):
 
 @dataclass(frozen=True)
 class Difference:
-    """One entry: `base.x`, `adapter.y`, `target.z`, `target.z files`; None: not there."""
+    """One entry: `base.x`, `adapter.y`, `target.z`, `target.z files`. `locked` None: not in the lock; `here`
+    None: not declared."""
 
     what: str
     locked: str | None
@@ -51,10 +52,17 @@ class Difference:
 
 
 Lock = Mapping[str, Mapping[str, Mapping[str, str]]]  # base, adapter, target -> name -> key or digest
+_IDENTITY = {"base": "digest", "adapter": "digest", "target": "key"}  # what no entry does without
 
 
-def lock_of(project: Project) -> Lock:
-    """What is known now. Sources that have not been read yet are left out. Raises BuildError."""
+def lock_of(project: Project, emit: Emit) -> Lock:
+    """Everything that is declared, as it is now. Reads sources that have not been read yet.
+
+    Raises what preparing a source raises, and PlanError: what cannot be made cannot be locked.
+    """
+    for target in project.spec.targets:
+        if isinstance(project.plan.targets[target.name], Unresolved):
+            prepare_target(project, target, emit)
     made: dict[str, dict[str, dict[str, str]]] = {"base": {}, "adapter": {}, "target": {}}
     for plan in project.plan.resolved():
         model = plan.target.model
@@ -72,6 +80,16 @@ def _files(project: Project, plan: TargetPlan) -> dict[str, str]:
     return {"files": make_key("files/1", [[entry.name, entry.blob.digest] for entry in manifest.files])}
 
 
+def with_outputs(here: Lock, former: Lock) -> Lock:
+    """`here`, with the outputs that `former` recorded of the same keys where they are not built here."""
+    targets = {}
+    for name, values in here["target"].items():
+        before = former["target"].get(name, {})
+        same = before.get("key") == values["key"] and "files" not in values
+        targets[name] = {**values, "files": before["files"]} if same and "files" in before else values
+    return {**here, "target": targets}
+
+
 def to_text(lock: Lock) -> str:
     tables = {kind: {name: dict(values) for name, values in sorted(lock[kind].items())} for kind in lock}
     return _HEADER + tomli_w.dumps({"format": FORMAT, **tables})
@@ -85,17 +103,32 @@ def read(path: Path) -> Lock:
         raise LockInvalid(path=path, what="does not exist") from None
     except (OSError, ValueError) as error:
         raise LockInvalid(path=path, what=f"cannot be read ({error})") from None
-    kinds = {kind: data.get(kind, {}) for kind in ("base", "adapter", "target")}
-    tables = [table for names in kinds.values() if isinstance(names, dict) for table in names.values()]
-    if data.get("format") != FORMAT or not all(isinstance(table, dict) for table in tables):
+    if data.get("format") != FORMAT:
         raise LockInvalid(path=path, what=f"is not a lock of format {FORMAT}")
+    kinds = {kind: data.get(kind, {}) for kind in _IDENTITY}
+    for kind, names in kinds.items():
+        if not isinstance(names, dict):
+            raise LockInvalid(path=path, what=f"{kind} is not a table")
+        for name, values in names.items():
+            _check_entry(path, kind, name, values)
     return kinds
 
 
+def _check_entry(path: Path, kind: str, name: str, values: object) -> None:
+    """Raises LockInvalid: an entry without a digest, or with something else, would lock nothing."""
+    if not isinstance(values, dict):
+        raise LockInvalid(path=path, what=f"{kind}.{name} is not a table")
+    if _IDENTITY[kind] not in values:
+        raise LockInvalid(path=path, what=f"{kind}.{name} has no {_IDENTITY[kind]}")
+    for field, value in values.items():
+        if not isinstance(value, str):
+            raise LockInvalid(path=path, what=f"{kind}.{name}.{field} is not a string")
+
+
 def differences(locked: Lock, here: Lock) -> tuple[Difference, ...]:
-    """What is not as it was. Files only where both sides have built; new targets are none."""
+    """What is not as it was, or not in the lock. Files only where both sides have built."""
     found = []
-    for kind in ("base", "adapter", "target"):
+    for kind, identity in _IDENTITY.items():
         for name, values in sorted(locked[kind].items()):
             now = here[kind].get(name, {})
             for field, value in sorted(values.items()):
@@ -104,23 +137,20 @@ def differences(locked: Lock, here: Lock) -> tuple[Difference, ...]:
                 if now.get(field) != value:
                     suffix = " files" if field == "files" else ""
                     found.append(Difference(f"{kind}.{name}{suffix}", value, now.get(field)))
+        for name in sorted(here[kind].keys() - locked[kind].keys()):
+            found.append(Difference(f"{kind}.{name}", None, here[kind][name][identity]))
     return tuple(found)
 
 
 def check(project: Project, emit: Emit) -> None:
-    """Reads sources that have not been read yet, and compares inputs and keys; outputs may differ by device.
+    """Compares inputs and keys; outputs may differ by device.
 
-    Raises LockDiffers, LockInvalid, and what preparing a source raises.
+    Raises LockDiffers, LockInvalid, and what lock_of raises.
     """
     path = project.spec.file.with_name(NAME)
     locked = read(path)
-    for target in project.spec.targets:
-        if isinstance(project.plan.targets[target.name], Unresolved):
-            prepare_base(project, project.spec.bases[target.model.base], emit)
-            if target.model.adapter:
-                prepare_adapter(project, project.spec.adapters[target.model.adapter], emit)
-    found = [d for d in differences(locked, lock_of(project)) if not d.what.endswith(" files")]
+    found = [d for d in differences(locked, lock_of(project, emit)) if not d.what.endswith(" files")]
     if found:
-        named = ", ".join(difference.what for difference in found[:5])
+        named = ", ".join(d.what + (" is not in it" if d.locked is None else "") for d in found[:5])
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise LockDiffers(path=NAME, what=f"{named}{more}")

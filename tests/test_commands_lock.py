@@ -41,6 +41,8 @@ def test_nothing_differs(box: Sandbox) -> None:
 
 def test_another_machine_with_the_same_inputs(box: Sandbox) -> None:
     shutil.rmtree(box.root / "store")
+    assert builder(box, "lock", "--check").code == 0  # reads the sources as a build does
+    shutil.rmtree(box.root / "store")
     assert box.doit("--locked", "model:m_5bit").code == 0
     assert builder(box, "lock", "--check").code == 0  # the same bytes too
 
@@ -58,6 +60,71 @@ def test_another_adapter_is_named_and_refused(box: Sandbox) -> None:
     refused = box.doit("--locked")  # LockDiffers
     assert refused.code == 3
     assert refused.err.startswith("ERROR: artifacts.lock does not agree: adapter.tuned, target.m_4bit")
+
+
+def test_a_lock_written_where_nothing_is_built_says_the_same(box: Sandbox) -> None:
+    lock = box.root / "artifacts.lock"
+    before = lock.read_text()
+    assert "files = " in before
+    shutil.rmtree(box.root / "store")
+    ran = builder(box, "lock")
+    assert (ran.code, ran.out) == (0, "artifacts.lock: 1 base, 1 adapter, 3 targets\n")
+    assert lock.read_text() == before
+    make_adapter(box.root / "adapter", seed=8)
+    assert builder(box, "lock").code == 0
+    assert "files = " not in lock.read_text()  # other inputs: what was made of the former ones is not theirs
+
+
+def test_what_is_not_in_the_lock_is_said_and_refused(box: Sandbox) -> None:
+    shutil.copytree(box.root / "base", box.root / "second")
+    declared = box.toml.read_text()
+    box.toml.write_text(
+        declared + '[base.new]\npath = "second"\n[model.n]\nbase = "new"\nvariants = ["4bit"]\n'
+    )
+    ran = builder(box, "lock", "--check")
+    assert ran.code == 1
+    assert ran.out.splitlines() == ["base.new: not in artifacts.lock", "target.n_4bit: not in artifacts.lock"]
+    refused = box.doit("--locked", "model:n_4bit")
+    assert refused.code == 3
+    assert "does not agree: base.new is not in it, target.n_4bit is not in it." in refused.err
+    assert not box.view("n_4bit").exists()
+    assert builder(box, "lock").code == 0
+    box.toml.write_text(declared)
+    ran = builder(box, "lock", "--check")
+    assert ran.code == 1
+    assert ran.out.splitlines() == ["base.new: not declared any more", "target.n_4bit: not declared any more"]
+
+
+def test_a_good_lock_is_not_replaced_by_one_of_less(box: Sandbox) -> None:
+    lock = box.root / "artifacts.lock"
+    before = lock.read_text()
+    shutil.rmtree(box.root / "store")
+    (box.root / "adapter").rename(box.root / "elsewhere")
+    for command in (("lock",), ("lock", "--check"), ("build", "--locked")):
+        ran = builder(box, *command)
+        assert ran.code == 1
+        assert ran.err.startswith("ERROR: adapter.tuned: ")
+        assert "adapter does not exist." in ran.err
+    assert lock.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base = 3\n", "base is not a table"),
+        ("[base]\ntiny = 3\n", "base.tiny is not a table"),
+        ("[base.tiny]\n", "base.tiny has no digest"),
+        ("[target.m_4bit]\nkey = 5\n", "target.m_4bit.key is not a string"),
+    ],
+)
+def test_a_lock_that_says_nothing_is_refused(box: Sandbox, text: str, said: str) -> None:
+    (box.root / "artifacts.lock").write_text(f"format = 1\n{text}")
+    for ran in (builder(box, "lock", "--check"), box.doit("--locked")):
+        assert ran.code == 3
+        assert ran.err.splitlines()[0].endswith(f"artifacts.lock: {said}.")
+        assert "Traceback" not in ran.text
+    assert builder(box, "lock").code == 0  # writes it anew
+    assert builder(box, "lock", "--check").code == 0
 
 
 def test_a_lock_that_is_none(box: Sandbox) -> None:

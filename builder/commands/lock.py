@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
+from builder.commands import render
 from builder.commands.base import ProjectCommand
+from builder.progress import showing
 from builder.project import Project
 from builder.why import shortened
+
+if TYPE_CHECKING:
+    from builder.lock import Difference
 
 OPT_CHECK: Mapping[str, Any] = {
     "name": "check",
@@ -28,15 +34,26 @@ class Lock(ProjectCommand):
         from builder import lock
 
         path = project.spec.file.with_name(lock.NAME)
-        here = lock.lock_of(project)
-        if not options["check"]:
+        former = lock.read(path) if options["check"] else None
+        with showing() as emit:
+            here = lock.lock_of(project, emit)
+        if former is None:
+            with suppress(lock.LockInvalid):  # none yet, or one that says nothing
+                here = lock.with_outputs(here, lock.read(path))
             path.write_text(lock.to_text(here), encoding="utf-8")
-            print(f"{path.name}: {len(here['base'])} bases, {len(here['adapter'])} adapters, ", end="")
-            print(f"{len(here['target'])} targets")
+            print(f"{path.name}: {', '.join(render.count(len(here[kind]), kind) for kind in here)}")
             return 0
-        found = lock.differences(lock.read(path), here)
+        found = lock.differences(former, here)
         for one in found:
-            print(f"{one.what}: {shortened(one.locked)} -> {shortened(one.here)}")
+            print(f"{one.what}: {_said(one, path.name)}")
         if not found:
             print(f"everything is as {path.name} says")
         return int(bool(found))
+
+
+def _said(one: Difference, lock: str) -> str:
+    if one.locked is None:
+        return f"not in {lock}"
+    if one.here is None:
+        return "not declared any more"
+    return f"{shortened(one.locked)} -> {shortened(one.here)}"

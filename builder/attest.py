@@ -16,7 +16,8 @@ BUILD_TYPE = "urn:modelkiln:build:1"
 def statement(manifest: Manifest, sha256: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The statement about all files of a target. `sha256`: file name -> digest, for tools without BLAKE3.
 
-    The digests of base and adapter are this program's (of names and contents), so they have its name.
+    in-toto does not name BLAKE3, so most of them ignore it. The digests of base and adapter are this
+    program's (of names and contents), so they have its name; that of a calibration text is of the file.
     """
     extra = sha256 or {}
     return {
@@ -37,14 +38,7 @@ def statement(manifest: Manifest, sha256: Mapping[str, str] | None = None) -> di
                 "buildType": BUILD_TYPE,
                 "externalParameters": {"target": manifest.name, "settings": dict(manifest.settings)},
                 "internalParameters": {"key": str(manifest.key)},
-                "resolvedDependencies": [
-                    {
-                        "name": f"{kind}:{manifest.inputs[kind]}",
-                        "digest": {"modelkiln": str(manifest.inputs[f"{kind}_digest"])},
-                    }
-                    for kind in ("base", "adapter")
-                    if f"{kind}_digest" in manifest.inputs
-                ],
+                "resolvedDependencies": _dependencies(manifest),
             },
             "runDetails": {
                 "builder": {
@@ -55,6 +49,19 @@ def statement(manifest: Manifest, sha256: Mapping[str, str] | None = None) -> di
             },
         },
     }
+
+
+def _dependencies(manifest: Manifest) -> list[dict[str, Any]]:
+    inputs = manifest.inputs
+    found: list[dict[str, Any]] = [
+        {"name": f"{kind}:{inputs[kind]}", "digest": {"modelkiln": str(inputs[f"{kind}_digest"])}}
+        for kind in ("base", "adapter")
+        if f"{kind}_digest" in inputs
+    ]
+    if "calibration_digest" in inputs:
+        name = f"calibration:{manifest.settings['variant']}"
+        found.append({"name": name, "digest": {"blake3": str(inputs["calibration_digest"])}})
+    return found
 
 
 def _strings(values: Mapping[str, object]) -> dict[str, str]:

@@ -60,7 +60,7 @@ def _facts(manifest: Manifest) -> str:
     if "survival_db" in measures:
         rows.append(("adapter against rounding error", f"{measures['survival_db']} dB"))
     rows.append(("key", f"`{manifest.key}`"))
-    for kind in ("base", "adapter"):
+    for kind in ("base", "adapter", "calibration"):
         if f"{kind}_digest" in manifest.inputs:
             rows.append((f"{kind} digest", f"`{manifest.inputs[f'{kind}_digest']}`"))
     rows += [(name, str(manifest.toolchain[name])) for name in ("toolchain", "machine", "made")

@@ -139,7 +139,7 @@ def test_a_lock_that_is_none(box: Sandbox) -> None:
 
 
 def test_attest(box: Sandbox) -> None:
-    made = json.loads(builder(box, "attest", "m_5bit", "--sha256").out)
+    made = json.loads(builder(box, "attest", "m_5bit").out)
     assert made["_type"] == "https://in-toto.io/Statement/v1"
     assert made["predicateType"] == "https://slsa.dev/provenance/v1"
     subjects = {subject["name"]: subject["digest"] for subject in made["subject"]}
@@ -147,5 +147,21 @@ def test_attest(box: Sandbox) -> None:
     assert subjects["config.json"]["sha256"] == hashlib.sha256(config).hexdigest()
     dependencies = made["predicate"]["buildDefinition"]["resolvedDependencies"]
     assert [entry["name"] for entry in dependencies] == ["base:tiny", "adapter:tuned"]
-    ran = builder(box, "attest", "m_4bit")  # NotBuilt
-    assert (ran.code, ran.err.splitlines()[0]) == (1, "ERROR: m_4bit is not built. [NotBuilt]")
+    quick = json.loads(builder(box, "attest", "m_5bit", "--no-sha256").out)
+    assert {tuple(subject["digest"]) for subject in quick["subject"]} == {("blake3",)}
+    assert len(quick["subject"]) == len(made["subject"])
+
+
+def test_attestations_are_json_lines(box: Sandbox) -> None:
+    refused = builder(box, "attest", "m_5bit", "m_4bit")  # NotBuilt
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.splitlines()[0] == "ERROR: m_4bit is not built. [NotBuilt]"
+    assert builder(box, "build", "m_4bit").code == 0
+    lines = builder(box, "attest", "m").out.splitlines()
+    targets = [
+        json.loads(line)["predicate"]["buildDefinition"]["externalParameters"]["target"] for line in lines
+    ]
+    assert targets == ["m_4bit", "m_5bit"]
+    none = builder(box, "attest")
+    assert none.code == 3
+    assert "attest takes TARGET" in none.err

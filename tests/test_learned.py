@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from tests.conftest import Ran, Sandbox
 from tests.test_build import ROW
@@ -196,6 +197,16 @@ def test_a_plan_counts_the_intermediate_that_a_run_makes(project: Callable[[str]
     (box.view("m_learned") / "artifact.toml").unlink()
     said = plan_of(box)
     assert (said["learned"], said["relink"]) == ([], ["m_learned"])
+
+
+def test_its_text_is_part_of_what_it_was_made_from(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    assert rows(run(box, "model:m_learned")) == {"m_f16", "m_learned"}
+    digest = blake3((box.root / "text.txt").read_bytes()).hexdigest()
+    assert f"| calibration digest | `{digest}` |" in (box.view("m_learned") / "README.md").read_text()
+    ran = box.run(sys.executable, "-m", "builder.commands.main", "attest", "m_learned")
+    made = json.loads(ran.out)["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert {"name": "calibration:learned", "digest": {"blake3": digest}} in made
 
 
 def test_python_builds_what_a_learned_target_reads(project: Callable[[str], Sandbox]) -> None:

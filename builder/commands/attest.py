@@ -1,10 +1,12 @@
-"""`builder attest TARGET`: an in-toto statement about a built target, on stdout."""
+"""`builder attest TARGET...`: an in-toto statement about each built target, a line of JSON on stdout."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from doit.exceptions import InvalidCommand
 
 from builder.commands.base import ProjectCommand
 from builder.errors import BuildError
@@ -22,21 +24,26 @@ OPT_SHA256: Mapping[str, Any] = {
     "name": "sha256",
     "long": "sha256",
     "type": bool,
-    "default": False,
-    "help": "SHA-256 of every file too, which reads all of them",
+    "inverse": "no-sha256",
+    "default": True,
+    "help": "SHA-256 of every file, which reads all of them; else only BLAKE3, which few tools check",
 }
 
 
 class Attest(ProjectCommand):
     name = "attest"
     doc_purpose = "write an in-toto statement (SLSA provenance) about a built target"
-    doc_usage = "TARGET"
+    doc_usage = "TARGET..."
+    doc_description = "One statement a line (JSON Lines); all targets must be built, or nothing is written."
     cmd_options = (OPT_SHA256,)
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         from builder.attest import statement
         from builder.store import records
 
+        if not names:
+            raise InvalidCommand("attest takes TARGET, for example: attest phase8_5bit")
+        statements = []
         for name in find_targets(project, names):
             key = project.keys.get(name)
             manifest = records.read_manifest(project.store, key) if key else None
@@ -50,5 +57,7 @@ class Attest(ProjectCommand):
                 for entry in manifest.files:
                     with (folder / entry.name).open("rb") as file:
                         sha256[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()
-            print(json.dumps(statement(manifest, sha256), indent=2))
+            statements.append(statement(manifest, sha256))
+        for one in statements:
+            print(json.dumps(one))
         return 0

@@ -15,7 +15,7 @@ from builder.prepare import prepare_target
 from builder.progress import Emit, TargetDone
 from builder.project import Project
 from builder.prune import prune_intermediates
-from builder.state import target_state
+from builder.state import reads_source, target_state
 from builder.store import pins, prune, views
 from builder.whole import build_learned
 
@@ -23,7 +23,8 @@ from builder.whole import build_learned
 def deliver(
     project: Project, name: str, selected: Collection[str], named: Collection[str], emit: Emit
 ) -> list[Built]:
-    """Build `name` and, in the same pass, every selected target of its model that is not built.
+    """Build `name` and, in the same pass, every selected target of its model that is not built, and what a
+    selected learned target reads.
 
     Targets asked for by name are kept until cleaned. Raises BuildError.
     """
@@ -37,10 +38,12 @@ def deliver(
         _tell([learned], emit)
         prune_intermediates(project, emit)
         return [*results, learned]
+    others = [p for p in project.plan.resolved() if p.target.model.name == model and p.name != name]
+    read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}
     chosen = [wanted]
-    for other in project.plan.resolved():
-        same = other.target.model.name == model and other.name in selected and other.name != name
-        if same and other.needs is None and not target_state(project.store, other).built:
+    for other in others:
+        asked = other.needs is None and (other.name in selected or other.name in read)
+        if asked and not target_state(project.store, other).built:
             chosen.append(other)
     for target in chosen:
         if target.target.variant.intermediate and target.name in named:
@@ -55,10 +58,9 @@ def deliver(
 def _source_of(
     project: Project, plan: TargetPlan, selected: Collection[str], named: Collection[str], emit: Emit
 ) -> list[Built]:
-    """Build what a learned target reads; nothing if that, or the bytes of the target itself, are there."""
+    """Build what a learned target reads, if it is not there."""
     source = project.plan.targets[str(plan.needs)]
-    there = target_state(project.store, plan).kind in ("built", "unlinked")
-    if there or target_state(project.store, source).built:
+    if not reads_source(project.store, plan) or target_state(project.store, source).built:
         return []
     return deliver(project, source.name, selected, named, emit)
 

@@ -12,7 +12,7 @@ from builder.plan import Action, TargetPlan, Unresolved
 from builder.preflight import peak_memory
 from builder.project import Project
 from builder.spec import Target
-from builder.state import missing_actions, target_state
+from builder.state import missing_actions, reads_source, target_state
 from builder.store import blobs, pins
 
 
@@ -130,7 +130,7 @@ def _learned_step(project: Project, name: str) -> LearnedForecast | None:
     if variant.learned is None or project.is_built(name):
         return None
     plan = project.plan.targets[name]
-    if isinstance(plan, Unresolved) or target_state(project.store, plan).kind in ("built", "unlinked"):
+    if isinstance(plan, Unresolved) or not reads_source(project.store, plan):
         return None
     source = project.plan.targets[str(plan.needs)]
     assert isinstance(source, TargetPlan)  # a learned target is planned from it

@@ -58,6 +58,11 @@ def target_state(store: Store, plan: TargetPlan | Unresolved) -> TargetState:
     return TargetState(plan.name, "missing", f"{lost} of its {len(manifest.files)} blobs are gone")
 
 
+def reads_source(store: Store, plan: TargetPlan) -> bool:
+    """Whether making this target reads another one that must be on disk: a learned one that is not there."""
+    return plan.needs is not None and target_state(store, plan).kind not in ("built", "unlinked")
+
+
 def holds(store: Store, manifest: Manifest) -> bool:
     return all(blobs.has(store, entry.blob) for entry in manifest.files)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,22 +113,8 @@ def _model_task(project: Project, target: Target) -> Task:
         describe_target(target),
         BuildTarget(project, target.name, SELECTED),
         TargetReady(project, target.name),
-        after=after,
-        setup=_setup(project, target),
+        after=after,  # what a learned target reads is no task of this graph: deliver makes it, if need be
     )
-
-
-def _setup(project: Project, target: Target) -> list[str]:
-    """The intermediate that a learned target reads; none if its own bytes are in the store already."""
-    learned = target.variant.learned
-    if learned is None:
-        return []
-    from builder.state import target_state
-
-    with suppress(BuildError):  # its own task says it
-        if target_state(project.store, project.plan.targets[target.name]).kind in ("built", "unlinked"):
-            return []
-    return [f"model:{target.model.name}_{learned.source}"]
 
 
 def _eval_tasks(project: Project) -> Iterator[Task]:
@@ -204,7 +189,6 @@ def _task(
     ready: Callable[..., bool] | None = None,
     *,
     after: list[str] | None = None,
-    setup: list[str] | None = None,
 ) -> Task:
     return {
         "basename": basename,
@@ -213,8 +197,6 @@ def _task(
         "actions": [(action, [])],
         "uptodate": [ready] if ready else [],
         "task_dep": after or [],
-        # Run only if this task is not up to date: the edge to an intermediate that it reads.
-        "setup": setup or [],
         # doit's capture swaps sys.stdout and leaks it between threads (`-P thread`).
         "io": {"capture": False},
     }

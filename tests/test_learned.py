@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -221,3 +222,31 @@ def test_python_builds_what_a_learned_target_reads(project: Callable[[str], Sand
     (box.root / "text.txt").unlink()
     gone = box.run(sys.executable, "-c", code)  # SourceMissing
     assert "SourceMissing: variant.learned: " in gone.err
+
+
+def test_the_intermediate_is_made_in_the_pass_of_the_others(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    assert box.doit("base:tiny", "adapter:tuned").code == 0
+    (said,) = json.loads(box.doit("plan", "--json").out)["passes"]
+    ran = run(box, "run", "--progress", "json")
+    assert ran.code == 0, ran.text
+    events = [json.loads(line) for line in ran.err.splitlines() if line.startswith("{")]
+    (one,) = [event for event in events if event["event"] == "PassStarted"]
+    assert one["blocks"] == said["make"]
+    assert one["nbytes"] == said["write"]
+    assert sorted(f"m_{variant}" for variant in one["targets"]) == sorted(said["targets"])
+    assert {path.name for path in (box.root / "store/models").iterdir()} == {"m_4bit", "m_5bit", "m_learned"}
+
+
+def test_nothing_is_made_for_what_is_refused(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    assert box.doit("model:m_4bit").code == 0
+    shutil.copytree(box.view("m_4bit"), box.root / "packed")
+    box.toml.write_text(
+        box.toml.read_text()
+        + '[base.packed]\npath = "packed"\n[model.bad]\nbase = "packed"\nvariants = ["f16", "learned"]\n'
+    )
+    ran = run(box, "model:bad_learned")  # PlanError
+    assert ran.code == 2
+    assert 'variant "learned" would keep the old bits' in ran.text
+    assert not box.view("bad_f16").exists()

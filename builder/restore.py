@@ -9,10 +9,12 @@ from builder.plan import TargetPlan
 from builder.prepare import prepare_base
 from builder.progress import Emit
 from builder.project import Project
+from builder.prune import prune_intermediates
 from builder.spec import GgufSource
-from builder.state import target_state
+from builder.state import reads_source, target_state
 from builder.store import records
 from builder.store.findings import Finding
+from builder.whole import build_learned
 
 
 def restore(project: Project, findings: Iterable[Finding], emit: Emit) -> tuple[str, ...]:
@@ -32,9 +34,26 @@ def restore(project: Project, findings: Iterable[Finding], emit: Emit) -> tuple[
         if _touches(project, plan.key, plan.name, damaged) and not target_state(project.store, plan).built:
             by_model.setdefault(plan.target.model.name, []).append(plan)
     for plans in by_model.values():
-        build(project, plans, emit)
+        _build(project, plans, emit)
         rebuilt += [plan.name for plan in plans]
     return tuple(rebuilt)
+
+
+def _build(project: Project, plans: list[TargetPlan], emit: Emit) -> None:
+    """Targets of one model: in one pass what is made by block and what learned ones read, then those."""
+    learned = [plan for plan in plans if plan.needs is not None]
+    wanted = {plan.name: plan for plan in plans if plan.needs is None}
+    for plan in learned:
+        source = project.plan.targets[str(plan.needs)]
+        assert isinstance(source, TargetPlan)  # a learned target is planned from it
+        if reads_source(project.store, plan) and not target_state(project.store, source).built:
+            wanted[source.name] = source
+    if wanted:
+        build(project, list(wanted.values()), emit)
+    for plan in learned:
+        build_learned(project, plan, emit)
+    if learned:
+        prune_intermediates(project, emit)
 
 
 def _touches(project: Project, key: object, name: str, damaged: set[str]) -> bool:

@@ -250,3 +250,17 @@ def test_nothing_is_made_for_what_is_refused(project: Callable[[str], Sandbox]) 
     assert ran.code == 2
     assert 'variant "learned" would keep the old bits' in ran.text
     assert not box.view("bad_f16").exists()
+
+
+def test_a_repair_makes_a_learned_target_again(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    assert rows(run(box, "model:m_f16", "model:m_learned")) == {"m_f16", "m_learned"}
+    shard = box.view("m_learned") / "model-00002-of-00006.safetensors"
+    before = shard.read_bytes()
+    shard.chmod(0o644)
+    shard.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    ran = run(box, "verify", "--repair")
+    assert ran.code == 0, ran.text
+    assert shard.read_bytes() == before
+    assert run(box, "verify").code == 0
+    assert box.doit("status", "m_learned").code == 0

@@ -10,7 +10,7 @@ from builder.evaluate.comparison import compare
 from builder.evaluate.results import Result, missed
 from builder.evaluate.run import measured
 from builder.evaluate.statistics import Figure
-from builder.plan import TargetPlan
+from builder.plan import TargetPlan, nominal_size
 from builder.project import Project
 from builder.record import Manifest, Scalar
 from builder.report.facts import BlockSurvival, Compared, ModelReport, Provenance, Report, Row, Verdict
@@ -33,7 +33,7 @@ def _model(project: Project, model: Model) -> ModelReport:
     control = control_of(project, model)
     made: list[Row] = []
     results: dict[str, dict[str, Result]] = {}
-    for plan in sorted(plans, key=lambda plan: (-plan.size, plan.name)):
+    for plan in sorted(plans, key=lambda plan: (-nominal_size(plan), plan.name)):
         manifest = records.read_manifest(project.store, plan.key)
         if manifest is not None:
             results[plan.name] = measured(project, plan)

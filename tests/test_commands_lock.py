@@ -121,7 +121,7 @@ def test_a_lock_that_says_nothing_is_refused(box: Sandbox, text: str, said: str)
     (box.root / "artifacts.lock").write_text(f"format = 1\n{text}")
     for ran in (builder(box, "lock", "--check"), box.doit("--locked")):
         assert ran.code == 3
-        assert ran.err.splitlines()[0].endswith(f"artifacts.lock: {said}.")
+        assert ran.err.splitlines()[0].endswith(f"artifacts.lock: {said}. [LockInvalid]")
         assert "Traceback" not in ran.text
     assert builder(box, "lock").code == 0  # writes it anew
     assert builder(box, "lock", "--check").code == 0

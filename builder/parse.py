@@ -38,10 +38,13 @@ _REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
 _PACKAGE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
 
 
-def parse_spec(file: Path) -> Spec:
-    """What `file` declares. Raises SpecError, which lists every problem by line."""
+def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
+    """What `file` declares, or would declare if it held `draft`.
+
+    Raises SpecError, which lists every problem by line.
+    """
     file = Path(file)
-    document = read_toml(file)
+    document = read_toml(file, draft)
     problems = Problems(document.label, document.lines)
     declared = check_shape(document.data, problems)
     _check_references(declared, problems)

@@ -24,10 +24,10 @@ class Document(NamedTuple):
     lines: Lines
 
 
-def read_toml(file: Path) -> Document:
-    """Raises SpecError."""
+def read_toml(file: Path, draft: bytes | None = None) -> Document:
+    """The file, or what it is about to hold. Raises SpecError."""
     label = label_of(file)
-    raw = _read_bytes(file, label)
+    raw = _read_bytes(file, label) if draft is None else draft
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

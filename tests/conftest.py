@@ -48,6 +48,9 @@ class Sandbox:
     def doit(self, *args: str, env: dict[str, str] | None = None, timeout: float = 100) -> Ran:
         return self.run(sys.executable, "-m", "doit", *args, env=env, timeout=timeout)
 
+    def builder(self, *args: str, env: dict[str, str] | None = None) -> Ran:
+        return self.run(sys.executable, "-m", "builder.commands.main", *args, env=env)
+
     def run(self, *command: str, env: dict[str, str] | None = None, timeout: float = 100) -> Ran:
         done = subprocess.run(
             command,

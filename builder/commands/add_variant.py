@@ -38,10 +38,10 @@ class AddVariant(AnyOrder, Command):  # type: ignore[misc]
 
 
 def _add(file: Path, model: str, variant: str, settings: dict[str, Any]) -> int:
-    from builder.edit import add_variant, replace_checked
+    from builder.edit import add_variant, read_exactly, replace_checked
     from builder.parse import parse_spec
 
     spec = parse_spec(file)
-    replace_checked(file, add_variant(file.read_text(encoding="utf-8"), spec, model, variant, settings))
+    replace_checked(file, add_variant(read_exactly(file), spec, model, variant, settings))
     print(f"{file}: target {model}_{variant} declared; `builder build {model}_{variant}` builds it")
     return 0

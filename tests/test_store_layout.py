@@ -10,12 +10,33 @@ import pytest
 
 from builder.errors import StoreError
 from builder.store import layout
+from builder.store.inventory import survey
+from builder.store.verify import verify
 
 
 def test_a_new_store_has_a_version_and_little_else(tmp_path: Path) -> None:
     store = layout.open_store(tmp_path / "deep" / "store")
     assert store.version.read_text() == "1\n"
-    assert sorted(p.name for p in store.root.iterdir()) == ["locks", "tmp", "version"]
+    assert sorted(p.name for p in store.root.iterdir()) == [".gitignore", "locks", "tmp", "version"]
+
+
+def test_a_new_store_is_ignored_by_git(tmp_path: Path) -> None:
+    store = layout.open_store(tmp_path / "store")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    seen = subprocess.run(
+        ["git", "status", "--short"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert seen.stdout == ""
+    report = verify(store)
+    assert not report.findings
+    assert not survey(store).damaged
+    assert (store.root / ".gitignore").read_text() == "*\n"
+
+
+def test_a_folder_that_holds_something_is_not_hidden_from_git(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    layout.open_store(tmp_path)
+    assert not (tmp_path / ".gitignore").exists()
 
 
 def test_opening_an_existing_store_writes_nothing(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def _read_version(store: Store) -> int:
         try:
             text = store.version.read_bytes()
         except FileNotFoundError:
+            _ignored_by_git(store)
             durable.make_folder(store.tmp)
             durable.make_folder(store.locks)
             (store.locks / "gc").touch()  # so that gc on a full disk needs no new file
@@ -111,6 +112,13 @@ def _read_version(store: Store) -> int:
             hint="Use the program version that wrote it, or declare another [store] path.",
         )
     return known[text]
+
+
+def _ignored_by_git(store: Store) -> None:
+    """A new store in a checkout must not be committed. A folder that holds something is its owner's."""
+    durable.make_folder(store.root)
+    if not any(store.root.iterdir()):
+        (store.root / ".gitignore").write_text("*\n", encoding="utf-8")
 
 
 def _write_version(store: Store, number: int) -> None:

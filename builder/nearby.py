@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 DEEPEST = 4
 _SKIPPED = frozenset({"node_modules", "store", "__pycache__", "site-packages", "venv"})
@@ -16,11 +17,12 @@ _ADAPTER_WEIGHTS = ("adapters.safetensors", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class FoundBase:
-    """`lines` of TOML that declare it, `aliases`: what an adapter may call it."""
+    """`lines` of TOML that declare it, `aliases`: what an adapter may call it, `quantized`: already."""
 
     name: str
     lines: tuple[str, ...]
     aliases: frozenset[str]
+    quantized: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,28 +36,38 @@ class FoundAdapter:
 
 @dataclass(frozen=True)
 class Nearby:
+    """`bases` lie in the folder, or an adapter names their folder; `cached`: in Hugging Face's cache."""
+
     bases: tuple[FoundBase, ...]
     adapters: tuple[FoundAdapter, ...]
+    cached: tuple[FoundBase, ...] = ()
 
 
 def look(folder: Path, cache: Path | None = None) -> Nearby:
-    """Everything below `folder`, at most DEEPEST folders deep, and the models in Hugging Face's cache."""
+    """Everything below `folder`, at most DEEPEST folders deep, and the models in Hugging Face's cache.
+
+    Names are short and may be the same; whoever declares them makes them differ.
+    """
     bases: list[FoundBase] = []
     adapters: list[FoundAdapter] = []
     for place, names in _folders(folder):
         shown = place.relative_to(folder).as_posix()
         if any(name in names for name in _ADAPTER_WEIGHTS) and "adapter_config.json" in names:
             adapters.append(FoundAdapter(plain_name(place.name), shown, _trained_on(place)))
-        elif "config.json" in names and any(_is_weights(name) for name in names):
-            aliases = frozenset({shown, place.name, str(place)})
-            bases.append(FoundBase(plain_name(place.name), (f"path = {_quoted(shown)}",), aliases))
+        elif _is_model(place):
+            bases.append(_local(place, shown))
         for name in sorted(names):
-            if name.endswith(".gguf"):
+            if name.endswith(".gguf") and _is_text(name):
                 file = (place / name).relative_to(folder).as_posix()
                 stem = plain_name(name.removesuffix(".gguf"))
-                bases.append(FoundBase(stem, (f"gguf = {_quoted(file)}",), frozenset({file, name})))
-    bases += _cached(cache if cache is not None else hub_cache())
-    return Nearby(tuple(_distinct(bases)), tuple(_renamed(adapters)))
+                bases.append(FoundBase(stem, (f"gguf = {quoted(file)}",), frozenset({file, name})))
+    cached = tuple(_cached(cache if cache is not None else hub_cache()))
+    known = {alias for base in (*bases, *cached) for alias in base.aliases}
+    for said in dict.fromkeys(adapter.base for adapter in adapters if adapter.base):
+        elsewhere = folder / Path(said).expanduser()  # said relative to here, or absolute
+        if said not in known and str(elsewhere) not in known and _is_model(elsewhere):
+            bases.append(_local(elsewhere, said))
+    return Nearby(tuple(bases), tuple(adapters), cached)
 
 
 def plain_name(text: str) -> str:
@@ -69,27 +81,68 @@ def hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE", str(home / "hub"))).expanduser()
 
 
+def quoted(text: str) -> str:
+    """As TOML writes it."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _folders(top: Path) -> Iterator[tuple[Path, set[str]]]:
     for place, folders, names in os.walk(top):
         depth = len(Path(place).relative_to(top).parts)
         folders[:] = sorted(
-            name for name in folders if depth < DEEPEST and name not in _SKIPPED and not name.startswith(".")
+            name
+            for name in folders
+            if depth < DEEPEST and name not in _SKIPPED and not name.startswith(".") and _is_text(name)
         )
         yield Path(place), set(names)
+
+
+def _is_text(name: str) -> bool:
+    """Not what a file can be called, but no TOML file can say."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_model(place: Path) -> bool:
+    """A folder in Hugging Face layout."""
+    try:
+        return (place / "config.json").is_file() and any(_is_weights(file.name) for file in place.iterdir())
+    except OSError:
+        return False
 
 
 def _is_weights(name: str) -> bool:
     return name.startswith("model") and name.endswith(".safetensors")
 
 
+def _local(place: Path, shown: str) -> FoundBase:
+    aliases = frozenset({shown, place.name, str(place)})
+    return FoundBase(plain_name(place.name), (f"path = {quoted(shown)}",), aliases, _is_quantized(place))
+
+
+def _is_quantized(place: Path) -> bool:
+    """mlx-lm says `quantization`, and so do others with `quantization_config`."""
+    config = _json(place / "config.json")
+    return bool(config.get("quantization") or config.get("quantization_config"))
+
+
 def _trained_on(place: Path) -> str | None:
     """mlx-lm says `model`, PEFT says `base_model_name_or_path`."""
+    config = _json(place / "adapter_config.json")
+    said = config.get("model") or config.get("base_model_name_or_path")
+    return said if isinstance(said, str) and _is_text(said) else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing when it cannot be read."""
     try:
-        config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    said = config.get("model") or config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    return said if isinstance(said, str) else None
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _cached(cache: Path) -> Iterator[FoundBase]:
@@ -97,99 +150,8 @@ def _cached(cache: Path) -> Iterator[FoundBase]:
         _, organisation, *rest = folder.name.split("--")
         repo = f"{organisation}/{'--'.join(rest)}"
         for snapshot in sorted(folder.glob("snapshots/*")):
-            if (snapshot / "config.json").exists() and any(_is_weights(f.name) for f in snapshot.iterdir()):
-                lines = (f"hf = {_quoted(repo)}", f"revision = {_quoted(snapshot.name)}")
-                yield FoundBase(plain_name(rest[-1]), lines, frozenset({repo, str(snapshot)}))
+            if _is_model(snapshot):
+                lines = (f"hf = {quoted(repo)}", f"revision = {quoted(snapshot.name)}")
+                aliases = frozenset({repo, str(snapshot)})
+                yield FoundBase(plain_name(rest[-1]), lines, aliases, _is_quantized(snapshot))
                 break
-
-
-def _distinct(bases: Iterable[FoundBase]) -> Iterator[FoundBase]:
-    seen: dict[str, int] = {}
-    for base in bases:
-        yield FoundBase(_numbered(base.name, seen), base.lines, base.aliases)
-
-
-def _renamed(adapters: Iterable[FoundAdapter]) -> Iterator[FoundAdapter]:
-    seen: dict[str, int] = {}
-    for adapter in adapters:
-        yield FoundAdapter(_numbered(adapter.name, seen), adapter.path, adapter.base)
-
-
-def _numbered(name: str, seen: dict[str, int]) -> str:
-    seen[name] = seen.get(name, 0) + 1
-    return name if seen[name] == 1 else f"{name}-{seen[name]}"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-# -- the proposal ------------------------------------------------------------------------------------------
-
-VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "f16": (
-        'dtype = "float16"',
-        "intermediate = true                 # exists only while something needs it",
-    ),
-    "4bit": ("bits = 4", "group_size = 64"),
-    "5bit": ("bits = 5", "group_size = 64"),
-    "6bit": ("bits = 6", "group_size = 64"),
-    "8bit": ("bits = 8", "group_size = 64"),
-}
-
-
-def propose(found: Nearby, schema: str) -> str:
-    """A commented artifacts.toml that declares what was found."""
-    bases = list(found.bases)
-    models: list[tuple[str, str]] = []
-    adapters: list[str] = []
-    for adapter in found.adapters:
-        base = _base_of(adapter, bases)
-        remark = "" if adapter.base else "    # EDIT: the adapter does not say what it was trained on"
-        adapters.append(
-            f"[adapter.{adapter.name}]\nbase = {_quoted(base)}{remark}\npath = {_quoted(adapter.path)}\n"
-        )
-        models.append((adapter.name, f"adapter = {_quoted(adapter.name)}"))
-    if not bases:
-        remark = "# EDIT: a folder in Hugging Face layout, or gguf, or hf and revision"
-        bases.append(FoundBase("base", (f'path = "models/base"    {remark}',), frozenset()))
-    if not models:
-        adapters.append(
-            "# [adapter.tuned]                   # what was learned on top of a base\n"
-            f'# base = {_quoted(bases[0].name)}\n# path = "adapters/tuned"\n'
-        )
-        models = [(bases[0].name, f"base = {_quoted(bases[0].name)}")]
-    quantized = json.dumps([name for name in VARIANTS if name != "f16"])
-    parts = [
-        f"#:schema {schema}",
-        "# What is built here, and from what. `doit` builds it, `doit plan` says what that costs.\n",
-        "# -- where the original weights come from",
-        *(f"[base.{base.name}]\n" + "\n".join(base.lines) + "\n" for base in bases),
-        "# -- what was learned on top of a base (mlx-lm or PEFT layout)",
-        *adapters,
-        "# -- how weights are stored; declared once, used by any model",
-        *(f"[variant.{name}]\n" + "\n".join(lines) + "\n" for name, lines in VARIANTS.items()),
-        "# -- what to build: each model x variant is a target, MODEL_VARIANT",
-        *(f"[model.{name}]\n{source}\nvariants = {quantized}\n" for name, source in models),
-    ]
-    return "\n".join(parts)
-
-
-def _base_of(adapter: FoundAdapter, bases: list[FoundBase]) -> str:
-    """The name of the base that an adapter was trained on; adds one to `bases` when it is not here."""
-    said = adapter.base
-    if said is None:
-        if not bases:
-            bases.append(
-                FoundBase("base", ('path = "models/base"    # EDIT: where the base is',), frozenset())
-            )
-        return bases[0].name
-    for base in bases:
-        if said in base.aliases or Path(said).name in base.aliases:
-            return base.name
-    name = plain_name(Path(said).name)
-    lines: tuple[str, ...] = (f"path = {_quoted(said)}    # EDIT: not found here",)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", said) and not said.startswith("."):
-        lines = (f"hf = {_quoted(said)}", 'revision = "main"    # a commit never changes; a branch may')
-    bases.append(FoundBase(name, lines, frozenset({said})))
-    return name

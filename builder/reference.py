@@ -59,8 +59,12 @@ _INTRODUCTION = """\
 # artifacts.toml
 
 What is built, and from what. This page is generated from `builder/fields.py`, which also checks the file:
-`python -m builder.reference` writes it. `builder init` proposes a file, `builder add-variant` extends one,
-and a first line `#:schema .../builder/artifacts.schema.json` makes editors complete and check it.
+`python -m builder.reference` writes it. `builder init` proposes a file, `builder add-variant` extends one.
+
+The first line, `#:schema ./.artifacts.schema.json`, makes editors with Taplo (Even Better TOML, for one)
+complete and check the file. The path is relative to it: `builder init` puts a copy of the schema beside it,
+to be committed with it, for a path into one machine's environment means nothing on another.
+`builder init --schema` writes the copy anew after an upgrade.
 
 Tables may stand in any order. Paths are relative to the file's folder; `~` is the home folder. Names consist
 of letters, digits, `.`, `_` and `-`. A target is a model and a variant: `[model.phase8]` with the variant

@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "suites",
         "schema",
         "nearby",
+        "propose",
         "edit",
     ),
     ("structure", "shards", "record", "survival"),

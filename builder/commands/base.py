@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from doit.cmd_base import Command
 from doit.cmdparse import CmdParseError
+from doit.exceptions import InvalidCommand
 
 from builder.commands.guard import guarded
 
@@ -31,6 +32,10 @@ class AnyOrder:
     """For a command of doit: options may also stand after names (`doit status phase8_5bit --json`)."""
 
     def parse_execute(self, in_args: Sequence[str]) -> int:
+        options_end = in_args.index("--") if "--" in in_args else len(in_args)
+        if "--help" in in_args[:options_end]:
+            print(self.help())  # type: ignore[attr-defined]
+            return 0
         parser: Any = self.cmdparser  # type: ignore[attr-defined]
         try:
             options, names = gnu_getopt(list(in_args), parser.get_short(), parser.get_long())
@@ -50,12 +55,22 @@ class ProjectCommand(AnyOrder, Command):  # type: ignore[misc]
         raise NotImplementedError
 
     def execute(self, opt_values: Mapping[str, Any], pos_args: Sequence[str]) -> int:
+        if not self.doc_usage:
+            refuse_names(self, pos_args)
+
         def run() -> int:
             from builder.project import Project
 
             return self.run(Project.load(declaration(opt_values)), opt_values, pos_args)
 
         return guarded(run)
+
+
+def refuse_names(command: Command, names: Sequence[str]) -> None:
+    """For a command that takes none: one that is ignored would look as if it had been heeded."""
+    if names:
+        what = f'{command.name} takes options only, not "{names[0]}"'
+        raise InvalidCommand(f"{what} (`help {command.name}` shows them)")
 
 
 def declaration(options: Mapping[str, Any]) -> Path:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from doit.cmd_base import Command
 
-from builder.commands import COMMANDS
+from builder.commands.base import AnyOrder, refuse_names
 from builder.commands.guard import guarded
 from builder.errors import BuildError
 
-DODO = 'from builder.tasks import load\nDOIT_CONFIG, task_artifacts = load("artifacts.toml")\n'
+SCHEMA = ".artifacts.schema.json"
+OPT_SCHEMA: Mapping[str, Any] = {
+    "name": "schema",
+    "long": "schema",
+    "type": bool,
+    "default": False,
+    "help": f"write {SCHEMA} anew (after an upgrade), and nothing else",
+}
 
 
 class AlreadyThere(BuildError):
@@ -24,54 +29,45 @@ class AlreadyThere(BuildError):
     hint = "Edit it, or move it away and run `builder init` again."
 
 
-class Init(Command):  # type: ignore[misc]
+class Init(AnyOrder, Command):  # type: ignore[misc]
     name = "init"
-    doc_purpose = "propose an artifacts.toml from the adapters and models found nearby"
+    doc_purpose = "propose an artifacts.toml for this folder from the adapters and models found nearby"
     doc_usage = ""
+    doc_description = "Files that exist stay as they are; what has to be added to them is printed."
+    cmd_options: ClassVar[tuple[Mapping[str, Any], ...]] = (OPT_SCHEMA,)
 
     def execute(self, opt_values: Mapping[str, Any], pos_args: Sequence[str]) -> int:
-        return guarded(lambda: init(Path.cwd()))
+        refuse_names(self, pos_args)
+        return guarded(lambda: write_schema(Path.cwd()) if opt_values["schema"] else init(Path.cwd()))
 
 
 def init(folder: Path) -> int:
-    """Writes artifacts.toml, and dodo.py and doit's configuration where there is none."""
-    from builder.nearby import look, propose
-    from builder.parse import parse_spec
+    """Writes artifacts.toml, and what `doit` needs where it is not there. Raises AlreadyThere."""
+    from builder.commands.wiring import wire
+    from builder.edit import replace_checked
+    from builder.nearby import look
+    from builder.propose import propose
 
     file = folder / "artifacts.toml"
     if file.exists():
         raise AlreadyThere(path=file.name)
     found = look(folder)
-    file.write_text(propose(found, schema_reference(folder)), encoding="utf-8")
+    replace_checked(file, propose(found, f"./{SCHEMA}"))
     things = f"{counted(len(found.bases), 'base')}, {counted(len(found.adapters), 'adapter')}"
     print(f"artifacts.toml: {things} found; look for EDIT, then `builder plan` says what a build costs")
-    if not (folder / "dodo.py").exists():
-        (folder / "dodo.py").write_text(DODO, encoding="utf-8")
-        print("dodo.py: `doit` builds")
-    if not _configures_doit(folder):
-        lines = [f"{name} = {place}" for name, place in COMMANDS.items()]
-        (folder / "doit.cfg").write_text("\n".join(["[COMMAND]", *lines, ""]), encoding="utf-8")
-        print("doit.cfg: `doit status`, `doit why`, `doit plan`")
-    parse_spec(file)
+    write_schema(folder)
+    for line in wire(folder):
+        print(line)
     return 0
 
 
-def schema_reference(folder: Path) -> str:
-    """Where an editor finds the schema: relative when the package is installed below the folder."""
-    schema = Path(__file__).resolve().parent.parent / "artifacts.schema.json"
-    if schema.is_relative_to(folder.resolve()):
-        return "./" + os.path.relpath(schema, folder.resolve())
-    return schema.as_uri()
+def write_schema(folder: Path) -> int:
+    """A copy beside the declaration: a path into one machine's environment means nothing on another."""
+    from builder.schema import schema_text
 
-
-def _configures_doit(folder: Path) -> bool:
-    if (folder / "doit.cfg").exists():
-        return True
-    try:
-        data = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(data.get("tool", {}).get("doit", {}).get("plugins", {}).get("command"))
+    (folder / SCHEMA).write_text(schema_text(), encoding="utf-8")
+    print(f"{SCHEMA}: with it editors complete and check artifacts.toml")
+    return 0
 
 
 def counted(number: int, noun: str) -> str:

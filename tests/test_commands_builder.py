@@ -1,8 +1,8 @@
-"""`builder`: the console script, init, add-variant, completion, the Python API."""
+"""`builder`: the console script, what it refuses, completion, the Python API."""
 
 from __future__ import annotations
 
-import json
+import importlib
 import os
 import pty
 import select
@@ -17,12 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.commands.complete import candidates
+from builder.commands import COMMANDS, STANDALONE
+from builder.commands.complete import OPTIONS, candidates
 from builder.commands.completion import SCRIPTS
-from builder.edit import add_variant, guess_settings
-from builder.nearby import look, plain_name, propose
-from builder.parse import parse_spec
-from tests.conftest import ROOT, Ran, Sandbox
+from tests.conftest import Ran, Sandbox
 from tests.test_evaluate_run import SUITES
 from tests.test_release import RELEASE
 from tests.tiny import DECLARATION, make_adapter, make_base
@@ -31,169 +29,18 @@ Make = Callable[..., Sandbox]
 
 
 def builder(box: Sandbox, *args: str) -> Ran:
-    return box.run(sys.executable, "-m", "builder.commands.main", *args)
-
-
-# -- init --------------------------------------------------------------------------------------------------
-
-
-def lay_out(root: Path) -> None:
-    """Files as they lie in a project, without weights in them."""
-    for name in ("models/Tiny-1B-Instruct/config.json", "models/Tiny-1B-Instruct/model.safetensors"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    for name, config in (
-        ("one", {"model": "models/Tiny-1B-Instruct"}),
-        ("two", {"base_model_name_or_path": "org/Other-7B"}),
-        ("three", {}),
-    ):
-        folder = root / "adapters" / name
-        folder.mkdir(parents=True)
-        (folder / "adapters.safetensors").touch()
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-    (root / "node_modules" / "x").mkdir(parents=True)
-    (root / "node_modules" / "x" / "y.gguf").touch()
-    (root / "local.gguf").touch()
-
-
-def test_init_proposes_what_lies_nearby(tmp_path: Path) -> None:
-    lay_out(tmp_path)
-    text = propose(look(tmp_path, tmp_path / "no-cache"), "./schema.json")
-    assert text.startswith("#:schema ./schema.json\n")
-    data = tomllib.loads(text)
-    assert data["base"] == {
-        "local": {"gguf": "local.gguf"},
-        "tiny-1b": {"path": "models/Tiny-1B-Instruct"},
-        "other-7b": {"hf": "org/Other-7B", "revision": "main"},
-    }
-    assert {name: table["base"] for name, table in data["adapter"].items()} == {
-        "one": "tiny-1b",
-        "two": "other-7b",
-        "three": "local",
-    }
-    assert text.count("EDIT") == 1  # the adapter that does not say its base
-    (tmp_path / "artifacts.toml").write_text(text)
-    assert len(parse_spec(tmp_path / "artifacts.toml").targets) == 12
-
-
-def test_init_finds_the_hub_cache(tmp_path: Path) -> None:
-    snapshot = tmp_path / "hub" / "models--org--Tiny" / "snapshots" / "abc123"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").touch()
-    (snapshot / "model-00001-of-00001.safetensors").touch()
-    (tmp_path / "here").mkdir()
-    data = tomllib.loads(propose(look(tmp_path / "here", tmp_path / "hub"), "x"))
-    assert data["base"] == {"tiny": {"hf": "org/Tiny", "revision": "abc123"}}
-    assert data["model"]["tiny"]["base"] == "tiny"
-
-
-def test_init_of_an_empty_folder_is_a_valid_declaration(tmp_path: Path) -> None:
-    box = Sandbox(tmp_path)
-    ran = box.run(sys.executable, "-m", "builder.commands.main", "init", env={"HF_HUB_CACHE": "/nowhere"})
-    assert ran.code == 0, ran.text
-    assert "EDIT" in box.toml.read_text()
-    assert (tmp_path / "dodo.py").read_text().count("\n") == 2
-    assert box.doit("list").code == 0
-    assert box.doit("status").code == 1  # the command is registered by doit.cfg
-    assert "models/base does not exist" in box.doit("why").out
-
-
-@pytest.mark.parametrize(("text", "name"), [("Qwen2.5-7B-Instruct", "qwen2-5-7b"), ("___", "base")])
-def test_names_are_legal(text: str, name: str) -> None:
-    assert plain_name(text) == name
-
-
-def test_a_first_session_without_configuration(tmp_path: Path) -> None:
-    """init, build, status: with `builder` alone, no dodo.py, no pyproject.toml."""
-    box = Sandbox(tmp_path)
-    make_base(tmp_path / "models" / "tiny")
-    make_adapter(tmp_path / "adapters" / "tuned")
-    file = tmp_path / "adapters" / "tuned" / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "model": "models/tiny"}))
-    assert (
-        box.run(sys.executable, "-m", "builder.commands.main", "init", env={"HF_HOME": "/nowhere"}).code == 0
-    )
-    (tmp_path / "dodo.py").unlink()
-    (tmp_path / "doit.cfg").unlink()
-    ran = builder(box, "build", "tuned_5bit", "--progress", "json")
-    assert ran.code == 0, ran.text
-    events = [json.loads(line) for line in ran.err.splitlines() if line.startswith("{")]
-    assert [e["event"] for e in events if e["event"].startswith("Pass")] == ["PassStarted", "PassDone"]
-    assert sum(e["made"] for e in events if e["event"] == "BlockDone") == 6
-    assert events[-1]["event"] == "TargetDone"
-    assert events[-1]["target"] == "tuned_5bit"
-    assert builder(box, "status", "tuned_5bit").code == 0
-    assert builder(box, "add-variant", "tuned", "3bit").code == 0
-    quiet = builder(box, "build", "tuned_3bit", "-q")
-    assert (quiet.code, quiet.text) == (0, "")
-    assert (box.view("tuned_3bit") / "config.json").exists()
-
-
-# -- add-variant -------------------------------------------------------------------------------------------
-
-
-def added(tmp_path: Path, text: str, *args: str) -> str:
-    (tmp_path / "artifacts.toml").write_text(text)
-    spec = parse_spec(tmp_path / "artifacts.toml")
-    changed = add_variant(text, spec, args[0], args[1], {})
-    (tmp_path / "artifacts.toml").write_text(changed)
-    parse_spec(tmp_path / "artifacts.toml")
-    return changed
-
-
-def test_add_variant_keeps_comments_and_order(tmp_path: Path) -> None:
-    text = (ROOT / "artifacts.toml").read_text()
-    start = text.index("[base.")
-    text = text[:start].replace("#:schema", "# schema") + text[start:]
-    changed = added(tmp_path, text, "phase8", "3bit")
-    for line in text.splitlines():
-        if not line.startswith("variants"):
-            assert line in changed.splitlines()
-    assert "[variant.3bit]\nbits = 3\ngroup_size = 64\n\n" in changed
-    assert changed.index("[variant.8bit]") < changed.index("[variant.3bit]") < changed.index("[model.phase8]")
-
-
-def test_add_variant_to_declarations_of_any_form(tmp_path: Path) -> None:
-    dotted = 'variant.a.bits = 4\nmodel.m = { base = "b", variants = ["a"] }\nbase.b.path = "p"\n'
-    assert "[variant.6bit]" in added(tmp_path, dotted, "m", "6bit")
-    many = DECLARATION.replace(
-        'variants = ["f16", "4bit", "5bit"]', 'variants = [\n  "f16", # x\n  "4bit",\n]'
-    )
-    changed = added(tmp_path, many, "m", "6bit")
-    assert "# x" in changed
-    assert '"6bit"' in changed
-
-
-def test_add_variant_reuses_a_declared_variant(tmp_path: Path) -> None:
-    text = DECLARATION + '\n[model.n]\nbase = "tiny"\nvariants = ["f16"]\n'
-    assert added(tmp_path, text, "n", "4bit") == text.replace('["f16"]', '["f16", "4bit"]')
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("6bit", {"bits": 6, "group_size": 64}),
-        ("4bit-g32", {"bits": 4, "group_size": 32}),
-        ("bf16", {"dtype": "bfloat16"}),
-        ("mxfp4", {"mode": "mxfp4"}),
-        ("mixed_4_6", {"recipe": "mixed_4_6"}),
-    ],
-)
-def test_usual_names_say_their_settings(name: str, settings: dict[str, object]) -> None:
-    assert guess_settings(name) == settings
-
-
-def test_a_refused_variant_changes_nothing(sandbox: Make) -> None:
-    box = sandbox(DECLARATION)
-    ran = builder(box, "add-variant", "m", "7bit")
-    assert ran.code == 3
-    assert "7" in ran.err
-    assert box.toml.read_text() == DECLARATION
-    assert sorted(file.name for file in box.root.iterdir()) == ["artifacts.toml", "dodo.py", "pyproject.toml"]
+    return box.builder(*args)
 
 
 # -- completion --------------------------------------------------------------------------------------------
 
+LEARNED = """
+[variant.learned]
+method = "dwq"
+bits = 4
+from = "f16"
+calibration = "text.jsonl"
+"""
 DECLARED = tomllib.loads(DECLARATION)
 
 
@@ -206,12 +53,28 @@ DECLARED = tomllib.loads(DECLARATION)
         ("builder why m_", ["m_4bit", "m_5bit", "m_f16"]),
         ("builder add-variant ", ["m"]),
         ("builder add-variant m ", ["4bit", "5bit", "f16"]),
-        ("builder status --", ["--json"]),
+        ("builder status --", ["--help", "--json"]),
         ("doit clean:f", ["clean:f16"]),
         ("doit sta", ["status"]),
         ("builder completion ", ["bash", "fish", "zsh"]),
         ("builder init ", []),
         ("builder report ", ["m"]),
+        ("builder lock --", ["--check", "--help"]),
+        ("builder init --", ["--help", "--schema"]),
+        ("builder attest m_4bit --", ["--help", "--sha256"]),
+        ("builder add-variant m 6bit --b", ["--bits"]),
+        ("builder gc --d", ["--delete-everything-undeclared", "--dry-run"]),
+        ("builder gc ", []),
+        ("builder verify --r", ["--repair"]),
+        ("builder verify m_4", ["m_4bit"]),
+        ("builder build --lo", ["--locked"]),
+        ("builder build --progress j", ["json"]),
+        ("builder m_4", ["m_4bit"]),
+        ("builder clean:f", ["clean:f16"]),
+        ("doit --lo", ["--locked"]),
+        ("doit model:m_4bit --pro", ["--process", "--progress"]),
+        ("doit -q model:m_4", ["model:m_4bit"]),
+        ("doit help sta", ["status"]),
     ],
 )
 def test_completion(line: str, found: list[str]) -> None:
@@ -220,11 +83,38 @@ def test_completion(line: str, found: list[str]) -> None:
 
 
 def test_completion_knows_every_task(sandbox: Make) -> None:
-    text = DECLARATION + SUITES + RELEASE
+    text = DECLARATION.replace('"f16", ', '"f16", "learned", ') + SUITES + RELEASE + LEARNED
     box = sandbox(text)
     listed = {line.split()[0] for line in box.doit("list").out.splitlines()}
     offered = set(candidates("doit", ["info", ""], tomllib.loads(text)))
     assert {name for name in listed if ":" in name} == offered
+
+
+def test_completion_knows_every_option() -> None:
+    """Of our commands, and of those of doit that take any; the common ones of doit's tasks are left out."""
+    from doit.doit_cmd import DoitMain
+
+    classes = {kind.get_name(): kind for kind in DoitMain.DOIT_CMDS if kind.get_name() in OPTIONS}
+    for name, place in {**COMMANDS, **STANDALONE}.items():
+        module, _, kind = place.partition(":")
+        classes[name] = getattr(importlib.import_module(module), kind)
+    taken = {name: {f"--{option['long']}" for option in kind.cmd_options} for name, kind in classes.items()}
+    assert {name: set(options) for name, options in OPTIONS.items()} == taken
+
+
+def test_completion_of_doit_in_other_projects(tmp_path: Path) -> None:
+    box = Sandbox(tmp_path)
+    (tmp_path / "dodo.py").write_text("def task_mine():\n    raise SystemExit\n\n\ndef other():\n    pass\n")
+
+    def offered(*words: str) -> list[str]:
+        return box.builder("_complete", *words).out.split()
+
+    assert offered("doit", "mi") == ["mine"]
+    assert "list" in offered("doit", "")
+    assert "status" not in offered("doit", "")
+    box.toml.write_text(DECLARATION)
+    assert offered("doit", "m") == ["mine", "model:m", "model:m_4bit", "model:m_5bit", "model:m_f16"]
+    assert "status" in offered("doit", "")
 
 
 def test_completion_loads_next_to_nothing(sandbox: Make) -> None:
@@ -269,6 +159,7 @@ def test_bash_completes(sandbox: Make) -> None:
     done = subprocess.run(
         ["bash", "-c", script], cwd=box.root, env=completing(box), capture_output=True, text=True, check=True
     )
+    assert "-o default" in SCRIPTS["bash"]  # files, in projects that are not ours
     first, second, third = done.stdout.splitlines()
     assert first == "m_4bit"
     assert second == "m_5bit"
@@ -328,8 +219,56 @@ def test_help_and_unknown_commands(sandbox: Make) -> None:
     assert "builder add-variant MODEL VARIANT" in builder(box).out
     wrong = builder(box, "staus")
     assert (wrong.code, wrong.err) == (3, 'ERROR: no command "staus"; did you mean "status"?\n')
+    assert builder(box, "m_4bt").err == 'ERROR: no command "m_4bt"; did you mean "m_4bit"?\n'
     for command in ("build", "status", "why", "plan", "init", "add-variant", "completion"):
         assert "PURPOSE" in builder(box, "help", command).out
+        assert builder(box, command, "--help").out == builder(box, "help", command).out
+    assert builder(box, "list", "--help").out.startswith("PURPOSE")
+    assert box.doit("status", "--json", "--help").out.startswith("PURPOSE")
+
+
+def test_a_wrong_name_is_said_at_once(sandbox: Make) -> None:
+    box = sandbox(DECLARATION)
+    for ran in (builder(box, "build", "m_4bt"), box.doit("m_4bt")):
+        assert (ran.code, ran.out) == (3, "")
+        assert 'there is no task or target "m_4bt"; did you mean "m_4bit"?' in ran.err
+    assert 'did you mean "model:m_4bit"?' in builder(box, "model:m_4bt").err
+    assert 'did you mean "status"?' in box.doit("staus").err
+    assert "--no-such" in box.doit("--no-such").err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("gc", "m_4bit"),
+        ("lock", "foo"),
+        ("init", "sub"),
+        ("attest",),
+        ("--json", "status"),
+        ("-d", "none", "x"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(sandbox: Make, words: tuple[str, ...]) -> None:
+    box = sandbox(DECLARATION)
+    before = {path.name for path in box.root.iterdir()}
+    ran = builder(box, *words)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (3, "", 1), ran.text
+    assert ran.err.startswith("ERROR: ")
+    assert "CmdOption" not in ran.err
+    assert {path.name for path in box.root.iterdir()} - before <= {"store"}
+
+
+def test_a_task_needs_no_command(sandbox: Make) -> None:
+    box = sandbox(DECLARATION)
+    for words in (("clean:f16",), ("clean:m_4bit", "-q"), ("build", "clean:f16")):
+        ran = builder(box, *words)
+        assert ran.code == 0, ran.text
+
+
+def test_another_folder(sandbox: Make) -> None:
+    box = sandbox(DECLARATION)
+    (box.root / "elsewhere").mkdir()
+    assert "model:m_4bit" in Sandbox(box.root / "elsewhere").builder("-d", "..", "list").out
 
 
 def test_the_python_api(sandbox: Make) -> None:

@@ -2,94 +2,187 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from builder.commands import COMMANDS, STANDALONE
 
 _DOIT = ("list", "info", "forget", "ignore", "help", "dumpdb", "reset-dep", "clean")
-_JSON = ("status", "why", "plan", "report", "gc", "verify")
+_RUN = (
+    "--always-execute",
+    "--continue",
+    "--verbosity",
+    "--reporter",
+    "--output-file",
+    "--process",
+    "--parallel-type",
+    "--pdb",
+    "--single",
+    "--auto-delayed-regex",
+    "--failure-verbosity",
+    "--progress",
+    "--quiet",
+    "--locked",
+)
+# What the classes of the commands say too (a test compares them): importing those takes too long.
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "run": _RUN,
+    "build": _RUN,
+    "status": ("--json",),
+    "why": ("--json",),
+    "plan": ("--json",),
+    "gc": (
+        "--dry-run",
+        "--keep-days",
+        "--max-size",
+        "--grace",
+        "--forget",
+        "--delete-everything-undeclared",
+        "--json",
+    ),
+    "verify": ("--repair", "--sample", "--seed", "--json"),
+    "report": ("--out", "--json"),
+    "init": ("--schema",),
+    "add-variant": ("--bits", "--group-size", "--mode", "--dtype", "--recipe"),
+    "attest": ("--sha256",),
+    "lock": ("--check",),
+    "completion": (),
+    "list": ("--all", "--quiet", "--status", "--private", "--deps", "--template", "--sort"),
+    "info": ("--no-status",),
+    "forget": ("--follow-sub", "--disable-default", "--all"),
+    "clean": ("--clean-dep", "--clean-all", "--dry-run", "--forget"),
+}
+VALUES: Mapping[str, tuple[str, ...]] = {  # of options
+    "--progress": ("live", "plain", "json", "silent"),
+    "--mode": ("affine", "mxfp4", "nvfp4", "mxfp8"),
+    "--parallel-type": ("process", "thread"),
+}
+_NAMES_NOTHING = ("init", "lock", "gc", "dumpdb")
 
 
 def complete(words: Sequence[str]) -> int:
     """Prints the candidates for the last of `words`; the first is the program, `doit` or `builder`."""
     program, *rest = words or ["builder"]
-    for word in candidates(program, rest or [""], _read(Path("artifacts.toml"))):
+    for word in candidates(program, rest or [""], declared(), own_tasks()):
         print(word)
     return 0
 
 
-def candidates(program: str, words: Sequence[str], declared: dict[str, object]) -> list[str]:
-    """What may stand in place of the last word, sorted."""
+def candidates(
+    program: str, words: Sequence[str], declared: Mapping[str, object], own: Sequence[str] = ()
+) -> list[str]:
+    """What may stand in place of the last word, sorted. `own`: tasks of dodo.py itself."""
     *before, last = words
-    command = before[0] if before else ""
-    if not before:
-        found = {*_commands(program), *(_tasks(declared) if program == "doit" else ())}
+    commands = {*_commands(program, declared)}
+    command = before[0] if before and before[0] in commands else "run"
+    tasks = {*_tasks(declared), *(own if program == "doit" else ())}
+    if before and before[-1] in VALUES:
+        found: set[str] = set(VALUES[before[-1]])
     elif last.startswith("-"):
-        found = {"--json"} if command in _JSON else {"--progress", "--quiet", "--continue"}
-    elif command in ("build", "status", "why", "plan", "attest"):
+        found = set(OPTIONS.get(command, ())) if before or program == "doit" else set()
+        found |= {"--help"} if before else set()
+    elif not before:
+        found = commands | (tasks if program == "doit" or last else set())
+        found |= {*_targets(declared), *_models(declared)} if program == "builder" and last else set()
+    elif command == "build":
+        found = {*_targets(declared), *_models(declared), *tasks}
+    elif command in ("status", "why", "plan", "attest", "verify"):
         found = {*_targets(declared), *_models(declared)}
-        if command == "build":
-            found |= set(_tasks(declared))
     elif command == "report":
         found = set(_models(declared))
     elif command == "add-variant":
         found = set(_models(declared) if len(before) == 1 else _names(declared, "variant"))
     elif command == "completion":
         found = {"bash", "zsh", "fish"}
-    elif command == "init":
+    elif command == "help":
+        found = commands
+    elif command in _NAMES_NOTHING:
         found = set()
     else:
-        found = set(_tasks(declared))
+        found = tasks
     return sorted(word for word in found if word.startswith(last))
 
 
-def _commands(program: str) -> Iterator[str]:
-    yield from (name for name in COMMANDS if name != "run")
+def declared() -> dict[str, object]:
+    """What the artifacts.toml of this folder says, unchecked; nothing when it cannot be read."""
+    return _read(Path("artifacts.toml"))
+
+
+def own_tasks() -> list[str]:
+    """The tasks that the text of dodo.py defines: it is not run, so those made in other ways are missing."""
+    try:
+        text = Path("dodo.py").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return []
+    return re.findall(r"^def task_(\w+)", text, re.MULTILINE)
+
+
+def buildable(declared: Mapping[str, object]) -> list[str]:
+    """All that `builder build` takes: tasks, their groups, and targets and models by their own names."""
+    tasks = [*_tasks(declared)]
+    groups = {task.partition(":")[0]: None for task in tasks}
+    return [*_targets(declared), *_models(declared), *tasks, *groups]
+
+
+def _commands(program: str, declared: Mapping[str, object]) -> Iterator[str]:
     yield from _DOIT
+    if program != "doit" or declared:  # elsewhere doit does not know them
+        yield from (name for name in COMMANDS if name != "run")
     if program != "doit":
-        yield from ("build", *STANDALONE)
+        yield from STANDALONE
 
 
-def _tasks(declared: dict[str, object]) -> Iterator[str]:
+def _tasks(declared: Mapping[str, object]) -> Iterator[str]:
     """The tasks that builder.tasks makes."""
     for name in _names(declared, "base"):
         yield f"base:{name}"
     for name in _names(declared, "adapter"):
         yield f"adapter:{name}"
+    for name in _having(declared, "variant", "method"):
+        yield f"calibration:{name}"
     for name in [*_targets(declared), *_models(declared)]:
         yield f"model:{name}"
-    for name in [*_targets(declared), *_names(declared, "variant")]:
+    for name in [*_targets(declared), *_used_variants(declared)]:
         yield f"clean:{name}"
-    for model in _measured(declared, "suites"):
+    for model in _having(declared, "model", "suites"):
         yield from (f"eval:{name}" for name in _targets(declared) if name.startswith(f"{model}_"))
-    for model in _measured(declared, "require"):
+    for model in _having(declared, "model", "require"):
         yield f"threshold:{model}"
     if _names(declared, "release"):
         yield from ("release:production", "rollback:production", "clean:production")
 
 
-def _measured(declared: dict[str, object], key: str) -> Iterator[str]:
-    """The models that have suites, or requirements."""
-    models = declared.get("model")
-    for name, table in models.items() if isinstance(models, dict) else ():
+def _having(declared: Mapping[str, object], kind: str, key: str) -> Iterator[str]:
+    """The models that have suites or requirements, the variants that have a method."""
+    tables = declared.get(kind)
+    for name, table in tables.items() if isinstance(tables, dict) else ():
         if isinstance(table, dict) and table.get(key):
             yield name
 
 
-def _targets(declared: dict[str, object]) -> Iterator[str]:
+def _targets(declared: Mapping[str, object]) -> Iterator[str]:
+    yield from (f"{model}_{variant}" for model, variant in _pairs(declared))
+
+
+def _used_variants(declared: Mapping[str, object]) -> set[str]:
+    return {variant for _, variant in _pairs(declared)}
+
+
+def _pairs(declared: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Every model with each of its variants."""
     models = declared.get("model")
     for name, table in models.items() if isinstance(models, dict) else ():
         variants = table.get("variants") if isinstance(table, dict) else None
         for variant in variants if isinstance(variants, list) else ():
-            yield f"{name}_{variant}"
+            yield name, str(variant)
 
 
-def _models(declared: dict[str, object]) -> list[str]:
+def _models(declared: Mapping[str, object]) -> list[str]:
     return _names(declared, "model")
 
 
-def _names(declared: dict[str, object], kind: str) -> list[str]:
+def _names(declared: Mapping[str, object], kind: str) -> list[str]:
     tables = declared.get(kind)
     return list(tables) if isinstance(tables, dict) else []
 

@@ -20,14 +20,19 @@ BASH = r"""_builder_complete() {
         COMPREPLY=("${COMPREPLY[@]#"${last%"${last##*:}"}"}")
     fi
 }
-complete -F _builder_complete builder doit
+complete -F _builder_complete builder
+complete -o bashdefault -o default -F _builder_complete doit  # files where nothing of this project fits
 """
 
 ZSH = r"""#compdef builder doit
 _builder() {
     local -a found
     found=("${(@f)$(builder _complete "${words[1]:t}" "${(@)words[2,CURRENT]}" 2>/dev/null)}")
-    compadd -- $found
+    if [[ -n "$found[1]" ]]; then
+        compadd -- $found
+    elif [[ "${words[1]:t}" == doit ]]; then  # files where nothing of this project fits
+        _files
+    fi
 }
 if [ "$funcstack[1]" = "_builder" ]; then _builder "$@"; else compdef _builder builder doit; fi
 """
@@ -37,7 +42,7 @@ FISH = r"""function __builder_complete
     builder _complete (basename $words[1]) $words[2..-1] 2>/dev/null
 end
 complete -c builder -f -a "(__builder_complete)"
-complete -c doit -f -a "(__builder_complete)"
+complete -c doit -f -n "test -f artifacts.toml -o -f dodo.py" -a "(__builder_complete)"
 """
 
 SCRIPTS: Mapping[str, str] = {"bash": BASH, "zsh": ZSH, "fish": FISH}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builder import index
 from builder.asked import reference_key
-from builder.errors import BuildError, SourceError
+from builder.errors import BuildError, GcRefused, SourceError
 from builder.keys import Key
 from builder.plan import TargetPlan
 from builder.progress import Emit, Hashing
@@ -105,12 +105,15 @@ def gc_plan(project: Project, policy: Policy) -> GcPlan:
     While a target cannot be planned (its source is not there), this checkout's last known roots stay too:
     what is not known is not deleted.
     """
-    known = all(isinstance(plan, TargetPlan) for plan in project.plan.targets.values())
+    unknown = [plan for plan in project.plan.targets.values() if not isinstance(plan, TargetPlan)]
     folder = project.spec.file.parent
     roots = root_keys(project)
-    if not known:
+    if unknown:
         ours = (c.keys for c in checkouts.registered(project.store) if c.folder == folder.resolve())
         roots = roots.union(*ours)
+    if unknown and not roots and not policy.allow_no_roots:
+        what = f"what the declared targets need is not known ({unknown[0].name}: {unknown[0].reason}), so"
+        raise GcRefused(what=f"{what} everything would be deleted", hint="`doit plan` says what is missing.")
     return plan_gc(survey(project.store), roots, policy, time.time_ns(), folder)
 
 

@@ -25,7 +25,7 @@ Provoke = Callable[[Sandbox], Ran]
 
 
 def builder(box: Sandbox, *args: str) -> Ran:
-    return box.run(sys.executable, "-m", "builder.commands.main", *args)
+    return box.builder(*args)
 
 
 # -- without loading mlx -----------------------------------------------------------------------------------
@@ -75,6 +75,7 @@ PROVOKED: Mapping[str, Provoke] = {
     "SourceInvalid": source_invalid,
     "PackageMissing": package_missing,
     "AlreadyThere": already_there,
+    "UnknownTask": lambda box: box.doit("m_7bit"),
     "UnknownTarget": lambda box: box.doit("why", "m_7bit"),
     "NoSuchModel": lambda box: builder(box, "add-variant", "n", "6bit"),
     "BadVariant": lambda box: builder(box, "add-variant", "m", "best"),

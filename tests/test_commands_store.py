@@ -66,6 +66,13 @@ def test_gc_keeps_what_was_used_lately(done: Sandbox) -> None:
     assert done.view("m_4bit").exists()
 
 
+def test_gc_says_that_sources_are_not_known(sandbox: Make) -> None:
+    refused = sandbox(DECLARATION).doit("gc")
+    assert refused.code == 2
+    assert "no target is declared" not in refused.err
+    assert "what the declared targets need is not known (m_f16: " in refused.err
+
+
 def test_gc_refuses_without_roots_and_with_a_bad_declaration(done: Sandbox) -> None:
     text = done.toml.read_text()
     done.toml.write_text("")

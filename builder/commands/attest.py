@@ -38,6 +38,8 @@ class Attest(ProjectCommand):
     cmd_options = (OPT_SHA256,)
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
+        if not names:
+            raise InvalidCommand("attest takes a TARGET, for example: attest phase8_5bit")
         from builder.attest import statement
         from builder.store import records
 

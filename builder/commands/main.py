@@ -2,18 +2,20 @@
 
 builder build [TARGET...]            build what is not up to date
 builder status | why | plan          what there is, why it would be built, what that costs
-builder build eval:TARGET            measure a target; `threshold:MODEL`, `release:production` likewise
+builder eval:TARGET                  measure a target; `threshold:MODEL`, `release:production` likewise
 builder report [MODEL...]            tables, plots and provenance of what was built and measured
 builder init                         propose an artifacts.toml for this folder
 builder add-variant MODEL VARIANT    declare one more variant
 builder lock [--check]               pin or check all inputs in artifacts.lock (`build --locked` checks too)
 builder attest TARGET                an in-toto statement about a built target
 builder completion bash|zsh|fish     completion for `builder` and `doit`
+builder -d FOLDER COMMAND            the same in another folder
 builder help COMMAND                 options of a command; doit's own commands (list, info, ...) work too
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,24 +34,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from builder.commands.complete import complete
 
         return complete(given[1:])
+    if given[:1] in (["-d"], ["--dir"]) and len(given) > 1:
+        try:
+            os.chdir(given[1])
+        except OSError as error:
+            return _refused(f"{given[1]}: {error.strerror}")
+        given = given[2:]
     if not given or given in (["-h"], ["--help"], ["help"]):
         print(dedent(__doc__ or "").strip())
         return 0
     if given == ["--version"]:
         print(builder.__version__)
         return 0
+    if given[0].startswith("-"):
+        return _refused(f"{given[0]}: options stand after the command; only -d FOLDER stands before it")
     return guarded(lambda: _doit(given))
+
+
+def _refused(what: str) -> int:
+    print(f"ERROR: {what}", file=sys.stderr)
+    return 3
 
 
 def _doit(given: list[str]) -> int:
     from doit.cmd_base import NamespaceTaskLoader
     from doit.doit_cmd import DoitMain
 
+    from builder.commands.wiring import loads_artifacts
+
     class Main(DoitMain):  # type: ignore[misc]
         BIN_NAME = "builder"
 
     class Declared(NamespaceTaskLoader):  # type: ignore[misc]
-        """For a project without dodo.py: the tasks of artifacts.toml."""
+        """For a project whose dodo.py, if any, has other tasks: those of artifacts.toml."""
 
         def setup(self, opt_values: Mapping[str, Any]) -> None:
             from builder.tasks import load
@@ -57,16 +74,21 @@ def _doit(given: list[str]) -> int:
             config, tasks = load("artifacts.toml")
             self.namespace = {"DOIT_CONFIG": config, "task_artifacts": tasks}
 
-    loader = None if Path("dodo.py").is_file() else Declared()
-    commands = Main(loader, extra_config={"COMMAND": {**COMMANDS, **STANDALONE}})
-    if given[0].removeprefix("-") == given[0] and given[0] not in commands.get_cmds():
+    loader = None if loads_artifacts(Path("dodo.py")) else Declared()
+    commands = Main(
+        loader, extra_config={"COMMAND": {**COMMANDS, **STANDALONE}, "list": {"subtasks": "true"}}
+    )
+    known = commands.get_cmds()
+    if given[0] not in known:
+        from builder.commands.complete import buildable, declared
         from builder.problems import suggestion
 
-        print(
-            f'ERROR: no command "{given[0]}"{suggestion(given[0], [*commands.get_cmds()])}',
-            file=sys.stderr,
-        )
-        return 3
+        tasks = buildable(declared())
+        if given[0] not in tasks and ":" not in given[0]:  # with one, `build` says what is wrong with it
+            return _refused(f'no command "{given[0]}"{suggestion(given[0], [*known, *tasks])}')
+        given = ["build", *given]
+    if "-h" in given[1:2] or "--help" in given[1:2]:
+        given = ["help", given[0]]
     return int(commands.run(given) or 0)
 
 

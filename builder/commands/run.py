@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from doit.cmd_run import Run as DoitRun
+from doit.exceptions import InvalidCommand
 
+from builder.commands import COMMANDS
 from builder.commands.guard import guarded
 from builder.commands.reporter import ErrorsOnly, Reporter
+from builder.errors import BuildError
 from builder.interrupt import INTERRUPTED
+from builder.problems import nearest, quoted
 from builder.progress import MODES, VARIABLE, showing
 from builder.ready import SELECTED
 
@@ -41,6 +45,13 @@ OPT_LOCKED: Mapping[str, Any] = {
     "default": False,
     "help": "refuse to run unless all inputs are those of artifacts.lock",
 }
+
+
+class UnknownTask(BuildError):
+    """there is no task or target "{name}"{near}"""
+
+    exit_code = 3
+    hint = "`doit list` shows what there is, `doit help` the commands."
 
 
 class Run(DoitRun):  # type: ignore[misc]
@@ -88,7 +99,21 @@ class Run(DoitRun):  # type: ignore[misc]
             arguments["reporter"] = Reporter
         if quiet or progress:
             os.environ[VARIABLE] = progress or "silent"  # worker processes inherit it
-        return int(super()._execute(**arguments) or 0)
+        try:
+            return int(super()._execute(**arguments) or 0)
+        except InvalidCommand as error:
+            if error.not_found is None:
+                raise
+            tasks = [task.name for task in self.task_list]
+            commands = COMMANDS if self.name == "run" else ()  # `doit staus` is a task, for all doit knows
+            raise unknown_task(str(error.not_found), [*tasks, *commands]) from None
+
+
+def unknown_task(name: str, words: Sequence[str]) -> UnknownTask:
+    """With the word that may be meant; targets may be named without `model:`."""
+    targets = [word.removeprefix("model:") for word in words if word.startswith("model:")]
+    close = nearest(name, [*targets, *words])
+    return UnknownTask(name=name, near=f"; did you mean {quoted(close)}?" if close else ".")
 
 
 def _check_lock() -> None:

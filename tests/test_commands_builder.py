@@ -169,7 +169,10 @@ def test_bash_completes(sandbox: Make) -> None:
 def test_fish_completes(sandbox: Make) -> None:
     needs("fish")
     box = sandbox(DECLARATION)
-    script = "source completion.fish; complete -C 'builder build m_'; echo; complete -C 'doit clean:f'"
+    script = (
+        "source completion.fish; complete -C 'builder build m_'; echo; complete -C 'doit clean:f'\n"
+        "mkdir other; cd other; touch notes; complete -C 'doit not'"
+    )
     done = subprocess.run(
         ["fish", "--no-config", "-c", script],
         cwd=box.root,
@@ -178,7 +181,7 @@ def test_fish_completes(sandbox: Make) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["m_4bit", "m_5bit", "m_f16", "clean:f16"]
+    assert done.stdout.split() == ["m_4bit", "m_5bit", "m_f16", "clean:f16", "notes"]
 
 
 def test_zsh_completes(sandbox: Make) -> None:
@@ -197,6 +200,10 @@ def test_zsh_completes(sandbox: Make) -> None:
         assert "m_4bit" in shown(terminal, "m_4bit")
         os.write(terminal, b"\x15doit clean:f\t")
         assert "clean:f16" in shown(terminal, "clean:f16")
+        os.write(terminal, b"\x15mkdir other; cd other; touch notes-of-mine; print THE''RE\n")
+        assert "THERE" in shown(terminal, "THERE")
+        os.write(terminal, b"doit not\t")
+        assert "notes-of-mine" in shown(terminal, "notes-of-mine")
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -9,9 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from builder.commands import COMMANDS, STANDALONE
+from builder.state import Kind as State
+from builder.store.findings import Kind
 from tests.conftest import ROOT, Ran, Sandbox
 
 BIN = Path(sys.executable).parent
@@ -205,3 +209,14 @@ def test_pages_link_to_what_is_there() -> None:
         file = ROOT / page
         for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", file.read_text()):
             assert (file.parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_command_line_page_lists_every_word_that_a_program_may_read() -> None:
+    page = (ROOT / "docs/cli.md").read_text()
+    sources = [file.read_text() for file in (ROOT / "builder/commands").glob("*.py")]
+    documents = {name for text in sources for name in re.findall(r'print_json\(\s*"(\w+)"', text)}
+    assert {"gc", "status", "verify"} <= documents
+    words = [f"modelkiln/{name}/1" for name in documents]
+    words += [kind.name.lower() for kind in Kind]
+    words += [*get_args(State), "failed gate", *COMMANDS, *STANDALONE]
+    assert [word for word in words if word not in page] == []

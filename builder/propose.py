@@ -24,6 +24,7 @@ _DEQUANTIZE = (
     "dequantize = true                   # it is quantized (as for QLoRA); fused into rounded weights,",
     "                                    # most of what the adapter learned would be rounded away",
 )
+_QUANTIZED = r"\dbit\b|\b(mx|nv)fp\d\b"
 _REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
@@ -54,7 +55,8 @@ class Bases:
         lines: tuple[str, ...] = (f"path = {quoted(said)}    # EDIT: not found here",)
         if re.fullmatch(_REPO, said):
             lines = (f"hf = {quoted(said)}", 'revision = "main"    # a commit never changes; a branch may')
-        return self.declare(FoundBase(plain_name(Path(said).name), lines, frozenset({said})))
+        quantized = bool(re.search(_QUANTIZED, said.lower()))  # it is not here: its name says it, or nothing
+        return self.declare(FoundBase(plain_name(Path(said).name), lines, frozenset({said}), quantized))
 
     def first(self) -> FoundBase:
         """Any, where nothing says which; declares one to be edited when there is none."""

@@ -122,6 +122,15 @@ def test_a_quantized_base_is_dequantized(tmp_path: Path, key: str) -> None:
     assert text.count("rounded away") == 2
 
 
+@pytest.mark.parametrize(
+    ("repo", "quantized"), [("org/Tiny-4bit", True), ("org/Tiny-MXFP4", True), ("org/Tiny-1B", False)]
+)
+def test_a_base_that_is_not_here_is_known_by_its_name(tmp_path: Path, repo: str, quantized: bool) -> None:
+    adapter(tmp_path / "tuned", repo)
+    (base,) = tomllib.loads(proposed(tmp_path))["base"].values()
+    assert base == {"hf": repo, "revision": "main", **({"dequantize": True} if quantized else {})}
+
+
 def test_every_name_is_its_own(tmp_path: Path) -> None:
     """A local model called as one elsewhere would be, and folders called as a number would make others."""
     model(tmp_path / "Tiny-1B")

@@ -145,6 +145,11 @@ def _take_turn() -> Callable[[], None] | None:
     return _TURN.release
 
 
+def tell_error(text: str) -> None:
+    """An error, on stderr in every mode."""
+    print(f"ERROR: {text}", file=sys.stderr)
+
+
 class JsonLines:
     """One JSON object a line for each event: `event` is its name, `time` seconds since the epoch."""
 

@@ -11,7 +11,6 @@ clean:<variant>    drop that variant of every model; clean:<target> drops one
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from builder.describe import describe_base, describe_target, short
 from builder.errors import BuildError
 from builder.interrupt import one_line_interrupts
+from builder.progress import tell_error
 from builder.project import Project
 from builder.ready import SELECTED, AdapterReady, BaseReady, Evaluated, Released, TargetReady
 from builder.spec import Target
@@ -52,7 +52,7 @@ def load(file: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
     except BuildError as error:
         if error.exit_code == 3:
             raise InvalidDodoFile(error.report) from None
-        print(f"ERROR: {error.report}", file=sys.stderr)
+        tell_error(error.report)
         raise SystemExit(error.exit_code) from None
 
     def task_artifacts() -> Iterator[Task]:

@@ -164,4 +164,4 @@ def test_attestations_are_json_lines(box: Sandbox) -> None:
     assert targets == ["m_4bit", "m_5bit"]
     none = builder(box, "attest")
     assert none.code == 3
-    assert "attest takes TARGET" in none.err
+    assert "attest takes a TARGET" in none.err

@@ -43,8 +43,6 @@ class Attest(ProjectCommand):
         from builder.attest import statement
         from builder.store import records
 
-        if not names:
-            raise InvalidCommand("attest takes TARGET, for example: attest phase8_5bit")
         statements = []
         for name in find_targets(project, names):
             key = project.keys.get(name)

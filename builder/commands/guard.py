@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from builder.errors import BuildError
 from builder.interrupt import INTERRUPTED, KEPT
+from builder.progress import tell_error
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 
@@ -18,7 +19,7 @@ def guarded(run: Callable[[], int]) -> int:
         code = run()
         sys.stdout.flush()
     except BuildError as error:
-        print(f"ERROR: {error.report}", file=sys.stderr)
+        tell_error(error.report)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\n{KEPT}", file=sys.stderr)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from doit.exceptions import BaseFail, UnmetDependency
 from doit.reporter import ConsoleReporter, ZeroReporter
 
-from builder.progress import Failed, JsonLines, mode
+from builder.progress import Failed, JsonLines, mode, tell_error
 
 
 def tell(task: str, fail: Any) -> None:
@@ -19,9 +18,9 @@ def tell(task: str, fail: Any) -> None:
     if mode() == "json":
         JsonLines()(Failed(task, getattr(fail, "error", fail.get_name()), message))
     elif getattr(fail, "error", None) or isinstance(fail, UnmetDependency):
-        print(f"ERROR: {message}", file=sys.stderr)
+        tell_error(message)
     else:  # an exception that nobody expected: a bug of ours, with its traceback
-        print(f"ERROR: {task}: {fail.get_msg().rstrip()}", file=sys.stderr)
+        tell_error(f"{task}: {fail.get_msg().rstrip()}")
 
 
 class Reporter(ConsoleReporter):  # type: ignore[misc]

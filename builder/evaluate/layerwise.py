@@ -20,7 +20,16 @@ from mlx.utils import tree_flatten
 
 from builder.evaluate.process import Step, untold
 from builder.evaluate.questions import Ask
-from builder.evaluate.scoring import Gather, Reduce, batches, begin, deliver, install_gather, logits
+from builder.evaluate.scoring import (
+    Gather,
+    Reduce,
+    batches,
+    begin,
+    deliver,
+    install_gather,
+    logits,
+    positions_at_once,
+)
 
 Steps = deque[list[mx.array]]  # what the layers returned for one batch, one after the other, not computed yet
 
@@ -38,7 +47,8 @@ def score_by_layer(
     for layer in list(listed_layers(model)):
         _note_calls(layer, steps)
     beginning = begin(model, asks)
-    todo = [b.without(len(beginning.tokens)) if beginning else b for b in batches(asks, size)]
+    made = batches(asks, size, positions_at_once(model))
+    todo = [batch.without(len(beginning.tokens)) if beginning else batch for batch in made]
     outputs: deque[mx.array] = deque()
     for batch in todo:
         gathers.append(Gather(batch.positions))

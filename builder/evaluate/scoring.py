@@ -8,6 +8,7 @@ computed once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from builder.evaluate.process import Step, untold
 from builder.evaluate.questions import Ask
 
 Reduce = Callable[[int, mx.array], None]
+TOKENS = 8192  # of a batch, so that long rows do not multiply what one of them needs
+LOGITS = 2**26  # of a batch: 256 MB, and some copies
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ class Batch:
         return Batch([row[beginning:] for row in self.tokens], asks)
 
 
-def batches(asks: Sequence[Ask], size: int) -> Iterator[Batch]:
-    """Asks by length, `size` sequences together; an ask that begins another sequence rides with it."""
+def batches(asks: Sequence[Ask], size: int, positions: int = sys.maxsize) -> Iterator[Batch]:
+    """Asks by length; an ask that begins another sequence rides with it.
+
+    At most `size` sequences together, of TOKENS tokens, with `positions` to score; but always one.
+    """
     order = sorted(range(len(asks)), key=lambda i: asks[i].tokens, reverse=True)
     riders: list[list[int]] = []
     for index in order:  # in reverse order, what extends a sequence stands right before it
@@ -53,8 +59,7 @@ def batches(asks: Sequence[Ask], size: int) -> Iterator[Batch]:
         else:
             riders.append([index])
     riders.sort(key=lambda group: len(asks[group[0]].tokens))
-    for at in range(0, len(riders), size):
-        group = riders[at : at + size]
+    for group in _groups(asks, riders, size, positions):
         width = len(asks[group[-1][0]].tokens) - 1
         tokens, wanted = [], []
         for row, members in enumerate(group):
@@ -66,14 +71,41 @@ def batches(asks: Sequence[Ask], size: int) -> Iterator[Batch]:
         yield Batch(tokens, wanted)
 
 
+def _groups(
+    asks: Sequence[Ask], riders: Sequence[Sequence[int]], size: int, positions: int
+) -> Iterator[list[Sequence[int]]]:
+    """Neighbours of `riders`, which are sorted by length, within the limits of a batch."""
+    group: list[Sequence[int]] = []
+    scored = 0
+    for members in riders:
+        more = sum(len(asks[index].tokens) - asks[index].start for index in members)
+        tokens = len(asks[members[0]].tokens) * (len(group) + 1)
+        if group and (len(group) == size or tokens > TOKENS or scored + more > positions):
+            yield group
+            group, scored = [], 0
+        group.append(members)
+        scored += more
+    if group:
+        yield group
+
+
+def positions_at_once(model: nn.Module) -> int:
+    """How many rows of logits are about LOGITS numbers."""
+    kinds = (nn.Embedding, nn.QuantizedEmbedding)
+    words = [module.weight.shape[0] for module in model.modules() if isinstance(module, kinds)]
+    return max(1, LOGITS // max(words, default=2**18))
+
+
 class Gather:
-    """The positions (rows, places) that a batch asks the head for."""
+    """The positions (rows, places) that a batch asks the head for. `called`: a head has asked for them."""
 
     def __init__(self, positions: tuple[list[int], list[int]]) -> None:
         self.rows, self.places = positions
+        self.called = False
 
     def __call__(self, hidden: Any) -> Any:
         """One row for each position, in a batch of one."""
+        self.called = True
         return hidden[mx.array(self.rows), mx.array(self.places)][None]
 
 
@@ -129,7 +161,7 @@ def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: 
     beginning = begin(model, asks)
     if beginning is not None:
         mx.eval(beginning.arrays)
-    for batch in batches(asks, size):
+    for batch in batches(asks, size, positions_at_once(model)):
         rest = batch.without(len(beginning.tokens)) if beginning else batch
         running[:] = [Gather(rest.positions)]
         deliver(rest, logits(model, running[-1], rest, beginning), reduce)
@@ -148,7 +180,7 @@ def logits(model: Any, gather: Gather, batch: Batch, beginning: Beginning | None
     """The logits at a batch's positions, a row each, not computed yet. The batch goes on from `beginning`."""
     tokens = mx.array(batch.tokens)
     out = model(tokens, cache=beginning.caches(len(batch.tokens))) if beginning else model(tokens)
-    if out.shape[:2] != (1, len(gather.rows)):  # an architecture whose head stands elsewhere
+    if not gather.called:  # an architecture whose head stands elsewhere
         out = gather(out)
     return out[0].astype(mx.float32)
 

@@ -170,3 +170,32 @@ def test_registering_waits_for_gc(store: Store) -> None:
         assert locks.live_sessions(store) == ()
     thread.join(10)
     assert entered.is_set()
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from builder.store import locks
+from builder.store.layout import open_store
+with locks.measuring(open_store(Path(sys.argv[1]))):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_measures_at_a_time(store: Store) -> None:
+    other = spawn(MEASURE, str(store.root))
+    assert other.stdout is not None
+    assert other.stdin is not None
+    assert other.stdout.readline() == "held\n"
+    waited = []
+
+    def let_go() -> None:
+        waited.append(other.poll())
+        other.stdin.close()  # type: ignore[union-attr]
+
+    with locks.measuring(store, let_go):
+        assert waited == [None]
+        other.wait()
+    with locks.measuring(store, let_go):
+        assert len(waited) == 1

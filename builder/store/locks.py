@@ -1,7 +1,7 @@
 """Who may build what, and who is building: locks that die with their process.
 
-Order, so that nothing can deadlock: the stripes of `acquire` in sorted order, then `gc_lock`, which is
-held for moments only and under which no other lock is taken.
+Order, so that nothing can deadlock: `measuring`, under which no stripe is taken, or the stripes of `acquire`
+in sorted order; then `gc_lock`, which is held for moments only and under which no other lock is taken.
 """
 
 from __future__ import annotations
@@ -57,6 +57,17 @@ def gc_lock(store: Store) -> Iterator[None]:
     """The short lock that orders deleting, registering a build, and reusing a blob. Raises StoreError."""
     with ExitStack() as held:
         _take(held, store, "gc", None)
+        yield
+
+
+@contextmanager
+def measuring(store: Store, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """One evaluation at a time: two models may not fit into memory, and would spoil each other's timings.
+
+    Look at the store again after this returned, as with `acquire`. Raises StoreError.
+    """
+    with ExitStack() as held:
+        _take(held, store, "measuring", on_wait)
         yield
 
 

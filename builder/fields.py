@@ -352,7 +352,8 @@ SUITE = Table(
         Field(
             "data",
             "path",
-            "A .jsonl of `messages` that end with the right answer; a .txt too for perplexity and fidelity.",
+            "A .jsonl as mlx_lm.lora takes it: `messages` that end with the right answer (and `tools`), or "
+            "`prompt` and `completion`; `text` and a .txt too for perplexity and fidelity.",
             example='data = "data/test.jsonl"',
         ),
         Field(
@@ -377,7 +378,9 @@ SUITE = Table(
         Field(
             "check",
             "string",
-            "For `generate`: how the generated text is compared with the reference answer.",
+            "For `generate`: how the generated text is compared with the reference answer. `exact`: the same "
+            "text. `regex`: the answer is a regular expression for the whole text. `json`: the same value. "
+            "`tool_call`: the same JSON objects in the same order, whatever stands around them.",
             choices=CHECKS,
             default="exact",
             example='check = "json"',
@@ -397,12 +400,35 @@ SUITE = Table(
             default=64,
             example="top_k = 64",
         ),
-        Field("batch", "integer", "How many rows are scored at once.", default=8, example="batch = 8"),
+        Field(
+            "window",
+            "integer",
+            "For plain text: it is cut into pieces of so many tokens, and each is scored by itself.",
+            default=512,
+            example="window = 512",
+        ),
+        Field(
+            "batch",
+            "integer",
+            "How many rows are scored at once, at most: long rows and wide vocabularies take fewer.",
+            default=8,
+            example="batch = 8",
+        ),
         Field(
             "command",
             "string",
-            "For `command`: prints a JSON object of figures; `{model}` is the target's folder.",
+            "For `command`: prints a JSON object of figures; `{model}` is the target's folder. Measured "
+            "again when the command, `data` or a file that it names changes. `n` beside the figures says "
+            'how many observations they come from, for all or by figure (`"n": {"accuracy": 100}`); a '
+            "figure from 0 to 1 with an `n` is taken for a rate.",
             example='command = "python measure.py {model}"',
+        ),
+        Field(
+            "timeout",
+            "integer",
+            "For `command`: after so many seconds it is stopped and has failed. Default: it may take as long "
+            "as it likes.",
+            example="timeout = 3600",
         ),
     ),
 )

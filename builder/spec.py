@@ -147,8 +147,8 @@ class Suite:
     """Questions that a target is measured by.
 
     `data` is a .jsonl of `messages` (or a text), `answer` the key of a row that names the accepted
-    candidates, `where` what a row must hold to be asked. `batch` is in rows, `top_k` how many log-probs of
-    the reference are kept per position.
+    candidates, `where` what a row must hold to be asked. `batch` is in rows, `window` in tokens, `top_k` how
+    many log-probs of the reference are kept per position, `timeout` in seconds.
     """
 
     name: str
@@ -160,8 +160,10 @@ class Suite:
     check: str = "exact"
     max_tokens: int = 256
     top_k: int = 64
+    window: int = 512
     batch: int = 8
     command: str = ""
+    timeout: int | None = None
 
 
 @dataclass(frozen=True)

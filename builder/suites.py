@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,12 +16,12 @@ KEYS: Mapping[SuiteKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "choice": (("data", "candidates"), ("answer", "where", "batch")),
     "exact": (("data",), ("where", "batch")),
     "generate": (("data",), ("where", "check", "max_tokens")),
-    "perplexity": (("data",), ("where", "batch")),
-    "fidelity": (("data",), ("where", "batch", "top_k")),
-    "command": (("command",), ("data",)),
+    "perplexity": (("data",), ("where", "batch", "window")),
+    "fidelity": (("data",), ("where", "batch", "window", "top_k")),
+    "command": (("command",), ("data", "timeout")),
 }
 _OPERATORS = (">=", "<=", ">", "<")
-_LEAST = ("max_tokens", "top_k", "batch")
+_LEAST = {"max_tokens": 1, "top_k": 1, "batch": 1, "window": 2, "timeout": 1}
 
 
 def suite(name: str, values: Values, folder: Path, problems: Problems) -> Suite:
@@ -28,9 +29,13 @@ def suite(name: str, values: Values, folder: Path, problems: Problems) -> Suite:
     kind: SuiteKind = values.given.get("kind", "command")
     if "kind" in values.given:
         _check_keys(kind, values, problems)
-    for key in _LEAST:
-        if key in values.given and values.given[key] < 1:
-            problems.add(values.place.key(key), f"{key} = {values.given[key]} is too small; 1 is the least")
+    for key, least in _LEAST.items():
+        if key in values.given and values.given[key] < least:
+            problems.add(
+                values.place.key(key), f"{key} = {values.given[key]} is too small; {least} is the least"
+            )
+    if "command" in values.given and (what := _no_command(values.given["command"])):
+        problems.add(values.place.key("command"), f"command = {shown(values.given['command'])} {what}")
     candidates = values.given.get("candidates", {})
     if len(candidates) == 1:
         problems.add(values.place.key("candidates"), "a choice needs two candidates or more; add one")
@@ -41,6 +46,14 @@ def suite(name: str, values: Values, folder: Path, problems: Problems) -> Suite:
     }
     data = folder / Path(values.given["data"]).expanduser() if "data" in values.given else None
     return Suite(name, kind, data, **rest)
+
+
+def _no_command(command: str) -> str | None:
+    """What is wrong with the words of a command."""
+    try:
+        return None if shlex.split(command) else "has no words; name a program"
+    except ValueError as error:
+        return f"cannot be split into words: {str(error).lower()}"
 
 
 def _check_keys(kind: SuiteKind, values: Values, problems: Problems) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shlex
+import signal
 import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from builder.errors import BuildError
-from builder.evaluate.statistics import Figure
+from builder.evaluate.statistics import Figure, wilson
 from builder.spec import Suite
 
 
@@ -24,29 +29,83 @@ def run_command(suite: Suite, model: Path, folder: Path) -> dict[str, Figure]:
 
     Raises CommandFailed.
     """
-    words = [word.replace("{model}", str(model)) for word in shlex.split(suite.command)]
-    try:
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-    except OSError as error:
-        raise CommandFailed(suite=suite.name, command=suite.command, what=str(error)) from error
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        what = f"ended with {done.returncode}" + (f": {last[0]}" if last else "")
-        raise CommandFailed(suite=suite.name, command=suite.command, what=what)
-    for text in (done.stdout, done.stdout.strip().rpartition("\n")[2]):
+    code, out, err = _run(suite, model, folder)
+    if code:
+        last = (err.strip() or out.strip()).splitlines()[-1:]
+        raise _failed(suite, f"ended with {code}" + (f": {last[0]}" if last else ""))
+    for text in (out, out.strip().rpartition("\n")[2]):
         try:
-            figures = _figures(json.loads(text))
-        except ValueError:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
             continue
-        if figures:
+        if figures := _figures(data, lambda what: _failed(suite, what)):
             return figures
-    raise CommandFailed(suite=suite.name, command=suite.command, what="printed no JSON object of numbers")
+    raise _failed(suite, "printed no JSON object of numbers")
 
 
-def _figures(data: object) -> dict[str, Figure]:
-    """The numbers of an object; a key `n` says how many observations they come from."""
+def _failed(suite: Suite, what: str) -> CommandFailed:
+    return CommandFailed(suite=suite.name, command=suite.command, what=what)
+
+
+def _run(suite: Suite, model: Path, folder: Path) -> tuple[int, str, str]:
+    """Exit code and output. The command is a group of processes, ended as one: with us, or by `timeout`."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:
+        words = [word.replace("{model}", str(model)) for word in shlex.split(suite.command)]
+        if not words:
+            raise ValueError("it has no words")
+        started = subprocess.Popen(words, cwd=folder, process_group=0, **pipes)  # type: ignore[call-overload]
+    except (OSError, ValueError) as error:
+        raise _failed(suite, str(error)) from error
+    with started as process:
+        try:
+            out, err = process.communicate(timeout=suite.timeout)
+        except BaseException as error:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise _failed(suite, f"stopped after {suite.timeout} seconds") from None
+            raise
+    return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
+
+
+def _figures(data: object, failed: Callable[[str], CommandFailed]) -> dict[str, Figure]:
+    """The numbers of an object. `n` says how many observations they come from, all of them or each by name.
+
+    A figure from 0 to 1 that comes from n observations is taken for a rate, and has Wilson's interval.
+    """
     if not isinstance(data, dict):
         return {}
-    numbers = {k: v for k, v in data.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    n = int(numbers.pop("n", 1))
-    return {key: Figure(float(value), float(value), float(value), n) for key, value in numbers.items()}
+    counts = data.get("n")
+    figures = {}
+    for name, said in data.items():
+        if name == "n" or isinstance(said, bool) or not isinstance(said, int | float):
+            continue
+        value = _finite(said)
+        if value is None:
+            raise failed(f"{name} is {said}, which is no figure")
+        said_n = counts.get(name) if isinstance(counts, Mapping) else counts
+        n = 1 if said_n is None else _count(said_n)
+        if n is None:
+            raise failed(f"n is {said_n}, which is no count")
+        low, high = value, value
+        if said_n is not None and 0 <= value <= 1:
+            low, high = wilson(round(value * n), n)
+        figures[name] = Figure(value, min(low, value), max(high, value), n)
+    return figures
+
+
+def _finite(number: int | float) -> float | None:
+    try:
+        value = float(number)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _count(said: object) -> int | None:
+    """A whole number from 1 on, however it is written."""
+    if isinstance(said, bool) or not isinstance(said, int | float):
+        return None
+    value = _finite(said)
+    return int(value) if value is not None and value >= 1 and value == int(value) else None

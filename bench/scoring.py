@@ -34,21 +34,21 @@ def score(model: Path, count: int) -> dict[str, object]:
 
     blas = accelerate()
     import mlx.core as mx
-    from mlx_lm.utils import load_tokenizer
 
     from builder.evaluate.measure import Answers, Choice, answer
     from builder.evaluate.questions import answer_asks
     from builder.evaluate.scoring import load_float32
     from builder.evaluate.scoring import score as run
+    from builder.evaluate.tokens import tokenizer_of
     from builder.spec import Suite
 
     start = time.perf_counter()
-    weights, tokenizer = load_float32(model), load_tokenizer(model)
+    weights, tokenizer = load_float32(model), tokenizer_of(model)
     mx.eval(weights.parameters())
     loaded = time.perf_counter()
     asked = rows(count)
     suite = Suite("routing", "choice", None, {"tool": '{"tool":', "direct": "Answer:"})
-    written = Answers(answer_asks(asked, tokenizer), "exact")
+    written = Answers(answer_asks(suite, asked, tokenizer), "exact")
     answer([Choice(suite, asked, tokenizer), written], lambda asks, take: run(weights, asks, take))
     done = time.perf_counter()
     exact = [bool(value) for value in written.result().rows]
@@ -66,6 +66,7 @@ def generate(model: Path, count: int, *, float32: bool = False) -> dict[str, obj
 
     from builder.evaluate.questions import prompt
     from builder.evaluate.scoring import load_float32
+    from builder.spec import Suite
 
     start = time.perf_counter()
     weights, tokenizer = load(str(model), lazy=True)
@@ -73,9 +74,10 @@ def generate(model: Path, count: int, *, float32: bool = False) -> dict[str, obj
         weights = load_float32(model)
     mx.eval(weights.parameters())
     loaded = time.perf_counter()
+    suite = Suite("written", "generate")
     exact = []
     for row in rows(count):
-        text = run(weights, tokenizer, prompt(tokenizer, row["messages"]), max_tokens=64)
+        text = run(weights, tokenizer, prompt(suite, tokenizer, row), max_tokens=64)
         exact.append(text.strip() == row["messages"][-1]["content"].strip())
     done = time.perf_counter()
     return {"load": loaded - start, "seconds": (done - loaded) / count, "exact": exact, "blas": blas}

@@ -11,9 +11,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from builder.evaluate import scoring
 from builder.evaluate.layerwise import score_by_layer
 from builder.evaluate.questions import Ask, accepted, answer_asks, candidate_asks, read_rows
-from builder.evaluate.scoring import batches, load_float32, score
+from builder.evaluate.scoring import batches, load_float32, positions_at_once, score
 from builder.spec import Suite
 from tests.architectures import REGISTRY, Architecture, checkpoint
 from tests.conftest import ROOT
@@ -26,6 +27,9 @@ ASKS = [
     Ask((1, 2, 9, 9), 2),
     Ask((4, 4), 1),
 ]
+
+
+AS_MANY_AS_TOKENS = [Ask((1, 2, 3, 4, 5), 3), Ask((1, 2, 3), 1)]  # one row of 4 tokens, 4 positions
 
 
 def plainly(model: Any, asks: list[Ask]) -> list[mx.array]:
@@ -52,8 +56,8 @@ def test_batches_give_the_numbers_of_single_runs(tmp_path: Path, scorer: Any, si
         assert mx.allclose(ours, plain, atol=1e-5)
 
 
-QUICK = ("llama", "gemma2", "gemma3n", "mixtral", "mamba2")
-SLOW = ("cohere", "deepseek_v3", "gpt2", "jamba", "qwen3_next", "falcon_h1", "granite", "minicpm", "olmo2")
+QUICK = ("llama", "gemma2", "gemma3n", "mixtral", "mamba2", "gpt2", "gpt_neox")  # the last two: other heads
+SLOW = ("cohere", "deepseek_v3", "jamba", "qwen3_next", "falcon_h1", "granite", "minicpm", "olmo2")
 ARCHITECTURES = [
     pytest.param(each, id=each.model_type, marks=[pytest.mark.slow] if each.model_type in SLOW else [])
     for each in REGISTRY
@@ -65,15 +69,29 @@ ARCHITECTURES = [
 @pytest.mark.parametrize("scorer", [score, score_by_layer])
 def test_any_architecture(tmp_path: Path, architecture: Architecture, scorer: Any) -> None:
     folder = checkpoint(tmp_path, architecture)
-    expected = plainly(load_float32(folder), ASKS)
-    for ours, plain in zip(collect(scorer, load_float32(folder), ASKS, 3), expected, strict=True):
-        assert mx.allclose(ours, plain, atol=1e-4)
+    for asks in (ASKS, AS_MANY_AS_TOKENS):
+        expected = plainly(load_float32(folder), asks)
+        for ours, plain in zip(collect(scorer, load_float32(folder), asks, 3), expected, strict=True):
+            assert mx.allclose(ours, plain, atol=1e-4)
 
 
 def test_a_beginning_rides_with_the_sequence_it_begins() -> None:
     made = list(batches(ASKS, 8))
     assert [len(batch.tokens) for batch in made] == [4]
     assert sorted(index for batch in made for index, _, _ in batch.asks) == [0, 1, 2, 3, 4]
+
+
+def test_a_batch_keeps_within_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asks = [Ask((i, *range(10, 10 + length)), 2) for i, length in enumerate((5, 5, 6, 7, 30))]
+    assert [len(b.tokens) for b in batches(asks, 8, 10)] == [2, 1, 1, 1]  # 4 + 4, 5, 6, 29 positions
+    monkeypatch.setattr(scoring, "TOKENS", 16)
+    assert [len(b.tokens) for b in batches(asks, 8)] == [2, 2, 1]
+    expected = plainly(load_float32(make_base(tmp_path)), asks)
+    monkeypatch.setattr(scoring, "LOGITS", 320 * 10)
+    model = load_float32(tmp_path)
+    assert positions_at_once(model) == 10
+    for ours, plain in zip(collect(score, model, asks, 8), expected, strict=True):
+        assert mx.allclose(ours, plain, atol=1e-5)
 
 
 def test_a_failing_layer_ends_the_run(tmp_path: Path) -> None:
@@ -128,14 +146,17 @@ def test_a_candidate_is_cut_at_the_last_token_it_shares(tmp_path: Path) -> None:
 
 
 def test_an_answer_ends_with_the_end_token(tmp_path: Path) -> None:
-    (ask,) = answer_asks([row("q", "abcd", "x")], Words())
+    (ask,) = answer_asks(Suite("s", "exact"), [row("q", "abcd", "x")], Words())
     assert list(ask.tokens[ask.start :]) == [*Words().encode("abcd"), 0]
 
 
 @pytest.mark.parametrize(
     ("rows", "what"),
     [
-        ([[]], 'line 1: expected {"messages": [..., the right answer]} or {"text": ...}'),
+        (
+            [[]],
+            'line 1: expected {"messages": [..., the right answer]}, {"prompt": ..., "completion": ...} or',
+        ),
         ([row("q", "a", "x"), {"messages": []}], "line 2: expected"),
         ([row("q", "abc", "other")], "label is 'other', which is no candidate (one, two)"),
     ],

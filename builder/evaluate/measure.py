@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +65,7 @@ def part(suite: Suite, rows: Sequence[Row], tokenizer: Any, reference: Path | No
     """The part of a suite that is measured by scoring. Raises DataInvalid."""
     if suite.kind == "choice":
         return Choice(suite, rows, tokenizer)
-    asks = answer_asks(rows, tokenizer)
+    asks = answer_asks(suite, rows, tokenizer)
     if suite.kind == "fidelity":
         assert reference is not None, "the reference is made first"
         return Fidelity(asks, reference)
@@ -167,8 +168,8 @@ class Fidelity:
         self.asks = asks
         arrays: Any = mx.load(str(reference), format="safetensors")
         self.tokens, self.logs, self.rest = arrays["tokens"], arrays["logprobs"], arrays["rest"]
-        sizes = [len(ask.tokens) - ask.start for ask in asks]
-        self.starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        sizes = (len(ask.tokens) - ask.start for ask in asks)
+        self.starts = list(accumulate(sizes, initial=0))
         assert self.tokens.shape[0] == self.starts[-1], "the reference was made for other questions"
         self.kl: dict[int, Any] = {}  # a list of floats for each ask
         self.same: dict[int, Any] = {}

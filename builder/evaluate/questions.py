@@ -1,6 +1,7 @@
 """From a data file to tokens: what is asked of a model, and which tokens are its answer.
 
-A row is {"messages": [...]} whose last message is the right answer, or {"text": ...}. The prompt and the
+A row is what mlx_lm.lora trains on: {"messages": [...]} whose last message is the right answer, perhaps with
+"tools"; {"prompt": ..., "completion": ...}, which becomes such messages; or {"text": ...}. The prompt and the
 answer are tokenised as the chat template puts them together, so that tokens are those of training.
 """
 
@@ -15,7 +16,9 @@ from builder.errors import BuildError
 from builder.spec import Suite
 
 Row = Mapping[str, Any]
-WINDOW = 512  # tokens of a plain text that are scored together
+_EXPECTED = (
+    'expected {"messages": [..., the right answer]}, {"prompt": ..., "completion": ...} or {"text": ...}'
+)
 
 
 class DataInvalid(BuildError):
@@ -32,75 +35,120 @@ class Ask:
     start: int
 
 
+def wrong(suite: Suite, what: str) -> DataInvalid:
+    return DataInvalid(suite=suite.name, path=suite.data, what=what)
+
+
 def read_rows(suite: Suite) -> list[Row]:
     """The rows that the suite asks. Raises DataInvalid."""
     assert suite.data is not None
     try:
-        text = suite.data.read_text(encoding="utf-8")
+        text = suite.data.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataInvalid(suite=suite.name, path=suite.data, what=str(error)) from error
+        raise wrong(suite, str(error)) from error
     if suite.data.suffix != ".jsonl":
-        return [{"text": text}]
-    rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            rows.append(_row(suite, number, line))
+        rows: list[Row] = [{"text": text}] if text.strip() else []
+    else:  # only "\n" ends a line: a JSON string may hold the others that Python knows
+        lines = enumerate(text.split("\n"), start=1)
+        rows = [_row(suite, number, line) for number, line in lines if line.strip()]
     asked = [row for row in rows if all(row.get(key) == value for key, value in suite.where.items())]
     if not asked:
-        raise DataInvalid(suite=suite.name, path=suite.data, what="no row is asked")
+        raise wrong(suite, "no row is asked" if rows else "is empty")
+    if suite.kind not in ("perplexity", "fidelity") and not all("messages" in row for row in asked):
+        raise wrong(suite, f"kind {suite.kind} needs rows with an answer, not plain text")
     return asked
 
 
 def _row(suite: Suite, number: int, line: str) -> Row:
+    """One line; a completion as the messages that mlx-lm makes of it, and before other keys, as there."""
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise DataInvalid(suite=suite.name, path=suite.data, what=f"line {number}: {error}") from error
-    row = row if isinstance(row, dict) else {}
+    except (ValueError, RecursionError) as error:
+        raise wrong(suite, f"line {number}: {error}") from error
+    if not isinstance(row, dict):
+        raise wrong(suite, f"line {number}: {_EXPECTED}")
+    if "prompt" in row and "completion" in row:
+        said = (("user", row["prompt"]), ("assistant", row["completion"]))
+        row["messages"] = [{"role": role, "content": content} for role, content in said]
+    if "messages" not in row and isinstance(row.get("text"), str):
+        return row
     messages = row.get("messages")
-    if messages is None and isinstance(row.get("text"), str):
-        return dict(row)
-    whole = isinstance(messages, list) and len(messages) > 1
-    if not whole or not all(
-        isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages or ()
-    ):
-        what = f'line {number}: expected {{"messages": [..., the right answer]}} or {{"text": ...}}'
-        raise DataInvalid(suite=suite.name, path=suite.data, what=what)
-    return dict(row)
+    if not isinstance(messages, list) or len(messages) < 2 or not all(map(_is_message, messages)):
+        raise wrong(suite, f"line {number}: {_EXPECTED}")
+    if not isinstance(row.get("tools"), list | None):
+        raise wrong(suite, f"line {number}: `tools` is no list")
+    return row
 
 
-def answer_asks(rows: Iterable[Row], tokenizer: Any) -> list[Ask]:
-    """The right answer of each row, or every token of a text."""
+def _is_message(message: object) -> bool:
+    """A text, which may be null beside `tool_calls`."""
+    if not isinstance(message, dict):
+        return False
+    content = message.get("content")
+    return isinstance(content, str) or (content is None and isinstance(message.get("tool_calls"), list))
+
+
+def answer_asks(suite: Suite, rows: Iterable[Row], tokenizer: Any) -> list[Ask]:
+    """The right answer of each row, or every token of a text. Raises DataInvalid."""
     asks: list[Ask] = []
     for row in rows:
         if "messages" in row:
-            asks.append(_answer(tokenizer, row["messages"]))
+            asks.append(_answer(suite, tokenizer, row))
         else:
-            asks.extend(_windows(tuple(tokenizer.encode(row["text"]))))
-    return [ask for ask in asks if ask.start < len(ask.tokens)]
+            asks.extend(_windows(tuple(tokenizer.encode(row["text"])), suite.window))
+    scored = [ask for ask in asks if ask.start < len(ask.tokens)]
+    if not scored:
+        raise wrong(suite, "has no token to score")
+    return scored
 
 
-def prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """What comes before the answer."""
-    return _templated(tokenizer, messages[:-1], add_generation_prompt=True)
+def prompt(suite: Suite, tokenizer: Any, row: Row) -> list[int]:
+    """What comes before the answer. Raises DataInvalid."""
+    return _templated(suite, tokenizer, row, row["messages"][:-1], before_answer=True)
 
 
-def _answer(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> Ask:
-    before = prompt(tokenizer, messages)
-    whole = _templated(tokenizer, messages)
+def _answer(suite: Suite, tokenizer: Any, row: Row) -> Ask:
+    before = prompt(suite, tokenizer, row)
+    whole = _templated(suite, tokenizer, row, row["messages"])
     start = shared(before, whole)
+    if start == 0:
+        raise wrong(
+            suite, f"the answer would be scored from its first token on, after nothing: {_short(row)}"
+        )
     ends = [i for i in range(start, len(whole)) if whole[i] in tokenizer.eos_token_ids]
     return Ask(tuple(whole[: ends[-1] + 1] if ends else whole), start)
 
 
-def _templated(tokenizer: Any, messages: Sequence[Mapping[str, str]], **how: bool) -> list[int]:
-    if tokenizer.has_chat_template:
-        return list(tokenizer.apply_chat_template(list(messages), return_dict=False, **how))
-    return list(tokenizer.encode("\n".join(m["content"] for m in messages) + ("\n" if how else "")))
+def _templated(
+    suite: Suite,
+    tokenizer: Any,
+    row: Row,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    before_answer: bool = False,
+) -> list[int]:
+    """As mlx_lm.lora tokenises the row for training. Raises DataInvalid where the template refuses it."""
+    if not tokenizer.has_chat_template:
+        text = "\n".join(m["content"] or "" for m in messages)
+        return list(tokenizer.encode(text + ("\n" if before_answer else "")))
+    how = {"add_generation_prompt": True} if before_answer else {}
+    try:
+        return list(
+            tokenizer.apply_chat_template(list(messages), tools=row.get("tools"), return_dict=False, **how)
+        )
+    except Exception as error:  # whatever a template raises
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise wrong(suite, f"the chat template refuses {_short(row)}: {said}") from error
 
 
-def _windows(tokens: tuple[int, ...]) -> list[Ask]:
-    return [Ask(tokens[at : at + WINDOW], 1) for at in range(0, len(tokens), WINDOW)]
+def _short(row: Row) -> str:
+    text = json.dumps(row["messages"], ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _windows(tokens: tuple[int, ...], size: int) -> list[Ask]:
+    """Pieces of a text, each scored by itself; the first token of each has nothing before it."""
+    return [Ask(tokens[at : at + size], 1) for at in range(0, len(tokens), size)]
 
 
 def candidate_asks(suite: Suite, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Ask]]:
@@ -112,22 +160,21 @@ def candidate_asks(suite: Suite, rows: Sequence[Row], tokenizer: Any) -> list[di
     spans: dict[str, int] = {}
     asks: list[dict[str, Ask]] = []
     for row in rows:
-        if "messages" not in row:
-            raise DataInvalid(suite=suite.name, path=suite.data, what="a choice needs rows of messages")
-        real = _answer(tokenizer, row["messages"])
+        real = _answer(suite, tokenizer, row)
         made = {}
         for label, text in suite.candidates.items():
-            made[label] = _answer(tokenizer, [*row["messages"][:-1], {"role": "assistant", "content": text}])
+            said = [*row["messages"][:-1], {"role": "assistant", "content": text}]
+            made[label] = _answer(suite, tokenizer, {**row, "messages": said})
             tokens = [t for t in made[label].tokens[made[label].start :] if t not in tokenizer.eos_token_ids]
             length = len(tokens)
-            if row["messages"][-1]["content"].startswith(text):
+            if (row["messages"][-1]["content"] or "").startswith(text):
                 length = shared(tokens, real.tokens[real.start :])
             spans[label] = min(length, spans.get(label, length))
         asks.append(made)
     for label, span in spans.items():
         if span == 0:
             what = f"candidate {label!r} shares no whole token with the answers that begin with it"
-            raise DataInvalid(suite=suite.name, path=suite.data, what=what)
+            raise wrong(suite, what)
     return [
         {label: Ask(ask.tokens[: ask.start + spans[label]], ask.start) for label, ask in made.items()}
         for made in asks
@@ -138,9 +185,9 @@ def accepted(suite: Suite, row: Row) -> tuple[str, ...]:
     """The labels that are right for a row. Raises DataInvalid."""
     value = row.get(suite.answer)
     labels = tuple(value) if isinstance(value, list) else (value,)
-    if not labels or any(label not in suite.candidates for label in labels):
+    if not labels or not all(isinstance(label, str) and label in suite.candidates for label in labels):
         what = f"{suite.answer} is {value!r}, which is no candidate ({', '.join(suite.candidates)})"
-        raise DataInvalid(suite=suite.name, path=suite.data, what=what)
+        raise wrong(suite, what)
     return tuple(str(label) for label in labels)
 
 

@@ -3,7 +3,8 @@
 base:<base>        download or import, fingerprint, inspect
 adapter:<adapter>  check, fingerprint
 model:<target>     build one target; model:<model> and `model` are groups
-eval:<target>      measure one target by the suites of its model, fail if it misses a requirement
+eval:<target>      measure one target by the suites of its model, fail if it misses a requirement; an
+                   unquantized intermediate is scored from its base and adapter, without building it
 threshold:<model>  the smallest target that meets the requirements, building only what the search needs
 release:production moves models/production to its declared target; rollback:production goes back
 clean:<variant>    drop that variant of every model; clean:<target> drops one
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from builder.asked import needs_directory
 from builder.describe import describe_base, describe_target, short
 from builder.errors import BuildError
 from builder.interrupt import one_line_interrupts
@@ -129,7 +131,7 @@ def _eval_tasks(project: Project) -> Iterator[Task]:
             f"measure {target.name}: {suites}",
             Evaluate(project, target.name),
             Evaluated(project, target.name),
-            after=[f"model:{target.name}"],
+            after=_measured_of(project, target),
         )
     yield {
         "basename": "eval",
@@ -146,6 +148,13 @@ def _eval_tasks(project: Project) -> Iterator[Task]:
         yield _task("threshold", model.name, doc, FindThreshold(project, model.name), after=after)
 
 
+def _measured_of(project: Project, target: Target) -> list[str]:
+    """What must be there to measure a target: itself, or what it would be made of."""
+    if needs_directory(project.spec, target):
+        return [f"model:{target.name}"]
+    return [f"adapter:{target.model.adapter}" if target.model.adapter else f"base:{target.model.base}"]
+
+
 def _release_tasks(project: Project, target: str) -> Iterator[Task]:
     required = project.spec.target(target).model.require
     yield _group("release", "move a release to its declared target")
@@ -155,7 +164,7 @@ def _release_tasks(project: Project, target: str) -> Iterator[Task]:
         f"move models/production to {target}, if it meets its requirements",
         Release(project),
         Released(project),
-        after=[f"eval:{target}" if required else f"model:{target}"],
+        after=[f"model:{target}", *([f"eval:{target}"] if required else [])],
     )
     yield _group("rollback", "exchange a release and its former")
     yield _task("rollback", "production", "exchange models/production and its former", Rollback(project))

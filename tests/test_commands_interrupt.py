@@ -75,6 +75,32 @@ def test_during_a_pass(big: Sandbox, command: list[str]) -> None:
     assert not big.view("m_4bit").exists()
 
 
+SUITE = """suites = ["calls"]
+
+[suite.calls]
+kind = "exact"
+data = "rows.jsonl"
+"""
+
+
+def test_during_an_evaluation(sandbox: Make) -> None:
+    box = sandbox(DECLARATION + SUITE)
+    make_base(box.root / "base")
+    make_adapter(box.root / "adapter")
+    rows = (f'{{"prompt": "{n} {"word " * 50}", "completion": "yes"}}\n' for n in range(3000))
+    (box.root / "rows.jsonl").write_text("".join(rows))
+    assert box.doit("model:m_4bit").code == 0
+    process = start(box, "doit", "run", "--progress", "json", "eval:m_4bit")
+    assert process.stderr is not None
+    seen = next(line for line in process.stderr if '"Scored"' in line)
+    assert '"done": 3000' not in seen
+    out, err, _ = interrupt(process)
+    assert process.returncode in INTERRUPTED, out + err
+    assert "Traceback" not in out + err
+    assert "Exception in thread" not in out + err
+    assert not list((box.root / "store" / "evals").rglob("*.json"))
+
+
 def test_during_listing(big: Sandbox) -> None:
     slow = "import time\n\ndef task_slow():\n    open('listing', 'w')\n    time.sleep(20)\n    yield {}\n"
     (big.root / "dodo.py").write_text((big.root / "dodo.py").read_text() + slow)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from builder.evaluate import results
+from builder.evaluate.answers import CHECKS
 from builder.evaluate.command import CommandFailed, run_command
-from builder.evaluate.generate import CHECKS
 from builder.evaluate.results import Missed, Result, missed
 from builder.evaluate.run import by_layer
-from builder.evaluate.statistics import Figure
+from builder.evaluate.statistics import Figure, wilson
 from builder.keys import make_key
 from builder.spec import Condition, Suite
 from builder.store.layout import open_store
@@ -115,7 +115,7 @@ def test_measured_once_then_known(sandbox: Callable[[str], Sandbox]) -> None:
             path.write_text("damaged")
     (box.root / "rows.jsonl").write_text((box.root / "rows.jsonl").read_text().replace("no", "nn"))
     wrong = box.doit("eval:m_4bit")
-    assert wrong.code == 2
+    assert wrong.code == 1
     assert "label is 'nn', which is no candidate (yes, no)" in wrong.text
     assert "Traceback" not in wrong.text
 
@@ -132,15 +132,113 @@ def test_measured_once_then_known(sandbox: Callable[[str], Sandbox]) -> None:
         ("tool_call", 'Sure {x} {"tool": "f", "q": "1"} ok', '{"q": "1", "tool": "f"}', True),
         ("tool_call", '{"tool": "f", "q": "2"}', '{"q": "1", "tool": "f"}', False),
         ("tool_call", "no call", "no call", False),
+        ("tool_call", '{"tool": "f"}', '{"tool": "f"} {"tool": "g"}', False),
+        ("tool_call", '{"tool": "f"} and {"tool": "g"}', '{"tool": "f"}{"tool": "g"}', True),
+        ("tool_call", '{"tool": "f"} {"tool": "f"}', '{"tool": "f"}', False),
+        ("tool_call", '{"x": true}', '{"x": 1}', False),
+        ("tool_call", '{"x": ' * 5000, '{"x": 1}', False),
+        ("json", '{"x": 1}', '{"x": true}', False),
+        ("json", '[{"x": 0}]', '[{"x": false}]', False),
+        ("json", '{"x": 1.0}', '{"x": 1}', True),
+        ("json", "[" * 5000, "[]", False),
     ],
 )
 def test_checks_of_generated_text(check: str, text: str, answer: str, right: bool) -> None:
     assert CHECKS[check](text, answer) is right
 
 
+ONLY_CALLS = (
+    ('suites = ["routing", "calls", "ppl", "fidelity", "said", "own"]', 'suites = ["calls"]'),
+    ('"routing.accuracy" = ">= 0"', '"calls.rate" = ">= 0"'),
+)
+
+
+def watching(box: Sandbox, code: str) -> dict[str, str]:
+    """An environment in which the scoring process runs `code` first."""
+    lines = "".join(f"    {line}\n" for line in code.splitlines())
+    (box.root / "sitecustomize.py").write_text(
+        f"import os, sys\nif 'builder.evaluate.worker' in ' '.join(sys.orig_argv):\n{lines}"
+    )
+    return {"PYTHONPATH": str(box.root)}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("open('rows.jsonl', 'a').write('\\n')", "what suite calls asks changed"),
+        ("import shutil; shutil.rmtree('store/models/m_4bit')", "m_4bit changed"),
+    ],
+)
+def test_what_changes_meanwhile_is_not_kept(
+    sandbox: Callable[[str], Sandbox], change: str, what: str
+) -> None:
+    box = project(sandbox)
+    for edit in ONLY_CALLS:
+        box.edit(*edit)
+    assert box.doit("model:m_4bit").code == 0
+    late = f"import atexit\natexit.register(lambda: exec({change!r}))"
+    ran = box.doit("eval:m_4bit", env=watching(box, late))
+    assert ran.code == 2, ran.text
+    assert what in ran.text
+    assert "Traceback" not in ran.text
+    assert not figures(box)
+    assert box.doit("eval:m_4bit").code == 0
+
+
+def test_an_unquantized_intermediate_is_measured_without_being_built(
+    sandbox: Callable[[str], Sandbox],
+) -> None:
+    box = project(sandbox)
+    box.edit(', "said", "own"]', "]")
+    ran = box.doit("eval:m_f16")
+    assert ran.code == 0, ran.text
+    assert not box.view("m_f16").exists()
+    unbuilt = figures(box)
+    for path in (box.root / "store" / "evals").rglob("*.json"):
+        path.unlink()
+    assert box.doit("model:m_f16").code == 0
+    assert box.doit("eval:m_f16").code == 0
+    for suite, values in figures(box).items():
+        assert unbuilt[suite] == pytest.approx(values, rel=1e-5, abs=1e-7)
+    assert unbuilt["m_f16", "fidelity"]["kl"] > 0  # float16, where the reference is what the base was
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "more", "what"),
+    [
+        ("{", "exact", "", "line 1:"),
+        ('{"text": "a"}', "generate", "", "kind generate needs rows with an answer, not plain text"),
+        ('{"prompt": "a", "completion": "("}', "generate", 'check = "regex"', "is no regular expression"),
+        ('{"prompt": "a", "completion": "{"}', "generate", 'check = "json"', "is no JSON"),
+        ('{"prompt": "a", "completion": "b"}', "generate", 'check = "tool_call"', "has no JSON object"),
+    ],
+)
+def test_wrong_questions_are_a_failure_with_their_own_words(
+    sandbox: Callable[[str], Sandbox], rows: str, kind: str, more: str, what: str
+) -> None:
+    box = project(sandbox)
+    for edit in ONLY_CALLS:
+        box.edit(*edit)
+    box.edit('[suite.calls]\nkind = "exact"', f'[suite.calls]\nkind = "{kind}"\n{more}')
+    (box.root / "rows.jsonl").write_text(rows + "\n")
+    ran = box.doit("eval:m_4bit")
+    assert ran.code == 1, ran.text
+    assert f"suite calls: {box.root}/rows.jsonl: " in ran.text
+    assert what in ran.text
+    assert "Correct the file, or `data` in artifacts.toml." in ran.text
+    assert "Traceback" not in ran.text
+
+
 @pytest.mark.parametrize(
     ("command", "what"),
     [
+        ("unbalanced '", "No closing quotation"),
+        ("", "no words"),
+        (f"{sys.executable} -c 'print(dict(n=1))'", "printed no JSON object of numbers"),
+        ("""printf '{"a": NaN}'""", "a is nan, which is no figure"),
+        ("""printf '{"a": 1, "n": Infinity}'""", "n is inf, which is no count"),
+        ("""printf '{"a": 1, "n": 2.5}'""", "n is 2.5, which is no count"),
+        ("printf '\\377'", "printed no JSON object of numbers"),
         ("no-such-program-1 {model}", "No such file"),
         (f"{sys.executable} -c 'raise SystemExit(3)'", "ended with 3"),
         (f"{sys.executable} -c 'print(1)'", "printed no JSON object of numbers"),
@@ -149,6 +247,36 @@ def test_checks_of_generated_text(check: str, text: str, answer: str, right: boo
 def test_a_failing_command_is_named(tmp_path: Path, command: str, what: str) -> None:
     with pytest.raises(CommandFailed, match=what):
         run_command(Suite("own", "command", command=command), tmp_path, tmp_path)
+
+
+def test_a_command_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
+    suite = Suite("own", "command", command="sh -c 'sleep 60 & sleep 60; echo {}'", timeout=1)
+    with pytest.raises(CommandFailed, match="stopped after 1 seconds"):  # and its pipes are closed
+        run_command(suite, tmp_path, tmp_path)
+
+
+def test_a_rate_of_a_command_has_an_interval(tmp_path: Path) -> None:
+    def measure(text: str) -> dict[str, Figure]:
+        (tmp_path / "figures.json").write_text(text)
+        return run_command(Suite("own", "command", command="cat figures.json"), tmp_path, tmp_path)
+
+    measured = measure('{"accuracy": 0.9, "seconds": 2.5, "n": 100}')
+    low, high = wilson(90, 100)
+    assert measured == {"accuracy": Figure(0.9, low, high, 100), "seconds": Figure(2.5, 2.5, 2.5, 100)}
+    measured = measure('{"accuracy": 0.9, "seconds": 0.5, "n": {"accuracy": 100}}')
+    assert measured == {"accuracy": Figure(0.9, low, high, 100), "seconds": Figure(0.5, 0.5, 0.5, 1)}
+    assert measure('{"accuracy": 0.9}') == {"accuracy": Figure(0.9, 0.9, 0.9, 1)}
+
+
+def test_a_changed_script_is_measured_again(sandbox: Callable[[str], Sandbox]) -> None:
+    box = project(sandbox)
+    box.edit('suites = ["routing", "calls", "ppl", "fidelity", "said", "own"]', 'suites = ["own"]')
+    box.edit('"routing.accuracy" = ">= 0"', '"own.files" = ">= 0"')
+    assert "measuring m_4bit: own" in box.doit("eval:m_4bit").text
+    assert "measuring" not in box.doit("eval:m_4bit").text
+    script = box.root / "own.py"
+    script.write_text(script.read_text() + "# another\n")
+    assert "measuring m_4bit: own" in box.doit("eval:m_4bit").text
 
 
 def test_a_miss_says_by_how_much() -> None:
@@ -203,12 +331,10 @@ def test_it_says_how_far_it_is(sandbox: Callable[[str], Sandbox]) -> None:
 
 def test_a_worker_that_dies_is_one_line(sandbox: Callable[[str], Sandbox]) -> None:
     box = project(sandbox)
-    box.edit('suites = ["routing", "calls", "ppl", "fidelity", "said", "own"]', 'suites = ["calls"]')
-    box.edit('"routing.accuracy" = ">= 0"', '"calls.rate" = ">= 0"')
+    for edit in ONLY_CALLS:
+        box.edit(*edit)
     assert box.doit("model:m_4bit").code == 0
-    kill = "if 'builder.evaluate.worker' in ' '.join(sys.orig_argv):\n    os.kill(os.getpid(), 9)\n"
-    (box.root / "sitecustomize.py").write_text(f"import os, sys\n{kill}")
-    ran = box.doit("eval:m_4bit", env={"PYTHONPATH": str(box.root)})
+    ran = box.doit("eval:m_4bit", env=watching(box, "os.kill(os.getpid(), 9)"))
     assert ran.code == 2
     assert "eval:m_4bit: the scoring process ended with -9" in ran.text
     assert "Traceback" not in ran.text

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from threading import Thread
 from typing import IO, Any
 
@@ -25,29 +26,62 @@ class EvaluationFailed(BuildError):
 
 
 def ask(target: str, request: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
-    """The worker's answer to a request; what it has done is emitted as it goes. Raises EvaluationFailed."""
+    """The worker's answer to a request; what it has done is emitted as it goes.
+
+    Raises the BuildError that the worker met, EvaluationFailed when it ends in any other way.
+    """
     command = [sys.executable, "-m", "builder.evaluate.worker"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
-        said: list[str] = []
+    said: list[str] = []
+    with subprocess.Popen(command, text=True, errors="replace", **pipes) as process:  # type: ignore[call-overload]
         listener = Thread(target=_listen, args=(process.stderr, said, target, emit), daemon=True)
         listener.start()
         try:
-            json.dump(request, process.stdin)
-            process.stdin.close()
-        except BrokenPipeError:  # it ended at once, and said why
-            pass
-        text = process.stdout.read()
-        code = process.wait()
-        listener.join()
+            text = _exchange(process, request)
+        except BaseException:  # Ctrl-C: the worker ends first, then its pipes
+            process.kill()
+            raise
+        finally:
+            code = process.wait()
+            listener.join()
     try:
         answer: dict[str, Any] = json.loads(text)
     except ValueError:
         last = said[-1] if said else f"the scoring process ended with {code}"
         raise EvaluationFailed(target=target, what=last) from None
     if "error" in answer:
-        raise EvaluationFailed(target=target, what=answer["error"])
+        raise error_from(answer["error"])
     return answer
+
+
+def _exchange(process: subprocess.Popen[str], request: Mapping[str, Any]) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        json.dump(request, process.stdin)
+        process.stdin.close()
+    except BrokenPipeError:  # it ended at once, and said why
+        pass
+    return process.stdout.read()
+
+
+def described_error(error: BuildError) -> dict[str, Any]:
+    """An error for another process, as JSON values."""
+    kind = type(error)
+    return {
+        "module": kind.__module__,
+        "class": kind.__qualname__,
+        "fields": {name: str(value) for name, value in error.fields.items()},
+        "hint": error.hint_text,
+    }
+
+
+def error_from(described: Mapping[str, Any]) -> BuildError:
+    """The error that `described_error` was given."""
+    kind: type[BuildError] = getattr(import_module(described["module"]), described["class"])
+    error = kind(hint="", **described["fields"])
+    error.hint_text = described["hint"]
+    return error
 
 
 def _listen(stream: IO[str], said: list[str], target: str, emit: Emit) -> None:

@@ -1,4 +1,5 @@
-"""What a target is compared with: base + adapter, fused, unquantized, in float32; never written to disk."""
+"""Base + adapter, fused, unquantized, in float32, and never on disk: what a target is compared with, or what
+an unquantized target would be."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from builder.engine.loading import LoadedAdapter, load_base, lora_layers, replacements
 
@@ -18,11 +19,38 @@ def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) 
 
     `base` and `adapter` are as `builder.evaluate.run` describes them to the worker. Raises BuildError.
     """
-    model, _ = load_base(
-        Path(base["directory"]), dequantize=base["dequantize"], trust_remote_code=base["trust_remote_code"]
-    )
+    model = _load(base)
     if adapter is not None:
         fuse(model, _load_adapter(adapter))
+    return _in_float32(model)
+
+
+def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dtype: str | None) -> nn.Module:
+    """An unquantized target, with the numbers that its directory would hold; lazy too. Raises BuildError."""
+    model = _load(base)
+    own = {name: array.dtype for name, array in tree_flatten(model.parameters())}
+    if adapter is not None:
+        fuse(model, _load_adapter(adapter))
+    castable = getattr(model, "cast_predicate", lambda _: True)
+
+    def stored(name: str, array: mx.array) -> mx.array:
+        """As `builder.engine.block` casts."""
+        wanted = own.get(name, array.dtype)
+        if dtype is not None and castable(name):
+            wanted = getattr(mx, dtype)
+        return array.astype(wanted) if mx.issubdtype(array.dtype, mx.floating) else array
+
+    model.update(tree_map_with_path(stored, model.parameters()))
+    return _in_float32(model)
+
+
+def _load(base: Mapping[str, Any]) -> nn.Module:
+    directory, trusted = Path(base["directory"]), base["trust_remote_code"]
+    model, _ = load_base(directory, dequantize=base["dequantize"], trust_remote_code=trusted)
+    return model
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
     model.set_dtype(mx.float32)
     model.eval()
     return model

@@ -10,12 +10,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from builder.asked import reference_key, result_key
+from builder.asked import PRECISION, needs_directory, reference_key, result_key
 from builder.errors import BuildError
 from builder.evaluate import results
 from builder.evaluate.command import run_command
-from builder.evaluate.process import ask
+from builder.evaluate.process import EvaluationFailed, ask
 from builder.evaluate.results import Missed, Result, missed
+from builder.evaluate.statistics import Figure
 from builder.keys import Key
 from builder.plan import TargetPlan
 from builder.progress import Emit, Note
@@ -24,9 +25,17 @@ from builder.record import Record
 from builder.roots import register
 from builder.spec import Suite, Target
 from builder.state import usable_record
-from builder.store import blobs, records
+from builder.store import blobs, records, views
+from builder.store.locks import measuring
 
 _OF_MEMORY = 0.7  # the share that weights may take; activations and logits need the rest
+
+
+class ChangedMeanwhile(BuildError):
+    """eval:{target}: {what} changed while it was being measured."""
+
+    exit_code = 2
+    hint = "Nothing of that was kept. Run the same command again."
 
 
 class RequirementMissed(BuildError):
@@ -58,30 +67,75 @@ def complete(project: Project, target: TargetPlan) -> bool:
 
 
 def evaluate(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Result]:
-    """Measure whatever is not known yet; all results, by suite. Raises BuildError."""
+    """Measure what is not known yet, one evaluation at a time; all results, by suite. Raises BuildError."""
     known = measured(project, target)
-    todo = [suite for suite in _suites(project, target) if suite.name not in known]
-    directory = project.store.models / target.name
+    if set(known) < set(target.target.model.suites):
+        with measuring(project.store, lambda: emit(Note("waiting for another evaluation to end"))):
+            known = measured(project, target) | _measure(project, target, emit)
+    return {name: known[name] for name in target.target.model.suites}
+
+
+def _measure(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Result]:
+    """The results that the store lacks. Their keys are those of before: what changes meanwhile is refused."""
+    keys = {suite.name: result_key(project, target.key, suite) for suite in _suites(project, target)}
+    todo = [
+        suite for suite in _suites(project, target) if results.read(project.store, keys[suite.name]) is None
+    ]
+    directory = _directory(project, target)
+    found: dict[str, Result] = {}
+
+    def keep(suite: Suite, figures: Mapping[str, Figure], said: Mapping[str, Any]) -> None:
+        _check_unchanged(project, target, suite, keys[suite.name], directory)
+        rows, made = tuple(said.get("rows", ())), said.get("made", {})
+        found[suite.name] = Result(keys[suite.name], target.name, suite.name, suite.kind, figures, rows, made)
+        results.write(project.store, found[suite.name])
+
     scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
     references = {s.name: _reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
     generated = [[suite] for suite in todo if suite.kind == "generate"]
     for together in [scored, *generated] if scored else generated:  # those that are scored share one pass
         emit(Note(f"measuring {target.name}: {', '.join(suite.name for suite in together)}"))
-        request = _request(project, target, together, str(directory))
+        request = _request(project, target, together, directory)
         answer = ask(target.name, {**request, "references": references}, emit)
         for suite in together:
-            known[suite.name] = _kept(project, _result(project, target, suite, answer))
+            said = answer["results"][suite.name]
+            figures = {name: Figure(**figure) for name, figure in said["figures"].items()}
+            keep(suite, figures, {"rows": said["rows"], "made": answer["made"]})
     for suite in (suite for suite in todo if suite.kind == "command"):
+        assert directory is not None, "a command measures a directory"
         emit(Note(f"measuring {target.name}: {suite.name}"))
-        figures = run_command(suite, directory, project.spec.file.parent)
-        key = result_key(project, target.key, suite)
-        known[suite.name] = _kept(project, Result(key, target.name, suite.name, suite.kind, figures))
-    return {name: known[name] for name in target.target.model.suites}
+        keep(suite, run_command(suite, directory, project.spec.file.parent), {})
+    return found
 
 
-def _kept(project: Project, result: Result) -> Result:
-    results.write(project.store, result)
-    return result
+def _directory(project: Project, target: TargetPlan) -> Path | None:
+    """Where the target lies; None for one that is measured from its sources. Raises EvaluationFailed."""
+    directory = project.store.models / target.name
+    if views.current_key(directory) == target.key:
+        return directory
+    if needs_directory(project.spec, target.target):
+        raise EvaluationFailed(target=target.name, what=f"{directory} does not show this target as it is now")
+    return None
+
+
+def _check_unchanged(
+    project: Project, target: TargetPlan, suite: Suite, key: Key, directory: Path | None
+) -> None:
+    """Raises ChangedMeanwhile when a measurement may be of other questions or of another model."""
+    if result_key(project, target.key, suite) != key:
+        raise ChangedMeanwhile(target=target.name, what=f"what suite {suite.name} asks")
+    if directory is None:
+        _check_sources(project, target)
+    elif views.current_key(directory) != target.key:
+        raise ChangedMeanwhile(target=target.name, what=directory)
+
+
+def _check_sources(project: Project, target: TargetPlan) -> None:
+    """Raises ChangedMeanwhile when the base or the adapter is not what was planned with."""
+    project.forget_plan()
+    now = project.plan.targets[target.name]
+    if not isinstance(now, TargetPlan) or now.key != target.key:
+        raise ChangedMeanwhile(target=target.name, what="its base or adapter")
 
 
 def check(target: TargetPlan, known: Mapping[str, Result]) -> list[Missed]:
@@ -103,22 +157,29 @@ def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -
         emit(Note(f"measuring the unquantized {target.target.model.name} for {suite.name}"))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "reference.safetensors"
-            request = {**_request(project, target, [suite], None), "make": {suite.name: str(file)}}
+            request = _request(project, target, [suite], None)
+            request |= {"stored": None, "make": {suite.name: str(file)}}
             ask(target.name, request, emit)
-            record = Record(key, "reference", blobs.ingest_file(project.store, file), {"top_k": suite.top_k})
+            _check_sources(project, target)
+            if reference_key(project, target, suite) != key:
+                raise ChangedMeanwhile(target=target.name, what=f"what suite {suite.name} asks")
+            how: dict[str, str | int | float | bool] = {"top_k": suite.top_k, "precision": PRECISION}
+            record = Record(key, "reference", blobs.ingest_file(project.store, file), how)
         records.write(project.store, record)
         register(project)  # so that gc, from another checkout too, keeps it
     return str(blobs.path(project.store, record.blob.digest))
 
 
 def _request(
-    project: Project, target: TargetPlan, suites: Sequence[Suite], directory: str | None
+    project: Project, target: TargetPlan, suites: Sequence[Suite], directory: Path | None
 ) -> dict[str, Any]:
+    """What the worker is told. Without a directory it makes the target of its sources, as `stored`."""
     base = project.spec.bases[target.target.model.base]
     adapter = target.target.model.adapter
     worn = project.spec.adapters[adapter] if adapter else None
     return {
-        "directory": directory,
+        "directory": str(directory) if directory else None,
+        "stored": {"dtype": target.dtype},
         "base": {
             "directory": str(project.base_directory(base)),
             "dequantize": base.dequantize,
@@ -150,15 +211,6 @@ def suite_from(described: Mapping[str, Any]) -> Suite:
     known = {field.name for field in fields(Suite)}
     suite = Suite(**{key: value for key, value in described.items() if key in known})
     return replace(suite, data=Path(str(suite.data)) if suite.data else None)
-
-
-def _result(project: Project, target: TargetPlan, suite: Suite, answer: Mapping[str, Any]) -> Result:
-    from builder.evaluate.statistics import Figure
-
-    said = answer["results"][suite.name]
-    figures = {name: Figure(**figure) for name, figure in said["figures"].items()}
-    key = result_key(project, target.key, suite)
-    return Result(key, target.name, suite.name, suite.kind, figures, tuple(said["rows"]), answer["made"])
 
 
 def _suites(project: Project, target: TargetPlan) -> list[Suite]:

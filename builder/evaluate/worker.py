@@ -15,19 +15,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from builder.asked import PRECISION
 from builder.errors import BuildError
-from builder.evaluate.process import Step, telling
+from builder.evaluate.process import Step, described_error, telling
 
 
 def main() -> int:
-    """0 and {"results": ...}, or the error's exit code and {"error": its text}."""
+    """0 and {"results": ...}, or the error's exit code and {"error": what it is}."""
     request = json.load(sys.stdin)
     out = sys.stdout
     try:
         with contextlib.redirect_stdout(sys.stderr):  # libraries print
             answer = answer_to(request)
     except BuildError as error:
-        json.dump({"error": str(error)}, out)
+        json.dump({"error": described_error(error)}, out)
         return error.exit_code
     json.dump(answer, out)
     return 0
@@ -38,18 +39,18 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
     from builder.evaluate.blas import accelerate
     from builder.evaluate.run import suite_from
 
-    made = {"blas": accelerate(), "precision": "float32"}
+    made = {"blas": accelerate(), "precision": PRECISION}
     start = time.perf_counter()
     suites = [suite_from(described) for described in request["suites"]]
     if suites[0].kind == "generate":
         return {
             "results": {suites[0].name: asdict(_generate(request, suites[0]))},
-            "made": made | {"precision": "float32" if on_cpu() else "as stored"},
+            "made": made | {"precision": PRECISION if on_cpu() else "as stored"},
         }
     parts = _parts(request, suites)
     model = _model(request)
     tell = telling()
-    batch = max(suite.batch for suite in suites)
+    batch = min(suite.batch for suite in suites)
     results = _score(model, parts, batch, tell, layerwise=request["layerwise"])
     for suite in suites:
         if request["make"].get(suite.name):
@@ -65,18 +66,17 @@ def on_cpu() -> bool:
 
 
 def _parts(request: Mapping[str, Any], suites: Sequence[Any]) -> dict[str, Any]:
-    from mlx_lm.utils import load_tokenizer
-
     from builder.evaluate import measure
     from builder.evaluate.questions import answer_asks, read_rows
+    from builder.evaluate.tokens import tokenizer_of
 
-    directory = request["directory"] or request["base"]["directory"]
-    tokenizer = load_tokenizer(Path(directory))
+    directory = Path(request["directory"] or request["base"]["directory"])
+    tokenizer = tokenizer_of(directory, trust_remote_code=request["base"]["trust_remote_code"])
     parts: dict[str, Any] = {}
     for suite in suites:
         rows = read_rows(suite)
         if request["make"].get(suite.name):
-            parts[suite.name] = measure.Reference(answer_asks(rows, tokenizer), suite.top_k)
+            parts[suite.name] = measure.Reference(answer_asks(suite, rows, tokenizer), suite.top_k)
         else:
             file = request["references"].get(suite.name)
             parts[suite.name] = measure.part(suite, rows, tokenizer, Path(file) if file else None)
@@ -95,8 +95,10 @@ def _generate(request: Mapping[str, Any], suite: Any) -> Any:
 
 def _model(request: Mapping[str, Any]) -> Any:
     if request["directory"] is None:
-        from builder.evaluate.reference_model import reference_model
+        from builder.evaluate.reference_model import reference_model, stored_model
 
+        if (stored := request["stored"]) is not None:
+            return stored_model(request["base"], request["adapter"], stored["dtype"])
         return reference_model(request["base"], request["adapter"])
     from builder.evaluate.scoring import load_float32
 

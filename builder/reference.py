@@ -15,7 +15,8 @@ from pathlib import Path
 
 import builder
 from builder.errors import BuildError
-from builder.fields import FIELDS, Field, Table
+from builder.field import Field, Table
+from builder.fields import FIELDS
 from builder.schema import schema_text
 from builder.spec import MODES
 

@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from builder.fields import FIELDS, Field, Table
+from builder.field import Field, Table
+from builder.fields import FIELDS
 from builder.names import LONGEST
 from builder.spec import MODES
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from builder.fields import FIELDS, Field, Table
+from builder.field import Field, Table
+from builder.fields import FIELDS
 from builder.names import name_problem
 from builder.problems import Place, Problems, dotted, found, listed, nearest, quoted, suggestion, table_place
 

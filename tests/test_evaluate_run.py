@@ -172,6 +172,7 @@ def watching(box: Sandbox, code: str) -> dict[str, str]:
 def test_what_changes_meanwhile_is_not_kept(
     sandbox: Callable[[str], Sandbox], change: str, what: str
 ) -> None:
+    """ChangedMeanwhile, and the next run measures."""
     box = project(sandbox)
     for edit in ONLY_CALLS:
         box.edit(*edit)
@@ -183,6 +184,19 @@ def test_what_changes_meanwhile_is_not_kept(
     assert "Traceback" not in ran.text
     assert not figures(box)
     assert box.doit("eval:m_4bit").code == 0
+
+
+def test_one_model_in_memory_at_a_time(sandbox: Callable[[str], Sandbox]) -> None:
+    box = project(sandbox)
+    for edit in ONLY_CALLS:
+        box.edit(*edit)
+    assert box.doit("model").code == 0
+    note = "open('log', 'a').write"
+    code = f"import atexit\n{note}('begins ')\natexit.register(lambda: {note}('ends '))"
+    ran = box.doit("-n", "2", "eval", env=watching(box, code))
+    assert ran.code == 0, ran.text
+    assert (box.root / "log").read_text() == "begins ends " * 2
+    assert ran.text.count("waiting for another evaluation to end") == 1
 
 
 def test_an_unquantized_intermediate_is_measured_without_being_built(

@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "toml_lines",
         "toml_file",
         "problems",
+        "field",
         "fields",
         "shape",
         "parse",

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from builder.errors import SpecError
-from builder.fields import FIELDS, Field
+from builder.field import Field
+from builder.fields import FIELDS
 from builder.parse import parse_spec
 from builder.spec import (
     Adapter,

@@ -116,6 +116,7 @@ class FindThreshold(Step):
     model: str
 
     def run(self) -> None:
+        from builder.asked import needs_directory
         from builder.deliver import deliver
         from builder.evaluate.show import show_threshold
         from builder.evaluate.threshold import find_threshold
@@ -123,9 +124,12 @@ class FindThreshold(Step):
 
         self.project.forget_plan()
         with showing() as emit:
-            found = find_threshold(
-                self.project, self.model, lambda name: deliver(self.project, name, {name}, (), emit), emit
-            )
+
+            def build(name: str) -> None:
+                if needs_directory(self.project.spec, self.project.spec.target(name)):
+                    deliver(self.project, name, {name}, (), emit)
+
+            found = find_threshold(self.project, self.model, build, emit)
         if mode() in ("live", "plain"):
             show_threshold(self.project, found)
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from builder import fields
+from builder import field
 from builder.commands import COMMANDS
 from builder.reference import error_classes, errors_page, generated
 from builder.schema import KINDS, schema
@@ -24,7 +24,7 @@ def test_generated_files_are_up_to_date(path: Path) -> None:
 
 
 def test_every_kind_of_field_has_a_schema() -> None:
-    assert {*KINDS, "globs"} == set(get_args(fields.Kind))
+    assert {*KINDS, "globs"} == set(get_args(field.Kind))
 
 
 def test_pyproject_registers_every_command() -> None:

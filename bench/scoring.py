@@ -51,7 +51,7 @@ def score(model: Path, count: int) -> dict[str, object]:
     written = Answers(answer_asks(suite, asked, tokenizer), "exact")
     answer([Choice(suite, asked, tokenizer), written], lambda asks, take: run(weights, asks, take))
     done = time.perf_counter()
-    exact = [bool(value) for value in written.result().rows]
+    exact = [bool(value) for value in written.result().rows["rate"]]
     return {"load": loaded - start, "seconds": (done - loaded) / count, "exact": exact, "blas": blas}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from builder.record import Manifest
 from builder.spec import Base, GgufSource, HfSource
@@ -11,18 +12,31 @@ from builder.spec import Base, GgufSource, HfSource
 
 @dataclass(frozen=True)
 class Score:
-    """A figure as text: "routing.accuracy", "98.3 %", "94.1 to 99.5", 120; no interval: empty."""
+    """A figure as text: "routing.accuracy", "0.983", "0.941 to 0.995", "120"; no interval: empty."""
 
     name: str
     value: str
     interval: str
-    n: int
+    n: str
 
 
-def render(manifest: Manifest, base: Base, scores: Sequence[Score] = ()) -> str:
+class Circumstances(Protocol):
+    """When, on what and with what the scores were measured."""
+
+    @property
+    def when(self) -> str: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def how(self) -> str: ...
+
+
+def render(
+    manifest: Manifest, base: Base, scores: Sequence[Score] = (), measured: Circumstances | None = None
+) -> str:
     """The card as Markdown, with the front matter that model hubs read."""
     parts = [_front(base), f"# {manifest.name}", _summary(manifest, base), _facts(manifest)]
-    parts += [_scores(scores), _loading(manifest.name)]
+    parts += [_scores(scores, measured), _loading(manifest.name)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -68,11 +82,12 @@ def _facts(manifest: Manifest) -> str:
     return _table(("", ""), rows)
 
 
-def _scores(scores: Sequence[Score]) -> str:
+def _scores(scores: Sequence[Score], measured: Circumstances | None) -> str:
     if not scores:
         return "## Scores\n\nNot measured."
-    rows = [(score.name, score.value, score.interval or "-", str(score.n)) for score in scores]
-    return "## Scores\n\n" + _table(("figure", "value", "95 % interval", "n"), rows)
+    rows = [(score.name, score.value, score.interval or "-", score.n) for score in scores]
+    said = f"\n\nMeasured {measured.when}, on {measured.where}, with {measured.how}." if measured else ""
+    return "## Scores\n\n" + _table(("figure", "value", "95 % interval", "n"), rows) + said
 
 
 def _loading(name: str) -> str:

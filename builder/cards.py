@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from builder import card
 from builder.card import Score
+from builder.evaluate.circumstances import told
 from builder.evaluate.results import Result
 from builder.evaluate.run import measured
 from builder.evaluate.show import interval, number
@@ -18,7 +19,8 @@ from builder.store import durable, records, views
 def text_of(project: Project, plan: TargetPlan, manifest: Manifest) -> str:
     """The card of a built target with what is known of it now. Raises BuildError."""
     base = project.spec.bases[plan.target.model.base]
-    return card.render(manifest, base, scores(measured(project, plan)))
+    known = measured(project, plan)
+    return card.render(manifest, base, scores(known), told(result.made for result in known.values()))
 
 
 def refresh(project: Project, plan: TargetPlan) -> None:
@@ -36,7 +38,7 @@ def refresh(project: Project, plan: TargetPlan) -> None:
 def scores(results: Mapping[str, Result]) -> list[Score]:
     """Every figure that was measured, as text."""
     return [
-        Score(f"{suite}.{name}", number(figure.value), interval(figure), figure.n)
+        Score(f"{suite}.{name}", number(figure.value), interval(figure), figure.counted)
         for suite, result in results.items()
         for name, figure in result.figures.items()
     ]

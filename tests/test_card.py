@@ -43,6 +43,7 @@ def test_it_says_what_was_made_and_then_what_was_measured(box: Sandbox) -> None:
     figure = json.loads(found.read_text().split("\n")[0])["figures"]["accuracy"]
     row = re.search(r"\| routing.accuracy \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \| 6 \|", card(box))
     assert row is not None
+    assert re.search(r"^Measured 20\S+Z, on .+, with mlx .+, precision float32\.$", card(box), re.MULTILINE)
     expected = [figure[name] for name in ("value", "low", "high")]
     assert [float(value) for value in row.groups()] == pytest.approx(expected, abs=1e-3)
 

@@ -312,7 +312,13 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     key = make_key("eval/1", "x")
     result = Result(
-        key, "t", "s", "choice", {"accuracy": Figure(0.9, 0.8, 0.95, 120)}, (1.0, 0.0), {"blas": "x"}
+        key,
+        "t",
+        "s",
+        "choice",
+        {"accuracy": Figure(0.9, 0.8, 0.95, 120)},
+        {"accuracy": (1.0, 0.0)},
+        {"blas": "x"},
     )
     results.write(store, result)
     assert results.read(store, key) == result

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from builder.commands.report import finite
 from builder.evaluate.comparison import Difference
 from builder.evaluate.statistics import Figure
-from builder.report.facts import Compared
-from builder.report.tables import verdict
+from builder.report.facts import Compared, ModelReport, Provenance, Row
+from builder.report.tables import study, verdict
 from tests.conftest import Sandbox, make_sandbox
 from tests.test_evaluate_run import figures, project
 from tests.tiny import DECLARATION
@@ -82,7 +86,7 @@ def test_the_same_store_gives_the_same_bytes(measured: Sandbox) -> None:
 
     first, second = made("one"), made("two")
     assert first == second
-    assert {"index.html", "report.md", "m-kl.svg", "m-size.svg"} <= set(first)
+    assert {"index.html", "report.md", "m-kl.svg", "m-size.svg", "m-error.svg", "m-table.md"} <= set(first)
 
 
 def test_no_model_is_loaded(measured: Sandbox, tmp_path: Path) -> None:
@@ -110,12 +114,15 @@ def test_nothing_built_and_an_unknown_model(sandbox: Callable[[str], Sandbox]) -
 
 
 def test_two_targets_are_called_different_only_by_a_test() -> None:
-    none = Compared("s", "a", "b", Difference(-0.1, -0.2, 0.01, 40, 0.2, False))
-    rate = Compared("s", "a", "b", Difference(-0.1, -0.2, -0.01, 40, 0.02, True))
-    loss = Compared("s", "a", "b", Difference(0.5, 0.4, 0.6, 40, None, True))
-    assert verdict(none) == "no difference shown (n = 40)"
-    assert verdict(rate) == "-10.0 points (-20.0 to -1.0, n = 40)"
-    assert verdict(loss) == "+0.5 (+0.4 to +0.6, n = 40)"
+    def said(kind: str, metric: str, difference: Difference) -> str:
+        return verdict(Compared("s", kind, metric, "a", "b", difference))
+
+    none = Difference(-0.1, -0.2, 0.01, 40, 0.02, 0.2, False)
+    some = Difference(-0.1, -0.2, -0.01, 40, 0.02, 0.04, True)
+    assert said("choice", "greedy", none) == "no difference shown (n = 40)"
+    assert said("choice", "greedy", some) == "-10.0 points (-20.0 to -1.0, n = 40)"
+    assert said("fidelity", "agreement", some) == "-10.0 points (-20.0 to -1.0, n = 40)"
+    assert said("fidelity", "kl", some) == "-0.1 nats/token (-0.2 to -0.01, n = 40)"
 
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
@@ -178,8 +185,92 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_a_figure_without_width_has_no_interval() -> None:
-    from builder.report.tables import _cell
+def report(kinds: dict[str, str], figures: dict[str, Figure], **more: Any) -> ModelReport:
+    """Of one target with these figures."""
+    said = Provenance("m_4bit", "k", "", "", "", "", "", "", "", "", None)
+    row = Row("m_4bit", "4bit", 4, 20_000_000, 4.5, figures, None, (), "passes", (), {}, said)
+    row = dataclasses.replace(row, **{k: v for k, v in more.items() if k == "doubts"})
+    return ModelReport("m", "b", None, (row,), tuple(figures), kinds, {}, (), (), None)
 
-    assert _cell("s.kl", Figure(0.5, 0.5, 0.5, 3)) == "0.5"
-    assert _cell("s.greedy", Figure(0.5, 0.25, 0.75, 3)) == "50 % (25 to 75)"
+
+def cells(model: ModelReport) -> dict[str, str]:
+    table = study(model)
+    return dict(zip(table.headings, table.rows[0], strict=True))
+
+
+def test_a_figure_without_width_has_no_interval() -> None:
+    kinds = {"f": "fidelity", "s": "choice", "g": "generate"}
+    found = cells(
+        report(
+            kinds,
+            {
+                "f.kl": Figure(0.5, 0.5, 0.5, 3),
+                "s.greedy": Figure(0.5, 0.25, 0.75, 3),
+                "g.seconds": Figure(2.0, -math.inf, math.inf, 1),
+            },
+        )
+    )
+    assert found["KL"] == "0.5"
+    assert found["s greedy"] == "50 % (25 to 75)"
+    assert found["g s/query"] == "2"
+
+
+def test_the_kind_of_a_suite_says_what_a_figure_is_not_its_name() -> None:
+    own = {"own.memory": Figure(20_000_000, None, None, 1), "own.accuracy": Figure(97.5, None, None, 40)}
+    found = cells(report({"own": "command"}, own))
+    assert found["own memory"] == "2e+07"
+    assert found["own accuracy"] == "97.5"
+    assert "memory" not in found  # nobody measured the peak, and the size on disk is none
+    generated = cells(report({"g": "generate"}, {"g.memory": Figure(0.02, None, None, 5)}))
+    assert generated["memory"] == "20.0 MB"
+
+
+def test_a_pass_whose_interval_reaches_below_says_so() -> None:
+    figures = {"s.greedy": Figure(0.967, 0.917, 0.987, 120)}
+    found = cells(report({"s": "choice"}, figures, doubts={"s.greedy": 0.917}))
+    assert found["result"] == "passes (interval reaches s greedy 91.7 %)"
+
+
+def test_the_base_alone_stands_in_the_table(measured: Sandbox) -> None:
+    measured.doit("report")
+    text = (measured.root / "store/report/report.md").read_text()
+    row = re.search(r"^\| f16, no adapter \| - \|.*$", text, re.MULTILINE)
+    assert row is not None
+    greedy = figures(measured)["plain_f16", "routing"]["greedy"]
+    assert f"{100 * greedy:.3g} %" in row[0]
+    assert "Without a control, since plain has none built: 5bit." in text
+    table = (measured.root / "store/report/m-table.md").read_text()
+    assert "| f16, no adapter |" in table
+    assert "In brackets the 95 % interval (routing n = 6, fidelity n =" in table
+    assert re.search(r"fidelity n = \d+ tokens of 6 answers", table)
+
+
+def test_it_says_when_and_on_what_was_measured(measured: Sandbox) -> None:
+    model = json.loads(measured.doit("report", "--json").out)["models"][0]
+    told = model["rows"][0]["provenance"]["measured"]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ( to 20.*Z)?", told["when"])
+    assert told["where"]
+    assert re.search(r"mlx \d+.*mlx-lm \d+.*precision", told["how"])
+
+
+def test_missing_questions_cost_their_suite_alone(measured: Sandbox, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(measured.root, copy, symlinks=True)
+    box = Sandbox(copy)
+    said = copy / "said.jsonl"
+    said.write_text((copy / "rows.jsonl").read_text())
+    text = box.toml.read_text()
+    place = text.index('data = "rows.jsonl"', text.index("[suite.said]"))
+    box.toml.write_text(text[:place] + 'data = "said.jsonl"' + text[place + len('data = "rows.jsonl"') :])
+    assert box.doit("report").code == 0
+    assert "not measured: questions missing" not in (copy / "store/report/report.md").read_text()
+    said.unlink()
+    ran = box.doit("report")
+    assert ran.code == 0, ran.text
+    report = (copy / "store/report/report.md").read_text()
+    assert "said: not measured: questions missing (said.jsonl: No such file or directory)." in report
+    assert "routing n = 6" in report
+
+
+def test_numbers_that_json_lacks_are_null() -> None:
+    assert finite({"a": [math.inf, 1.5, (math.nan, "x")]}) == {"a": [None, 1.5, [None, "x"]]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +48,8 @@ class Report(ProjectCommand):
                 fingerprint(project, emit)
         report = collect(project, [_known(project, name.removeprefix("model:")) for name in names])
         if options["json"]:
-            print_json("report", version=report.version, models=[asdict(model) for model in report.models])
+            models = [finite(asdict(model)) for model in report.models]
+            print_json("report", version=report.version, models=models)
             return 0
         folder = Path(options["out"]) if options["out"] else project.store.root / "report"
         written = write(project, report, folder)
@@ -68,6 +70,7 @@ def write(project: Project, report: Any, folder: Path) -> list[Path]:
     named = {f"{name} {plot.name}": plot for name, made in drawn.items() for plot in made}
     files = {name: f"{name.replace(' ', '-')}.svg" for name in named}
     texts = {files[name]: plot.file for name, plot in named.items()}
+    texts |= {f"{each.facts.name}-table.md": page.summary(each.facts) for each in sections}
     texts["report.md"] = page.markdown(report, sections, files, hints)
     texts["index.html"] = page.html(report, sections, hints)
     with explained(folder):
@@ -75,6 +78,15 @@ def write(project: Project, report: Any, folder: Path) -> list[Path]:
         for name, text in texts.items():
             replace_text(folder / name, text)
     return [folder / name for name in sorted(texts)]
+
+
+def finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def show(report: Any) -> None:

@@ -88,10 +88,10 @@ def _figures(data: object, failed: Callable[[str], CommandFailed]) -> dict[str, 
         n = 1 if said_n is None else _count(said_n)
         if n is None:
             raise failed(f"n is {said_n}, which is no count")
-        low, high = value, value
+        figures[name] = Figure(value, None, None, n)
         if said_n is not None and 0 <= value <= 1:
             low, high = wilson(round(value * n), n)
-        figures[name] = Figure(value, min(low, value), max(high, value), n)
+            figures[name] = Figure(value, min(low, value), max(high, value), n)
     return figures
 
 

@@ -2,32 +2,46 @@
 
 Two rates whose intervals overlap may differ all the same, since both targets met the same questions; and two
 figures that look different may not. So: right or wrong answers are compared by McNemar's exact test, losses
-and divergences by the bootstrap of their paired differences.
+and divergences by changing the signs of their paired differences. Of many tests in one table, Holm's method
+keeps the chance low that any of them finds what is not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from builder.evaluate.statistics import bootstrap, mcnemar
+from builder.evaluate.statistics import holm, mcnemar, paired_rates, sign_flip, standard_error, t95
 
 LEVEL = 0.05
-RATES = frozenset({"choice", "exact", "generate"})  # kinds of suites whose rows are right (1) or wrong (0)
+# The rows of these are right (1) or wrong (0).
+RATES = frozenset({("choice", "accuracy"), ("choice", "greedy"), ("exact", "rate"), ("generate", "rate")})
+# The metrics with a row for each question, the main one first: it is compared where nothing is required.
+PAIRED: Mapping[str, tuple[str, ...]] = {
+    "choice": ("accuracy", "greedy"),
+    "exact": ("rate",),
+    "generate": ("rate",),
+    "perplexity": ("perplexity",),
+    "fidelity": ("kl", "agreement"),
+}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """second - first, in the mean over questions, with its 95 % interval. `p` is McNemar's, None for losses.
+    """second - first, in the mean over questions, with its 95 % interval: Newcombe's for
+    rates, else Student's.
 
-    `differ` is the only ground to call two targets different.
+    `p` is that of the paired test, `adjusted` by Holm's method where it is one of several. `differ`, which
+    goes by `adjusted`, is the only ground to call two targets different.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
-    p: float | None
+    p: float
+    adjusted: float
     differ: bool
 
     def __str__(self) -> str:
@@ -36,17 +50,33 @@ class Difference:
         return f"{self.value:+.3g} ({self.low:+.3g} to {self.high:+.3g}, {self.n} questions)"
 
 
-def compare(kind: str, first: Sequence[float], second: Sequence[float], *, seed: int = 0) -> Difference:
+def compare(
+    kind: str, metric: str, first: Sequence[float], second: Sequence[float], *, seed: int = 0
+) -> Difference:
     """The rows of two results of one suite, in the order of its questions. Raises ValueError for others."""
     if len(first) != len(second):
         raise ValueError(f"{len(first)} questions against {len(second)}: not the same suite")
     differences = [b - a for a, b in zip(first, second, strict=True)]
     n = len(differences)
     if n == 0:
-        return Difference(0.0, 0.0, 0.0, 0, None, False)
-    low, high = bootstrap(differences, seed=seed)
-    value = sum(differences) / n
-    if kind in RATES:
-        p = mcnemar([row == 1 for row in first], [row == 1 for row in second])
-        return Difference(value, low, high, n, p, p < LEVEL)
-    return Difference(value, low, high, n, None, n > 1 and (low > 0 or high < 0))
+        return Difference(0.0, None, None, 0, 1.0, 1.0, False)
+    value = math.fsum(differences) / n
+    if (kind, metric) in RATES:
+        right = [row == 1 for row in first], [row == 1 for row in second]
+        p = mcnemar(*right)
+        low, high = paired_rates(*right)
+        return Difference(value, low, high, n, p, p, p < LEVEL)
+    p = sign_flip(differences, seed=seed)
+    if n == 1:
+        return Difference(value, None, None, n, p, p, p < LEVEL)
+    half = t95(n - 1) * standard_error(differences)
+    return Difference(value, value - half, value + half, n, p, p, p < LEVEL)
+
+
+def together(differences: Sequence[Difference]) -> list[Difference]:
+    """The same, each judged as one of so many tests."""
+    adjusted = holm([difference.p for difference in differences])
+    return [
+        replace(difference, adjusted=p, differ=p < LEVEL)
+        for difference, p in zip(differences, adjusted, strict=True)
+    ]

@@ -57,6 +57,6 @@ def generate_all(
         "rate": rate(right),
         "tokens_per_second": mean(speeds),
         "seconds": mean(seconds),
-        "memory": Figure(peak, peak, peak, len(right)),
+        "memory": Figure(peak, None, None, len(right)),
     }
-    return Measured(figures, tuple(map(float, right)))
+    return Measured(figures, {"rate": tuple(map(float, right))})

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from builder.evaluate.questions import Ask, Row, accepted, answer_asks, candidate_asks
-from builder.evaluate.statistics import Figure, mean, percentile, rate
+from builder.evaluate.statistics import Figure, clustered_percentile, clustered_rate, mean, rate
 from builder.spec import Suite
 
 Reduce = Callable[[int, mx.array], None]
@@ -25,10 +25,13 @@ _LEAST = 1e-12  # a probability below what float32 can tell from the others' sum
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of one suite, and one outcome per row, for paired tests."""
+    """The figures of one suite, and for paired tests, by metric, one outcome per row.
+
+    The mean of a metric's rows is its figure (perplexity: its logarithm).
+    """
 
     figures: Mapping[str, Figure]
-    rows: tuple[float, ...]
+    rows: Mapping[str, tuple[float, ...]]
 
 
 class Part(Protocol):
@@ -117,7 +120,9 @@ class Choice:
         likeliest = [self._best(row, right=True) > self._best(row, right=False) for row in rows]
         greedy = [any(self.first[index] for index in self._of(row, right=True)) for row in rows]
         figures = {"accuracy": rate(likeliest), "greedy": rate(greedy)}
-        return Measured(figures, tuple(map(float, likeliest)))
+        return Measured(
+            figures, {"accuracy": tuple(map(float, likeliest)), "greedy": tuple(map(float, greedy))}
+        )
 
     def _of(self, row: int, *, right: bool) -> list[int]:
         """The asks of a row's right candidates, or of its others."""
@@ -148,12 +153,12 @@ class Answers:
         order = range(len(self.asks))
         if self.kind == "exact":
             written = [self.written[i] for i in order]
-            return Measured({"rate": rate(written)}, tuple(map(float, written)))
+            return Measured({"rate": rate(written)}, {"rate": tuple(map(float, written))})
         values = [value for i in order for value in self.losses[i]]
         loss = mean(values, [i for i in order for _ in self.losses[i]])
-        figure = Figure(_exp(loss.value), _exp(loss.low), _exp(loss.high), loss.n)
-        rows = tuple(sum(self.losses[i]) / len(self.losses[i]) for i in order)
-        return Measured({"perplexity": figure}, rows)
+        low, high = (None if end is None else _exp(end) for end in (loss.low, loss.high))
+        figure = Figure(_exp(loss.value), low, high, loss.n, loss.clusters)
+        return Measured({"perplexity": figure}, {"perplexity": shares([self.losses[i] for i in order])})
 
 
 class Fidelity:
@@ -190,14 +195,16 @@ class Fidelity:
         order = range(len(self.asks))
         groups = [i for i in order for _ in self.kl[i]]
         values = [value for i in order for value in self.kl[i]]
-        same = [float(value) for i in order for value in self.same[i]]
-        high = percentile(values, 0.99)
         figures = {
             "kl": mean(values, groups),
-            "kl_p99": Figure(high, high, high, len(values)),
-            "agreement": mean(same, groups),
+            "kl_p99": clustered_percentile(values, groups, 0.99),
+            "agreement": clustered_rate([value for i in order for value in self.same[i]], groups),
         }
-        return Measured(figures, tuple(sum(self.kl[i]) / len(self.kl[i]) for i in order))
+        rows = {
+            "kl": shares([self.kl[i] for i in order]),
+            "agreement": shares([self.same[i] for i in order]),
+        }
+        return Measured(figures, rows)
 
 
 class Reference:
@@ -228,7 +235,13 @@ class Reference:
         mx.save_safetensors(str(file), arrays)
 
     def result(self) -> Measured:
-        return Measured({}, ())
+        return Measured({}, {})
+
+
+def shares(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """What each row of values adds to the mean of all values, times the rows: their mean is that mean."""
+    scale = len(rows) / max(1, sum(map(len, rows)))
+    return tuple(scale * math.fsum(row) for row in rows)
 
 
 def _at(logprobs: mx.array, ask: Ask) -> list[float]:

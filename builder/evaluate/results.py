@@ -13,20 +13,33 @@ from builder.spec import Condition
 from builder.store import checked
 from builder.store.layout import Store
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Result:
-    """`rows` has one outcome for each question, for paired tests; `made` says how it was measured."""
+    """`rows`, by metric, has one outcome for each question, for paired tests; `made` says how, when and on
+    what it was measured.
+    """
 
     key: Key
     target: str
     suite: str
     kind: str
     figures: Mapping[str, Figure]
-    rows: tuple[float, ...] = ()
+    rows: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     made: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A condition that a target meets while the interval of its figure reaches `end`, which does not."""
+
+    condition: Condition
+    end: float
+
+    def __str__(self) -> str:
+        return f"{self.condition}: the interval reaches {self.end:.4g}"
 
 
 @dataclass(frozen=True)
@@ -57,8 +70,9 @@ def read(store: Store, key: Key) -> Result | None:
         if data.pop("format") != FORMAT or data["key"] != key:
             return None
         figures = {name: Figure(**figure) for name, figure in data.pop("figures").items()}
-        return Result(figures=figures, rows=tuple(data.pop("rows")), **data)
-    except (ValueError, KeyError, TypeError):
+        rows = {name: tuple(values) for name, values in data.pop("rows").items()}
+        return Result(figures=figures, rows=rows, **data)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -77,6 +91,21 @@ def missed(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> 
         value = figure.value if figure else None
         if value is None or not _holds(condition, value):
             found.append(Missed(condition, value))
+    return found
+
+
+def doubts(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> list[Doubt]:
+    """The conditions that hold, but not for the whole interval, in order of declaration."""
+    found = []
+    for condition in conditions:
+        result = results.get(condition.suite)
+        figure = result.figures.get(condition.metric) if result else None
+        if figure is None or figure.interval is None or not _holds(condition, figure.value):
+            continue
+        low, high = figure.interval
+        end = low if condition.operator in (">=", ">") else high
+        if not _holds(condition, end):
+            found.append(Doubt(condition, end))
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from builder.asked import PRECISION, needs_directory, reference_key, result_key
 from builder.errors import BuildError
 from builder.evaluate import results
+from builder.evaluate.circumstances import circumstances
 from builder.evaluate.command import run_command
 from builder.evaluate.process import EvaluationFailed, ask
 from builder.evaluate.results import Missed, Result, missed
@@ -86,8 +87,9 @@ def _measure(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Resu
 
     def keep(suite: Suite, figures: Mapping[str, Figure], said: Mapping[str, Any]) -> None:
         _check_unchanged(project, target, suite, keys[suite.name], directory)
-        rows, made = tuple(said.get("rows", ())), said.get("made", {})
-        found[suite.name] = Result(keys[suite.name], target.name, suite.name, suite.kind, figures, rows, made)
+        rows = {metric: tuple(values) for metric, values in said.get("rows", {}).items()}
+        key, made = keys[suite.name], said["made"]
+        found[suite.name] = Result(key, target.name, suite.name, suite.kind, figures, rows, made)
         results.write(project.store, found[suite.name])
 
     scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
@@ -104,7 +106,8 @@ def _measure(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Resu
     for suite in (suite for suite in todo if suite.kind == "command"):
         assert directory is not None, "a command measures a directory"
         emit(Note(f"measuring {target.name}: {suite.name}"))
-        keep(suite, run_command(suite, directory, project.spec.file.parent), {})
+        made = {"made": circumstances()}
+        keep(suite, run_command(suite, directory, project.spec.file.parent), made)
     return found
 
 

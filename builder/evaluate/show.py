@@ -24,7 +24,7 @@ def show(target: str, results: Mapping[str, Result]) -> None:
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
     for name, result in results.items():
         for metric, figure in result.figures.items():
-            table.add_row(target, f"{name}.{metric}", number(figure.value), interval(figure), str(figure.n))
+            table.add_row(target, f"{name}.{metric}", number(figure.value), interval(figure), figure.counted)
     Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
 
 
@@ -64,6 +64,7 @@ def number(value: float) -> str:
 
 
 def interval(figure: Figure) -> str:
-    if figure.low == figure.high:
+    if figure.interval is None:
         return ""
-    return f"{number(figure.low)} to {number(figure.high)}"
+    low, high = figure.interval
+    return f"{number(low)} to {number(high)}"

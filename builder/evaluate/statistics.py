@@ -1,31 +1,49 @@
 """How far a figure can be trusted: intervals, and paired tests of two targets on the same questions.
 
-Wilson 1927 (interval of a rate), McNemar 1947 in its exact form, the paired bootstrap. Standard library only.
+Wilson 1927 (interval of a rate; of clustered ones with the effective number of Korn and Graubard 1998),
+Student's t for means of clusters, McNemar 1947 in its exact form and Newcombe 1998 for the difference of
+paired rates, Fisher's randomization test of paired differences, Holm 1979 for many tests. numpy is imported
+where many random numbers are drawn.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 Z95 = 1.959963984540054
+_EXACT = 15  # differences up to which all changes of sign are looked at
+_ROUNDS = 20_000  # random ones beyond that, so no p is below 1 / 20 001
+_AT_ONCE = 1 << 22  # random numbers in memory
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value with its 95 % interval, from n observations."""
+    """A measured value with its 95 % interval, from n observations; no interval: None.
+
+    `clusters`: how many answers the n tokens belong to, where the interval is that of clusters.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
+    clusters: int | None = None
 
     @property
-    def half(self) -> float:
-        """Half the width of the interval."""
-        return (self.high - self.low) / 2
+    def interval(self) -> tuple[float, float] | None:
+        """None where there is none or it says nothing: of a single observation, or without width."""
+        if self.low is None or self.high is None or not self.low < self.high:
+            return None
+        return (self.low, self.high) if math.isfinite(self.low) or math.isfinite(self.high) else None
+
+    @property
+    def counted(self) -> str:
+        """What the value comes from: "120", "1917 tokens of 120 answers"."""
+        return str(self.n) if self.clusters is None else f"{self.n} tokens of {self.clusters} answers"
 
 
 def rate(hits: Sequence[bool]) -> Figure:
@@ -34,18 +52,39 @@ def rate(hits: Sequence[bool]) -> Figure:
     return Figure(sum(hits) / len(hits) if hits else math.nan, low, high, len(hits))
 
 
+def clustered_rate(hits: Sequence[bool], groups: Sequence[int]) -> Figure:
+    """The share of hits that come in clusters: Wilson's interval of the independent ones they are worth.
+
+    That many are p (1 - p) / (standard error of clusters)^2, less for few clusters (Student's t). Where all
+    hits are alike, one for each cluster.
+    """
+    n, clusters = len(hits), len(set(groups))
+    if clusters < 2:
+        return Figure(sum(hits) / n if n else math.nan, None, None, n, clusters)
+    share, error = sum(hits) / n, standard_error([float(hit) for hit in hits], groups)
+    worth = share * (1 - share) / error**2 if error else clusters
+    worth = min(n, max(1.0, worth)) * (Z95 / t95(clusters - 1)) ** 2
+    low, high = wilson(share * worth, worth)
+    return Figure(share, low, high, n, clusters)
+
+
 def mean(values: Sequence[float], groups: Sequence[int] | None = None) -> Figure:
-    """The mean, with the normal interval of its standard error.
+    """The mean, with Student's interval of its standard error; not below 0 for values that never are.
 
     `groups[i]` says which cluster (row) value i belongs to: tokens of one answer are not independent, so
     the error is that of clusters.
     """
     n = len(values)
+    clusters = n if groups is None else len(set(groups))
+    told = None if groups is None else clusters
     if n == 0:
-        return Figure(math.nan, math.nan, math.nan, 0)
+        return Figure(math.nan, None, None, 0, told)
     middle = math.fsum(values) / n
-    half = Z95 * standard_error(values, groups)
-    return Figure(middle, middle - half, middle + half, n)
+    if clusters < 2:
+        return Figure(middle, None, None, n, told)
+    half = t95(clusters - 1) * standard_error(values, groups)
+    low = middle - half
+    return Figure(middle, max(low, 0.0) if min(values) >= 0 else low, middle + half, n, told)
 
 
 def standard_error(values: Sequence[float], groups: Sequence[int] | None = None) -> float:
@@ -63,7 +102,31 @@ def standard_error(values: Sequence[float], groups: Sequence[int] | None = None)
     return math.sqrt(variance) / n
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
+@lru_cache
+def t95(degrees: int) -> float:
+    """What Student's |t| exceeds once in twenty: Abramowitz and Stegun 26.7.3 and 26.7.4, bisected."""
+    if degrees > 10_000:
+        return Z95 * (1 + (Z95 * Z95 + 1) / (4 * degrees))
+    low, high = 1.0, 20.0
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _inside(middle, degrees) < 0.95 else (low, middle)
+    return high
+
+
+def _inside(t: float, degrees: int) -> float:
+    """The probability of |Student's t| below t."""
+    angle = math.atan(t / math.sqrt(degrees))
+    sine, cosine, odd = math.sin(angle), math.cos(angle), degrees % 2
+    term = cosine if odd else 1.0
+    total = term if degrees > 1 else 0.0
+    for at in range(2 + odd, degrees - 1, 2):
+        term *= cosine * cosine * (at - 1) / at
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def wilson(hits: float, n: float) -> tuple[float, float]:
     """95 % interval of a rate; [0, 1] from nothing."""
     if n == 0:
         return 0.0, 1.0
@@ -79,19 +142,90 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     n, least = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(n, k) for k in range(least + 1))
-    return min(1.0, tail / float(2 ** max(n - 1, 0)))
+    tail, ways = 0, 1  # integers: 2^n is no float beyond n = 1023
+    for k in range(least + 1):
+        tail += ways
+        ways = ways * (n - k) // (k + 1)
+    return min(1.0, tail / (1 << max(n - 1, 0)))
 
 
-def bootstrap(differences: Sequence[float], *, seed: int = 0, rounds: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean of paired differences."""
-    draw = random.Random(seed)
-    n = len(differences)
-    means = sorted(math.fsum(draw.choices(differences, k=n)) / n for _ in range(rounds))
-    return means[round(0.025 * (rounds - 1))], means[round(0.975 * (rounds - 1))]
+def paired_rates(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float]:
+    """95 % interval of the second rate less the first: Newcombe's tenth method for paired rates."""
+    n = len(first)
+    one, other = sum(first), sum(second)
+    both = sum(a and b for a, b in zip(first, second, strict=True))
+    spread = one * (n - one) * other * (n - other)
+    tie = n * both - one * other
+    phi = (max(0.0, tie - n / 2) if tie > 0 else tie) / math.sqrt(spread) if spread else 0.0
+    (a, (a_low, a_high)), (b, (b_low, b_high)) = ((hits / n, wilson(hits, n)) for hits in (one, other))
+
+    def reach(up: float, down: float) -> float:
+        return math.sqrt(max(0.0, up * up - 2 * phi * up * down + down * down))
+
+    return b - a - reach(b - b_low, a_high - a), b - a + reach(b_high - b, a - a_low)
+
+
+def sign_flip(differences: Sequence[float], *, seed: int = 0) -> float:
+    """Two-sided p that paired differences are as likely to have the other sign: Fisher's randomization test.
+
+    Exact over all changes of sign for few differences, from random ones beyond; below 0.05 only from six
+    differences on.
+    """
+    import numpy as np
+
+    values = np.array([value for value in differences if value], dtype=np.float64)
+    if len(values) == 0:
+        return 1.0
+    least = abs(values.sum()) - 1e-12 * abs(values).sum()  # sums that differ by rounding are alike
+    if len(values) <= _EXACT:
+        codes = np.arange(2 ** (len(values) - 1))[:, None]  # the other half are these, all signs changed
+        flipped = codes >> np.arange(len(values)) & 1
+        return float(np.mean(_at_least(flipped, values, least)))
+    draw, found, step = np.random.default_rng(seed), 0, max(1, _AT_ONCE // len(values))
+    for start in range(0, _ROUNDS, step):
+        size = (min(step, _ROUNDS - start), len(values))
+        found += int(_at_least(draw.integers(0, 2, size, dtype=np.int8), values, least).sum())
+    return (found + 1) / (_ROUNDS + 1)
+
+
+def _at_least(flipped: Any, values: Any, least: float) -> Any:
+    """Which changes of sign (an array, 1: changed) leave a sum as far from 0 as `least`."""
+    return abs(values.sum() - 2 * (flipped @ values)) >= least
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p of each of many tests: any below 0.05 is found by chance once in twenty such lots at most."""
+    order = sorted(range(len(ps)), key=lambda at: ps[at])
+    adjusted, least = [0.0] * len(ps), 0.0
+    for rank, at in enumerate(order):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[at]))
+        adjusted[at] = least
+    return adjusted
 
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least `share` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
+
+
+def clustered_percentile(
+    values: Sequence[float], groups: Sequence[int], share: float, *, seed: int = 0, rounds: int = 1000
+) -> Figure:
+    """A percentile with the bootstrap's interval: clusters are drawn, each with all of its values."""
+    import numpy as np
+
+    value = percentile(values, share)
+    names, cluster = np.unique(np.array(groups, dtype=np.int64), return_inverse=True)
+    if len(names) < 2:
+        return Figure(value, None, None, len(values), len(names))
+    order = np.argsort(np.array(values), kind="stable")
+    ordered, cluster = np.array(values)[order], cluster[order]
+    draw, found = np.random.default_rng(seed), []
+    for _ in range(rounds):
+        times = np.bincount(draw.integers(0, len(names), len(names)), minlength=len(names))
+        upto = np.cumsum(times[cluster])
+        found.append(float(ordered[np.searchsorted(upto, math.ceil(share * upto[-1]))]))
+    found.sort()
+    ends = found[round(0.025 * (rounds - 1))], found[round(0.975 * (rounds - 1))]
+    return Figure(value, min(*ends, value), max(*ends, value), len(values), len(names))

@@ -37,9 +37,10 @@ def main() -> int:
 def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of every suite in the request, and how they were made. Raises BuildError."""
     from builder.evaluate.blas import accelerate
+    from builder.evaluate.circumstances import circumstances, device
     from builder.evaluate.run import suite_from
 
-    made = {"blas": accelerate(), "precision": PRECISION}
+    made = {"blas": accelerate(), "precision": PRECISION, **circumstances(), "device": device()}
     start = time.perf_counter()
     suites = [suite_from(described) for described in request["suites"]]
     if suites[0].kind == "generate":

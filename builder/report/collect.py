@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 
-from builder.evaluate.comparison import compare
-from builder.evaluate.results import Result, missed
-from builder.evaluate.run import measured
+from builder.asked import QuestionsMissing, result_key, suite_key
+from builder.evaluate.circumstances import told
+from builder.evaluate.comparison import PAIRED, Difference, compare, together
+from builder.evaluate.results import Result, doubts, missed, read
 from builder.evaluate.statistics import Figure
 from builder.plan import TargetPlan, nominal_size
 from builder.project import Project
@@ -33,10 +34,11 @@ def _model(project: Project, model: Model) -> ModelReport:
     control = control_of(project, model)
     made: list[Row] = []
     results: dict[str, dict[str, Result]] = {}
+    unread = _unread(project, model)
     for plan in sorted(plans, key=lambda plan: (-nominal_size(plan), plan.name)):
         manifest = records.read_manifest(project.store, plan.key)
         if manifest is not None:
-            results[plan.name] = measured(project, plan)
+            results[plan.name] = _measured(project, plan)
             made.append(_row(project, plan, manifest, results[plan.name], control))
     kinds = {name: project.spec.suites[name].kind for name in model.suites}
     return ModelReport(
@@ -47,14 +49,51 @@ def _model(project: Project, model: Model) -> ModelReport:
         metrics=tuple(dict.fromkeys(name for row in made for name in row.figures)),
         kinds=kinds,
         required={f"{c.suite}.{c.metric}": (c.operator, c.value) for c in model.require},
-        compared=tuple(_compared(kinds, [row.target for row in made], results)),
+        compared=tuple(_compared(model, kinds, [row.target for row in made], results)),
         absent=tuple(
             f"{model.name}_{variant}"
             for variant in model.variants
             if f"{model.name}_{variant}" not in results
         ),
         control=control.name if control else None,
+        plain=_plain(project, control) if control else None,
+        unread=unread,
+        top_k={name: project.spec.suites[name].top_k for name, kind in kinds.items() if kind == "fidelity"},
     )
+
+
+def _unread(project: Project, model: Model) -> dict[str, str]:
+    """What is wrong with the questions of a suite, by suite: no result of theirs can be found."""
+    found = {}
+    for name in model.suites:
+        try:
+            suite_key(project, project.spec.suites[name])
+        except QuestionsMissing as error:
+            data = project.spec.suites[name].data
+            found[name] = f"{data.name if data else name}: {error.fields['what']}"
+    return found
+
+
+def _measured(project: Project, plan: TargetPlan) -> dict[str, Result]:
+    """What the store knows of a target, by suite; nothing of suites whose questions are missing."""
+    found = {}
+    for name in plan.target.model.suites:
+        with suppress(QuestionsMissing):
+            result = read(project.store, result_key(project, plan.key, project.spec.suites[name]))
+            if result is not None:
+                found[name] = result
+    return found
+
+
+def _plain(project: Project, control: Model) -> Row | None:
+    """The first target of the control that is built and not quantized."""
+    for variant in control.variants:
+        plan = _control_target(project, control, project.spec.variants[variant])
+        if plan is not None and not plan.target.variant.is_quantized:
+            manifest = records.read_manifest(project.store, plan.key)
+            assert manifest is not None
+            return _row(project, plan, manifest, _measured(project, plan), None)
+    return None
 
 
 def control_of(project: Project, model: Model) -> Model | None:
@@ -93,9 +132,10 @@ def _row(
         blocks=blocks,
         verdict=verdict,
         misses=tuple(map(str, short)),
+        doubts={f"{d.condition.suite}.{d.condition.metric}": d.end for d in doubts(require, results)},
         provenance=_provenance(manifest, results),
         control_name=beside.name if beside else None,
-        control=_figures(measured(project, beside)) if beside else None,
+        control=_figures(_measured(project, beside)) if beside else None,
     )
 
 
@@ -158,9 +198,6 @@ def _blocks(project: Project, plan: TargetPlan) -> tuple[BlockSurvival, ...]:
 
 def _provenance(manifest: Manifest, results: Mapping[str, Result]) -> Provenance:
     inputs, settings = manifest.inputs, manifest.settings
-    how = sorted(
-        {f"{k} {v}" for r in results.values() for k, v in r.made.items() if k in ("blas", "precision")}
-    )
     return Provenance(
         target=manifest.name,
         key=manifest.key,
@@ -172,20 +209,42 @@ def _provenance(manifest: Manifest, results: Mapping[str, Result]) -> Provenance
         settings=", ".join(f"{name} {value}" for name, value in settings.items() if name != "variant"),
         toolchain=str(manifest.toolchain.get("toolchain", "")),
         machine=str(manifest.toolchain.get("machine", "")),
-        measured_with=", ".join(how),
+        measured=told(result.made for result in results.values()),
     )
 
 
 def _compared(
-    kinds: Mapping[str, str], order: Sequence[str], results: Mapping[str, Mapping[str, Result]]
+    model: Model,
+    kinds: Mapping[str, str],
+    order: Sequence[str],
+    results: Mapping[str, Mapping[str, Result]],
 ) -> list[Compared]:
-    """Neighbours in size, and each with the largest; on suites that both have rows of."""
+    """Neighbours in size, and each with the largest, by what is required of a suite (else its main metric).
+
+    All of them are judged together.
+    """
     pairs = dict.fromkeys([*pairwise(order), *((order[0], other) for other in order[1:])])
-    found = []
-    for suite in kinds:
-        for first, second in pairs:
-            one, other = results[first].get(suite), results[second].get(suite)
-            if one and other and one.rows and len(one.rows) == len(other.rows):
-                difference = compare(one.kind, one.rows, other.rows)
-                found.append(Compared(suite, first, second, difference))
-    return found
+    asked: list[tuple[str, str, str, str]] = []
+    found: list[Difference] = []
+    for suite, kind in kinds.items():
+        for metric in _tested(model, suite, kind):
+            for first, second in pairs:
+                one, other = (_rows(results[name].get(suite), metric) for name in (first, second))
+                if one and len(one) == len(other):
+                    asked.append((suite, metric, first, second))
+                    found.append(compare(kind, metric, one, other))
+    judged = zip(asked, together(found), strict=True)
+    return [
+        Compared(suite, kinds[suite], metric, first, second, difference)
+        for (suite, metric, first, second), difference in judged
+    ]
+
+
+def _tested(model: Model, suite: str, kind: str) -> list[str]:
+    """The metrics of a suite that are compared: those required that have a value for each question."""
+    required = dict.fromkeys(condition.metric for condition in model.require if condition.suite == suite)
+    return [metric for metric in required if metric in PAIRED.get(kind, ())] or [*PAIRED.get(kind, ())[:1]]
+
+
+def _rows(result: Result | None, metric: str) -> tuple[float, ...]:
+    return result.rows.get(metric, ()) if result else ()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from builder.evaluate.circumstances import Told
 from builder.evaluate.comparison import Difference
 from builder.evaluate.statistics import Figure
 from builder.survival import Survival
@@ -36,13 +37,14 @@ class Provenance:
     settings: str
     toolchain: str
     machine: str
-    measured_with: str
+    measured: Told | None
 
 
 @dataclass(frozen=True)
 class Row:
     """One built target. Sizes in bytes. `figures` by "suite.metric"; `control` are those of the target that
-    quantizes the base without adapter alike, and `control_name` is its name.
+    quantizes the base without adapter alike, and `control_name` is its name. `doubts`: by metric, how far the
+    interval of a figure that meets its requirement reaches where it would not.
     """
 
     target: str
@@ -55,6 +57,7 @@ class Row:
     blocks: tuple[BlockSurvival, ...]
     verdict: Verdict
     misses: tuple[str, ...]
+    doubts: Mapping[str, float]
     provenance: Provenance
     control_name: str | None = None
     control: Mapping[str, Figure] | None = None
@@ -69,9 +72,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two targets on the questions of one suite."""
+    """Two targets on the questions of one suite, by one of its metrics."""
 
     suite: str
+    kind: str
+    metric: str
     first: str
     second: str
     difference: Difference
@@ -82,7 +87,8 @@ class ModelReport:
     """One model: its built targets from large to small, and what can be said about pairs of them.
 
     `metrics` in the order of declaration; `required`: operator and value by metric. `absent`: declared
-    targets that are not built. `control`: the model without adapter, when one is declared.
+    targets that are not built. `control`: the model without adapter, when one is declared, and `plain` its
+    unquantized target. `unread`: what is wrong with the questions of a suite, by suite. `top_k` by suite.
     """
 
     name: str
@@ -95,6 +101,9 @@ class ModelReport:
     compared: tuple[Compared, ...]
     absent: tuple[str, ...]
     control: str | None
+    plain: Row | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
+    top_k: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from builder.report import tables
+from builder.report import notes, tables
 from builder.report.facts import ModelReport, Report
 from builder.report.plots import Plot
 from builder.report.tables import Table
@@ -31,7 +31,7 @@ def section(model: ModelReport, plots: Sequence[Plot]) -> Section:
     asked = [table for table in (tables.comparisons(model), tables.provenance(model)) if table]
     worn = f"with the adapter {model.adapter}" if model.adapter else "without an adapter"
     heading = f"The base {model.base} {worn}; {_count(len(model.rows))} built."
-    said = tuple(tables.notes(model))
+    said = tuple(notes.notes(model))
     return Section(model, heading, (*shown, *asked), said, tuple(plots), len(shown))
 
 
@@ -78,6 +78,12 @@ def markdown(
                     lines += [f"![{plot.title}]({link})", "", plot.text, ""]
     lines += [line for hint in hints for line in (hint, "")]
     return "\n".join(lines)
+
+
+def summary(model: ModelReport) -> str:
+    """The study's table for a README, with what its brackets say."""
+    said = [notes.counted(model), *notes.required(model)]
+    return "\n".join([*markdown_table(tables.summary(model)), "", " ".join(filter(None, said)), ""])
 
 
 def markdown_table(table: Table) -> list[str]:

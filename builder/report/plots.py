@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from builder.report.facts import ModelReport, Row
+from builder.report.tables import shown_as
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,13 +48,13 @@ def available() -> bool:
 
 def plots(model: ModelReport) -> list[Plot]:
     """The plots for which there are at least two targets with figures."""
-    found = [_size(model), _survival(model), _kl(model)]
+    found = [_size(model), _survival(model), _error(model), _kl(model)]
     return [plot for plot in found if plot is not None]
 
 
 def _size(model: ModelReport) -> Plot | None:
     """Disk size against the first required rate (else the first rate), with what is required."""
-    rates = [m for m in model.metrics if m.partition(".")[2] in ("greedy", "accuracy", "rate")]
+    rates = [m for m in model.metrics if shown_as(model, m) == "%" and not m.endswith(".agreement")]
     rates.sort(key=lambda metric: metric not in model.required)
     rows = [row for row in model.rows if rates and rates[0] in row.figures]
     if len(rows) < 2:
@@ -61,7 +63,8 @@ def _size(model: ModelReport) -> Plot | None:
     figure, axes = _figure()
     for at, row in enumerate(rows):
         value = row.figures[metric]
-        span = [[100 * (value.value - value.low)], [100 * (value.high - value.value)]]
+        low, high = value.interval or (value.value, value.value)
+        span = [[100 * (value.value - low)], [100 * (high - value.value)]]
         passed = "none" if row.verdict == "misses" else _INK
         axes.errorbar(
             row.size / 1e6,
@@ -122,16 +125,48 @@ def _survival(model: ModelReport) -> Plot | None:
         _label(axes, row.variant, x[-1], y[-1])
     axes.axhline(0, color=_INK, linewidth=0.5)
     axes.set_xlabel("adapted block")
-    axes.set_xticks(range(len(order)), [_short(name) for name in order], fontsize=8)
+    _ticks(axes, order)
     axes.set_ylabel("survival, dB")
     axes.margins(x=0.12)
-    said = f"Survival of the adapter's change in each adapted block ({order[0]} to {order[-1]}), in dB."
+    said = f"The adapter's change against the rounding error in each adapted block ({order[0]} to {order[-1]}), in dB."
     return _plot("survival", "Survival by block", said, figure)
+
+
+def _error(model: ModelReport) -> Plot | None:
+    """By block: the rounding error of all quantized weights, with an adapter or without."""
+    series = [(row, row.blocks) for row in model.rows if len(row.blocks) > 1]
+    if not series:
+        return None
+    order = list(dict.fromkeys(block.block for _, blocks in series for block in blocks))
+    figure, axes = _figure()
+    for at, (row, blocks) in enumerate(series):
+        x = [order.index(block.block) for block in blocks]
+        y = [100 * block.survival.error for block in blocks]
+        line, mark = _LINES[at % len(_LINES)], _MARKS[at % len(_MARKS)]
+        axes.plot(x, y, line, marker=mark, markersize=3, linewidth=0.9, color=_INK)
+        _label(axes, row.variant, x[-1], y[-1])
+    axes.set_xlabel("block")
+    _ticks(axes, order)
+    axes.set_yscale("log")
+    axes.set_ylabel("quantization error, %")
+    axes.margins(x=0.1)
+    said = (
+        f"Quantization error of each block ({order[0]} to {order[-1]}): rounding error against weights, "
+        "logarithmic, estimated from a sample."
+    )
+    return _plot("error", "Quantization error by block", said, figure)
+
+
+def _ticks(axes: Axes, blocks: Sequence[str]) -> None:
+    """As many names as there is room for; an outer block, which is no number, by its first letters."""
+    step = -(-len(blocks) // 16)
+    at = range(0, len(blocks), step)
+    axes.set_xticks(at, [_short(blocks[i])[:5] for i in at], fontsize=8)
 
 
 def _kl(model: ModelReport) -> Plot | None:
     """KL to the unquantized model by variant, and the control's beside it."""
-    metric = next((m for m in model.metrics if m.endswith(".kl")), None)
+    metric = next((m for m in model.metrics if m.endswith(".kl") and shown_as(model, m) == "KL"), None)
     if metric is None:
         return None
     rows = [row for row in model.rows if metric in row.figures and row.figures[metric].value > 1e-6]
@@ -159,8 +194,8 @@ def _kl(model: ModelReport) -> Plot | None:
 
 def _point(axes: Axes, row: Row, at: int, metric: str) -> None:
     value = row.figures[metric]
-    low = max(value.low, value.value / 10)
-    span = [[value.value - low], [value.high - value.value]]
+    low, high = value.interval or (value.value, value.value)
+    span = [[value.value - max(low, value.value / 10)], [high - value.value]]
     axes.errorbar(at, value.value, yerr=span, fmt="o", color=_INK, capsize=3)
     axes.annotate(
         f"{value.value:.2g}",

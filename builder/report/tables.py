@@ -9,11 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from builder.evaluate.circumstances import Told
+from builder.evaluate.comparison import RATES
 from builder.evaluate.statistics import Figure
 from builder.report.facts import Compared, ModelReport, Row
 from builder.sizes import size_text
 
-PERCENT = frozenset({"accuracy", "greedy", "rate", "agreement"})
+_BY_KIND = {  # of the metrics whose name alone would say too little: how they are shown
+    ("choice", "accuracy"): "%",
+    ("choice", "greedy"): "%",
+    ("exact", "rate"): "%",
+    ("generate", "rate"): "%",
+    ("fidelity", "agreement"): "%",
+    ("fidelity", "kl"): "KL",
+    ("fidelity", "kl_p99"): "KL",
+    ("generate", "memory"): "GB",
+}
+_NAMES = {
+    ("fidelity", "kl"): "KL",
+    ("fidelity", "kl_p99"): "KL 99th percentile",
+    ("fidelity", "agreement"): "same top token",
+    ("generate", "tokens_per_second"): "tokens/s",
+    ("generate", "seconds"): "s/query",
+}
 
 
 @dataclass(frozen=True)
@@ -27,48 +45,95 @@ class Table:
 
 
 def study(model: ModelReport, *, brief: bool = False) -> Table:
-    """One row for each target: what it costs and what it can do; `brief`: without intervals."""
-    metrics = [metric for metric in model.metrics if metric.partition(".")[2] not in _HIDDEN]
+    """One row for each target, and one for the base alone: what it costs and what it can do.
+
+    `brief`: without intervals, and without figures that another one of their suite stands for.
+    """
+    metrics = [metric for metric in model.metrics if shown_as(model, metric) != "GB"]
+    if brief:
+        metrics = [metric for metric in metrics if not _second(model, metric)]
+    return _study(model, metrics, brief=brief)
+
+
+def summary(model: ModelReport) -> Table:
+    """The study's table with intervals and fewer columns, for a README."""
+    metrics = [metric for metric in model.metrics if shown_as(model, metric) != "GB"]
+    return _study(model, [metric for metric in metrics if not _second(model, metric)], brief=False)
+
+
+def _study(model: ModelReport, metrics: Sequence[str], *, brief: bool) -> Table:
     headings = ["variant", "result", "levels", "disk", "memory", "bits/weight"]
-    headings += [_heading(metric) for metric in metrics] + ["survival"]
-    rows = [
-        (
-            row.variant,
-            row.verdict,
-            row.levels,
-            size_text(row.size),
-            _memory(row),
-            f"{row.bits_per_weight:.2f}",
-            *(_cell(metric, row.figures.get(metric), brief=brief) for metric in metrics),
-            _survival(row),
+    headings += [_heading(model, metric) for metric in metrics] + ["survival", "quantization error"]
+    rows = []
+    for row in ((model.plain,) if model.plain else ()) + model.rows:
+        alone = row is model.plain
+        cells = ["-" if alone and is_distance(model, m) else _cell(model, m, row.figures.get(m), brief=brief)
+                 for m in metrics]  # fmt: skip
+        rows.append(
+            (
+                f"{row.variant}, no adapter" if alone else row.variant,
+                "-" if alone else _result(model, row, brief=brief),
+                row.levels,
+                size_text(row.size),
+                memory(model, row),
+                f"{row.bits_per_weight:.2f}",
+                *cells,
+                _survival(row),
+                f"{100 * row.survival.error:.2g} %" if row.survival else "-",
+            )
         )
-        for row in model.rows
-    ]
     return Table("What each variant costs and can do", *_trim(headings, rows), frozenset({0, 1}))
 
 
+def _second(model: ModelReport, metric: str) -> bool:
+    """Whether another figure of its suite says more or less the same."""
+    if metric in model.required:
+        return False
+    suite, _, name = metric.partition(".")
+    match model.kinds.get(suite), name:
+        case "choice", "accuracy":
+            return f"{suite}.greedy" in model.required
+        case "choice", "greedy":
+            return f"{suite}.accuracy" in model.required
+        case ("fidelity", "kl_p99") | ("generate", "tokens_per_second"):
+            return True
+    return False
+
+
+def is_distance(model: ModelReport, metric: str) -> bool:
+    """Whether a metric compares a target with its own unquantized self."""
+    return model.kinds.get(metric.partition(".")[0]) == "fidelity"
+
+
+def _result(model: ModelReport, row: Row, *, brief: bool) -> str:
+    """The verdict, and what of it the intervals leave open."""
+    if brief or row.verdict != "passes" or not row.doubts:
+        return row.verdict
+    ends = (f"{_heading(model, metric)} {_number(model, metric, end)}" for metric, end in row.doubts.items())
+    return f"{row.verdict} (interval reaches {', '.join(ends)})"
+
+
 _NO_KL = 0.0001  # less is rounding of float32
-_HIDDEN = frozenset({"kl_p99", "memory"})
 
 
 def whose_loss(model: ModelReport) -> Table | None:
     """Beside each variant the same quantization of the base without adapter; None without a control."""
     rows = [row for row in model.rows if row.control]
     metrics = [m for m in model.metrics if any(m in (row.control or {}) for row in rows)]
-    metrics = [m for m in metrics if m.partition(".")[2] in ("kl", "agreement", "perplexity")]
+    metrics = [m for m in metrics if m.endswith((".kl", ".agreement", ".perplexity"))]
     if not rows or not metrics:
         return None
     headings = ["variant"]
     for metric in metrics:
-        headings += [f"{_heading(metric)}, fine-tuned", f"{_heading(metric)}, base alone"]
+        headings += [f"{_heading(model, metric)}, fine-tuned", f"{_heading(model, metric)}, base alone"]
     headings += ["survival", "cosine", "quantization error"]
     body = []
     for row in rows:
         cells = [row.variant]
         for metric in metrics:
             cells += [
-                _cell(metric, row.figures.get(metric)),
-                _cell(metric, (row.control or {}).get(metric)),
+                _cell(model, metric, row.figures.get(metric)),
+                _cell(model, metric, (row.control or {}).get(metric)),
             ]
         sums = row.survival
         cells += [_survival(row), f"{sums.cosine:.3f}" if sums and sums.cosine is not None else "-"]
@@ -84,17 +149,18 @@ def comparisons(model: ModelReport) -> Table | None:
     prefix = f"{model.name}_"
     rows = tuple(
         (
-            compared.suite,
+            f"{compared.suite}.{compared.metric}",
             compared.first.removeprefix(prefix),
             compared.second.removeprefix(prefix),
             verdict(compared),
-            "-" if compared.difference.p is None else f"{compared.difference.p:.2g}",
+            f"{compared.difference.p:.2g}",
+            f"{compared.difference.adjusted:.2g}",
         )
         for compared in model.compared
     )
     return Table(
         "Differences that paired tests show",
-        ("suite", "from", "to", "difference", "p"),
+        ("figure", "from", "to", "difference", "p", "p, Holm"),
         rows,
         frozenset({0, 1, 2, 3}),
     )
@@ -112,85 +178,62 @@ def provenance(model: ModelReport) -> Table:
             row.provenance.toolchain,
             row.provenance.machine,
             row.provenance.created,
-            row.provenance.measured_with or "-",
+            *_measured(row.provenance.measured),
         )
         for row in model.rows
     )
-    headings = ("variant", "key", "base", "adapter", "settings", "made with", "on", "at", "measured with")
+    headings: tuple[str, ...] = ("variant", "key", "base", "adapter", "settings", "made with", "on", "at")
+    headings += ("measured at", "measured on", "measured with")
     return Table("Provenance", headings, rows, frozenset(range(len(headings))))
-
-
-def notes(model: ModelReport) -> list[str]:
-    """Sentences that go with the tables."""
-    said = []
-    counts = {
-        suite: max(
-            (figure.n for row in model.rows for m, figure in row.figures.items() if _of(m, suite)), default=0
-        )
-        for suite in model.kinds
-    }
-    asked = [f"{suite} n = {count}" for suite, count in counts.items() if count]
-    if asked:
-        said.append(f"In brackets the 95 % interval ({', '.join(asked)}).")
-    else:
-        said.append("Nothing is measured yet: `doit eval` measures what [model] suites name.")
-    if model.required:
-        conditions = [f"{name} {operator} {value:g}" for name, (operator, value) in model.required.items()]
-        said.append(f"Required: {', '.join(conditions)}.")
-    said += [
-        f"{row.variant} misses {'; '.join(row.misses)}." for row in model.rows if row.verdict == "misses"
-    ]
-    if any(name.endswith(".kl") for name in model.metrics):
-        said.append("KL and same top token: against the fused, unquantized model on the same text.")
-    if any(row.survival for row in model.rows):
-        said.append(
-            "Survival: the adapter's change against the rounding error, in dB, in the adapted weights; "
-            "0 dB means that both are of one size."
-        )
-    if not any("memory" in metric for metric in model.metrics):
-        said.append("Memory: the bytes of the weights; a generate suite measures the peak.")
-    if model.adapter and model.control is None:
-        said.append(
-            f'No control: a model with base = "{model.base}", no adapter and the same variants would show '
-            "what quantization does without the fine-tune."
-        )
-    if model.absent:
-        said.append(f"Not built: {', '.join(model.absent)}.")
-    return said
 
 
 def verdict(compared: Compared) -> str:
     found = compared.difference
     if not found.differ:
         return f"no difference shown (n = {found.n})"
-    if found.p is not None:
-        value, low, high = (100 * number for number in (found.value, found.low, found.high))
-        return f"{value:+.1f} points ({low:+.1f} to {high:+.1f}, n = {found.n})"
-    return f"{found.value:+.3g} ({found.low:+.3g} to {found.high:+.3g}, n = {found.n})"
+    scale, digits, unit = 1, ".3g", " nats/token"
+    if (compared.kind, compared.metric) in RATES or compared.metric == "agreement":
+        scale, digits, unit = 100, ".1f", " points"
+    elif compared.kind == "perplexity":
+        unit = " nats/token (its logarithm)"
+    value = f"{scale * found.value:+{digits}}{unit}"
+    if found.low is None or found.high is None:
+        return value
+    return f"{value} ({scale * found.low:+{digits}} to {scale * found.high:+{digits}}, n = {found.n})"
 
 
-def _of(metric: str, suite: str) -> bool:
-    return metric.partition(".")[0] == suite
-
-
-def _heading(metric: str) -> str:
+def shown_as(model: ModelReport, metric: str) -> str:
+    """How a metric is shown: "%", "KL", "GB", or as the number that it is."""
     suite, _, name = metric.partition(".")
-    words = {"kl": "KL", "agreement": "same top token", "tokens_per_second": "tokens/s", "seconds": "s/query"}
-    if name in ("kl", "agreement"):
-        return words[name]
-    return suite if name == "rate" else f"{suite} {words.get(name, name)}"
+    return _BY_KIND.get((model.kinds.get(suite, ""), name), "")
 
 
-def _cell(metric: str, figure: Figure | None, *, brief: bool = False) -> str:
+def _heading(model: ModelReport, metric: str) -> str:
+    suite, _, name = metric.partition(".")
+    kind = model.kinds.get(suite, "")
+    if kind == "fidelity":
+        several = list(model.kinds.values()).count("fidelity") > 1
+        return f"{suite} {_NAMES[kind, name]}" if several else _NAMES[kind, name]
+    if name == "rate" and (kind, name) in _BY_KIND:
+        return suite
+    return f"{suite} {_NAMES.get((kind, name), name)}"
+
+
+def _cell(model: ModelReport, metric: str, figure: Figure | None, *, brief: bool = False) -> str:
     if figure is None:
         return "-"
-    scale, unit = (100, " %") if metric.partition(".")[2] in PERCENT else (1, "")
-    if metric.endswith(".kl") and figure.high < _NO_KL:
+    scale = 100 if shown_as(model, metric) == "%" else 1
+    if shown_as(model, metric) == "KL" and max(figure.value, figure.high or 0) < _NO_KL:
         return f"< {_NO_KL}"
-    value = _short(scale * figure.value)
-    if brief or figure.low == figure.high:
-        return f"{value}{unit}"
-    return f"{value}{unit} ({_short(scale * figure.low)} to {_short(scale * figure.high)})"
+    value = _number(model, metric, figure.value)
+    if brief or figure.interval is None:
+        return value
+    low, high = figure.interval
+    return f"{value} ({_short(scale * low)} to {_short(scale * high)})"
+
+
+def _number(model: ModelReport, metric: str, value: float) -> str:
+    return f"{_short(100 * value)} %" if shown_as(model, metric) == "%" else _short(value)
 
 
 def _short(value: float) -> str:
@@ -199,9 +242,14 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if "e+" in text and abs(value) < 1e6 else text
 
 
-def _memory(row: Row) -> str:
-    peaks = [figure.value for metric, figure in row.figures.items() if metric.endswith(".memory")]
-    return size_text(max(peaks) * 1e9) if peaks else size_text(row.size)
+def memory(model: ModelReport, row: Row) -> str:
+    """The highest peak that a generate suite measured."""
+    peaks = [figure.value for metric, figure in row.figures.items() if shown_as(model, metric) == "GB"]
+    return size_text(max(peaks) * 1e9) if peaks else "-"
+
+
+def _measured(told: Told | None) -> tuple[str, str, str]:
+    return (told.when, told.where, told.how) if told else ("-", "-", "-")
 
 
 def _survival(row: Row) -> str:

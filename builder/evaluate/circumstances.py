@@ -1,0 +1,60 @@
+"""When, where and with what something was measured: it may move a figure, so it stands beside each."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+
+@dataclass(frozen=True)
+class Told:
+    """The circumstances of several results as text: from when to when, on what, with what."""
+
+    when: str
+    where: str
+    how: str
+
+
+def told(made: Iterable[Mapping[str, str]]) -> Told | None:
+    """What the results of a target say of themselves; None when there are none."""
+    known = [each for each in made if each]
+    if not known:
+        return None
+    times = sorted(each["at"] for each in known if "at" in each)
+    when = " to ".join(dict.fromkeys((times[0], times[-1]))) if times else ""
+    where = dict.fromkeys(f"{each.get('machine', '')} {each.get('device', '')}".strip() for each in known)
+    names = {"mlx": "mlx", "mlx_lm": "mlx-lm", "blas": "blas", "precision": "precision"}
+    how = dict.fromkeys(f"{name} {each[key]}" for key, name in names.items() for each in known if key in each)
+    longest = [place for place in where if not any(place != o and o.startswith(place) for o in where)]
+    return Told(when, ", ".join(longest), ", ".join(how))
+
+
+def circumstances() -> dict[str, str]:
+    """Now (RFC 3339), this machine, and the versions that are installed."""
+    return {
+        "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "mlx": _version("mlx"),
+        "mlx_lm": _version("mlx-lm"),
+    }
+
+
+def device() -> str:
+    """What mlx computes on: "cpu", or "gpu" with the name that its driver gives."""
+    import mlx.core as mx
+
+    kind = mx.default_device().type.name
+    if kind == "cpu":
+        return kind
+    name = mx.device_info().get("device_name", "")
+    return f"{kind} {name}".strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "-"

@@ -1,0 +1,82 @@
+"""The sentences that go with the tables of a Report. None says more than its numbers."""
+
+from __future__ import annotations
+
+from builder.report.facts import ModelReport
+from builder.report.tables import is_distance, memory
+
+
+def notes(model: ModelReport) -> list[str]:
+    """Sentences that go with the tables."""
+    said = [counted(model) or "Nothing is measured yet: `doit eval` measures what [model] suites name."]
+    said += required(model)
+    said += [f"{suite}: not measured: questions missing ({what})." for suite, what in model.unread.items()]
+    said += [
+        f"{row.variant} misses {'; '.join(row.misses)}." for row in model.rows if row.verdict == "misses"
+    ]
+    said += _of_fidelity(model)
+    if any(row.survival for row in model.rows):
+        said.append(
+            "Survival: the adapter's change against the rounding error, in dB, in the adapted weights; "
+            "0 dB means that both are of one size. Quantization error: of all quantized weights, against the "
+            "weights. Both are estimated from a sample of the rows of each weight."
+        )
+    peaks = [row for row in model.rows if memory(model, row) != "-"]
+    said.append(
+        "Memory: the peak of arrays while generating." if peaks else "A generate suite measures the memory."
+    )
+    said += _of_control(model)
+    if model.compared:
+        said.append(
+            f"The {len(model.compared)} paired tests are judged together, by Holm's method at 5 %. Right and "
+            "wrong answers: McNemar's exact test, Newcombe's interval. Others: random signs of the "
+            "differences by question, Student's interval. The intervals are those of single comparisons."
+        )
+    if model.absent:
+        said.append(f"Not built: {', '.join(model.absent)}.")
+    return said
+
+
+def required(model: ModelReport) -> list[str]:
+    conditions = [f"{name} {operator} {value:g}" for name, (operator, value) in model.required.items()]
+    return [f"Required: {', '.join(conditions)}."] if conditions else []
+
+
+def counted(model: ModelReport) -> str:
+    """What the intervals are, and how many observations they come from; empty if nothing is measured."""
+    asked = []
+    for suite in model.kinds:
+        figures = [f for row in model.rows for m, f in row.figures.items() if m.partition(".")[0] == suite]
+        if figures:
+            asked.append(f"{suite} n = {max(figures, key=lambda figure: figure.n).counted}")
+    return f"In brackets the 95 % interval ({', '.join(asked)})." if asked else ""
+
+
+def _of_fidelity(model: ModelReport) -> list[str]:
+    if not any(is_distance(model, metric) for metric in model.metrics):
+        return []
+    k = ", ".join(map(str, dict.fromkeys(model.top_k.values())))
+    return [
+        "KL and same top token: against the fused, unquantized model on the same text, each token counts "
+        f"once. KL is in nats per token: a lower bound over the reference's top {k} tokens and a remainder."
+    ]
+
+
+def _of_control(model: ModelReport) -> list[str]:
+    if model.adapter is None:
+        return []
+    if model.control is None:
+        return [
+            f'No control: a model with base = "{model.base}", no adapter and the same variants would show '
+            "what quantization does without the fine-tune."
+        ]
+    said = []
+    if model.plain and any(is_distance(model, metric) for metric in model.metrics):
+        said.append(
+            f"{model.plain.variant}, no adapter: the base, {model.plain.target}. Its distance to the "
+            "fine-tuned model is not measured."
+        )
+    without = [row.variant for row in model.rows if row.control_name is None]
+    if without:
+        said.append(f"Without a control, since {model.control} has none built: {', '.join(without)}.")
+    return said

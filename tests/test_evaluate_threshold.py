@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from builder.evaluate.threshold import search
+from builder.evaluate.show import answer
+from builder.evaluate.threshold import family_of, search
+from builder.spec import Quantization, Variant
 from tests.conftest import Sandbox
 from tests.test_evaluate_run import project
 
@@ -40,6 +42,43 @@ def test_it_says_when_size_does_not_order() -> None:
     found = search(ORDER, truth.__getitem__, {"3": True, "4": False})
     assert found.found == "3"
     assert found.exceptions == (("3", "4"),)
+
+
+def test_it_says_what_it_did_not_look_at() -> None:
+    """2 passes too, which nobody asked."""
+    truth = {"2": True, "3": False, "4": False, "5": True, "6": True, "8": True}
+    found = search(ORDER, truth.__getitem__, {})
+    assert (found.found, found.unasked) == ("5", ("2",))
+    assert answer(found) == "5 is the smallest found; smaller ones not measured: 2"
+    assert answer(search(ORDER, truth.__getitem__, truth)) == "2 is the smallest that passes"
+
+
+def test_other_families_are_asked_for_smaller_ones() -> None:
+    order = ["2", "m3", "3", "m4", "4", "5", "m6", "16"]
+    truth = {"2": False, "m3": False, "3": False, "m4": True, "4": False, "5": True, "m6": True, "16": True}
+    asked: list[str] = []
+
+    def passes(name: str) -> bool:
+        asked.append(name)
+        return truth[name]
+
+    found = search(order, passes, {}, lambda name: name[0] if name in ("m3", "m4", "m6", "16") else "")
+    assert found.found == "m4"
+    assert found.unasked == ("2", "3")
+    assert not {"m6", "16"} & set(asked)  # larger than what was found
+    assert found.exceptions == (("m4", "4"),)
+    none = search(order, lambda name: False, {}, lambda name: name[0])
+    assert none.found is None
+    assert "16" in none.passes
+
+
+def test_a_family_differs_in_bits_alone() -> None:
+    def affine(bits: int, group: int = 64) -> Variant:
+        return Variant("v", quantization=Quantization(bits, group))
+
+    assert family_of(affine(4)) == family_of(affine(5)) != family_of(affine(4, 32))
+    recipe = Variant("v", recipe="mixed_4_6")
+    assert len({family_of(affine(4)), family_of(recipe), family_of(Variant("v", dtype="float16"))}) == 3
 
 
 def test_threshold_builds_only_what_it_needs(sandbox: Callable[[str], Sandbox]) -> None:

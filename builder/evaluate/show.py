@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from builder.evaluate.results import Result
 from builder.evaluate.statistics import Figure
-from builder.evaluate.threshold import Threshold
+from builder.evaluate.threshold import Search, Threshold
 from builder.project import Project
+from builder.sizes import size_text
 from builder.status import status_of
 
 
@@ -40,19 +41,28 @@ def show_threshold(project: Project, found: Threshold) -> None:
     for name in found.search.order:
         passes = found.search.passes.get(name)
         said = "not measured" if passes is None else "yes"
+        if passes and found.open[name]:
+            said += "; " + "; ".join(map(str, found.open[name]))
         if passes is False:
             said = "no: " + "; ".join(map(str, found.misses[name]))
         row = status_of(project, project.spec.target(name))
-        size = "-" if row.size is None else f"{row.size / 1e6:.1f} MB"
+        size = "-" if row.size is None else size_text(row.size)
         bits = "-" if row.bits_per_weight is None else f"{row.bits_per_weight:.3f}"
         table.add_row(name, size, bits, said)
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
     with console.capture() as shown:
         console.print(table)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in shown.get().splitlines()))
-    console.print(f"{found.search.found} is the smallest that passes")
+    console.print(answer(found.search))
     for small, large in found.search.exceptions:
         console.print(f"size does not order them: {small} passes, {large} is larger and does not")
+
+
+def answer(search: Search) -> str:
+    """What was found, and what was not looked at."""
+    if not search.unasked:
+        return f"{search.found} is the smallest that passes"
+    return f"{search.found} is the smallest found; smaller ones not measured: {', '.join(search.unasked)}"
 
 
 def number(value: float) -> str:

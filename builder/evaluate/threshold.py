@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from builder.errors import BuildError
 from builder.evaluate.process import EvaluationFailed
-from builder.evaluate.results import Missed, Result, missed
+from builder.evaluate.results import Doubt, Missed, Result, doubts, missed
 from builder.evaluate.run import evaluate, measured
 from builder.plan import TargetPlan, Unresolved, nominal_size
 from builder.progress import Emit
 from builder.project import Project
+from builder.spec import Variant
 from builder.store import records
 
 
@@ -29,8 +30,8 @@ class NonePasses(BuildError):
 @dataclass(frozen=True)
 class Search:
     """`order` from small to large, `passes` what was found of those that were asked, `found` the smallest
-    that passes. `exceptions`: pairs (smaller, larger) where the smaller passes and the larger does not, so
-    that size does not order them.
+    of those that pass. `exceptions`: pairs (smaller, larger) where the smaller passes and the larger does
+    not, so that size does not order them. `unasked`: smaller than `found`, and not measured.
     """
 
     order: tuple[str, ...]
@@ -39,20 +40,35 @@ class Search:
 
     @property
     def exceptions(self) -> tuple[tuple[str, str], ...]:
-        known = [name for name in self.order if name in self.passes]
-        return tuple(
-            (small, large)
-            for at, small in enumerate(known)
-            for large in known[at + 1 :]
-            if self.passes[small] and not self.passes[large]
-        )
+        return _exceptions(self.order, self.passes)
+
+    @property
+    def unasked(self) -> tuple[str, ...]:
+        smaller = self.order[: self.order.index(self.found)] if self.found else ()
+        return tuple(name for name in smaller if name not in self.passes)
 
 
-def search(order: Sequence[str], passes: Callable[[str], bool], known: Mapping[str, bool]) -> Search:
-    """Bisects `order`, asking `passes` for what is not known.
+def _exceptions(order: Sequence[str], passes: Mapping[str, bool]) -> tuple[tuple[str, str], ...]:
+    known = [name for name in order if name in passes]
+    return tuple(
+        (small, large)
+        for at, small in enumerate(known)
+        for large in known[at + 1 :]
+        if passes[small] and not passes[large]
+    )
 
-    Right where whatever passes is passed by all that is larger. Where what is known contradicts that, every
-    target from the small end is asked until one passes.
+
+def search(
+    order: Sequence[str],
+    passes: Callable[[str], bool],
+    known: Mapping[str, bool],
+    family: Callable[[str], Hashable] = lambda name: None,
+) -> Search:
+    """Bisects each family, asking `passes` for what is not known; the one with most members first, of the
+    others only what is smaller than the smallest found.
+
+    Right where, within a family, whatever passes is passed by all that is larger. Where what is known
+    contradicts that, every member is asked from the small end until one passes.
     """
     asked = dict(known)
 
@@ -61,6 +77,22 @@ def search(order: Sequence[str], passes: Callable[[str], bool], known: Mapping[s
             asked[name] = passes(name)
         return asked[name]
 
+    families: dict[Hashable, list[str]] = {}
+    for name in order:
+        families.setdefault(family(name), []).append(name)
+    found, end = None, len(order)
+    for members in sorted(families.values(), key=len, reverse=True):
+        smaller = [name for name in members if order.index(name) < end]
+        smallest = _bisect(smaller, ask)
+        if _exceptions(smaller, asked):
+            smallest = next((name for name in smaller if ask(name)), None)
+        if smallest is not None:
+            found, end = smallest, order.index(smallest)
+    return Search(tuple(order), dict(asked), found)
+
+
+def _bisect(order: Sequence[str], ask: Callable[[str], bool]) -> str | None:
+    """The smallest that passes, if all that are larger pass too."""
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
@@ -68,19 +100,25 @@ def search(order: Sequence[str], passes: Callable[[str], bool], known: Mapping[s
             high = middle
         else:
             low = middle + 1
-    result = Search(tuple(order), dict(asked), order[low] if low < len(order) else None)
-    if result.exceptions:
-        found = next((name for name in order if ask(name)), None)
-        result = Search(tuple(order), dict(asked), found)
-    return result
+    return order[low] if low < len(order) else None
+
+
+def family_of(variant: Variant) -> Hashable:
+    """Variants that differ in bits alone: more of them are expected to be better."""
+    learned = variant.learned.method if variant.learned else None
+    if variant.quantization is not None:
+        how = variant.quantization
+        return (how.mode, how.group_size, variant.overrides, learned)
+    return ("recipe", variant.group_size, learned) if variant.recipe else None
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A search, and what each target that was asked misses."""
+    """A search, what each target that was asked misses, and which passes its intervals leave open."""
 
     search: Search
     misses: Mapping[str, Sequence[Missed]]
+    open: Mapping[str, Sequence[Doubt]]
     built: tuple[str, ...]
 
 
@@ -94,10 +132,11 @@ def find_threshold(project: Project, model: str, deliver: Callable[[str], object
         raise _reason(project, model)
     order = sorted(plans, key=lambda name: (_weight_bytes(project, plans[name]), name))
     misses: dict[str, Sequence[Missed]] = {}
+    doubted: dict[str, Sequence[Doubt]] = {}
     built: list[str] = []
 
     def judge(name: str, results: Mapping[str, Result]) -> bool:
-        misses[name] = missed(require, results)
+        misses[name], doubted[name] = missed(require, results), doubts(require, results)
         return not misses[name]
 
     def passes(name: str) -> bool:
@@ -109,11 +148,11 @@ def find_threshold(project: Project, model: str, deliver: Callable[[str], object
     for name, plan in plans.items():
         if _all_known(results := measured(project, plan), plan):
             known[name] = judge(name, results)
-    found = search(order, passes, known)
+    found = search(order, passes, known, lambda name: family_of(plans[name].target.variant))
     if found.found is None:
         largest = order[-1]
         raise NonePasses(model=model, name=largest, what="; ".join(map(str, misses[largest])))
-    return Threshold(found, misses, tuple(built))
+    return Threshold(found, misses, doubted, tuple(built))
 
 
 def _weight_bytes(project: Project, plan: TargetPlan) -> int:

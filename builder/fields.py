@@ -61,7 +61,7 @@ BUILD = Table(
         Field(
             "survival",
             "bool",
-            "Measure how much of the adapter each quantization leaves, while building.",
+            "Estimate from a sample of rows how much of the adapter each quantization leaves, while building.",
             default=True,
             example="survival = false",
         ),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+from builder.engine.survival import SAMPLE, _sample
 from builder.survival import rows, total
 from tests.conftest import Sandbox
 from tests.reference import tensors
@@ -78,6 +80,25 @@ def test_it_can_be_turned_off_and_changes_no_byte(built: Sandbox, sandbox: Make)
     assert "survival_db" not in measures(other, "m_5bit")
     for name in ("model-00004-of-00006.safetensors", "config.json"):
         assert (other.view("m_5bit") / name).read_bytes() == (built.view("m_5bit") / name).read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(128, 768, 2048), (8, 14336, 4096), (4, 10, 64), (256, 3, 1 << 17)])
+def test_every_expert_is_looked_at(shape: tuple[int, int, int]) -> None:
+    experts, rows, columns = shape
+    total, chosen = _sample(shape)
+    assert total == experts * rows
+    assert len(set(chosen.tolist())) == len(chosen)
+    by_expert = Counter((chosen // rows).tolist())
+    assert set(by_expert) == set(range(experts))
+    assert set(by_expert.values()) == {max(1, min(rows, SAMPLE // columns // experts))}
+    if len(chosen) < total and rows > 3:
+        assert len(set((chosen % rows).tolist())) > 1, "of each expert the same row"
+
+
+def test_rows_of_one_weight_are_taken_evenly() -> None:
+    total, chosen = _sample((1000, 1024))
+    assert (total, len(chosen), chosen[0], chosen[-1]) == (1000, 64, 0, 999)
+    assert _sample((5, 64))[1].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_sums() -> None:

@@ -2,7 +2,13 @@
 
 For a path with weight W before the adapter, W' = W + D after it, and Q what its codes stand for:
 delta = |D|^2, error = |Q - W'|^2, kept = D . (Q - W), all in float32 over rows taken evenly from the weight
-(SAMPLE elements at most) and scaled to all of them: estimates, with about 1 % of scatter on real weights.
+(SAMPLE elements, at least one row of each expert) and scaled to all of them. They are estimates.
+
+For the 56 paths of the shipped adapter at 5 bits: in a single path delta is off by -21 to +20 % (standard
+deviation 8.8 %), error by -9 to +7 % (3.1 %), their ratio by at most 1.1 dB (0.45 dB); in all of them
+together delta by -1.5 %, error by -1.6 %, the ratio by 0.01 dB. |D|^2 of a LoRA could be had exactly from its
+factors, but rows with large weights have large deltas and large errors: the ratio gains from looking at the
+same rows.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from builder.shards import RawTensor
 from builder.spec import Quantization
 
 SAMPLE = 1 << 16
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 _HALF = {"BF16": mx.bfloat16, "F16": mx.float16}
 
@@ -94,11 +101,14 @@ def sampled_losses(
 
 def _sample(shape: Sequence[int]) -> tuple[int, npt.NDArray[np.int64]]:
     """How many rows of `shape` there are, and which of them are looked at."""
-    columns = shape[-1]
-    total = math.prod(shape[:-1])
-    count = max(1, min(total, SAMPLE // columns))
-    rows = np.linspace(0, total - 1, count).astype(np.int64)
-    return total, rows[np.diff(rows, prepend=-1) > 0]  # as np.unique does, which imports numpy.ma
+    columns, rows, experts = shape[-1], shape[-2], math.prod(shape[:-2])
+    count = max(1, min(rows, SAMPLE // columns // experts))
+    if experts == 1:
+        chosen = np.linspace(0, rows - 1, count).astype(np.int64)
+        return rows, chosen[np.diff(chosen, prepend=-1) > 0]  # as np.unique does, which imports numpy.ma
+    shift = np.arange(experts) * _GOLDEN % 1  # other rows of each expert
+    places = (np.arange(count) + shift[:, None]) * rows / count
+    return experts * rows, (places.astype(np.int64) + rows * np.arange(experts)[:, None]).reshape(-1)
 
 
 def _floats(values: Array, dtype: str) -> npt.NDArray[np.float32]:

@@ -220,3 +220,11 @@ def test_the_command_line_page_lists_every_word_that_a_program_may_read() -> Non
     words += [kind.name.lower() for kind in Kind]
     words += [*get_args(State), "failed gate", *COMMANDS, *STANDALONE]
     assert [word for word in words if word not in page] == []
+
+
+def test_the_readmes_table_is_the_reports() -> None:
+    """To renew it: `doit -d example/study report -o docs/study`, then put phase8-table.md between the marks."""
+    page = (ROOT / "README.md").read_text()
+    found = re.search(r"<!-- study: (\S+), .* -->\n(.*)<!-- /study -->\n", page, re.DOTALL)
+    assert found is not None
+    assert found[2] == (ROOT / found[1]).read_text()

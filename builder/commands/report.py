@@ -93,7 +93,7 @@ def show(report: Any) -> None:
     from builder.report import tables
 
     for model in report.models:
-        table = tables.study(model, brief=True)
+        table = tables.study(model, few=True, brief=True)
         if table.rows:
             print(model.name)
             render.table(table.headings, table.rows, left=[table.headings[0], table.headings[-1]])

@@ -15,11 +15,15 @@ def notes(model: ModelReport) -> list[str]:
         f"{row.variant} misses {'; '.join(row.misses)}." for row in model.rows if row.verdict == "misses"
     ]
     said += _of_fidelity(model)
-    if any(row.survival for row in model.rows):
+    if any(row.survival and row.survival.db is not None for row in model.rows):
         said.append(
             "Survival: the adapter's change against the rounding error, in dB, in the adapted weights; "
-            "0 dB means that both are of one size. Quantization error: of all quantized weights, against the "
-            "weights. Both are estimated from a sample of the rows of each weight."
+            "0 dB means that both are of one size. Estimated from a sample of the rows of each weight."
+        )
+    if any(row.survival for row in model.rows):
+        said.append(
+            "Quantization error: the rounding error of all quantized weights against the weights, estimated "
+            "from a sample of the rows of each weight."
         )
     peaks = [row for row in model.rows if memory(model, row) != "-"]
     said.append(

@@ -83,7 +83,7 @@ def markdown(
 def summary(model: ModelReport) -> str:
     """The study's table for a README, with what its brackets say."""
     said = [notes.counted(model), *notes.required(model)]
-    return "\n".join([*markdown_table(tables.summary(model)), "", " ".join(filter(None, said)), ""])
+    return "\n".join([*markdown_table(tables.study(model, few=True)), "", " ".join(filter(None, said)), ""])
 
 
 def markdown_table(table: Table) -> list[str]:

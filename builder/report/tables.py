@@ -44,44 +44,34 @@ class Table:
     text: frozenset[int] = frozenset({0})
 
 
-def study(model: ModelReport, *, brief: bool = False) -> Table:
+def study(model: ModelReport, *, few: bool = False, brief: bool = False) -> Table:
     """One row for each target, and one for the base alone: what it costs and what it can do.
 
-    `brief`: without intervals, and without figures that another one of their suite stands for.
+    `few`: without columns that another one stands for; `brief`: without intervals.
     """
     metrics = [metric for metric in model.metrics if shown_as(model, metric) != "GB"]
-    if brief:
-        metrics = [metric for metric in metrics if not _second(model, metric)]
-    return _study(model, metrics, brief=brief)
-
-
-def summary(model: ModelReport) -> Table:
-    """The study's table with intervals and fewer columns, for a README."""
-    metrics = [metric for metric in model.metrics if shown_as(model, metric) != "GB"]
-    return _study(model, [metric for metric in metrics if not _second(model, metric)], brief=False)
-
-
-def _study(model: ModelReport, metrics: Sequence[str], *, brief: bool) -> Table:
+    metrics = [metric for metric in metrics if not few or not _second(model, metric)]
     headings = ["variant", "result", "levels", "disk", "memory", "bits/weight"]
-    headings += [_heading(model, metric) for metric in metrics] + ["survival", "quantization error"]
+    headings += [_heading(model, metric) for metric in metrics] + ["survival"]
+    headings += [] if few else ["quantization error"]
     rows = []
     for row in ((model.plain,) if model.plain else ()) + model.rows:
         alone = row is model.plain
-        cells = ["-" if alone and is_distance(model, m) else _cell(model, m, row.figures.get(m), brief=brief)
-                 for m in metrics]  # fmt: skip
-        rows.append(
-            (
-                f"{row.variant}, no adapter" if alone else row.variant,
-                "-" if alone else _result(model, row, brief=brief),
-                row.levels,
-                size_text(row.size),
-                memory(model, row),
-                f"{row.bits_per_weight:.2f}",
-                *cells,
-                _survival(row),
-                f"{100 * row.survival.error:.2g} %" if row.survival else "-",
-            )
-        )
+        cells = [
+            f"{row.variant}, no adapter" if alone else row.variant,
+            "-" if alone else _result(model, row, brief=brief),
+            row.levels,
+            size_text(row.size),
+            memory(model, row),
+            f"{row.bits_per_weight:.2f}",
+        ]
+        for metric in metrics:
+            figure = None if alone and is_distance(model, metric) else row.figures.get(metric)
+            cells.append(_cell(model, metric, figure, brief=brief))
+        cells.append(_survival(row))
+        if not few:
+            cells.append(f"{100 * row.survival.error:.2g} %" if row.survival else "-")
+        rows.append(cells)
     return Table("What each variant costs and can do", *_trim(headings, rows), frozenset({0, 1}))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 from builder.report import notes, tables
@@ -27,8 +27,10 @@ class Section:
 
 
 def section(model: ModelReport, plots: Sequence[Plot]) -> Section:
-    shown = [table for table in (tables.study(model), tables.whose_loss(model)) if table]
-    asked = [table for table in (tables.comparisons(model), tables.provenance(model)) if table]
+    few, every = tables.study(model, few=True), tables.study(model)
+    shown = [table for table in (few, tables.whose_loss(model)) if table]
+    more = replace(every, title="All figures") if every.headings != few.headings else None
+    asked = [table for table in (more, tables.comparisons(model), tables.provenance(model)) if table]
     worn = f"with the adapter {model.adapter}" if model.adapter else "without an adapter"
     heading = f"The base {model.base} {worn}; {_count(len(model.rows))} built."
     said = tuple(notes.notes(model))

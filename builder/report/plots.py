@@ -75,7 +75,8 @@ def _size(model: ModelReport) -> Plot | None:
             markerfacecolor=passed,
             capsize=3,
         )
-        _label(axes, row.variant, row.size / 1e6, 100 * value.value, left=at % 2 == 1)
+        above = metric in model.required and value.value >= model.required[metric][1]  # of the line's label
+        _label(axes, row.variant, row.size / 1e6, 100 * value.value, left=at % 2 == 1, above=above)
     controls = [row for row in rows if metric in (row.control or {})]
     for row in controls:
         assert row.control is not None
@@ -122,7 +123,7 @@ def _survival(model: ModelReport) -> Plot | None:
             linewidth=0.9,
             color=_INK,
         )
-        _label(axes, row.variant, x[-1], y[-1])
+        _beside(axes, row.variant, x[-1], y[-1])
     axes.axhline(0, color=_INK, linewidth=0.5)
     axes.set_xlabel("adapted block")
     _ticks(axes, order)
@@ -144,7 +145,7 @@ def _error(model: ModelReport) -> Plot | None:
         y = [100 * block.survival.error for block in blocks]
         line, mark = _LINES[at % len(_LINES)], _MARKS[at % len(_MARKS)]
         axes.plot(x, y, line, marker=mark, markersize=3, linewidth=0.9, color=_INK)
-        _label(axes, row.variant, x[-1], y[-1])
+        _beside(axes, row.variant, x[-1], y[-1])
     axes.set_xlabel("block")
     _ticks(axes, order)
     axes.set_yscale("log")
@@ -174,7 +175,7 @@ def _kl(model: ModelReport) -> Plot | None:
         return None
     figure, axes = _figure()
     for at, row in enumerate(rows):
-        _point(axes, row, at, metric)
+        _point(axes, row, at, metric, model.required.get(metric))
     if metric in model.required:
         operator, value = model.required[metric]
         axes.axhline(value, color=_INK, linestyle="--", linewidth=0.8)
@@ -192,7 +193,7 @@ def _kl(model: ModelReport) -> Plot | None:
     return _plot("kl", "KL by variant", said, figure)
 
 
-def _point(axes: Axes, row: Row, at: int, metric: str) -> None:
+def _point(axes: Axes, row: Row, at: int, metric: str, required: tuple[str, float] | None) -> None:
     value = row.figures[metric]
     low, high = value.interval or (value.value, value.value)
     span = [[value.value - max(low, value.value / 10)], [high - value.value]]
@@ -200,7 +201,7 @@ def _point(axes: Axes, row: Row, at: int, metric: str) -> None:
     axes.annotate(
         f"{value.value:.2g}",
         (at, value.value),
-        xytext=(7, 2),
+        xytext=(7, -9 if required and value.value <= required[1] else 2),  # away from the line
         textcoords="offset points",
         fontsize=8,
         color=_INK,
@@ -210,9 +211,14 @@ def _point(axes: Axes, row: Row, at: int, metric: str) -> None:
         axes.plot(at, control.value, "x", color=_INK)
 
 
-def _label(axes: Axes, text: str, x: float, y: float, *, left: bool = False) -> None:
+def _beside(axes: Axes, text: str, x: float, y: float) -> None:
+    """At the end of a line."""
+    axes.annotate(text, (x, y), xytext=(7, -3), textcoords="offset points", fontsize=8, color=_INK)
+
+
+def _label(axes: Axes, text: str, x: float, y: float, *, left: bool, above: bool) -> None:
     """Beside a point; every other one to the left, so that neighbours do not cover each other."""
-    place, side = ((-6, 5), "right") if left else ((6, -11), "left")
+    place, side = ((-6, 5), "right") if left else ((6, 5 if above else -11), "left")
     axes.annotate(text, (x, y), xytext=place, textcoords="offset points", ha=side, fontsize=8, color=_INK)
 
 

@@ -61,7 +61,7 @@ BUILD = Table(
         Field(
             "survival",
             "bool",
-            "Estimate from a sample of rows how much of the adapter each quantization leaves, while building.",
+            "While building, estimate from a sample of rows how much of the adapter is left.",
             default=True,
             example="survival = false",
         ),

@@ -223,7 +223,7 @@ def test_the_command_line_page_lists_every_word_that_a_program_may_read() -> Non
 
 
 def test_the_readmes_table_is_the_reports() -> None:
-    """To renew it: `doit -d example/study report -o docs/study`, then put phase8-table.md between the marks."""
+    """To renew it: `doit -d example/study report -o docs/study`; put phase8-table.md between the marks."""
     page = (ROOT / "README.md").read_text()
     found = re.search(r"<!-- study: (\S+), .* -->\n(.*)<!-- /study -->\n", page, re.DOTALL)
     assert found is not None

@@ -129,7 +129,10 @@ def _survival(model: ModelReport) -> Plot | None:
     _ticks(axes, order)
     axes.set_ylabel("survival, dB")
     axes.margins(x=0.12)
-    said = f"The adapter's change against the rounding error in each adapted block ({order[0]} to {order[-1]}), in dB."
+    said = (
+        f"The adapter's change against the rounding error in each adapted block ({order[0]} to {order[-1]}), "
+        "in dB, estimated from a sample."
+    )
     return _plot("survival", "Survival by block", said, figure)
 
 

@@ -254,6 +254,7 @@ def test_the_base_alone_stands_in_the_table(measured: Sandbox) -> None:
     assert "Without a control, since plain has none built: 5bit." in text
     table = (measured.root / "store/report/m-table.md").read_text()
     assert "| f16, no adapter |" in table
+    assert "Measured from base and adapter, not on disk: f16; the size is what it takes." in text
     assert "In brackets the 95 % interval (routing n = 6, fidelity n =" in table
     assert re.search(r"fidelity n = \d+ tokens of 6 answers", table)
 

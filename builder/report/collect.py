@@ -19,6 +19,7 @@ from builder.spec import Model, Variant
 from builder.state import usable_record
 from builder.store import records
 from builder.survival import Survival, rows, total
+from builder.why import inputs_of, settings_of
 
 
 def collect(project: Project, models: Sequence[str]) -> Report:
@@ -36,10 +37,9 @@ def _model(project: Project, model: Model) -> ModelReport:
     results: dict[str, dict[str, Result]] = {}
     unread = _unread(project, model)
     for plan in sorted(plans, key=lambda plan: (-nominal_size(plan), plan.name)):
-        manifest = records.read_manifest(project.store, plan.key)
-        if manifest is not None:
+        if _is_known(project, plan):
             results[plan.name] = _measured(project, plan)
-            made.append(_row(project, plan, manifest, results[plan.name], control))
+            made.append(_row(project, plan, results[plan.name], control))
     kinds = {name: project.spec.suites[name].kind for name in model.suites}
     return ModelReport(
         name=model.name,
@@ -86,14 +86,17 @@ def _measured(project: Project, plan: TargetPlan) -> dict[str, Result]:
 
 
 def _plain(project: Project, control: Model) -> Row | None:
-    """The first target of the control that is built and not quantized."""
+    """The first known target of the control that is not quantized."""
     for variant in control.variants:
         plan = _control_target(project, control, project.spec.variants[variant])
         if plan is not None and not plan.target.variant.is_quantized:
-            manifest = records.read_manifest(project.store, plan.key)
-            assert manifest is not None
-            return _row(project, plan, manifest, _measured(project, plan), None)
+            return _row(project, plan, _measured(project, plan), None)
     return None
+
+
+def _is_known(project: Project, plan: TargetPlan) -> bool:
+    """Whether it is built, or was measured from its sources."""
+    return records.read_manifest(project.store, plan.key) is not None or bool(_measured(project, plan))
 
 
 def control_of(project: Project, model: Model) -> Model | None:
@@ -107,10 +110,11 @@ def control_of(project: Project, model: Model) -> Model | None:
 def _row(
     project: Project,
     plan: TargetPlan,
-    manifest: Manifest,
     results: Mapping[str, Result],
     control: Model | None,
 ) -> Row:
+    manifest = records.read_manifest(project.store, plan.key)
+    measures = manifest.measures if manifest else {}
     variant = plan.target.variant
     beside = _control_target(project, control, variant)
     require = plan.target.model.require
@@ -125,28 +129,27 @@ def _row(
         target=plan.name,
         variant=variant.name,
         bits=_bits(variant),
-        size=manifest.size,
-        bits_per_weight=float(manifest.measures.get("bits_per_weight", plan.bits_per_weight)),
+        size=manifest.size if manifest else plan.whole_size or plan.size,
+        is_built=manifest is not None,
+        bits_per_weight=float(measures.get("bits_per_weight", plan.bits_per_weight)),
         figures=_figures(results),
-        survival=_whole(manifest),
+        survival=_whole(measures),
         blocks=blocks,
         verdict=verdict,
         misses=tuple(map(str, short)),
         doubts={f"{d.condition.suite}.{d.condition.metric}": d.end for d in doubts(require, results)},
-        provenance=_provenance(manifest, results),
+        provenance=_provenance(plan, manifest, results),
         control_name=beside.name if beside else None,
         control=_figures(_measured(project, beside)) if beside else None,
     )
 
 
 def _control_target(project: Project, control: Model | None, variant: Variant) -> TargetPlan | None:
-    """The target of the control that is quantized as `variant` says, if it is declared and built."""
+    """The target of the control that is quantized as `variant` says, if it is declared and known."""
     if control is None:
         return None
     plan = project.plan.targets.get(f"{control.name}_{variant.name}")
-    if not isinstance(plan, TargetPlan) or records.read_manifest(project.store, plan.key) is None:
-        return None
-    return plan
+    return plan if isinstance(plan, TargetPlan) and _is_known(project, plan) else None
 
 
 def _bits(variant: Variant) -> int | None:
@@ -166,8 +169,7 @@ def _figures(results: Mapping[str, Result]) -> dict[str, Figure]:
     }
 
 
-def _whole(manifest: Manifest) -> Survival | None:
-    found = manifest.measures
+def _whole(found: Mapping[str, Scalar]) -> Survival | None:
     if "quantization_error" not in found:
         return None
     return Survival(
@@ -196,19 +198,21 @@ def _blocks(project: Project, plan: TargetPlan) -> tuple[BlockSurvival, ...]:
     return tuple(found)
 
 
-def _provenance(manifest: Manifest, results: Mapping[str, Result]) -> Provenance:
-    inputs, settings = manifest.inputs, manifest.settings
+def _provenance(plan: TargetPlan, manifest: Manifest | None, results: Mapping[str, Result]) -> Provenance:
+    inputs = manifest.inputs if manifest else inputs_of(plan)
+    settings = manifest.settings if manifest else settings_of(plan)
+    toolchain = manifest.toolchain if manifest else {}
     return Provenance(
-        target=manifest.name,
-        key=manifest.key,
-        created=manifest.created,
+        target=plan.name,
+        key=plan.key,
+        created=manifest.created if manifest else "",
         base=str(inputs.get("base", "")),
         base_digest=str(inputs.get("base_digest", "")),
         adapter=str(inputs.get("adapter", "")),
         adapter_digest=str(inputs.get("adapter_digest", "")),
         settings=", ".join(f"{name} {value}" for name, value in settings.items() if name != "variant"),
-        toolchain=str(manifest.toolchain.get("toolchain", "")),
-        machine=str(manifest.toolchain.get("machine", "")),
+        toolchain=str(toolchain.get("toolchain", "")),
+        machine=str(toolchain.get("machine", "")),
         measured=told(result.made for result in results.values()),
     )
 

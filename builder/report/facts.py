@@ -42,9 +42,11 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Row:
-    """One built target. Sizes in bytes. `figures` by "suite.metric"; `control` are those of the target that
-    quantizes the base without adapter alike, and `control_name` is its name. `doubts`: by metric, how far the
-    interval of a figure that meets its requirement reaches where it would not.
+    """One target that is built, or was measured from its sources; then `size` (bytes) is what it would take.
+
+    `figures` by "suite.metric"; `control` are those of the target that quantizes the base without adapter
+    alike, and `control_name` is its name. `doubts`: by metric, how far the interval of a figure that meets
+    its requirement reaches where it would not.
     """
 
     target: str
@@ -61,6 +63,7 @@ class Row:
     provenance: Provenance
     control_name: str | None = None
     control: Mapping[str, Figure] | None = None
+    is_built: bool = True
 
     @property
     def levels(self) -> str:

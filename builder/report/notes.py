@@ -36,6 +36,11 @@ def notes(model: ModelReport) -> list[str]:
             "wrong answers: McNemar's exact test, Newcombe's interval. Others: random signs of the "
             "differences by question, Student's interval. The intervals are those of single comparisons."
         )
+    unbuilt = [row.variant for row in model.rows if not row.is_built]
+    if unbuilt:
+        said.append(
+            f"Measured from base and adapter, not on disk: {', '.join(unbuilt)}; the size is what it takes."
+        )
     if model.absent:
         said.append(f"Not built: {', '.join(model.absent)}.")
     return said

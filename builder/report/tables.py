@@ -167,7 +167,7 @@ def provenance(model: ModelReport) -> Table:
             row.provenance.settings,
             row.provenance.toolchain,
             row.provenance.machine,
-            row.provenance.created,
+            row.provenance.created or "not built",
             *_measured(row.provenance.measured),
         )
         for row in model.rows

@@ -8,9 +8,8 @@ other threads, the next one is computed, and the weights of the one after that a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -19,31 +18,23 @@ from typing import TYPE_CHECKING
 
 from builder import card, preflight, shards, speed
 from builder.assemble import made_by, manifest_of
-from builder.errors import BuildError
 from builder.keys import Key
 from builder.plan import Action, TargetPlan
 from builder.progress import BlockDone, Emit, PassDone, PassStarted
 from builder.project import Project
 from builder.record import Record
 from builder.roots import register
-from builder.sources import base as bases
 from builder.state import holds, missing_actions, usable_record
 from builder.store import blobs, records, views
 from builder.store.layout import Store
 from builder.store.locks import acquire, build_session
 from builder.structure import TensorSpec
+from builder.unchanged import SourceChanged, unchanged
 
 if TYPE_CHECKING:
     from builder.engine.stream import Stream
 
 _ONE_PASS = Lock()  # one pass at a time in a process: two would double the memory (`doit -P thread`)
-
-
-class SourceChanged(BuildError):
-    """base:{base}: {path} changed while it was being read."""
-
-    exit_code = 2
-    hint = "Nothing wrong was kept. Run the same command again."
 
 
 @dataclass(frozen=True)
@@ -115,7 +106,7 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally
     with unchanged(project, targets[0]) as check:
         stream = open_stream(project, lacking, unsettled)
         for target in unsettled:
-            _make_config(store, target, stream)
+            _make_config(store, target, stream, check)
         ahead = preflight.reads_ahead(unique.values(), source, project.spec.build.memory)
         _make_blocks(store, lacking, todo, stream, ahead, check, tally, emit)
     seconds = time.perf_counter() - started
@@ -290,36 +281,12 @@ def _write_block(
         raise
 
 
-def _make_config(store: Store, target: TargetPlan, stream: Stream) -> None:
+def _make_config(store: Store, target: TargetPlan, stream: Stream, check: Callable[[], None]) -> None:
     with acquire(store, [target.config]):
+        check()
         if usable_record(store, target.config) is None:
             blob = blobs.ingest(store, [stream.config(target.target.variant.name)])
             records.write(store, Record(target.config, "config", blob, made_by()))
-
-
-@contextmanager
-def unchanged(project: Project, target: TargetPlan) -> Iterator[Callable[[], None]]:
-    """A check that the base's files are still what was fingerprinted; raises SourceChanged."""
-    base = project.spec.bases[target.target.model.base]
-    directory = project.base_directory(base)
-    files = bases.list_files(base, directory).weights
-    before = {path: _signature(path) for path in files}
-
-    def check() -> None:
-        for path, signature in before.items():
-            if _signature(path) != signature:
-                raise SourceChanged(base=base.name, path=path)
-
-    yield check
-    check()
-
-
-def _signature(path: Path) -> tuple[int, ...]:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return ()
-    return (stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 # -- targets ---------------------------------------------------------------------------------------------
@@ -335,7 +302,7 @@ def _ingest_aux(project: Project, target: TargetPlan) -> None:
     for entry in missing:
         blob = blobs.ingest_file(project.store, directory / entry.name)
         if blob != entry.blob:
-            raise SourceChanged(base=base.name, path=directory / entry.name)
+            raise SourceChanged(source=f"base:{base.name}", path=directory / entry.name)
 
 
 def _finish(project: Project, target: TargetPlan, tally: _Tally, seconds: float) -> Built:

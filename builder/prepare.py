@@ -16,6 +16,7 @@ from builder.sources import base as bases
 from builder.spec import Adapter, Base, GgufSource, HfSource, Target, Variant
 from builder.store import blobs, records, views
 from builder.store.locks import acquire
+from builder.unchanged import SourceChanged, require_adapter
 
 
 class Undownloaded(SourceError):
@@ -81,10 +82,13 @@ def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFa
 
     for path in adapter_files(adapter):
         _digest(project, path, emit)
+    key = project.adapter_key(adapter)
     info = read_adapter(adapter)
     check_finite(info, adapter)
     facts = project.adapter_facts(adapter)
-    assert not isinstance(facts, Unknown)
+    require_adapter(project, adapter, key)
+    if isinstance(facts, Unknown):
+        raise SourceChanged(source=f"adapter:{adapter.name}", path=info.file.path)
     base = project.base_facts(project.spec.bases[adapter.base])
     if isinstance(base, BaseFacts):
         check_fit(adapter, [tensor.name for tensor in info.tensors], base)
@@ -144,6 +148,9 @@ def _inspect(project: Project, base: Base, weights: Digest) -> structures.Struct
         dequantize=base.dequantize,
         trust_remote_code=base.trust_remote_code,
     )
+    now_there = project.base_files(base)
+    if isinstance(now_there, Unknown) or now_there[0] != weights:
+        raise SourceChanged(source=f"base:{base.name}", path=project.base_directory(base))
     blob = blobs.ingest(project.store, [structures.to_text(structure).encode()])
     records.write(
         project.store, Record(structure_key(weights), "structure", blob, {"base": base.name, "made": now()})

@@ -192,7 +192,7 @@ class Project:
             return None
         return make_key("adapter-checked/1", key, located[0])
 
-    def read_adapter(self, adapter: Adapter, key: Key) -> AdapterFacts:
+    def read_adapter(self, adapter: Adapter, key: Key) -> AdapterFacts | Unknown:
         from builder.sources.adapter import read_adapter, slice_digests
 
         info = read_adapter(adapter)
@@ -201,6 +201,8 @@ class Project:
             {block: Key(digest) for block, digest in slice_digests(info, block_of).items()},
             frozenset(tensor.path for tensor in info.tensors),
         )
+        if self.adapter_key(adapter) != key:  # replaced meanwhile: these are no facts of `key`
+            return Unknown("is being written")
         self.cache.put("adapter", key, _adapter_to_text(facts).encode())
         return facts
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from builder.state import holds
 from builder.store import blobs, records, tmp, views
 from builder.store.locks import acquire, build_session
 from builder.structure import block_of
+from builder.unchanged import SourceChanged
 from builder.why import inputs_of, settings_of
 
 if TYPE_CHECKING:
@@ -97,11 +99,13 @@ def _call(plan: TargetPlan, source: Path, scratch: Path) -> None:
     """Run the method with `scratch` as its home and working folder. Raises StepFailed."""
     learned, how = _learned(plan), plan.target.variant.quantization
     assert how is not None
+    text = _calibration(plan, learned, scratch)
     settings = {k: v for k, v in asdict(learned).items() if k not in ("source", "calibration")}
     request = LearnedRequest(
         source=str(source.resolve()),
         out=str(scratch.resolve() / "out"),
-        calibration=str(learned.calibration),
+        calibration=str(text),
+        calibration_name=str(learned.calibration),
         bits=how.bits,
         group_size=how.group_size,
         **settings,
@@ -120,6 +124,15 @@ def _call(plan: TargetPlan, source: Path, scratch: Path) -> None:
         last = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         what = last[-1][:300] if done.returncode > 0 else f"killed by signal {-done.returncode}"
         raise StepFailed(target=plan.name, method=learned.method, what=what)
+
+
+def _calibration(plan: TargetPlan, learned: Learned, scratch: Path) -> Path:
+    """A copy of the text, which nobody changes while the method reads it. Raises SourceChanged."""
+    copy = scratch.resolve() / f"calibration{learned.calibration.suffix}"
+    shutil.copyfile(learned.calibration, copy)
+    if blobs.hash_file(copy).digest != plan.calibration:
+        raise SourceChanged(source=f"variant.{plan.target.variant.name}", path=learned.calibration)
+    return copy
 
 
 def _ingest(project: Project, plan: TargetPlan, out: Path) -> Manifest:

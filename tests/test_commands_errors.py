@@ -193,7 +193,7 @@ ELSEWHERE: Mapping[str, str] = {
     "SourceError": "the common name of what sources raise",
     "EngineError": "the common name of what the engine raises",
     "BlobMissing": "needs another program that deletes blobs within milliseconds",
-    "SourceChanged": "needs a base that changes while it is read",
+    "SourceChanged": "provoked in tests/test_unchanged.py",
     "PlanError": "needs an architecture that a recipe does not fit; tests/test_plan.py",
     "GcRefused": "provoked in tests/test_commands_store.py",
     "BadOption": "provoked in tests/test_commands_store.py",

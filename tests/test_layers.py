@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("why",),
     ("state",),
     ("asked",),
-    ("prepare", "speed", "roots", "preflight", "forecast", "status", "lock", "attest", "card"),
+    ("unchanged", "prepare", "speed", "roots", "preflight", "forecast", "status", "lock", "attest", "card"),
     ("assemble",),
     ("execute", "whole", "prune"),
     ("evaluate", "report", "restore"),

@@ -16,11 +16,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LearnedRequest:
-    """Paths as text, so that it travels as JSON. `out` must not exist."""
+    """Paths as text, so that it travels as JSON. `out` must not exist.
+
+    `calibration` is a copy of the file that was declared, `calibration_name` what messages call it.
+    """
 
     source: str
     out: str
     calibration: str
+    calibration_name: str
     method: str
     bits: int
     group_size: int
@@ -74,8 +78,11 @@ def arguments(request: LearnedRequest) -> list[str]:
     return [part for name, value in {**common, **own}.items() for part in (f"--{name}", str(value))]
 
 
-def texts(path: Path) -> list[str]:
-    """The pieces of a calibration file: lines of a .jsonl (`text`, or `messages` joined), else the whole."""
+def texts(path: Path, name: str) -> list[str]:
+    """The pieces of a calibration file: lines of a .jsonl (`text`, or `messages` joined), else the whole.
+
+    Messages call it `name`.
+    """
     if path.suffix != ".jsonl":
         return [path.read_text(encoding="utf-8")]
     pieces = []
@@ -87,15 +94,16 @@ def texts(path: Path) -> list[str]:
             text = row["text"] if "text" in row else "\n".join(m["content"] for m in row["messages"])
             pieces.append(str(text))
         except (ValueError, KeyError, TypeError):
-            sys.exit(f'{path}:{number}: neither {{"text": ...}} nor {{"messages": [...]}}')
+            sys.exit(f'{name}:{number}: neither {{"text": ...}} nor {{"messages": [...]}}')
     return pieces
 
 
 def _tokens(request: LearnedRequest, tokenizer: Any) -> list[int]:
-    tokens = [t for piece in texts(Path(request.calibration)) for t in tokenizer.encode(piece)]
+    pieces = texts(Path(request.calibration), request.calibration_name)
+    tokens = [t for piece in pieces for t in tokenizer.encode(piece)]
     if len(tokens) < 2 * request.sequence_length:
         sys.exit(
-            f"{request.calibration} holds {len(tokens)} tokens; at least {2 * request.sequence_length} "
+            f"{request.calibration_name} holds {len(tokens)} tokens; at least {2 * request.sequence_length} "
             "are needed (two pieces of sequence_length)"
         )
     return tokens

@@ -1,5 +1,7 @@
 """Reads an adapter: which tensors it has, under mlx-lm's names, and the digest of each block's slice.
 
+Its bytes are read by `slice_digests` and `check_finite` alone: a full fine-tune is as large as its base.
+
 Two layouts. mlx-lm: adapter_config.json + adapters.safetensors, fine_tune_type lora, dora or full
 (mlx_lm.tuner.utils.load_adapters). PEFT: adapter_config.json + adapter_model.safetensors (`peft` translates).
 mlx is imported only by `load_tensors`.
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from builder.errors import SourceInvalid, SourceMissing
-from builder.keys import Digest, Key, make_key
+from builder.keys import Key, make_key
 from builder.sources import peft
 from builder.sources.safetensors import SafetensorsFile, TensorInfo, digest_tensor, read_header
 from builder.spec import Adapter
@@ -44,7 +46,6 @@ class AdapterTensor:
     transpose: bool
     dtype: str
     shape: tuple[int, ...]
-    digest: Digest
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def adapter_files(adapter: Adapter) -> tuple[Path, Path]:
 
 
 def read_adapter(adapter: Adapter) -> AdapterInfo:
-    """Header, config and digests of an adapter. Raises SourceMissing, SourceInvalid."""
+    """Header and config of an adapter. Raises SourceMissing, SourceInvalid."""
     config_path, weights = adapter_files(adapter)
     config = _read_config(config_path, _table(adapter))
     file = read_header(weights, _table(adapter))
@@ -97,6 +98,7 @@ def read_adapter(adapter: Adapter) -> AdapterInfo:
 def slice_digests(info: AdapterInfo, block_of: Callable[[str], str]) -> dict[str, Key]:
     """block -> the identity of what this adapter changes in it: only a changed block gets a new one."""
     by_block: dict[str, list[object]] = {}
+    where = {tensor.name: tensor for tensor in info.file.tensors}
     for tensor in sorted(info.tensors, key=lambda tensor: tensor.name):
         by_block.setdefault(block_of(f"{tensor.path}.weight"), []).append(
             [
@@ -104,7 +106,7 @@ def slice_digests(info: AdapterInfo, block_of: Callable[[str], str]) -> dict[str
                 tensor.dtype,
                 tensor.shape,
                 tensor.transpose,
-                tensor.digest,
+                digest_tensor(info.file, where[tensor.source_name]),
                 info.scales.get(tensor.path),
             ]
         )
@@ -154,7 +156,7 @@ def _read_mlx(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFile
     if kind not in ("lora", "dora", "full"):
         what = f"fine_tune_type {reprlib.repr(kind)} is none of lora, dora, full"
         _refuse(adapter, adapter.path / CONFIG, what)
-    tensors = tuple(_as_stored(info, digest_tensor(file, info)) for info in file.tensors)
+    tensors = tuple(_as_stored(info) for info in file.tensors)
     scales: dict[str, float] = {}
     if kind != "full":
         scale = _mlx_scale(adapter, config)
@@ -169,9 +171,9 @@ def _read_mlx(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFile
     return AdapterInfo(adapter.name, "mlx-lm", kind, file, tensors, scales)
 
 
-def _as_stored(info: TensorInfo, digest: Digest) -> AdapterTensor:
+def _as_stored(info: TensorInfo) -> AdapterTensor:
     path, _, part = info.name.rpartition(".")
-    return AdapterTensor(info.name, path, part, info.name, False, info.dtype, info.shape, digest)
+    return AdapterTensor(info.name, path, part, info.name, False, info.dtype, info.shape)
 
 
 def _mlx_scale(adapter: Adapter, config: Mapping[str, Any]) -> float:
@@ -203,16 +205,16 @@ def _read_peft(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFil
     except peft.Unfit as error:
         _refuse(adapter, where, str(error))
     kind = "dora" if config.get("use_dora") else "lora"
-    tensors = tuple(_from_peft(info, place, digest_tensor(file, info)) for info, place in places)
+    tensors = tuple(_from_peft(info, place) for info, place in places)
     _check_pairs(adapter, file.path, kind, tensors)
     _check_ranks(adapter, file.path, tensors, lambda path: peft.rank(config, path))
     _check_peft_paths(adapter, file.path, kind, tensors)
     return AdapterInfo(adapter.name, "peft", kind, file, tensors, scales)
 
 
-def _from_peft(info: TensorInfo, place: peft.Place, digest: Digest) -> AdapterTensor:
+def _from_peft(info: TensorInfo, place: peft.Place) -> AdapterTensor:
     name, shape = f"{place.path}.{place.part}", info.shape[::-1] if place.transpose else info.shape
-    return AdapterTensor(name, place.path, place.part, info.name, place.transpose, info.dtype, shape, digest)
+    return AdapterTensor(name, place.path, place.part, info.name, place.transpose, info.dtype, shape)
 
 
 def _check_peft_paths(adapter: Adapter, file: Path, kind: str, tensors: tuple[AdapterTensor, ...]) -> None:

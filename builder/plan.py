@@ -242,7 +242,7 @@ def plan_learned(
         )
     settings = {k: v for k, v in asdict(learned).items() if k not in ("calibration", "source")}
     key = make_key(
-        "learned/1",
+        "learned/2" if learned.method == "gptq" else "learned/1",  # gptq/1 overflowed in float16
         target.name,
         [[action.file, action.key] for action in source.actions],
         source.config,

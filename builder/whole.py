@@ -7,17 +7,18 @@ its only record: whatever dies in between leaves left-overs in tmp/, and the ste
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder import card, shards
+from builder import card, shards, survival
 from builder.assemble import made_by
 from builder.engine.learned import LearnedRequest
 from builder.errors import BuildError
@@ -29,7 +30,7 @@ from builder.project import Project
 from builder.record import FileEntry, Manifest
 from builder.roots import register
 from builder.sources.base import INDEX
-from builder.spec import Learned
+from builder.spec import Learned, Quantization
 from builder.state import holds
 from builder.store import blobs, records, tmp, views
 from builder.store.locks import acquire, build_session
@@ -90,7 +91,7 @@ def _learned(plan: TargetPlan) -> Learned:
 def _run(project: Project, plan: TargetPlan, source: Path) -> Manifest:
     with tmp.new_folder(project.store) as scratch:
         _call(plan, source, scratch)
-        manifest = _ingest(project, plan, scratch / "out")
+        manifest = _ingest(project, plan, source, scratch / "out")
     records.write_manifest(project.store, manifest)
     return manifest
 
@@ -135,22 +136,22 @@ def _calibration(plan: TargetPlan, learned: Learned, scratch: Path) -> Path:
     return copy
 
 
-def _ingest(project: Project, plan: TargetPlan, out: Path) -> Manifest:
-    """The method's output by block, in our canonical shards, one block in memory at a time."""
-    import mlx.core as mx
+def _ingest(project: Project, plan: TargetPlan, source: Path, out: Path) -> Manifest:
+    """The method's output by block, in our canonical shards, one block in memory at a time.
 
-    tensors: dict[str, mx.array] = {}
-    for file in sorted(out.glob("model*.safetensors")):
-        loaded = mx.load(str(file))
-        assert isinstance(loaded, dict)
-        tensors |= loaded
+    Raises StepFailed for what is no quantization of its source.
+    """
+    tensors, originals = _tensors(out), _tensors(source)
     nbytes = sum(array.nbytes for array in tensors.values())
     entries: list[FileEntry] = []
     weight_map: dict[str, str] = {}
+    lost: list[survival.Row] = []
     for name, block in _blocks(plan, tensors):
         weight_map |= dict.fromkeys(block, name)
-        entries.append(FileEntry(name, blobs.ingest(project.store, shards.encode(_raw(block)))))
+        shard = _raw(block)
         del block
+        lost += _losses(plan, shard, {tensor: originals.pop(tensor, None) for tensor in shard})
+        entries.append(FileEntry(name, blobs.ingest(project.store, shards.encode(shard))))
     count = plan.base.structure.parameter_count
     index = {
         "metadata": {"total_size": nbytes, "total_parameters": count},
@@ -163,6 +164,8 @@ def _ingest(project: Project, plan: TargetPlan, out: Path) -> Manifest:
             blobs.ingest_file(project.store, project.store.models / str(plan.needs) / entry.name)
     files = sorted([*entries, *plan.base.aux], key=lambda entry: entry.name)
     measures = {"bits_per_weight": round(8 * nbytes / count, 4), "shard_bytes": nbytes}
+    if (whole := survival.total(lost)) is not None:
+        measures["quantization_error"] = float(f"{whole.error:.4g}")
     return Manifest(
         plan.key,
         "target",
@@ -174,6 +177,48 @@ def _ingest(project: Project, plan: TargetPlan, out: Path) -> Manifest:
         made_by(),
         measures,
     )
+
+
+def _tensors(folder: Path) -> dict[str, mx.array]:
+    """All weights of a model's folder, lazy."""
+    import mlx.core as mx
+
+    found: dict[str, mx.array] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        loaded = mx.load(str(file))
+        assert isinstance(loaded, dict)
+        found |= loaded
+    return found
+
+
+def _losses(
+    plan: TargetPlan, shard: Mapping[str, shards.RawTensor], originals: Mapping[str, mx.array | None]
+) -> Iterator[survival.Row]:
+    """What quantizing lost of each path, over a sample of its rows. Raises StepFailed for nonsense.
+
+    awq moves scales from one weight into another, so its weights are compared with nothing.
+    """
+    from builder.engine.survival import finite, measure
+
+    method = _learned(plan).method
+
+    def fail(what: str) -> StepFailed:
+        return StepFailed(target=plan.name, method=method, what=what)
+
+    for name, tensor in shard.items():
+        if not finite(tensor):
+            raise fail(f'it made NaN or infinity of "{name}"')
+    for name in shard if method != "awq" else ():
+        path, original = name.removesuffix(".scales"), originals.get(f"{name.removesuffix('.scales')}.weight")
+        if path == name or original is None:
+            continue
+        columns, words = original.shape[-1], shard[f"{path}.weight"].shape[-1]
+        how = Quantization(32 * words // columns, columns // shard[name].shape[-1])
+        found = measure(path, None, original, shard, how)
+        if found.error >= found.weight > 0:
+            times = math.sqrt(found.error / found.weight)
+            raise fail(f'the error of "{path}" is {times:.3g} times the weight itself')
+        yield (path, found.weight, 0.0, found.error, 0.0, found.remains)
 
 
 def _blocks(plan: TargetPlan, tensors: dict[str, mx.array]) -> Iterator[tuple[str, dict[str, mx.array]]]:

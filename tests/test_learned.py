@@ -6,13 +6,20 @@ import json
 import random
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from blake3 import blake3
 
+from builder.engine.arrays import raw
+from builder.plan import TargetPlan
+from builder.prepare import prepare_adapter, prepare_base
+from builder.project import Project
+from builder.whole import StepFailed, _losses
 from tests.conftest import Ran, Sandbox
 from tests.test_build import ROW
 from tests.tiny import BLOCKS, DECLARATION, make_adapter, make_base
@@ -94,6 +101,51 @@ def test_an_intermediate_asked_for_by_name_stays(project: Callable[[str], Sandbo
     assert run(box, "clean:f16").code == 0
     assert rows(run(box)) == {"m_4bit", "m_5bit"}
     assert not box.view("m_f16").exists()
+
+
+def measures(box: Sandbox, name: str) -> dict[str, float]:
+    (found,) = (
+        manifest["measures"]
+        for file in (box.root / "store/targets").rglob("*.toml")
+        if (manifest := tomllib.loads(file.read_text()))["name"] == name
+    )
+    return dict(found)
+
+
+def test_gptq_of_activations_whose_squares_float16_cannot_hold(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    for file in (box.root / "base").glob("*.safetensors"):
+        tensors = dict(mx.load(str(file)))
+        for name in [name for name in tensors if "layernorm" in name]:
+            tensors[name] = tensors[name] * 60  # 128 tokens: 128 * 60^2 > 65504
+        mx.eval(tensors)
+        mx.save_safetensors(str(file), tensors, metadata={"format": "pt"})
+    assert "m_learned" in rows(run(box, "model:m_learned"))
+    assert 0.01 < measures(box, "m_learned")["quantization_error"] < 0.2
+
+
+def test_what_is_no_quantization_of_its_source_is_refused(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    loaded = Project.load(box.toml)
+    prepare_base(loaded, loaded.spec.bases["tiny"], lambda _: None)
+    prepare_adapter(loaded, loaded.spec.adapters["tuned"], lambda _: None)
+    plan = loaded.plan.targets["m_learned"]
+    assert isinstance(plan, TargetPlan)
+    weight = mx.random.normal((8, 128), key=mx.random.key(0)).astype(mx.float16)
+
+    def losses(of: mx.array) -> list[object]:
+        names = ("x.weight", "x.scales", "x.biases")
+        made = dict(zip(names, map(raw, mx.quantize(of, 64, 4)), strict=True))
+        return list(_losses(plan, made, {"x.weight": weight, "x.scales": None, "x.biases": None}))
+
+    assert len(losses(weight)) == 1
+    with pytest.raises(StepFailed) as caught:
+        losses(-weight)
+    assert caught.value.message == (
+        'm_learned: method "gptq" failed: the error of "x" is 2 times the weight itself'
+    )
+    with pytest.raises(StepFailed, match='it made NaN or infinity of "x.scales"'):
+        losses(weight * float("inf"))
 
 
 @pytest.mark.slow

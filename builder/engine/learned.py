@@ -46,8 +46,27 @@ def main() -> None:
 
     module: Any = importlib.import_module(f"mlx_lm.quant.{modules[request.method]}")
     module.load_data = _pairs(request) if request.method == "dwq" else _chunks(request)
+    if request.method == "gptq":
+        module.Catcher = _in_float32(module.Catcher)
     sys.argv = [request.method, *arguments(request)]
     module.main()
+
+
+def _in_float32(catcher: Any) -> Any:
+    """gptq's sums of squared activations in float32.
+
+    It adds them up in the model's own dtype, and those of 65 000 tokens are more than float16 can hold: the
+    sums were infinite, and the weights that came of them meant nothing.
+    """
+    import mlx.core as mx
+
+    class Catcher(catcher):  # type: ignore[misc]
+        def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+            rows = x.flatten(0, -2).astype(mx.float32)
+            self.H: Any = self.H + rows.T @ rows
+            return self.module(x, *args, **kwargs)
+
+    return Catcher
 
 
 def arguments(request: LearnedRequest) -> list[str]:

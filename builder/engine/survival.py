@@ -99,6 +99,18 @@ def sampled_losses(
     return found
 
 
+def finite(tensor: RawTensor) -> bool:
+    """Whether a stored tensor holds neither NaN nor infinity; integers never do."""
+    if tensor.dtype not in ("F32", *_HALF):
+        return True
+    kinds: dict[str, tuple[Any, int]] = {
+        "F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80),
+    }  # fmt: skip
+    kind, exponent = kinds[tensor.dtype]
+    array = np.frombuffer(tensor.data, kind)
+    return not bool(((array & exponent) == exponent).any())
+
+
 def _sample(shape: Sequence[int]) -> tuple[int, npt.NDArray[np.int64]]:
     """How many rows of `shape` there are, and which of them are looked at."""
     columns, rows, experts = shape[-1], shape[-2], math.prod(shape[:-2])

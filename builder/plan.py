@@ -19,6 +19,7 @@ from functools import cached_property, partial
 
 from builder.errors import BuildError
 from builder.keys import Digest, Key, make_key
+from builder.learnable import refusal
 from builder.record import FileEntry
 from builder.shards import encoded_size
 from builder.spec import Quantization, Spec, Target, Variant
@@ -212,19 +213,12 @@ def _refuse_packed(target: Target, base: BaseFacts) -> None:
     )
 
 
-# What mlx_lm.quant.awq knows (AWQ_MODEL_CONFIGS); the other methods take any model with linear layers.
-AWQ_TYPES = frozenset(
-    {"llama", "mistral", "ministral3", "mistral3", "llava", "qwen2", "qwen3", "gemma3_text", "gemma3"}
-    | {"deepseek_v2"}
-)
-
-
 def plan_learned(
     target: Target, source: TargetPlan | Unresolved, calibration: Digest | Unknown
 ) -> TargetPlan | Unresolved:
     """A whole-model step: one key from the blocks of its source, its text, its seed and parameters.
 
-    Raises PlanError for a model type that the method does not know.
+    Raises PlanError for what the method cannot do.
     """
     if isinstance(source, Unresolved):
         return Unresolved(target, source.reason, source.error)
@@ -233,13 +227,8 @@ def plan_learned(
     variant, learned, how = target.variant, target.variant.learned, target.variant.quantization
     assert learned is not None
     assert how is not None
-    kind = source.base.structure.model_type
-    if learned.method == "awq" and kind not in AWQ_TYPES:
-        raise PlanError(
-            table=f"variant.{variant.name}",
-            what=f'method "awq" does not know model type "{kind}" (it knows {", ".join(sorted(AWQ_TYPES))}).',
-            hint='Use "dwq", "gptq" or "dynamic", or plain `bits`.',
-        )
+    if refused := refusal(learned, how, source.base.structure):
+        raise PlanError(table=f"variant.{variant.name}", what=refused[0], hint=refused[1])
     settings = {k: v for k, v in asdict(learned).items() if k not in ("calibration", "source")}
     key = make_key(
         "learned/2" if learned.method == "gptq" else "learned/1",  # gptq/1 overflowed in float16

@@ -90,13 +90,13 @@ def _learned(plan: TargetPlan) -> Learned:
 
 def _run(project: Project, plan: TargetPlan, source: Path) -> Manifest:
     with tmp.new_folder(project.store) as scratch:
-        _call(plan, source, scratch)
+        _call(project, plan, source, scratch)
         manifest = _ingest(project, plan, source, scratch / "out")
     records.write_manifest(project.store, manifest)
     return manifest
 
 
-def _call(plan: TargetPlan, source: Path, scratch: Path) -> None:
+def _call(project: Project, plan: TargetPlan, source: Path, scratch: Path) -> None:
     """Run the method with `scratch` as its home and working folder. Raises StepFailed."""
     learned, how = _learned(plan), plan.target.variant.quantization
     assert how is not None
@@ -107,6 +107,7 @@ def _call(plan: TargetPlan, source: Path, scratch: Path) -> None:
         out=str(scratch.resolve() / "out"),
         calibration=str(text),
         calibration_name=str(learned.calibration),
+        trust_remote_code=project.spec.bases[plan.target.model.base].trust_remote_code,
         bits=how.bits,
         group_size=how.group_size,
         **settings,

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "propose",
         "edit",
     ),
-    ("structure", "shards", "record", "survival"),
+    ("structure", "shards", "record", "survival", "learnable"),
     ("sources", "engine", "store"),
     ("plan",),
     (

@@ -20,6 +20,8 @@ from builder.plan import TargetPlan
 from builder.prepare import prepare_adapter, prepare_base
 from builder.project import Project
 from builder.whole import StepFailed, _losses
+from tests.architectures import checkpoint as make_checkpoint
+from tests.architectures import dense
 from tests.conftest import Ran, Sandbox
 from tests.test_build import ROW
 from tests.tiny import BLOCKS, DECLARATION, make_adapter, make_base
@@ -209,10 +211,13 @@ def test_a_missing_calibration_file_is_said(project: Callable[[str], Sandbox]) -
 
 def test_awq_refuses_an_unknown_type_before_any_work(project: Callable[[str], Sandbox]) -> None:
     box = project("awq")
-    path = Path(box.root / "base/config.json")
-    path.write_text(path.read_text().replace('"qwen3"', '"seed_oss"'))
+    config = make_checkpoint(box.root / "seed", dense("seed_oss")) / "config.json"
+    assert json.loads(config.read_text())["model_type"] == "seed_oss"
+    box.edit('path = "base"', 'path = "seed"')
+    box.edit('adapter = "tuned"', 'base = "tiny"')
     ran = run(box, "model:m_learned")
     assert ran.code != 0
+    assert '[variant.learned] method "awq" does not know model type "seed_oss"' in ran.text
     assert "Traceback" not in ran.text
     assert not box.view("m_f16").exists()
 
@@ -316,3 +321,12 @@ def test_a_repair_makes_a_learned_target_again(project: Callable[[str], Sandbox]
     assert shard.read_bytes() == before
     assert run(box, "verify").code == 0
     assert box.doit("status", "m_learned").code == 0
+
+
+def test_the_models_own_code_is_trusted_where_the_base_is(project: Callable[[str], Sandbox]) -> None:
+    box = project("gptq")
+    config = box.root / "base/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_file": "mine.py"}))
+    (box.root / "base/mine.py").write_text("from mlx_lm.models.qwen3 import Model, ModelArgs\n")
+    box.edit('path = "base"', 'path = "base"\ntrust_remote_code = true')
+    assert "m_learned" in rows(run(box, "model:m_learned"))

@@ -25,6 +25,7 @@ class LearnedRequest:
     out: str
     calibration: str
     calibration_name: str
+    trust_remote_code: bool
     method: str
     bits: int
     group_size: int
@@ -94,7 +95,8 @@ def arguments(request: LearnedRequest) -> list[str]:
             own |= {"fallback-bits": request.bits, "fallback-group-size": request.group_size}
         else:
             own |= {"embed-bits": request.bits, "embed-group-size": request.group_size}
-    return [part for name, value in {**common, **own}.items() for part in (f"--{name}", str(value))]
+    trust = ["--trust-remote-code"] if request.trust_remote_code else []
+    return trust + [part for name, value in {**common, **own}.items() for part in (f"--{name}", str(value))]
 
 
 def texts(path: Path, name: str) -> list[str]:

@@ -429,9 +429,19 @@ def test_a_fused_weight_that_is_not_finite(
 
 @pytest.mark.parametrize("variant", STORE, ids=lambda v: v.name)
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "mlx"])
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
-def test_a_base_that_is_not_finite(name: str, compiled: bool, variant: Variant, tmp_path: Path) -> None:
-    base = checkpoint(tmp_path / "base", DENSE)
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("model.embed_tokens.weight", DENSE),
+        ("model.norm.weight", DENSE),
+        ("model.layers.1.mlp.up_proj.bias", HALF),
+    ],
+    ids=["embedding", "norm", "bias"],
+)
+def test_a_base_that_is_not_finite(
+    name: str, architecture: Architecture, compiled: bool, variant: Variant, tmp_path: Path
+) -> None:
+    base = checkpoint(tmp_path / "base", architecture)
     file = base / "model.safetensors"
     tensors = mx.load(str(file))
     mx.eval(tensors)

@@ -170,6 +170,7 @@ class Block:
             leaves = {n for n in values if n.rpartition(".")[0] in recipe.quantization} - set(out[variant])
             rest = {name: values.array(name) for name in leaves if name.rpartition(".")[2] != "weight"}
             mx.eval(rest)
+            _check_finite(rest, target)
             out[variant].update({name: raw(array) for name, array in rest.items()})
 
     def _quantize(self, path: str, values: Values, how: Quantization) -> dict[str, mx.array]:

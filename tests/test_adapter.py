@@ -240,6 +240,23 @@ def test_one_bad_value_is_found_in_any_piece(
         check_finite(read_adapter(declared), declared)
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_an_untrained_adapter_is_refused(tmp_path: Path, dtype: mx.Dtype) -> None:
+    """mlx_lm.lora and PEFT start with lora_b zero: such an adapter is the plain base under another name."""
+    tensors = {name: tensor.astype(dtype) for name, tensor in mlx_pair().items()}
+    tensors[f"{PATH}.lora_b"] = -mx.zeros_like(tensors[f"{PATH}.lora_b"])
+    declared = mlx(tmp_path, tensors)
+    with pytest.raises(SourceInvalid) as caught:
+        check_finite(read_adapter(declared), declared)
+    assert caught.value.message == (
+        f"adapter.a: {declared.path / 'adapters.safetensors'}: changes nothing: every lora_b is zero,"
+        " as before training."
+    )
+    tensors[f"{PATH}.lora_b"][3, 7] = 1e-7
+    declared = mlx(tmp_path, tensors)
+    check_finite(read_adapter(declared), declared)
+
+
 # -- anything at all -------------------------------------------------------------------------------------
 
 VALUES: st.SearchStrategy[Any] = st.recursive(

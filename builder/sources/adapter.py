@@ -127,15 +127,29 @@ def load_tensors(info: AdapterInfo) -> dict[str, mx.array]:
 
 
 def check_finite(info: AdapterInfo, adapter: Adapter) -> None:
-    """Raises SourceInvalid naming the first tensor that holds NaN or infinity. Reads a piece at a time."""
+    """Raises SourceInvalid naming the first tensor that holds NaN or infinity, and for an adapter of zeros.
+
+    Reads a piece at a time.
+    """
     where = {tensor.name: tensor for tensor in info.file.tensors}
+    changes = info.fine_tune_type == "full"
     for tensor in info.tensors:
-        if not all(_pieces_finite(info.file.path, where[tensor.source_name])):
-            _refuse(adapter, info.file.path, f'tensor "{tensor.name}" holds NaN or infinity')
+        for finite, zero in _pieces(info.file.path, where[tensor.source_name]):
+            if not finite:
+                _refuse(adapter, info.file.path, f'tensor "{tensor.name}" holds NaN or infinity')
+            changes |= tensor.part not in _LORA_PARTS or (not zero and tensor.part != "lora_a")
+    if not changes:
+        raise SourceInvalid(
+            table=_table(adapter),
+            path=info.file.path,
+            what="changes nothing: every lora_b is zero, as before training",
+            hint="Was it saved before the first step? For the plain base, declare a model without adapter.",
+        )
 
 
-def _pieces_finite(path: Path, tensor: TensorInfo) -> Iterator[bool]:
-    """Per piece of a floating tensor: whether no exponent is all ones (IEEE 754's NaN and infinity)."""
+def _pieces(path: Path, tensor: TensorInfo) -> Iterator[tuple[bool, bool]]:
+    """Per piece of a floating tensor: whether no exponent is all ones (IEEE 754's NaN and infinity), and
+    whether all of it is zero."""
     import numpy as np
 
     kinds = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
@@ -145,7 +159,8 @@ def _pieces_finite(path: Path, tensor: TensorInfo) -> Iterator[bool]:
     with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for start in range(tensor.start, tensor.end, _PIECE):
             bits = np.frombuffer(mapped[start : min(start + _PIECE, tensor.end)], kind)
-            yield not bool(((bits & exponent) == exponent).any())
+            magnitude = bits & (2 ** (8 * bits.itemsize - 1) - 1)
+            yield not bool((magnitude >= exponent).any()), not magnitude.any()
 
 
 # -- mlx-lm ----------------------------------------------------------------------------------------------

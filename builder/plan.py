@@ -3,7 +3,7 @@
 All keys are known before anything is built:
 
   block key  = H(base weights, block, this block's slice of the adapter, dtype, quantization of its paths)
-  config key = H(base weights, dtype, settings of the variant)
+  config key = H(base weights, dtype, settings of the variant, generation_config.json if there is one)
   target key = H(name, its block keys, its config key, the files copied from the base)
 
 A target whose base or adapter has not been fingerprinted yet, or whose declaration cannot be met, is
@@ -26,6 +26,7 @@ from builder.spec import Quantization, Spec, Target, Variant
 from builder.structure import Structure, TensorSpec, block_of, shard_tensors
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"  # mlx_lm.utils.load_config takes eos_token_id from it
 
 
 class PlanError(BuildError):
@@ -332,7 +333,7 @@ def _plan_target(
         )
         for b in layout.blocks
     )
-    config = make_key("config/1", base.weights, layout.dtype, _settings(target.variant), *extra)
+    config = _config_key(target.variant, base, layout.dtype, extra)
     key = make_key(
         "target/1",
         target.name,
@@ -343,6 +344,13 @@ def _plan_target(
     return TargetPlan(
         target, key, base, adapter, layout.dtype, layout.quantization, actions, config, layout.skipped
     )
+
+
+def _config_key(variant: Variant, base: BaseFacts, dtype: str | None, extra: list[str]) -> Key:
+    """The key of config.json. What mlx-lm merges into it is a part only where there is something to merge."""
+    merged = [entry.blob.digest for entry in base.aux if entry.name == GENERATION]
+    domain = "config/2" if merged else "config/1"
+    return make_key(domain, base.weights, dtype, _settings(variant), *merged, *extra)
 
 
 def _settings(variant: Variant) -> object:

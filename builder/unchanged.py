@@ -12,13 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from builder.errors import BuildError
-from builder.plan import TargetPlan
+from builder.plan import GENERATION, TargetPlan
 from builder.project import Project
 from builder.sources import base as bases
 from builder.sources.adapter import adapter_files
 from builder.spec import Adapter, Base, GgufSource
-
-MERGED = "generation_config.json"  # mlx_lm.utils.load_config takes eos_token_id from it
 
 
 class SourceChanged(BuildError):
@@ -76,7 +74,7 @@ def require_adapter(project: Project, adapter: Adapter, planned: str | None) -> 
 
 def _files(project: Project, base: Base, adapter: Adapter | None) -> Iterator[tuple[str, Path]]:
     directory = project.base_directory(base)
-    for path in (*bases.list_files(base, directory).weights, directory / MERGED):
+    for path in (*bases.list_files(base, directory).weights, directory / GENERATION):
         yield f"base:{base.name}", path
     if adapter is not None:
         for path in adapter_files(adapter):

@@ -57,6 +57,19 @@ def test_touch_rebuilds_nothing(done: Sandbox) -> None:
     assert built(done.doit()) == {}
 
 
+def test_another_end_of_text_reaches_config_json_and_rebuilds_no_block(done: Sandbox) -> None:
+    """mlx_lm.utils.load_config takes eos_token_id from generation_config.json."""
+    before = json.loads((done.view("m_4bit") / "config.json").read_text())
+    assert before["eos_token_id"] == 256
+    (done.root / "base/generation_config.json").write_text(json.dumps({"eos_token_id": [256, 7]}))
+    assert built(done.doit()) == {"m_4bit": 0, "m_5bit": 0}
+    after = json.loads((done.view("m_4bit") / "config.json").read_text())
+    assert after == {**before, "eos_token_id": [256, 7]}
+    (done.root / "base/generation_config.json").unlink()
+    assert built(done.doit()) == {"m_4bit": 0, "m_5bit": 0}
+    assert json.loads((done.view("m_4bit") / "config.json").read_text()) == before  # from the base's own
+
+
 def test_comments_order_and_format_rebuild_nothing(done: Sandbox) -> None:
     tables = DECLARATION.split("\n\n")
     reordered = "\n\n".join([tables[-1], *reversed(tables[:-1])]).replace(" = ", "   =   ")

@@ -21,6 +21,7 @@ from builder.plan import (
     make_plan,
     nominal_size,
 )
+from builder.record import Blob, FileEntry
 from builder.spec import Learned, Quantization, Spec, Variant
 from builder.structure import Parameter, Quantizable, Structure, TensorSpec, block_of, from_text, to_text
 
@@ -229,3 +230,20 @@ def test_a_learned_target_is_put_in_order_by_its_bits(spec: Spec) -> None:
     assert target(made, "m_dwq").whole_size is None
     assert 0 < nominal_size(target(made, "m_dwq")) < nominal_size(target(made, "m_f16"))
     assert nominal_size(target(made, "m_4bit")) == target(made, "m_4bit").size
+
+
+GENERATION = FileEntry("generation_config.json", Blob(Digest("e" * 64), 9))
+
+
+def test_what_mlx_lm_merges_into_config_json_is_in_its_key_alone(spec: Spec) -> None:
+    other = FileEntry("tokenizer.json", GENERATION.blob)
+    bases = {name: replace(BASE, aux=(entry,)) for name, entry in (("merged", GENERATION), ("copied", other))}
+    plain, merged, copied = (target(plan(spec, base), "m_4bit") for base in (BASE, *bases.values()))
+    assert plain.config == copied.config != merged.config
+    assert plain.actions == copied.actions == merged.actions
+    again = replace(BASE, aux=(replace(GENERATION, blob=Blob(Digest("f" * 64), 9)),))
+    assert target(plan(spec, again), "m_4bit").config not in (plain.config, merged.config)
+    assert merged.config == GOLDEN_CONFIG
+
+
+GOLDEN_CONFIG = "526e62fd9d5fe1f736f5ffbe30a3f4428aab9d3a074b5630d18fa0d65d1fc3df"

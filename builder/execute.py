@@ -20,7 +20,7 @@ from builder import card, preflight, shards, speed
 from builder.assemble import made_by, manifest_of
 from builder.keys import Key
 from builder.plan import Action, TargetPlan
-from builder.progress import BlockDone, Emit, PassDone, PassStarted
+from builder.progress import BlockDone, Emit, Note, PassDone, PassStarted
 from builder.project import Project
 from builder.record import Record
 from builder.roots import register
@@ -102,6 +102,8 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally
     size = sum(action.size for action in unique.values())
     source = targets[0].base.structure.block_nbytes
     emit(PassStarted(model, names, len(unique), total - len(unique), size))
+    for remark in (remark for target in lacking for remark in target.remarks):
+        emit(Note(remark))
     started = time.perf_counter()
     with unchanged(project, targets[0]) as check:
         stream = open_stream(project, lacking, unsettled)

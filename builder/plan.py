@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property, partial
 
+from builder import overrides
 from builder.errors import BuildError
 from builder.keys import Digest, Key, make_key
 from builder.learnable import refusal
+from builder.problems import listed
 from builder.record import FileEntry
 from builder.shards import encoded_size
 from builder.spec import Quantization, Spec, Target, Variant
@@ -86,7 +87,8 @@ class Action:
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """Everything a target is made of. `skipped`: quantizable paths whose width the group does not divide."""
+    """Everything a target is made of. `skipped`: quantizable paths whose width the group does not divide,
+    `idle`: overrides that match nothing."""
 
     target: Target
     key: Key
@@ -99,6 +101,7 @@ class TargetPlan:
     skipped: tuple[str, ...]
     calibration: Digest | None = None
     needs: str | None = None  # a learned target: the target that must be on disk to make it, whole
+    idle: tuple[overrides.Idle, ...] = ()
 
     @property
     def name(self) -> str:
@@ -120,6 +123,19 @@ class TargetPlan:
         None for a learned target: only its making says.
         """
         return None if self.needs else self.size + sum(entry.blob.size for entry in self.base.aux)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What its declaration may have meant and did not do, one line each."""
+        found = [f"{self.name}: {override.text}" for override in self.idle]
+        if self.skipped:
+            group = self.target.variant.common_group
+            found.insert(
+                0,
+                f"{self.name}: stays unquantized, as groups of {group} do not divide its columns:"
+                f" {listed(self.skipped)}",
+            )
+        return tuple(found)
 
     @property
     def bits_per_weight(self) -> float:
@@ -283,6 +299,7 @@ class _Layout:
     dtype: str | None
     quantization: Mapping[str, Quantization]
     skipped: tuple[str, ...]
+    idle: tuple[overrides.Idle, ...]
     blocks: tuple[_BlockLayout, ...]
 
 
@@ -301,7 +318,8 @@ def _layout(target: Target, base: BaseFacts) -> _Layout:
         blocks.append(
             _BlockLayout(block, shard_name(index, count), tensors, encoded_size(tensors), quantized)
         )
-    return _Layout(dtype, quantization, skipped, tuple(blocks))
+    idle = overrides.idle(structure, variant) if variant.is_quantized else ()
+    return _Layout(dtype, quantization, skipped, idle, tuple(blocks))
 
 
 def shard_name(index: int, count: int) -> str:
@@ -342,7 +360,16 @@ def _plan_target(
         [[entry.name, entry.blob.digest] for entry in base.aux],
     )
     return TargetPlan(
-        target, key, base, adapter, layout.dtype, layout.quantization, actions, config, layout.skipped
+        target,
+        key,
+        base,
+        adapter,
+        layout.dtype,
+        layout.quantization,
+        actions,
+        config,
+        layout.skipped,
+        idle=layout.idle,
     )
 
 
@@ -371,8 +398,9 @@ def resolve(structure: Structure, variant: Variant) -> tuple[dict[str, Quantizat
 
     The rules are those of mlx_lm.utils.quantize_model: a width that the variant's group size does not
     divide is left alone, then the first matching override, the recipe, the model's own quant_predicate.
-    Raises PlanError for a recipe that mlx-lm cannot apply to this architecture, and for a group size of an
-    override, or of the model's own rule, that does not divide a path.
+    Raises PlanError for a recipe that mlx-lm cannot apply to this architecture, for a group size of an
+    override, or of the model's own rule, that does not divide a path, for an override of a path that mlx-lm
+    leaves alone, and for a pattern that is a slip of one that matches.
     """
     if not variant.is_quantized:
         return {}, ()
@@ -382,19 +410,34 @@ def resolve(structure: Structure, variant: Variant) -> tuple[dict[str, Quantizat
             what=f'recipe "{variant.recipe}" does not fit model type "{structure.model_type}": {problem}',
             hint="Use plain `bits`, or name paths in `overrides`.",
         )
+    for override in overrides.idle(structure, variant):
+        if override.slip:
+            raise PlanError(
+                table=f"variant.{variant.name}",
+                what=override.text,
+                hint=f'A pattern stands for the whole path of a module (of "{structure.model_type}").',
+            )
     widths = {p.tensor.name: p.tensor.shape[-1] for p in structure.parameters if p.tensor.shape}
     default = variant.quantization
-    group = default.group_size if default else variant.group_size
+    group = variant.common_group
     chosen: dict[str, Quantization] = {}
     skipped = []
     for module in structure.quantizable:
         width = widths[f"{module.path}.weight"]
+        rule = overrides.deciding(variant, module.path)
         if width % group:
-            skipped.append(module.path)
+            if rule is None:
+                skipped.append(module.path)
+            elif rule.quantization is not None:
+                raise PlanError(
+                    table=f"variant.{variant.name}",
+                    what=f'override "{rule.pattern}" does nothing for "{module.path}": mlx-lm leaves it'
+                    f" alone, as the variant's own groups of {group} do not divide its {width} columns.",
+                    hint="Give the variant a `group_size` that divides, or set that path to `false` before.",
+                )
             continue
-        override = next((o for o in variant.overrides if fnmatchcase(module.path, o.pattern)), None)
-        if override is not None:
-            how = override.quantization
+        if rule is not None:
+            how = rule.quantization
         elif variant.recipe:
             how = Quantization(module.recipes[variant.recipe], group)
         elif isinstance(module.rule, Quantization):

@@ -127,6 +127,11 @@ class Variant:
     def is_quantized(self) -> bool:
         return self.quantization is not None or self.recipe is not None
 
+    @property
+    def common_group(self) -> int:
+        """The group size that holds where nothing else is said."""
+        return self.quantization.group_size if self.quantization else self.group_size
+
 
 SuiteKind = Literal["choice", "exact", "generate", "perplexity", "fidelity", "command"]
 CHECKS = ("exact", "regex", "json", "tool_call")

@@ -93,6 +93,20 @@ def test_a_changed_setting_rebuilds_only_its_variant(done: Sandbox) -> None:
     assert built(done.doit()) == {"m_4bit": BLOCKS - 1}
 
 
+def test_an_override_that_matches_nothing_is_said(done: Sandbox) -> None:
+    """The tiny model's head is its embedding; a variant with a rule for heads may serve others too."""
+    done.edit(
+        "bits = 4\ngroup_size = 64", 'bits = 3\ngroup_size = 64\noverrides = { "lm_head" = { bits = 8 } }'
+    )
+    said = 'm_4bit: override "lm_head" matches nothing'
+    assert said in done.doit("plan").out
+    ran = done.doit()
+    assert said in ran.err
+    assert built(ran) == {"m_4bit": BLOCKS - 1}
+    done.edit('"lm_head"', '"model.embed_tokesn"')
+    assert 'did you mean "model.embed_tokens"?' in done.doit().text
+
+
 def test_a_changed_block_of_the_adapter_rebuilds_that_block_of_each_variant(done: Sandbox) -> None:
     import mlx.core as mx
 

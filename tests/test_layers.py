@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "propose",
         "edit",
     ),
-    ("structure", "shards", "record", "survival", "learnable"),
+    ("structure", "shards", "record", "survival", "learnable", "overrides"),
     ("sources", "engine", "store"),
     ("plan",),
     (

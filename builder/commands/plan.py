@@ -23,6 +23,9 @@ class Plan(ProjectCommand):
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         made = forecast(project, find_targets(project, names))
+        to_build = {name for one in made.passes for name in one.targets}
+        plans = project.plan.resolved() if to_build else ()
+        remarks = [remark for plan in plans if plan.name in to_build for remark in plan.remarks]
         if options["json"]:
             print_json(
                 "plan",
@@ -32,10 +35,13 @@ class Plan(ProjectCommand):
                 prepare=[{"target": target, "reason": reason} for target, reason in made.prepare],
                 refused=[{"target": target, "reason": reason} for target, reason in made.refused],
                 current=made.current,
+                remarks=remarks,
                 space={"before": made.before, "after": made.after, "free": made.free, "fits": made.fits},
             )
         else:
             show(made)
+            for remark in remarks:
+                print(remark)
         return int(not made.is_empty)
 
 

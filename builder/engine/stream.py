@@ -13,7 +13,6 @@ import io
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import mlx.core as mx
@@ -26,6 +25,7 @@ from builder.engine.inspect import as_quantization, quantizable_modules
 from builder.engine.loading import LoadedAdapter, lora_layers, one_line, replacements
 from builder.engine.survival import to_text
 from builder.errors import BuildError
+from builder.overrides import deciding
 from builder.spec import Quantization, Variant
 from builder.structure import block_of
 
@@ -185,13 +185,12 @@ def _config(model: nn.Module, config: dict[str, Any], request: Request) -> dict[
     default = variant.quantization
     seen: dict[str, Quantization] = {}
     predicate = _predicate(model, variant, seen)
-    group = default.group_size if default else variant.group_size
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints bits per weight
             _, made = quantize_model(
                 clone(model),
                 config,
-                group,
+                variant.common_group,
                 default.bits if default else None,
                 mode=default.mode if default else "affine",
                 quant_predicate=predicate,
@@ -217,7 +216,7 @@ def _predicate(
         inner = getattr(model, "quant_predicate", None) or (lambda path, module: True)
 
     def decide(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        override = next((o for o in variant.overrides if fnmatchcase(path, o.pattern)), None)
+        override = deciding(variant, path)
         if override is None:
             answer = inner(path, module)
         elif override.quantization is None:

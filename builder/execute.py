@@ -134,8 +134,10 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     adapter = None
     if first.adapter is not None:
         from builder.sources.adapter import load_tensors, read_adapter
+        from builder.sources.placing import placed, places_of
 
-        info = read_adapter(project.spec.adapters[first.adapter])
+        declared = project.spec.adapters[first.adapter]
+        info = placed(read_adapter(declared), declared, places_of(targets[0].base.structure))
         adapter = LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)
     requests = [Request(t.target.variant, t.dtype, t.quantization) for t in targets]
     configs = {target.target.variant.name for target in unsettled}

@@ -13,6 +13,8 @@ from builder.progress import Emit, Hashing, Note
 from builder.project import Project, imported_facts, structure_key
 from builder.record import FileEntry, Manifest, Record
 from builder.sources import base as bases
+from builder.sources.adapter import AdapterInfo, adapter_files, check_finite, read_adapter
+from builder.sources.placing import Places, placed, places_of
 from builder.spec import Adapter, Base, GgufSource, HfSource, Target, Variant
 from builder.store import blobs, records, views
 from builder.store.locks import acquire
@@ -78,8 +80,6 @@ def prepare_calibration(project: Project, variant: Variant, emit: Emit) -> None:
 
 def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFacts:
     """Fingerprint an adapter and check that it fits its base. Raises SourceError."""
-    from builder.sources.adapter import adapter_files, check_finite, read_adapter
-
     for path in adapter_files(adapter):
         _digest(project, path, emit)
     key = project.adapter_key(adapter)
@@ -91,19 +91,17 @@ def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFa
         raise SourceChanged(source=f"adapter:{adapter.name}", path=info.file.path)
     base = project.base_facts(project.spec.bases[adapter.base])
     if isinstance(base, BaseFacts):
-        check_fit(adapter, [tensor.name for tensor in info.tensors], base)
+        places = places_of(base.structure)
+        check_fit(adapter, placed(info, adapter, places), places)
         project.note_adapter_checked(adapter)
     project.forget_plan()
     return facts
 
 
-def check_fit(adapter: Adapter, names: list[str], base: BaseFacts) -> None:
+def check_fit(adapter: Adapter, info: AdapterInfo, places: Places) -> None:
     """Raises SourceInvalid naming the first tensor that the base has no place for."""
-    structure = base.structure
-    for name in sorted(names):
-        path, _, part = name.rpartition(".")
-        fits = path in structure.adaptable if part in ("lora_a", "lora_b", "m") else name in structure.names
-        if not fits:
+    for name in sorted(tensor.name for tensor in info.tensors):
+        if not places.fits(name):
             raise SourceInvalid(
                 table=f"adapter.{adapter.name}",
                 path=adapter.path,

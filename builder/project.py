@@ -161,10 +161,24 @@ class Project:
         key = self.adapter_key(adapter)
         if key is None:
             return Unknown(NOT_YET)
-        known = self.cache.get("adapter", key)
+        base = self._base_that_names(adapter)
+        fact = key if base is None else make_key("adapter-places/1", key, base.weights)
+        known = self.cache.get("adapter", fact)
         if known is None:
-            return self.read_adapter(adapter, key)
+            return self.read_adapter(adapter, key, base, fact)
         return _adapter_from_text(known.decode())
+
+    def _base_that_names(self, adapter: Adapter) -> BaseFacts | None:
+        """The base whose names an adapter gets: a PEFT adapter has its own. None if it is not known yet."""
+        from builder.sources.adapter import is_peft
+
+        if not is_peft(adapter):
+            return None
+        try:
+            facts = self.base_facts(self.spec.bases[adapter.base])
+        except SourceError:  # its own task says it
+            return None
+        return facts if isinstance(facts, BaseFacts) else None
 
     def adapter_key(self, adapter: Adapter) -> Key | None:
         """The identity of an adapter's files, if their digests are known. Raises SourceError."""
@@ -192,10 +206,16 @@ class Project:
             return None
         return make_key("adapter-checked/1", key, located[0])
 
-    def read_adapter(self, adapter: Adapter, key: Key) -> AdapterFacts | Unknown:
+    def read_adapter(
+        self, adapter: Adapter, key: Key, base: BaseFacts | None, fact: Key
+    ) -> AdapterFacts | Unknown:
+        """`base`: whose names the slices get, if not the adapter's own; `fact`: what to remember it as."""
         from builder.sources.adapter import read_adapter, slice_digests
+        from builder.sources.placing import placed, places_of
 
         info = read_adapter(adapter)
+        if base is not None:
+            info = placed(info, adapter, places_of(base.structure))
         facts = AdapterFacts(
             Digest(key),
             {block: Key(digest) for block, digest in slice_digests(info, block_of).items()},
@@ -203,7 +223,7 @@ class Project:
         )
         if self.adapter_key(adapter) != key:  # replaced meanwhile: these are no facts of `key`
             return Unknown("is being written")
-        self.cache.put("adapter", key, _adapter_to_text(facts).encode())
+        self.cache.put("adapter", fact, _adapter_to_text(facts).encode())
         return facts
 
     def calibration(self, variant: Variant) -> Digest | Unknown:

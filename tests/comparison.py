@@ -27,6 +27,7 @@ from builder.errors import BuildError
 from builder.plan import resolve
 from builder.shards import RawTensor
 from builder.sources.adapter import load_tensors, read_adapter
+from builder.sources.placing import placed, places_of
 from builder.spec import Adapter, Quantization, Variant
 from builder.structure import Structure, TensorSpec, shard_tensors
 from tests import reference
@@ -141,7 +142,7 @@ def stream(
     structure = structure or inspect(base, dequantize=dequantize)
     requests = [Request(v, v.dtype or structure.default_dtype, resolve(structure, v)[0]) for v in variants]
     model, config = load_base(base, dequantize=dequantize)
-    change = loaded(adapter) if isinstance(adapter, Path) else adapter
+    change = loaded(adapter, structure) if isinstance(adapter, Path) else adapter
     with mock.patch.object(stream_module, "COMPILED_FROM", 0):  # the models here are too small to pay
         streamed = Stream(model, config, requests, change)
     del model
@@ -156,8 +157,12 @@ def stream(
     return {v.name: Made(tensors[v.name], json.loads(streamed.config(v.name))) for v in variants}
 
 
-def loaded(folder: Path) -> LoadedAdapter:
-    info = read_adapter(Adapter("a", "b", folder))
+def loaded(folder: Path, structure: Structure | None = None) -> LoadedAdapter:
+    """`structure`: that of the base, where the adapter may have other names than mlx-lm."""
+    declared = Adapter("a", "b", folder)
+    info = read_adapter(declared)
+    if structure is not None:
+        info = placed(info, declared, places_of(structure))
     return LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)
 
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
-from builder.engine.loading import LoadedAdapter, load_base, lora_layers, replacements
+from builder.engine.loading import LoadedAdapter, adaptable_paths, load_base, lora_layers, replacements
 
 
 def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> nn.Module:
@@ -21,7 +21,7 @@ def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) 
     """
     model = _load(base)
     if adapter is not None:
-        fuse(model, _load_adapter(adapter))
+        fuse(model, _load_adapter(adapter, model))
     return _in_float32(model)
 
 
@@ -30,7 +30,7 @@ def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dty
     model = _load(base)
     own = {name: array.dtype for name, array in tree_flatten(model.parameters())}
     if adapter is not None:
-        fuse(model, _load_adapter(adapter))
+        fuse(model, _load_adapter(adapter, model))
     castable = getattr(model, "cast_predicate", lambda _: True)
 
     def stored(name: str, array: mx.array) -> mx.array:
@@ -64,9 +64,12 @@ def fuse(model: nn.Module, adapter: LoadedAdapter) -> None:
     model.update_modules(tree_unflatten([(path, layer.fuse()) for path, layer in layers.items()]))
 
 
-def _load_adapter(adapter: Mapping[str, Any]) -> LoadedAdapter:
+def _load_adapter(adapter: Mapping[str, Any], model: nn.Module) -> LoadedAdapter:
     from builder.sources.adapter import load_tensors, read_adapter
+    from builder.sources.placing import Places, placed
     from builder.spec import Adapter
 
-    info = read_adapter(Adapter(adapter["name"], adapter["base"], Path(adapter["path"])))
+    declared = Adapter(adapter["name"], adapter["base"], Path(adapter["path"]))
+    shapes = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+    info = placed(read_adapter(declared), declared, Places(adaptable_paths(model), shapes))
     return LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)

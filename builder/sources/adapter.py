@@ -37,15 +37,23 @@ _PIECE = 1 << 24  # bytes of a tensor that are looked at at once
 
 @dataclass(frozen=True)
 class AdapterTensor:
-    """One tensor under its mlx-lm name; `shape` and `transpose` say how it is used, not how it is stored."""
+    """One tensor under its mlx-lm name; `shape` and `transpose` say how it is used, not how it is stored.
+
+    `source_names`: the stored tensor, or those of all experts, which are stacked in this order.
+    """
 
     name: str
     path: str
     part: str
-    source_name: str
+    source_names: tuple[str, ...]
     transpose: bool
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def source_name(self) -> str:
+        """The first, for messages."""
+        return self.source_names[0]
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,11 @@ def adapter_files(adapter: Adapter) -> tuple[Path, Path]:
     raise SourceInvalid(table=table, path=adapter.path, what=f"holds neither {_MLX} nor {_PEFT}")
 
 
+def is_peft(adapter: Adapter) -> bool:
+    """Whether an adapter is in PEFT's layout. Raises SourceMissing, SourceInvalid."""
+    return adapter_files(adapter)[1].name == _PEFT
+
+
 def read_adapter(adapter: Adapter) -> AdapterInfo:
     """Header and config of an adapter. Raises SourceMissing, SourceInvalid."""
     config_path, weights = adapter_files(adapter)
@@ -100,13 +113,14 @@ def slice_digests(info: AdapterInfo, block_of: Callable[[str], str]) -> dict[str
     by_block: dict[str, list[object]] = {}
     where = {tensor.name: tensor for tensor in info.file.tensors}
     for tensor in sorted(info.tensors, key=lambda tensor: tensor.name):
+        digests = [digest_tensor(info.file, where[name]) for name in tensor.source_names]
         by_block.setdefault(block_of(f"{tensor.path}.weight"), []).append(
             [
                 tensor.name,
                 tensor.dtype,
                 tensor.shape,
                 tensor.transpose,
-                digest_tensor(info.file, where[tensor.source_name]),
+                digests[0] if len(digests) == 1 else digests,
                 info.scales.get(tensor.path),
             ]
         )
@@ -115,15 +129,17 @@ def slice_digests(info: AdapterInfo, block_of: Callable[[str], str]) -> dict[str
 
 
 def load_tensors(info: AdapterInfo) -> dict[str, mx.array]:
-    """All tensors under their mlx-lm names, lazy, transposed where the layout needs it."""
+    """All tensors under their mlx-lm names, lazy, transposed or stacked where the layout needs it."""
     import mlx.core as mx
 
     stored = mx.load(str(info.file.path))
     assert isinstance(stored, dict)
-    return {
-        tensor.name: stored[tensor.source_name].T if tensor.transpose else stored[tensor.source_name]
-        for tensor in info.tensors
-    }
+    found = {}
+    for tensor in info.tensors:
+        parts = [stored[name] for name in tensor.source_names]
+        array = parts[0] if len(parts) == 1 else mx.stack(parts)
+        found[tensor.name] = array.T if tensor.transpose else array
+    return found
 
 
 def check_finite(info: AdapterInfo, adapter: Adapter) -> None:
@@ -134,7 +150,7 @@ def check_finite(info: AdapterInfo, adapter: Adapter) -> None:
     where = {tensor.name: tensor for tensor in info.file.tensors}
     changes = info.fine_tune_type == "full"
     for tensor in info.tensors:
-        for finite, zero in _pieces(info.file.path, where[tensor.source_name]):
+        for finite, zero in (p for name in tensor.source_names for p in _pieces(info.file.path, where[name])):
             if not finite:
                 _refuse(adapter, info.file.path, f'tensor "{tensor.name}" holds NaN or infinity')
             changes |= tensor.part not in _LORA_PARTS or (not zero and tensor.part != "lora_a")
@@ -188,7 +204,7 @@ def _read_mlx(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFile
 
 def _as_stored(info: TensorInfo) -> AdapterTensor:
     path, _, part = info.name.rpartition(".")
-    return AdapterTensor(info.name, path, part, info.name, False, info.dtype, info.shape)
+    return AdapterTensor(info.name, path, part, (info.name,), False, info.dtype, info.shape)
 
 
 def _mlx_scale(adapter: Adapter, config: Mapping[str, Any]) -> float:
@@ -229,7 +245,7 @@ def _read_peft(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFil
 
 def _from_peft(info: TensorInfo, place: peft.Place) -> AdapterTensor:
     name, shape = f"{place.path}.{place.part}", info.shape[::-1] if place.transpose else info.shape
-    return AdapterTensor(name, place.path, place.part, info.name, place.transpose, info.dtype, shape)
+    return AdapterTensor(name, place.path, place.part, (info.name,), place.transpose, info.dtype, shape)
 
 
 def _check_peft_paths(adapter: Adapter, file: Path, kind: str, tensors: tuple[AdapterTensor, ...]) -> None:

@@ -83,8 +83,7 @@ def _check_room(project: Project, targets: Sequence[TargetPlan]) -> None:
     """Before anything is written, even the registration of this build. Raises NoRoom, NoMemory."""
     missing = (action for target in targets for action in missing_actions(project.store, target))
     unique = {action.key: action for action in missing}
-    first = targets[0]
-    preflight.check(project, first.target.model.name, unique.values(), first.base.structure.block_nbytes)
+    preflight.check(project, targets[0], unique.values())
 
 
 def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally, emit: Emit) -> None:
@@ -109,7 +108,8 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally
         stream = open_stream(project, lacking, unsettled)
         for target in unsettled:
             _make_config(store, target, stream, check)
-        ahead = preflight.reads_ahead(unique.values(), source, project.spec.build.memory)
+        fused = preflight.deltas(targets[0])
+        ahead = preflight.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
         _make_blocks(store, lacking, todo, stream, ahead, check, tally, emit)
     seconds = time.perf_counter() - started
     read = sum(source[block] for block in {action.block for action in unique.values()})

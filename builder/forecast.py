@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from builder import speed
 from builder.keys import Key
 from builder.plan import Action, TargetPlan, Unresolved
-from builder.preflight import peak_memory
+from builder.preflight import deltas, peak_memory
 from builder.project import Project
 from builder.spec import Target
 from builder.state import missing_actions, reads_source, target_state
@@ -160,7 +160,7 @@ def _pass(
         len(everything) - len(unique),
         read,
         write,
-        peak_memory(unique.values(), source, budget),
+        peak_memory(unique.values(), source, budget, deltas(targets[0][0])),
         speed.estimate(known, read, write),
     )
 

@@ -191,7 +191,7 @@ SLOW: Mapping[str, Provoke] = {
 
 ELSEWHERE: Mapping[str, str] = {
     "SourceError": "the common name of what sources raise",
-    "EngineError": "the common name of what the engine raises",
+    "EngineError": "needs a GPU with too little memory; tests/test_stream_memory.py",
     "BlobMissing": "needs another program that deletes blobs within milliseconds",
     "SourceChanged": "provoked in tests/test_unchanged.py",
     "PlanError": "needs an architecture that a recipe does not fit; tests/test_plan.py",

@@ -7,16 +7,24 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from builder import preflight
+from builder.engine.block import Block
 from builder.engine.inspect import inspect
+from builder.engine.loading import load_base
+from builder.engine.stream import Request, Stream
+from builder.errors import EngineError
 from builder.keys import Key
-from builder.plan import Action
+from builder.plan import Action, Sources, TargetPlan, make_plan
+from builder.spec import Adapter, Base, Model, PathSource, Quantization, Spec, Variant
+from builder.structure import Parameter, TensorSpec
 from tests.architectures import checkpoint, dense, moe
 from tests.comparison import lora
 from tests.conftest import ROOT
+from tests.test_plan import ADAPTER, BASE
 
 LAYERS = 60
 BLOCK = 10e6  # bytes in the base, roughly
@@ -97,3 +105,50 @@ def test_reading_ahead_needs_room_in_the_budget() -> None:
     assert preflight.peak_memory(actions, source) == max(
         peak + 4000, preflight.block_peaks(actions, source)["b"]
     )
+
+
+def test_the_delta_of_adapted_experts_is_counted() -> None:
+    stack = Parameter(TensorSpec("layers.1.experts.up.weight", "BF16", (8, 32, 64)))
+    structure = replace(BASE.structure, parameters=(*BASE.structure.parameters, stack))
+    facts = replace(ADAPTER, paths=frozenset({"layers.1.experts.up", "layers.1.down_proj"}))
+    spec = Spec(
+        Path("/project/artifacts.toml"),
+        Path("/project/store"),
+        bases={"b": Base("b", PathSource(Path("/base")))},
+        adapters={"a": Adapter("a", "b", Path("/adapter"))},
+        variants={"v": Variant("v", quantization=Quantization(4, 64))},
+        models={"m": Model("m", "b", "a", ("v",))},
+    )
+    plan = make_plan(spec, Sources({"b": replace(BASE, structure=structure)}, {"a": facts})).targets["m_v"]
+    assert isinstance(plan, TargetPlan)
+    assert preflight.deltas(plan) == {"layers.1": 4 * 8 * 32 * 64}
+    plain = preflight.block_peaks(plan.actions, structure.block_nbytes)
+    counted = preflight.block_peaks(plan.actions, structure.block_nbytes, preflight.deltas(plan))
+    assert counted == {**plain, "layers.1": plain["layers.1"] + 4 * 8 * 32 * 64}
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "[metal::malloc] Attempting to allocate 9663676416 bytes which is greater than the maximum allowed.",
+        "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallback)",
+        "cudaMallocAsync(&data, size, stream) failed: out of memory",
+    ],
+)
+def test_too_little_memory_on_a_gpu_is_one_line(says: str, tmp_path: Path) -> None:
+    """What mlx raises there; on a CPU its allocator does not come back from a refusal of the system."""
+    base = checkpoint(tmp_path / "base", dense("qwen3"))
+    stream = Stream(*load_base(base), [Request(Variant("own"), None, {})])
+    with (
+        mock.patch.object(Block, "shards", side_effect=RuntimeError(says)),
+        pytest.raises(EngineError) as caught,
+    ):
+        stream.take("model.norm", ["own"], "m_own")
+    assert caught.value.message == (
+        f'm_own: memory does not suffice for block "model.norm" ({says.rstrip(".")}).'
+    )
+    with (
+        mock.patch.object(Block, "shards", side_effect=RuntimeError("[matmul] shapes")),
+        pytest.raises(RuntimeError, match="matmul"),
+    ):
+        stream.take("model.norm", ["own"], "m_own")

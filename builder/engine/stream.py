@@ -11,6 +11,7 @@ import copy
 import gc
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from builder.engine.block import Block, Recipe, Shard
 from builder.engine.inspect import as_quantization, quantizable_modules
 from builder.engine.loading import LoadedAdapter, lora_layers, one_line, replacements
 from builder.engine.survival import to_text
-from builder.errors import BuildError
+from builder.errors import BuildError, EngineError
 from builder.overrides import deciding
 from builder.spec import Quantization, Variant
 from builder.structure import block_of
@@ -33,6 +34,8 @@ from builder.structure import block_of
 # machine has not compiled them yet, to compile (5 s, of which the next builds have the use too).
 COMPILED_FROM = 30_000_000
 COMPILE_FROM = 300_000_000
+# How mlx says that it got no memory: [malloc], [metal::malloc], cudaMalloc, Insufficient Memory ...
+_MEMORY = re.compile(r"malloc|memory", re.IGNORECASE)
 
 
 class LayoutChanged(BuildError):
@@ -113,10 +116,19 @@ class Stream:
     def take(self, block: str, variants: Collection[str], target: str) -> dict[str, Shard]:
         """The tensors of one block for each of `variants`, as bytes. What was read stays until `drop`.
 
-        Raises NotFinite.
+        Raises NotFinite; EngineError where a GPU's memory is not enough.
         """
         recipes = {variant: self._recipes[variant] for variant in variants}
-        return self._blocks[block].shards(recipes, target)
+        try:
+            return self._blocks[block].shards(recipes, target)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
+                raise EngineError(
+                    target=target,
+                    what=f'memory does not suffice for block "{block}" ({one_line(error).rstrip(".")})',
+                    hint="Build fewer variants at once, or on a machine with more memory.",
+                ) from error
+            raise
 
     def prefetch(self, block: str) -> None:
         """Start reading a block's weights; returns at once."""
@@ -128,8 +140,10 @@ class Stream:
         return to_text(paths) if paths else ""
 
     def drop(self, block: str) -> None:
-        """Let a block go, read or not."""
+        """Let a block go, read or not; on a GPU its memory too, which mlx would keep for its next arrays."""
         self._blocks.pop(block, None)
+        if mx.default_device() != mx.Device(mx.cpu):
+            mx.clear_cache()
 
 
 def _work(model: nn.Module, requests: Sequence[Request]) -> int:

@@ -220,8 +220,8 @@ def measure(model: str, case: Case, runs: int, scratch: Path) -> list[str]:
 
 
 HEAD = (
-    "model", "case", "ours s", "mlx-lm s", "ratio", "ratio with fingerprint", "peak GB", "peak ratio", "read GB ours/mlx-lm",
-    "written GB", "of floor", "fingerprint s",
+    "model", "case", "ours s", "mlx-lm s", "ratio", "ratio with fingerprint", "peak GB", "peak ratio",
+    "read GB ours/mlx-lm", "written GB", "of floor", "fingerprint s",
 )  # fmt: skip
 
 

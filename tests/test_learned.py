@@ -144,8 +144,11 @@ def test_what_is_no_quantization_of_its_source_is_refused(project: Callable[[str
     with pytest.raises(StepFailed) as caught:
         losses(-weight)
     assert caught.value.message == (
-        'm_learned: method "gptq" failed: the error of "x" is 2 times the weight itself'
+        'm_learned: method "gptq" failed: what it made of "x" has nothing in common with the weight'
     )
+    with pytest.raises(StepFailed, match='what it made of "x" has nothing'):
+        losses(mx.random.normal((8, 128), key=mx.random.key(1)).astype(mx.float16))
+    assert len(losses(weight + 1.7 * mx.random.normal((8, 128), key=mx.random.key(1)))) == 1
     with pytest.raises(StepFailed, match='it made NaN or infinity of "x.scales"'):
         losses(weight * float("inf"))
 

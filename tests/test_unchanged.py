@@ -172,17 +172,27 @@ if (project / "swap").exists():
 """
 
 
-def test_an_adapter_swapped_while_doit_loads_the_model(box: Sandbox) -> None:
+def with_code_that_swaps(box: Sandbox) -> None:
     """The model's own code is read after the plan is made, and before its first weight."""
     config = box.root / "base/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_file": "mine.py"}))
     (box.root / "base/mine.py").write_text(SWAPPING.format(root=str(box.root)))
     box.edit('path = "base"', 'path = "base"\ntrust_remote_code = true')
-    assert box.doit("base:tiny", "adapter:tuned").code == 0
+
+
+def to_be_swapped(box: Sandbox) -> Path:
+    """The adapter, which the model's code will replace the next time that it is loaded."""
     adapter = box.root / "adapter/adapters.safetensors"
-    tensors = {name: array * 3 for name, array in mx.load(str(adapter)).items()}
+    tensors = {name: array * 3 for name, array in dict(mx.load(str(adapter))).items()}
     mx.save_safetensors(str(box.root / "swap.safetensors"), tensors)
     (box.root / "swap.safetensors").rename(box.root / "swap")
+    return adapter
+
+
+def test_an_adapter_swapped_while_doit_loads_the_model(box: Sandbox) -> None:
+    with_code_that_swaps(box)
+    assert box.doit("base:tiny", "adapter:tuned").code == 0
+    adapter = to_be_swapped(box)
     ran = box.doit("model:m_4bit")
     assert f"adapter:tuned: {adapter} changed while it was being read" in " ".join(ran.text.split())
     assert ran.code == 2
@@ -190,6 +200,25 @@ def test_an_adapter_swapped_while_doit_loads_the_model(box: Sandbox) -> None:
     assert not box.view("m_4bit").exists()
     ran = box.doit("model:m_4bit")
     assert ran.code == 0, ran.text
+
+
+def test_an_adapter_swapped_while_doit_measures_the_unquantized_model(box: Sandbox) -> None:
+    with_code_that_swaps(box)
+    box.toml.write_text(
+        box.toml.read_text()
+        + 'suites = ["fidelity"]\n\n[suite.fidelity]\nkind = "fidelity"\ndata = "rows.jsonl"\n'
+    )
+    asked = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "yes"}]
+    (box.root / "rows.jsonl").write_text(json.dumps({"messages": asked, "label": "yes"}) + "\n")
+    assert box.doit("model:m_4bit").code == 0
+    adapter = to_be_swapped(box)
+    ran = box.doit("eval:m_4bit")
+    assert f"adapter:tuned: {adapter} changed while it was being read" in " ".join(ran.text.split())
+    assert ran.code == 2
+    assert not list((box.root / "store/evals").rglob("*.json"))
+    assert '"reference"' not in "".join(
+        f.read_text() for f in (box.root / "store/actions").rglob("*") if f.is_file()
+    )
 
 
 def test_a_text_that_changes_before_its_method_reads_it(sandbox: Make) -> None:

@@ -28,6 +28,7 @@ from builder.spec import Suite, Target
 from builder.state import usable_record
 from builder.store import blobs, records, views
 from builder.store.locks import measuring
+from builder.unchanged import unchanged
 
 _OF_MEMORY = 0.7  # the share that weights may take; activations and logits need the rest
 
@@ -162,8 +163,8 @@ def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -
             file = Path(folder) / "reference.safetensors"
             request = _request(project, target, [suite], None)
             request |= {"stored": None, "make": {suite.name: str(file)}}
-            ask(target.name, request, emit)
-            _check_sources(project, target)
+            with unchanged(project, target):  # the worker reads base and adapter again
+                ask(target.name, request, emit)
             if reference_key(project, target, suite) != key:
                 raise ChangedMeanwhile(target=target.name, what=f"what suite {suite.name} asks")
             how: dict[str, str | int | float | bool] = {"top_k": suite.top_k, "precision": PRECISION}

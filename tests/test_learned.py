@@ -8,7 +8,6 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx

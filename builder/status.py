@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from builder.errors import BuildError
-from builder.plan import PlanError, TargetPlan, Unresolved
+from builder.plan import TargetPlan, Unresolved
 from builder.problems import listed, suggestion
 from builder.project import Project, toolchain
 from builder.record import Manifest, Scalar
+from builder.resolve import PlanError
 from builder.spec import Target
 from builder.state import Kind, TargetState, missing_actions, target_state
 from builder.store import records, views

@@ -24,7 +24,7 @@ from builder.engine.inspect import inspect
 from builder.engine.loading import LoadedAdapter, load_base, one_line
 from builder.engine.stream import Request, Stream
 from builder.errors import BuildError
-from builder.plan import resolve
+from builder.resolve import resolve
 from builder.shards import RawTensor
 from builder.sources.adapter import load_tensors, read_adapter
 from builder.sources.placing import placed, places_of

@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edit",
     ),
     ("structure", "shards", "record", "survival", "learnable", "overrides"),
+    ("resolve",),
     ("sources", "engine", "store"),
     ("plan",),
     (

@@ -9,7 +9,8 @@ import pytest
 
 from builder.keys import Digest
 from builder.learnable import AWQ_TYPES, BITS
-from builder.plan import PlanError, Sources, TargetPlan, Unknown, make_plan, plan_learned
+from builder.plan import Sources, TargetPlan, Unknown, make_plan, plan_learned
+from builder.resolve import PlanError
 from builder.spec import METHODS, MODES, Base, Learned, Model, PathSource, Quantization, Spec, Target, Variant
 from tests.test_plan import BASE, structure
 

@@ -13,7 +13,6 @@ from builder.plan import (
     AdapterFacts,
     BaseFacts,
     Plan,
-    PlanError,
     Sources,
     TargetPlan,
     Unknown,
@@ -22,6 +21,7 @@ from builder.plan import (
     nominal_size,
 )
 from builder.record import Blob, FileEntry
+from builder.resolve import PlanError
 from builder.spec import Learned, Quantization, Spec, Variant
 from builder.structure import Parameter, Quantizable, Structure, TensorSpec, block_of, from_text, to_text
 

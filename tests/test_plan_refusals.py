@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from builder.overrides import Idle, idle
-from builder.plan import BaseFacts, PlanError, Sources, TargetPlan, Unresolved, make_plan, resolve
+from builder.plan import BaseFacts, Sources, TargetPlan, Unresolved, make_plan
+from builder.resolve import PlanError, resolve
 from builder.spec import Adapter, Base, Model, Override, PathSource, Quantization, Spec, Variant
 from builder.structure import Quantizable
 from tests.test_plan import ADAPTER, BASE, structure

@@ -12,7 +12,7 @@ import mlx.nn as nn
 import pytest
 
 from builder.engine.inspect import inspect
-from builder.plan import resolve
+from builder.resolve import resolve
 from builder.spec import DTYPES, MODES, RECIPES, Override, Quantization, Variant
 from tests import reference
 from tests.architectures import YARN, checkpoint, dense, hybrid, moe, ssm

@@ -47,7 +47,7 @@ import mlx.core as mx
 from builder.engine import stream as streams
 from builder.engine.inspect import inspect
 from builder.engine.loading import load_base
-from builder.plan import resolve
+from builder.resolve import resolve
 from builder.spec import Quantization, Variant
 from tests.comparison import loaded
 

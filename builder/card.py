@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from builder.record import Manifest
+from builder.sizes import size_text
 from builder.spec import Base, GgufSource, HfSource
 
 
@@ -67,7 +68,7 @@ def origin(base: Base) -> str:
 
 
 def _facts(manifest: Manifest) -> str:
-    measures, rows = manifest.measures, [("size", f"{manifest.size / 1e6:.1f} MB")]
+    measures, rows = manifest.measures, [("size", size_text(manifest.size))]
     if "bits_per_weight" in measures:
         rows.append(("bits per weight", f"{measures['bits_per_weight']}"))
     rows += [(name.replace("_", " "), str(value)) for name, value in manifest.settings.items()]

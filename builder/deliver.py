@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from builder.cards import refresh
 from builder.errors import BuildError
 from builder.execute import Built, build
+from builder.paths import from_here
 from builder.plan import TargetPlan, Unresolved
 from builder.prepare import prepare_target
-from builder.progress import Emit, TargetDone
+from builder.progress import Emit, Note, TargetDone
 from builder.project import Project
 from builder.prune import prune_intermediates
+from builder.sizes import size_text
 from builder.state import reads_source, target_state
 from builder.store import pins, prune, views
 from builder.whole import build_learned
@@ -93,7 +94,7 @@ def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
     return prepare_target(project, plan.target, emit) if isinstance(plan, Unresolved) else plan
 
 
-def clean(project: Project, names: Sequence[str]) -> None:
+def clean(project: Project, names: Sequence[str], emit: Emit) -> None:
     """Drop the bytes of targets: views and blobs that nobody else needs. Records stay."""
     keys = []
     for name in names:
@@ -104,7 +105,7 @@ def clean(project: Project, names: Sequence[str]) -> None:
         pins.unpin(project.store, name)
         views.remove(project.store, folder)
     freed = prune.drop(project.store, keys, ())
-    print(f"dropped {', '.join(names)}: {freed.blobs} blobs, {freed.bytes / 1e6:.1f} MB freed")
+    emit(Note(f"dropped {', '.join(names)}: {freed.blobs} blobs, {size_text(freed.bytes)} freed"))
 
 
 def show(results: Sequence[Built]) -> None:
@@ -118,7 +119,7 @@ def show(results: Sequence[Built]) -> None:
     for built in results:
         table.add_row(
             built.name,
-            f"{built.size / 1e6:.1f} MB",
+            size_text(built.size),
             f"{built.bits_per_weight:.3f}",
             str(built.made),
             str(built.reused),
@@ -126,12 +127,5 @@ def show(results: Sequence[Built]) -> None:
         )
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 100)
     for built in results:
-        console.print(_shown(built.path), soft_wrap=True)
+        console.print(from_here(built.path), soft_wrap=True)
     console.print(table)
-
-
-def _shown(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

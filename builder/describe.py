@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from builder.paths import from_here
 from builder.spec import Base, GgufSource, HfSource, Target, Variant
 
 
@@ -14,7 +13,7 @@ def describe_base(base: Base) -> str:
         case HfSource(repo, revision):
             return f"base weights, {repo} at {revision}"
         case other:
-            return f"base weights, from {short(other.path)}"
+            return f"base weights, from {from_here(other.path)}"
 
 
 def describe_target(target: Target) -> str:
@@ -36,10 +35,3 @@ def describe_variant(variant: Variant) -> str:
     how = variant.quantization
     mode = "" if how.mode == "affine" else f" {how.mode}"
     return f"{how.bits}-bit{mode}, group size {how.group_size}{kind}"
-
-
-def short(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Literal, TextIO
 
+from builder.sizes import size_text
+
 VARIABLE = "BUILDER_PROGRESS"
 Mode = Literal["live", "plain", "json", "silent"]
 MODES: Mapping[str, Mode] = {"live": "live", "plain": "plain", "json": "json", "silent": "silent"}
@@ -184,7 +186,7 @@ class Plain:
                 self._blocks, self._done = event.blocks, 0
                 self._line(
                     f"{event.model}: {', '.join(event.targets)}: {event.blocks} blocks to make, "
-                    f"{event.reused} reused, {event.nbytes / 1e6:.0f} MB to write"
+                    f"{event.reused} reused, {size_text(event.nbytes)} to write"
                 )
             case BlockDone():
                 self._done += event.made

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from builder.plan import TargetPlan
 from builder.progress import Emit, Note
 from builder.project import Project
+from builder.sizes import size_text
 from builder.state import target_state
 from builder.store import pins, prune, views
 
@@ -44,4 +45,4 @@ def prune_intermediates(project: Project, emit: Emit) -> None:
             shown = views.current_key(project.store.models / plan.name)
             keys = [key for key in (shown, plan.key) if key]
             freed = prune.drop(project.store, keys)
-            emit(Note(f"pruned {plan.name}: {freed.bytes / 1e6:.1f} MB freed"))
+            emit(Note(f"pruned {plan.name}: {size_text(freed.bytes)} freed"))

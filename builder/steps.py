@@ -170,5 +170,7 @@ class Clean(Step):
 
     def run(self) -> None:
         from builder.deliver import clean
+        from builder.progress import showing
 
-        clean(self.project, self.names)
+        with showing() as emit:
+            clean(self.project, self.names, emit)

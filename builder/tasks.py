@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from builder.asked import needs_directory
-from builder.describe import describe_base, describe_target, short
+from builder.describe import describe_base, describe_target
 from builder.errors import BuildError
 from builder.interrupt import one_line_interrupts
+from builder.paths import from_here
 from builder.progress import tell_error
 from builder.project import Project
 from builder.ready import SELECTED, AdapterReady, BaseReady, Evaluated, Released, TargetReady
@@ -77,14 +78,14 @@ def project_tasks(project: Project) -> Iterator[Task]:
         yield _task(
             "adapter",
             adapter.name,
-            f"adapter on {adapter.base}, from {short(adapter.path)}",
+            f"adapter on {adapter.base}, from {from_here(adapter.path)}",
             PrepareAdapter(project, adapter),
             AdapterReady(project, adapter),
             after=[f"base:{adapter.base}"],
         )
     for variant in spec.variants.values():
         if variant.learned is not None:
-            text = f"the text that {variant.name} learns from, {short(variant.learned.calibration)}"
+            text = f"the text that {variant.name} learns from, {from_here(variant.learned.calibration)}"
             yield _task("calibration", variant.name, text, CheckCalibration(project, variant))
     for target in spec.targets:
         yield _model_task(project, target)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from builder.errors import SpecError
+from builder.paths import from_here
 from builder.problems import dotted
 from builder.toml_lines import Lines, index_lines
 
@@ -26,7 +27,7 @@ class Document(NamedTuple):
 
 def read_toml(file: Path, draft: bytes | None = None) -> Document:
     """The file, or what it is about to hold. Raises SpecError."""
-    label = label_of(file)
+    label = from_here(file)
     raw = _read_bytes(file, label) if draft is None else draft
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
@@ -42,14 +43,6 @@ def read_toml(file: Path, draft: bytes | None = None) -> Document:
         raise SpecError(problems=f"{label}: arrays or tables are nested too deep to be read") from None
     except ValueError:  # thousands of digits
         raise SpecError(problems=f"{label}: a number is too long to be read") from None
-
-
-def label_of(file: Path) -> str:
-    """The file's name in messages: relative to the current folder when it is below it."""
-    try:
-        return str(file.absolute().relative_to(Path.cwd()))
-    except (ValueError, OSError):
-        return str(file)
 
 
 def _read_bytes(file: Path, label: str) -> bytes:

@@ -19,7 +19,7 @@ from tests.conftest import Ran, Sandbox
 from tests.tiny import BLOCKS, DECLARATION, make_adapter, make_base, save_adapter
 
 Make = Callable[..., Sandbox]
-ROW = re.compile(r"^(\S+_\S+) +[\d.]+ MB +[\d.]+ +(\d+) +(\d+) +[\d.]+ *$", re.MULTILINE)
+ROW = re.compile(r"^(\S+_\S+) +[\d.]+ [kM]B +[\d.]+ +(\d+) +(\d+) +[\d.]+ *$", re.MULTILINE)
 
 
 def built(ran: Ran) -> dict[str, int]:
@@ -179,7 +179,7 @@ def test_clean_drops_bytes_and_keeps_records(done: Sandbox) -> None:
     assert (done.view("m_f16") / "config.json").exists()
     dropped = done.doit("clean:f16")
     assert dropped.code == 0
-    assert "dropped m_f16" in dropped.out
+    assert "dropped m_f16" in dropped.err
     assert not done.view("m_f16").exists()
     assert built(done.doit()) == {}
     assert not done.view("m_f16").exists()

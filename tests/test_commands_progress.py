@@ -48,7 +48,7 @@ def test_plain_lines() -> None:
     assert stream.getvalue().splitlines() == [
         "base:tiny: importing x.gguf",
         "model.safetensors: hashed 1.0 of 2.0 GB",
-        "a-model-with-a-long-name: 4bit, 5bit: 4 blocks to make, 2 reused, 20000 MB to write",
+        "a-model-with-a-long-name: 4bit, 5bit: 4 blocks to make, 2 reused, 20.0 GB to write",
         "a-model-with-a-long-name: 2 of 4 blocks",
         "a-model-with-a-long-name: 4 of 4 blocks",
     ]

@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "spec",
         "names",
+        "paths",
         "toml_lines",
         "toml_file",
         "problems",

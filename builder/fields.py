@@ -320,7 +320,7 @@ SUITE = Table(
             "candidates",
             "texts",
             "For `choice`: how each possible answer begins, by its label.",
-            example="tool = '{\"tool\":'",
+            example="""tool = '{"tool":', direct = "Answer:\"""",
         ),
         Field(
             "answer",

@@ -11,14 +11,16 @@ import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import builder
 from builder.errors import BuildError
 from builder.field import Field, Table
-from builder.fields import FIELDS
+from builder.fields import FIELDS, SUITE
 from builder.schema import schema_text
 from builder.spec import MODES
+from builder.suites import KEYS
 
 PACKAGE = Path(builder.__file__).parent
 
@@ -111,19 +113,23 @@ def _row(field: Field) -> str:
 
 
 def _examples(table: Table) -> list[str]:
-    """One line for each key, those that exclude others as comments."""
+    """One line for each key; those that do not go with the others are comments."""
     lines = []
-    alternatives = set(table.one_of[1:])
-    excluding = {field.name for field in table.fields if field.excludes}
+    live: set[str] = set()
     for field in table.fields:
         if not field.example:
             continue
+        line = field.example
         if field.kind in ("globs", "texts"):
-            lines.append(f"{field.name} = {{ {field.example} }}")
-        elif field.name in alternatives | excluding or set(field.needs) & alternatives:
-            lines.append(f"# {field.example}")
+            line = f"{field.name} = {{ {line} }}"
+        alternative = field.name in table.one_of[1:] or field.excludes
+        lacks = field.needs and not live & set(field.needs)
+        elsewhere = table is SUITE and field.name not in ("kind", *chain(*KEYS["choice"]))
+        if alternative or lacks or elsewhere:
+            lines.append(f"# {line}")
         else:
-            lines.append(field.example)
+            live.add(field.name)
+            lines.append(line)
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +12,8 @@ import pytest
 
 from builder import field
 from builder.commands import COMMANDS
-from builder.reference import error_classes, errors_page, generated
+from builder.parse import parse_spec
+from builder.reference import declaration_page, error_classes, errors_page, generated
 from builder.schema import KINDS, schema
 from tests.conftest import ROOT
 from tests.tiny import DECLARATION
@@ -25,6 +27,21 @@ def test_generated_files_are_up_to_date(path: Path) -> None:
 
 def test_every_kind_of_field_has_a_schema() -> None:
     assert {*KINDS, "globs"} == set(get_args(field.Kind))
+
+
+def test_the_examples_of_the_reference_are_a_declaration(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```toml\n(.*?)^```$", declaration_page(), re.MULTILINE | re.DOTALL)
+    text = "\n".join(blocks)
+    for written, meant in {
+        "[variant.NAME]": "[variant.4bit]",
+        "[suite.NAME]": "[suite.routing]",
+        "MODEL_VARIANT": "NAME_4bit",
+    }.items():
+        assert written in text
+        text = text.replace(written, meant)
+    (tmp_path / "artifacts.toml").write_text(text)
+    assert [target.name for target in parse_spec(tmp_path / "artifacts.toml").targets] == ["NAME_4bit"]
+    assert validated(text) == []
 
 
 def test_pyproject_registers_every_command() -> None:

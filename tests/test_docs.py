@@ -132,7 +132,7 @@ INSTEAD: tuple[tuple[str, str, str], ...] = (
         "minutes; docs/performance.md has the results",
     ),
     (r"(?:uv run )?doit -d example/study (.*)", r"doit -d example/study list", "25 minutes of measuring"),
-    (r"uv sync.*|pip install.*|git clone.*", "true", "installs; CI begins with it"),
+    (r"uv sync.*|(?:uv )?pip install.*|git clone.*", "true", "installs; CI begins with it"),
     (r"uv run (ruff|mypy).*", r"\1 --version", "CI runs it"),
     (r"uv run mlx_lm\.(\w+) .*", r"python -m mlx_lm \1 --help", "minutes of training"),
     (r"mlx_lm\.server .*", "python -m mlx_lm server --help", "does not end"),

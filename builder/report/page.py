@@ -11,7 +11,7 @@ from builder.report.facts import ModelReport, Report
 from builder.report.plots import Plot
 from builder.report.tables import Table
 
-NO_PLOTS = "There are no plots: `pip install 'modelkiln[report]'` adds them."
+NO_PLOTS = "There are no plots: `pip install matplotlib` adds them."
 
 
 @dataclass(frozen=True)

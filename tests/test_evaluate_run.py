@@ -199,6 +199,17 @@ def test_one_model_in_memory_at_a_time(sandbox: Callable[[str], Sandbox]) -> Non
     assert ran.text.count("waiting for another evaluation to end") == 1
 
 
+def test_an_evaluation_builds_its_targets_in_one_pass(sandbox: Callable[[str], Sandbox]) -> None:
+    box = project(sandbox)
+    for edit in ONLY_CALLS:
+        box.edit(*edit)
+    ran = box.doit("run", "--progress", "json", "eval")
+    assert ran.code == 0, ran.text
+    events = [json.loads(line) for line in ran.err.splitlines() if line.startswith("{")]
+    passes = [sorted(event["targets"]) for event in events if event["event"] == "PassStarted"]
+    assert passes == [["4bit", "5bit"]]
+
+
 def test_an_unquantized_intermediate_is_measured_without_being_built(
     sandbox: Callable[[str], Sandbox],
 ) -> None:

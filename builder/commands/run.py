@@ -138,9 +138,9 @@ def note_selection(tasks: Iterable[Any], asked: Iterable[str]) -> None:
         if name in seen or name not in by_name:
             continue
         seen.add(name)
-        if by_name[name].actions or by_name[name].subtask_of:
+        if name.startswith("model:") and by_name[name].actions:
             SELECTED.targets.add(name.removeprefix("model:"))
-        else:
+        else:  # a group, or something that needs targets: `doit eval` builds them in one pass too
             todo.extend(by_name[name].task_dep)
 
 

@@ -30,24 +30,7 @@ from bench.inputs import make  # noqa: E402
 WORK = Path(__file__).resolve().parent / "work"
 FOUR = (4, 5, 6, 8)
 
-# Runs a module as `python -m` does and leaves its own /proc/self/io and peak memory behind.
-PROBE = """
-import atexit, json, resource, runpy, sys
-out, module, *rest = sys.argv[1:]
-def leave():
-    try:
-        io = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())
-    except OSError:
-        io = {}
-    unit = 1 if sys.platform == "darwin" else 1024
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    cost = {"cpu": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss * unit}
-    cost |= {"read": int(io.get("rchar", 0)), "written": int(io.get("wchar", 0))}
-    json.dump(cost, open(out, "w"))
-atexit.register(leave)
-sys.argv = [module, *rest]
-runpy.run_module(module, run_name="__main__", alter_sys=True)
-"""
+PROBE = Path(__file__).resolve().parent / "probe.py"
 
 
 @dataclass(frozen=True)
@@ -97,7 +80,7 @@ def run(module: str, *arguments: str, cwd: Path) -> Cost:
     with tempfile.NamedTemporaryFile(suffix=".json") as left:
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-c", PROBE, left.name, module, *arguments],
+            [sys.executable, str(PROBE), left.name, module, *arguments],
             cwd=cwd,
             check=True,
             stdout=subprocess.DEVNULL,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.build import WORK  # noqa: E402
 from bench.inputs import make  # noqa: E402
+from bench.probe import peak  # noqa: E402
 
 
 def score(directory: Path, how: str, sequences: int, length: int) -> dict[str, Any]:
@@ -50,9 +50,7 @@ def score(directory: Path, how: str, sequences: int, length: int) -> dict[str, A
     model = scoring.load_float32(directory)
     (score_by_layer if how == "layers" else scoring.score)(model, asks, take)
     seconds = time.perf_counter() - start
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"seconds": seconds, "peak": peak, "scores": [found[index] for index in range(sequences)]}
+    return {"seconds": seconds, "peak": peak(), "scores": [found[index] for index in range(sequences)]}
 
 
 def measured(options: argparse.Namespace, how: str) -> dict[str, Any]:

@@ -177,7 +177,31 @@ def store_full(box: Sandbox) -> Ran:
     return box.run("strace", "-f", "-qq", "-o", "/dev/null", "-e", full, sys.executable, "-m", "doit")
 
 
+def plan_error(box: Sandbox) -> Ran:
+    with_sources(box)
+    box.edit("bits = 5\n", 'bits = 5\noverrides = { "*.v_porj" = { bits = 8 } }\n')
+    return box.doit("model:m_5bit")
+
+
+def measured(box: Sandbox, suite: str) -> Ran:
+    with_sources(box)
+    box.toml.write_text(f'{box.toml.read_text()}suites = ["s"]\n\n[suite.s]\n{suite}\n')
+    return box.doit("eval:m_4bit")
+
+
+def data_invalid(box: Sandbox) -> Ran:
+    (box.root / "rows.jsonl").write_text("no JSON\n")
+    return measured(box, 'kind = "exact"\ndata = "rows.jsonl"')
+
+
+def command_failed(box: Sandbox) -> Ran:
+    return measured(box, 'kind = "command"\ncommand = "false"')
+
+
 SLOW: Mapping[str, Provoke] = {
+    "PlanError": plan_error,
+    "DataInvalid": data_invalid,
+    "CommandFailed": command_failed,
     "Unquantizable": unquantizable,
     "NotDequantizable": not_dequantizable,
     "LayoutChanged": layout_changed,
@@ -194,7 +218,6 @@ ELSEWHERE: Mapping[str, str] = {
     "EngineError": "needs a GPU with too little memory; tests/test_stream_memory.py",
     "BlobMissing": "needs another program that deletes blobs within milliseconds",
     "SourceChanged": "provoked in tests/test_unchanged.py",
-    "PlanError": "needs an architecture that a recipe does not fit; tests/test_plan.py",
     "GcRefused": "provoked in tests/test_commands_store.py",
     "BadOption": "provoked in tests/test_commands_store.py",
     "NoRoom": "provoked in tests/test_commands_store.py",

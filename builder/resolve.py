@@ -11,7 +11,7 @@ from builder.structure import Structure
 class PlanError(BuildError):
     """[{table}] {what}"""
 
-    exit_code = 3
+    exit_code = 2
 
 
 def resolve(structure: Structure, variant: Variant) -> tuple[dict[str, Quantization], tuple[str, ...]]:

@@ -46,6 +46,8 @@ def deliver(
         asked = other.needs is None and (other.name in selected or other.name in read)
         if asked and not target_state(project.store, other).built:
             chosen.append(other)
+    declared = [target.name for target in project.spec.targets]
+    chosen.sort(key=lambda plan: declared.index(plan.name))  # whichever of them doit came to first
     for target in chosen:
         if target.target.variant.intermediate and target.name in named:
             pins.pin(project.store, target.name)

@@ -1,6 +1,6 @@
 """Makes docs/terminal.md: what commands look like in real terminals of 80 and 140 columns, and in a pipe.
 
-uv run python docs/capture.py          # needs tmux and git; takes about a minute
+uv run python docs/capture.py          # needs tmux and git; takes about two minutes
 """
 
 from __future__ import annotations
@@ -90,9 +90,13 @@ def main() -> None:
             terminal = Terminal(folder, columns)
             try:
                 terminal.run("doit base:smollm2")
-                half, done = terminal.run("doit model:phase8", during=2.6)
+                half, done = terminal.run("doit model:phase8", during=1.3)
                 parts += [f"## {columns} columns", "", "While it builds:", "", block(half)]
                 parts += ["When it is done:", "", block(done), block(terminal.run("doit status")[1])]
+                if columns == 80:
+                    half, done = terminal.run("doit eval:phase8_5bit", during=8)
+                    parts += ["While it measures, and when it is done:", "", block(half), block(done)]
+                    parts += ["What cannot be:", "", block(terminal.run("doit why phase8_9bit")[1])]
                 text = (folder / "artifacts.toml").read_text()
                 five = "[variant.5bit]\nbits = 5\ngroup_size = 64"
                 (folder / "artifacts.toml").write_text(text.replace(five, five.replace("64", "32")))

@@ -15,17 +15,17 @@ from builder.status import status_of
 
 
 def show(target: str, results: Mapping[str, Result]) -> None:
-    """One row for each figure, on stdout: value, 95 % interval, number of observations."""
+    """Under the target's name one row for each figure, on stdout: value, 95 % interval, observations."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("target", "figure", "value", "95 % interval", "n"):
+    for heading in (target, "value", "95 % interval", "n"):
         right = heading in ("value", "n")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "n")
     for name, result in results.items():
         for metric, figure in result.figures.items():
-            table.add_row(target, f"{name}.{metric}", number(figure.value), interval(figure), figure.counted)
+            table.add_row(f"{name}.{metric}", number(figure.value), interval(figure), figure.counted)
     Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
 
 

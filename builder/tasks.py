@@ -38,6 +38,7 @@ from builder.steps import (
     Withdraw,
 )
 
+DATABASE = ".modelkiln.db"  # not doit's own name: a dodo.py beside ours keeps another kind of file there
 Task = dict[str, Any]  # doit's own currency, made here and nowhere else
 
 
@@ -61,7 +62,7 @@ def load(file: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
     def task_artifacts() -> Iterator[Task]:
         yield from project_tasks(project)
 
-    config = {"default_tasks": defaults, "backend": "sqlite3", "dep_file": ".doit.db", "verbosity": 2}
+    config = {"default_tasks": defaults, "backend": "sqlite3", "dep_file": DATABASE, "verbosity": 2}
     return config, task_artifacts
 
 

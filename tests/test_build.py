@@ -78,7 +78,7 @@ def test_comments_order_and_format_rebuild_nothing(done: Sandbox) -> None:
 
 
 def test_doit_database_is_only_a_cache(done: Sandbox) -> None:
-    for file in done.root.glob(".doit.db*"):
+    for file in done.root.glob(".modelkiln.db*"):
         file.unlink()
     assert built(done.doit()) == {}
 

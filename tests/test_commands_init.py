@@ -246,6 +246,10 @@ def test_builder_builds_beside_an_own_dodo(tmp_path: Path) -> None:
     ran = box.builder("build", "tiny_4bit")
     assert ran.code == 0, ran.text
     assert (box.view("tiny_4bit") / "config.json").exists()
+    own = 'def task_mine():\n    return {"actions": ["true"]}\n'  # keeps .doit.db as doit does by itself
+    (tmp_path / "dodo.py").write_text(own)
+    for ran in (box.doit("mine"), box.builder("build"), box.doit("list"), box.doit("mine")):
+        assert ran.code == 0, ran.text
 
 
 def test_init_says_what_an_own_doit_cfg_needs(tmp_path: Path) -> None:
@@ -289,10 +293,10 @@ def test_init_adds_commands_beside_those_of_pyproject(tmp_path: Path) -> None:
 def test_init_keeps_caches_out_of_git(tmp_path: Path) -> None:
     box = Sandbox(tmp_path)
     box.run("git", "init", "-q")
-    assert ".gitignore: .doit.db*" in box.builder("init", env=NO_CACHE).out
+    assert ".gitignore: .modelkiln.db*" in box.builder("init", env=NO_CACHE).out
     box.doit("base:base")
     assert (tmp_path / "store").is_dir()
-    assert (tmp_path / ".doit.db").exists()
+    assert (tmp_path / ".modelkiln.db").exists()
     kept = {".artifacts.schema.json", ".gitignore", "artifacts.toml", "dodo.py", "doit.cfg"}
     untracked = box.run("git", "status", "--short").out
     assert {line[3:] for line in untracked.splitlines()} - {"__pycache__/"} == kept
@@ -300,7 +304,9 @@ def test_init_keeps_caches_out_of_git(tmp_path: Path) -> None:
     assert "gitignore" not in box.builder("init", env=NO_CACHE).out
     (tmp_path / "artifacts.toml").unlink()
     (tmp_path / ".gitignore").write_text("mine\n")
-    assert ".gitignore is yours and stays as it is. Add .doit.db*" in box.builder("init", env=NO_CACHE).out
+    assert (
+        ".gitignore is yours and stays as it is. Add .modelkiln.db*" in box.builder("init", env=NO_CACHE).out
+    )
     assert (tmp_path / ".gitignore").read_text() == "mine\n"
 
 

@@ -14,6 +14,7 @@ from configparser import Error as ConfigError
 from pathlib import Path
 
 from builder.commands import COMMANDS
+from builder.tasks import DATABASE
 
 DODO = 'from builder.tasks import load\nDOIT_CONFIG, task_artifacts = load("artifacts.toml")\n'
 DODO_MERGED = (
@@ -21,7 +22,6 @@ DODO_MERGED = (
     'CONFIG, task_artifacts = load("artifacts.toml")\n'
     "DOIT_CONFIG = {**CONFIG, **DOIT_CONFIG}  # below your own DOIT_CONFIG\n"
 )
-DATABASE = ".doit.db*"
 _SUBTASKS = "subtasks = true"  # `doit list` shows targets, not only groups
 
 
@@ -137,7 +137,7 @@ def _wire_git(folder: Path) -> Iterator[str]:
     """doit's database is a cache of this machine; the store ignores itself."""
     try:
         asked = subprocess.run(
-            ["git", "check-ignore", "-q", ".doit.db"], cwd=folder, capture_output=True, check=False
+            ["git", "check-ignore", "-q", DATABASE], cwd=folder, capture_output=True, check=False
         )
     except OSError:  # no git
         return
@@ -145,10 +145,10 @@ def _wire_git(folder: Path) -> Iterator[str]:
         return
     ignore = folder / ".gitignore"
     if not ignore.exists():
-        ignore.write_text(f"{DATABASE}\n", encoding="utf-8")
-        yield f".gitignore: {DATABASE}, a cache of doit"
+        ignore.write_text(f"{DATABASE}*\n", encoding="utf-8")
+        yield f".gitignore: {DATABASE}*, a cache of doit"
     else:
-        yield f".gitignore is yours and stays as it is. Add {DATABASE}, a cache of doit."
+        yield f".gitignore is yours and stays as it is. Add {DATABASE}*, a cache of doit."
 
 
 def _indented(text: str) -> Iterator[str]:

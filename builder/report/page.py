@@ -11,6 +11,7 @@ from builder.report.facts import ModelReport, Report
 from builder.report.plots import Plot
 from builder.report.tables import Table
 
+ABOVE = 2  # notes that stand above the plots: what was counted, what is required
 NO_PLOTS = "There are no plots: `pip install matplotlib` adds them."
 
 
@@ -45,7 +46,13 @@ def html(report: Report, sections: Sequence[Section], hints: Sequence[str] = ())
     environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
     template = environment.from_string(source)
     return template.render(
-        report=report, title=_title(sections), models=sections, hints=hints, value=_value, interval=_interval
+        report=report,
+        title=_title(sections),
+        models=sections,
+        hints=hints,
+        above=ABOVE,
+        value=_value,
+        interval=_interval,
     )
 
 
@@ -73,11 +80,11 @@ def markdown(
         for number, table in enumerate(each.tables):
             lines += [f"### {table.title}", "", *markdown_table(table), ""]
             if number == 0:
-                for note in each.notes:
-                    lines += [note, ""]
+                lines += [line for note in each.notes[:ABOVE] for line in (note, "")]
                 for plot in each.plots:
                     link = files[f"{each.facts.name} {plot.name}"]
                     lines += [f"![{plot.title}]({link})", "", plot.text, ""]
+                lines += [line for note in each.notes[ABOVE:] for line in (note, "")]
     lines += [line for hint in hints for line in (hint, "")]
     return "\n".join(lines)
 

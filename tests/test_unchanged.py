@@ -19,19 +19,10 @@ from builder.project import Project
 from builder.unchanged import SourceChanged
 from builder.whole import build_learned
 from tests.conftest import Sandbox
+from tests.test_learned import LEARNED
 from tests.tiny import DECLARATION, make_adapter, make_base
 
 Make = Callable[..., Sandbox]
-LEARNED = """
-[variant.learned]
-method = "gptq"
-from = "f16"
-calibration = "text.txt"
-bits = 4
-group_size = 64
-samples = 4
-sequence_length = 32
-"""
 
 
 def quiet(_: Event) -> None:
@@ -222,7 +213,7 @@ def test_an_adapter_swapped_while_doit_measures_the_unquantized_model(box: Sandb
 
 
 def test_a_text_that_changes_before_its_method_reads_it(sandbox: Make) -> None:
-    box = sandbox(DECLARATION.replace('"5bit"]', '"5bit", "learned"]') + LEARNED)
+    box = sandbox(DECLARATION.replace('"5bit"]', '"5bit", "learned"]') + LEARNED.format(method="gptq"))
     make_base(box.root / "base")
     make_adapter(box.root / "adapter")
     text = box.root / "text.txt"

@@ -112,18 +112,8 @@ def _survival(model: ModelReport) -> Plot | None:
     order = list(dict.fromkeys(block.block for _, blocks in series for block in blocks))
     figure, axes = _figure()
     for at, (row, blocks) in enumerate(series):
-        x = [order.index(block.block) for block in blocks]
-        y = [block.survival.db or 0.0 for block in blocks]
-        axes.plot(
-            x,
-            y,
-            _LINES[at % len(_LINES)],
-            marker=_MARKS[at % len(_MARKS)],
-            markersize=3.5,
-            linewidth=0.9,
-            color=_INK,
-        )
-        _beside(axes, row.variant, x[-1], y[-1])
+        values = [block.survival.db or 0.0 for block in blocks]
+        _line(axes, at, row.variant, [order.index(block.block) for block in blocks], values, size=3.5)
     axes.axhline(0, color=_INK, linewidth=0.5)
     axes.set_xlabel("adapted block")
     _ticks(axes, order)
@@ -144,11 +134,8 @@ def _error(model: ModelReport) -> Plot | None:
     order = list(dict.fromkeys(block.block for _, blocks in series for block in blocks))
     figure, axes = _figure()
     for at, (row, blocks) in enumerate(series):
-        x = [order.index(block.block) for block in blocks]
-        y = [100 * block.survival.error for block in blocks]
-        line, mark = _LINES[at % len(_LINES)], _MARKS[at % len(_MARKS)]
-        axes.plot(x, y, line, marker=mark, markersize=3, linewidth=0.9, color=_INK)
-        _beside(axes, row.variant, x[-1], y[-1])
+        values = [100 * block.survival.error for block in blocks]
+        _line(axes, at, row.variant, [order.index(block.block) for block in blocks], values, size=3.0)
     axes.set_xlabel("block")
     _ticks(axes, order)
     axes.set_yscale("log")
@@ -159,6 +146,13 @@ def _error(model: ModelReport) -> Plot | None:
         "logarithmic, estimated from a sample."
     )
     return _plot("error", "Quantization error by block", said, figure)
+
+
+def _line(axes: Axes, at: int, name: str, x: Sequence[int], y: Sequence[float], *, size: float) -> None:
+    """One variant's line, told from the others by dashes, marks and its name, not by colour."""
+    line, mark = _LINES[at % len(_LINES)], _MARKS[at % len(_MARKS)]
+    axes.plot(x, y, line, marker=mark, markersize=size, linewidth=0.9, color=_INK)
+    _beside(axes, name, x[-1], y[-1])
 
 
 def _ticks(axes: Axes, blocks: Sequence[str]) -> None:

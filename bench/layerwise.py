@@ -27,15 +27,15 @@ from bench.probe import peak  # noqa: E402
 
 def score(directory: Path, how: str, sequences: int, length: int) -> dict[str, Any]:
     """The log-prob of every sequence, seconds and peak bytes."""
-    from builder.evaluate.blas import accelerate
+    from builder.evaluate.worker.blas import accelerate
 
     accelerate()
     import mlx.core as mx
     import numpy as np
 
-    from builder.evaluate import scoring
-    from builder.evaluate.layerwise import score_by_layer
-    from builder.evaluate.questions import Ask
+    from builder.evaluate.worker import scoring
+    from builder.evaluate.worker.layerwise import score_by_layer
+    from builder.evaluate.worker.questions import Ask
 
     vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
     draw = np.random.default_rng(0)

@@ -23,15 +23,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.build import environment
+from builder.build.prepare import now
 from builder.keys import Digest, digest_bytes
-from builder.plan import TargetPlan
-from builder.prepare import now
-from builder.project import Project, structure_key
-from builder.record import Blob, FileEntry, Manifest, Record, manifest_to_text, record_to_text
-from builder.store import blobs, checked, records, seal
-from builder.store.statcache import _identity, _sum
-from builder.structure import Parameter, Quantizable, Structure, TensorSpec, to_text
-from builder.why import inputs_of, settings_of
+from builder.plan.changes import inputs_of, settings_of
+from builder.plan.plan import TargetPlan
+from builder.project.project import Project, structure_key
+from builder.store import blobs, records, seals
+from builder.store.disk.identity import identity
+from builder.store.statcache import _sum
+from builder.store.types import Blob, FileEntry, Manifest, Record, manifest_to_text, record_to_text
+from builder.weights.structure import Parameter, Quantizable, Structure, TensorSpec, to_text
 
 LAYERS, HIDDEN, INNER, VOCABULARY = 48, 6144, 24576, 151_936
 VARIANTS = {"4bit": 4, "5bit": 5, "6bit": 6, "8bit": 8, "3bit": 3}
@@ -100,7 +101,7 @@ def make_project(root: Path, targets: int) -> None:
 def know(project: Project, path: Path) -> None:
     """Pretends that the file has been hashed."""
     status = path.stat()
-    row = (str(path.absolute()), _identity(status), time.time_ns() + 10**10, digest_bytes(b"base"))
+    row = (str(path.absolute()), identity(status).text, time.time_ns() + 10**10, digest_bytes(b"base"))
     project.cache._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (*row, _sum(*row)))
 
 
@@ -114,7 +115,7 @@ def fill(project: Project, plan: TargetPlan) -> None:
         file = records.path(store, key)
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(checked.seal(record_to_text(Record(key, "block", blob, {"made": now()}))))
+            file.write_bytes(seals.sealed(record_to_text(Record(key, "block", blob, {"made": now()}))))
         entries.append(FileEntry(name, blob))
     index = fake_blob(project, f"index {plan.target.variant.name}", 90_000)
     entries.append(FileEntry("model.safetensors.index.json", index))
@@ -126,7 +127,7 @@ def fill(project: Project, plan: TargetPlan) -> None:
     manifest = Manifest(
         plan.key, "target", plan.name, now(), files, inputs_of(plan), settings_of(plan), {}, measures
     )
-    text = checked.seal(manifest_to_text(manifest))
+    text = seals.sealed(manifest_to_text(manifest))
     place = records.manifest_path(store, plan.key)
     place.parent.mkdir(exist_ok=True)
     place.write_bytes(text)
@@ -148,7 +149,7 @@ def real(project: Project, blob: Blob) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         sparse(path, blob.size)
-        seal.close(str(path), path.stat(), blob.digest)
+        seals.close(str(path), path.stat(), blob.digest)
 
 
 def sparse(path: Path, size: int) -> None:

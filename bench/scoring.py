@@ -30,17 +30,17 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 def score(model: Path, count: int) -> dict[str, object]:
     """All queries in one pass."""
-    from builder.evaluate.blas import accelerate
+    from builder.evaluate.worker.blas import accelerate
 
     blas = accelerate()
     import mlx.core as mx
 
-    from builder.evaluate.measure import Answers, Choice, answer
-    from builder.evaluate.questions import answer_asks
-    from builder.evaluate.scoring import load_float32
-    from builder.evaluate.scoring import score as run
-    from builder.evaluate.tokens import tokenizer_of
-    from builder.spec import Suite
+    from builder.evaluate.worker.measure import Answers, Choice, answer
+    from builder.evaluate.worker.questions import answer_asks
+    from builder.evaluate.worker.scoring import load_float32
+    from builder.evaluate.worker.scoring import score as run
+    from builder.evaluate.worker.tokens import tokenizer_of
+    from builder.spec.types import Suite
 
     start = time.perf_counter()
     weights, tokenizer = load_float32(model), tokenizer_of(model)
@@ -57,16 +57,16 @@ def score(model: Path, count: int) -> dict[str, object]:
 
 def generate(model: Path, count: int, *, float32: bool = False) -> dict[str, object]:
     """One query after the other."""
-    from builder.evaluate.blas import accelerate
+    from builder.evaluate.worker.blas import accelerate
 
     blas = accelerate() if float32 else "mlx"
     import mlx.core as mx
     from mlx_lm import generate as run
     from mlx_lm import load
 
-    from builder.evaluate.questions import prompt
-    from builder.evaluate.scoring import load_float32
-    from builder.spec import Suite
+    from builder.evaluate.worker.questions import prompt
+    from builder.evaluate.worker.scoring import load_float32
+    from builder.spec.types import Suite
 
     start = time.perf_counter()
     weights, tokenizer = load(str(model), lazy=True)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder import project, status
-from builder.spec import Spec
+from builder.project import project, status
+from builder.spec.types import Spec
 
 if TYPE_CHECKING:
-    from builder.execute import Built
-    from builder.forecast import Forecast
-    from builder.progress import Emit
-    from builder.status import Status
-    from builder.why import Why
+    from builder.build.one_pass import Built
+    from builder.console.events import Emit
+    from builder.plan.changes import Why
+    from builder.project.forecast import Forecast
+    from builder.project.status import Status
 
 
 class Project:
@@ -53,15 +53,15 @@ class Project:
 
     def plan(self, *targets: str) -> Forecast:
         """What building these targets (without any: all that `doit` builds) would do and cost."""
-        from builder.forecast import forecast
+        from builder.project.forecast import forecast
 
         self._project.forget_plan()
         return forecast(self._project, status.find_targets(self._project, targets))
 
     def build(self, *targets: str, emit: Emit | None = None) -> list[Built]:
         """Builds what is not up to date; all targets of a model in one pass. `emit` gets the events."""
-        from builder.deliver import deliver
-        from builder.progress import silent
+        from builder.console.events import silent
+        from builder.release.delivery import deliver
 
         wanted = status.find_targets(self._project, targets)
         chosen = wanted or [t.name for t in self.spec.targets if not t.variant.intermediate]

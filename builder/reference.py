@@ -1,6 +1,6 @@
 """What is generated from the code: `python -m builder.reference` writes it, a test says when to.
 
-builder/artifacts.schema.json, docs/artifacts-toml.md (both from builder.fields) and docs/errors.md (from the
+builder/artifacts.schema.json, docs/artifacts-toml.md (both from builder.spec.fields) and docs/errors.md (from the
 classes of errors).
 """
 
@@ -16,11 +16,10 @@ from pathlib import Path
 
 import builder
 from builder.errors import BuildError
-from builder.field import Field, Table
-from builder.fields import FIELDS, SUITE
-from builder.schema import schema_text
-from builder.spec import MODES
-from builder.suites import KEYS
+from builder.spec.fields import FIELDS, SUITE, Field, Table
+from builder.spec.schema import schema_text
+from builder.spec.suites import KEYS
+from builder.spec.types import MODES
 
 PACKAGE = Path(builder.__file__).parent
 

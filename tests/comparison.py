@@ -17,19 +17,19 @@ from unittest import mock
 
 import mlx.core as mx
 
-from builder.engine import agreement
 from builder.engine import stream as stream_module
 from builder.engine.arrays import raw
 from builder.engine.inspect import inspect
+from builder.engine.kernels import agreement
 from builder.engine.loading import LoadedAdapter, load_base, one_line
 from builder.engine.stream import Request, Stream
 from builder.errors import BuildError
-from builder.resolve import resolve
-from builder.shards import RawTensor
+from builder.plan.quantization import resolve
 from builder.sources.adapter import load_tensors, read_adapter
-from builder.sources.placing import placed, places_of
-from builder.spec import Adapter, Quantization, Variant
-from builder.structure import Structure, TensorSpec, shard_tensors
+from builder.sources.places import placed, places_of
+from builder.spec.types import Adapter, Quantization, Variant
+from builder.weights.shards import RawTensor
+from builder.weights.structure import Structure, TensorSpec, shard_tensors
 from tests import reference
 from tests.architectures import Architecture, checkpoint
 

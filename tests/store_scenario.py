@@ -14,9 +14,12 @@ from pathlib import Path
 
 from builder.errors import BuildError
 from builder.keys import Key, make_key
-from builder.record import FileEntry, Manifest, Record
-from builder.store import blobs, gc, inventory, locks, pins, prune, records, views
-from builder.store.layout import Store, open_store
+from builder.store import blobs, locks, pins, records, views
+from builder.store.care import drop as prune
+from builder.store.care import gc, inventory
+from builder.store.format import open_store
+from builder.store.layout import Store
+from builder.store.types import FileEntry, Manifest, Record
 
 PARTS = {"old": ("shared", "old1"), "between": ("wide0", "wide1"), "new": ("shared", "new0", "new1")}
 NAMES = {"old": "m", "between": "m_f16", "new": "m"}

@@ -20,8 +20,8 @@ from mlx_lm.tuner.lora import LoRAEmbedding
 from builder.errors import SourceError, SourceInvalid
 from builder.sources import adapter as adapters
 from builder.sources.adapter import adapter_files, check_finite, load_tensors, read_adapter, slice_digests
-from builder.spec import Adapter
-from builder.structure import block_of
+from builder.spec.types import Adapter
+from builder.weights.structure import block_of
 
 PATH = "model.layers.0.self_attn.q_proj"
 AT = f"base_model.model.{PATH}"

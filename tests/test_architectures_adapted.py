@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from builder.engine.inspect import inspect
 from builder.engine.loading import NotDequantizable, load_base
-from builder.spec import Quantization, Variant
+from builder.spec.types import Quantization, Variant
 from tests.architectures import REGISTRY, Architecture, checkpoint
 from tests.comparison import arguments, converted, differences, fused, lora, lora_shapes, quiet, stream
 from tests.reference import reference

@@ -281,7 +281,7 @@ def test_another_folder(sandbox: Make) -> None:
 def test_the_python_api(sandbox: Make) -> None:
     box = sandbox(DECLARATION)
     code = (
-        "import sys, builder; assert 'builder.project' not in sys.modules;"
+        "import sys, builder; assert 'builder.project.project' not in sys.modules;"
         "from builder import Project; p = Project(); print([t.name for t in p.spec.targets]);"
         "print(p.status()[0].state)"
     )

@@ -12,10 +12,10 @@ import pytest
 
 from builder.commands.init import init
 from builder.errors import SpecError
-from builder.nearby import look, plain_name
-from builder.parse import parse_spec
-from builder.propose import propose
-from builder.schema import schema_text
+from builder.scaffold.nearby import look, plain_name
+from builder.scaffold.propose import propose
+from builder.spec.parse import parse_spec
+from builder.spec.schema import schema_text
 from tests.conftest import ROOT, Ran, Sandbox
 from tests.tiny import make_adapter, make_base
 
@@ -166,7 +166,7 @@ def test_what_toml_cannot_say_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_refused_proposal_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builder.propose.propose", lambda found, schema: "[base.x]\n[base.x]\n")
+    monkeypatch.setattr("builder.scaffold.propose.propose", lambda found, schema: "[base.x]\n[base.x]\n")
     with pytest.raises(SpecError):
         init(tmp_path)
     assert list(tmp_path.iterdir()) == []

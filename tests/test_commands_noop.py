@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.project import Project
-from builder.state import target_state
+from builder.project.project import Project
+from builder.project.state import target_state
 from builder.store import blobs, records
 from tests.conftest import Sandbox
 from tests.test_commands_query import make_project

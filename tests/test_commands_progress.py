@@ -9,22 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from builder import progress
-from builder.live import Live
-from builder.progress import (
-    BlockDone,
-    Hashing,
-    JsonLines,
-    Note,
-    PassDone,
-    PassStarted,
-    Plain,
-    TargetDone,
-    showing,
-    silent,
-)
+from builder.console import display, events
+from builder.console.display import showing
+from builder.console.events import BlockDone, Hashing, Note, PassDone, PassStarted, TargetDone, silent
+from builder.console.lines import JsonLines, Plain
+from builder.console.live import Live
 
-EVENTS: list[progress.Event] = [
+EVENTS: list[events.Event] = [
     Note("base:tiny: importing x.gguf"),
     Hashing("model.safetensors", 10**9, 2 * 10**9),
     PassStarted("a-model-with-a-long-name", ("4bit", "5bit"), 4, 2, 20_000_000_000),
@@ -71,7 +62,7 @@ def test_the_live_line_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     live = Live(stream)
     clock = iter(range(0, 1000, 2))
-    monkeypatch.setattr("builder.live.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("builder.console.live.time.monotonic", lambda: float(next(clock)))
     for event in EVENTS[:-2]:
         live(event)
     assert live._progress is not None
@@ -107,7 +98,7 @@ def test_what_is_chosen(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "stderr", Terminal() if terminal else io.StringIO())
-    assert progress.mode() == chosen
+    assert display.mode() == chosen
 
 
 def test_one_live_display_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,11 @@ from typing import Any, get_args
 
 import pytest
 
-from builder import field
 from builder.commands import COMMANDS
-from builder.parse import parse_spec
 from builder.reference import declaration_page, error_classes, errors_page, generated
-from builder.schema import KINDS, schema
+from builder.spec import fields
+from builder.spec.parse import parse_spec
+from builder.spec.schema import KINDS, schema
 from tests.conftest import ROOT
 from tests.tiny import DECLARATION
 
@@ -26,7 +26,7 @@ def test_generated_files_are_up_to_date(path: Path) -> None:
 
 
 def test_every_kind_of_field_has_a_schema() -> None:
-    assert {*KINDS, "globs"} == set(get_args(field.Kind))
+    assert {*KINDS, "globs"} == set(get_args(fields.Kind))
 
 
 def test_the_examples_of_the_reference_are_a_declaration(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.store.layout import open_store
+from builder.store.format import open_store
 from tests.conftest import Sandbox
 from tests.test_build import ROW
 from tests.test_store_disk import disk as disk  # a fixture

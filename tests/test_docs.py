@@ -14,8 +14,8 @@ from typing import get_args
 import pytest
 
 from builder.commands import COMMANDS, STANDALONE
-from builder.state import Kind as State
-from builder.store.findings import Kind
+from builder.project.state import Kind as State
+from builder.store.care.findings import Kind
 from tests.conftest import ROOT, Ran, Sandbox
 
 BIN = Path(sys.executable).parent

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.edit import add_variant, guess_settings
-from builder.parse import parse_spec
+from builder.scaffold.edit import add_variant, guess_settings
+from builder.spec.parse import parse_spec
 from tests.conftest import ROOT, Sandbox
 from tests.tiny import DECLARATION
 

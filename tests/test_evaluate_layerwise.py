@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from builder.evaluate.layerwise import listed_layers, score_by_layer
-from builder.evaluate.questions import Ask
-from builder.evaluate.scoring import load_float32, score
+from builder.evaluate.worker.layerwise import listed_layers, score_by_layer
+from builder.evaluate.worker.questions import Ask
+from builder.evaluate.worker.scoring import load_float32, score
 from tests.architectures import REGISTRY, Architecture, checkpoint
 from tests.tiny import make_base
 

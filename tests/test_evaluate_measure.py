@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from builder.evaluate.measure import Choice, answer
-from builder.evaluate.questions import Ask, read_rows
-from builder.spec import Suite
+from builder.evaluate.worker.measure import Choice, answer
+from builder.evaluate.worker.questions import Ask, read_rows
+from builder.spec.types import Suite
 from tests.test_evaluate_scoring import Words
 
 CANDIDATES = {"one": "abcd", "two": "abef", "three": "xyzw", "four": "pq"}

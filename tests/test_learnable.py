@@ -8,10 +8,21 @@ from pathlib import Path
 import pytest
 
 from builder.keys import Digest
-from builder.learnable import AWQ_TYPES, BITS
-from builder.plan import Sources, TargetPlan, Unknown, make_plan, plan_learned
-from builder.resolve import PlanError
-from builder.spec import METHODS, MODES, Base, Learned, Model, PathSource, Quantization, Spec, Target, Variant
+from builder.plan.methods import AWQ_TYPES, BITS
+from builder.plan.plan import Sources, TargetPlan, Unknown, make_plan, plan_learned
+from builder.plan.quantization import PlanError
+from builder.spec.types import (
+    METHODS,
+    MODES,
+    Base,
+    Learned,
+    Model,
+    PathSource,
+    Quantization,
+    Spec,
+    Target,
+    Variant,
+)
 from tests.test_plan import BASE, structure
 
 TEXT = Digest("c" * 64)

@@ -14,11 +14,11 @@ import mlx.core as mx
 import pytest
 from blake3 import blake3
 
+from builder.build.learned import StepFailed, _losses
+from builder.build.prepare import prepare_adapter, prepare_base
 from builder.engine.arrays import raw
-from builder.plan import TargetPlan
-from builder.prepare import prepare_adapter, prepare_base
-from builder.project import Project
-from builder.whole import StepFailed, _losses
+from builder.plan.plan import TargetPlan
+from builder.project.project import Project
 from tests.architectures import checkpoint as make_checkpoint
 from tests.architectures import dense
 from tests.conftest import Ran, Sandbox

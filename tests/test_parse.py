@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from builder.errors import SpecError
-from builder.field import Field
-from builder.fields import FIELDS
-from builder.parse import parse_spec
-from builder.spec import (
+from builder.spec.fields import FIELDS, Field
+from builder.spec.parse import parse_spec
+from builder.spec.toml import MOST_BYTES
+from builder.spec.types import (
     Adapter,
     Base,
     BuildSettings,
@@ -31,7 +31,6 @@ from builder.spec import (
     Suite,
     Variant,
 )
-from builder.toml_file import MOST_BYTES
 
 SAMPLES = Path(__file__).parent / "samples"
 ROOT = Path(__file__).parent.parent
@@ -287,7 +286,7 @@ def test_fields_are_declared_well() -> None:
 
 def test_import_is_light() -> None:
     heavy = "{'difflib', 'unicodedata', 'pydantic', 'numpy', 'blake3', 'mlx'}"
-    code = f"import sys, builder.parse; print({heavy} & set(sys.modules))"
+    code = f"import sys, builder.spec.parse; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

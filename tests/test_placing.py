@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from builder.build.prepare import check_fit
 from builder.engine.inspect import inspect
 from builder.engine.loading import load_base
 from builder.errors import SourceInvalid
-from builder.evaluate.reference_model import reference_model
-from builder.prepare import check_fit
+from builder.evaluate.worker.sources import reference_model
 from builder.sources.adapter import AdapterInfo, read_adapter
-from builder.sources.placing import placed, places_of
-from builder.spec import Adapter, Variant
-from builder.structure import Structure
+from builder.sources.places import placed, places_of
+from builder.spec.types import Adapter, Variant
+from builder.weights.structure import Structure
 from tests.architectures import Architecture, checkpoint, dense, hybrid, moe
 from tests.comparison import lora_shapes, stream
 from tests.conftest import Sandbox

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from builder.keys import Digest, Key
-from builder.parse import parse_spec
-from builder.plan import (
+from builder.plan.plan import (
     AdapterFacts,
     BaseFacts,
     Plan,
@@ -20,10 +19,19 @@ from builder.plan import (
     make_plan,
     nominal_size,
 )
-from builder.record import Blob, FileEntry
-from builder.resolve import PlanError
-from builder.spec import Learned, Quantization, Spec, Variant
-from builder.structure import Parameter, Quantizable, Structure, TensorSpec, block_of, from_text, to_text
+from builder.plan.quantization import PlanError
+from builder.spec.parse import parse_spec
+from builder.spec.types import Learned, Quantization, Spec, Variant
+from builder.store.types import Blob, FileEntry
+from builder.weights.structure import (
+    Parameter,
+    Quantizable,
+    Structure,
+    TensorSpec,
+    block_of,
+    from_text,
+    to_text,
+)
 
 DECLARATION = """
 [base.b]

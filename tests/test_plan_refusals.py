@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from builder.overrides import Idle, idle
-from builder.plan import BaseFacts, Sources, TargetPlan, Unresolved, make_plan
-from builder.resolve import PlanError, resolve
-from builder.spec import Adapter, Base, Model, Override, PathSource, Quantization, Spec, Variant
-from builder.structure import Quantizable
+from builder.plan.plan import BaseFacts, Sources, TargetPlan, Unresolved, make_plan
+from builder.plan.quantization import PlanError, resolve
+from builder.spec.types import Adapter, Base, Model, Override, PathSource, Quantization, Spec, Variant
+from builder.weights.overrides import Idle, idle
+from builder.weights.structure import Quantizable
 from tests.test_plan import ADAPTER, BASE, structure
 
 PACKED = replace(BASE, structure=replace(BASE.structure, quantized=True))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from builder.store import releases, verify, views
-from builder.store.layout import open_store
+from builder.store import releases, views
+from builder.store.care import verify
+from builder.store.format import open_store
 from tests import store_scenario as scenario
 from tests.conftest import ROOT, Sandbox
 from tests.test_evaluate_run import project

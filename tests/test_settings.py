@@ -12,8 +12,8 @@ import mlx.nn as nn
 import pytest
 
 from builder.engine.inspect import inspect
-from builder.resolve import resolve
-from builder.spec import DTYPES, MODES, RECIPES, Override, Quantization, Variant
+from builder.plan.quantization import resolve
+from builder.spec.types import DTYPES, MODES, RECIPES, Override, Quantization, Variant
 from tests import reference
 from tests.architectures import YARN, checkpoint, dense, hybrid, moe, ssm
 from tests.comparison import Made, arguments, differences, quiet, read, stream

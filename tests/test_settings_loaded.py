@@ -16,8 +16,8 @@ import pytest
 from builder.engine.inspect import inspect
 from builder.engine.loading import load_base
 from builder.engine.stream import Unquantizable
-from builder.shards import encode
-from builder.spec import DTYPES, Override, Quantization, Variant
+from builder.spec.types import DTYPES, Override, Quantization, Variant
+from builder.weights.shards import encode
 from tests.architectures import REGISTRY, Architecture, build, checkpoint, dense, moe
 from tests.comparison import Made, arguments, converted, differences, fused, lora, quiet, read, stream
 from tests.reference import reference

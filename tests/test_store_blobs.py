@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from builder.errors import StoreError
 from builder.keys import Digest, digest_bytes
-from builder.record import Blob
-from builder.store import blobs, seal, tmp
-from builder.store.layout import Store, open_store
+from builder.store import blobs, seals, tmp
+from builder.store.format import open_store
+from builder.store.layout import Store
+from builder.store.types import Blob
 
 
 @pytest.fixture
@@ -138,16 +139,16 @@ def test_a_copied_store_is_hashed_once_and_sealed_again(store: Store, tmp_path: 
     copy = open_store(tmp_path / "copy")
     path = blobs.path(copy, blob.digest)
     os.utime(path, ns=(1, 1_700_000_000_123_456_789))
-    assert not seal.intact(path.stat().st_mtime_ns, blob.digest)
+    assert not seals.intact(path.stat().st_mtime_ns, blob.digest)
     assert blobs.present(copy) == {blob.digest: blob.size}
-    assert seal.intact(path.stat().st_mtime_ns, blob.digest)
+    assert seals.intact(path.stat().st_mtime_ns, blob.digest)
     assert path.stat().st_mtime_ns // 10**9 == 1_700_000_000
 
 
 def test_coarse_times_prove_nothing() -> None:
-    assert seal.intact(1_700_000_000_000_000_000, Digest("ab" * 32))
-    assert seal.intact(1_700_000_000_120_000_000, Digest("ab" * 32))
-    assert not seal.intact(1_700_000_000_120_000_001, Digest("ab" * 32))
+    assert seals.intact(1_700_000_000_000_000_000, Digest("ab" * 32))
+    assert seals.intact(1_700_000_000_120_000_000, Digest("ab" * 32))
+    assert not seals.intact(1_700_000_000_120_000_001, Digest("ab" * 32))
 
 
 def test_threads_ingesting_the_same_and_different_bytes(store: Store) -> None:

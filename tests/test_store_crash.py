@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.store import blobs, gc, inventory, records, verify, views
-from builder.store.layout import Store, open_store
+from builder.store import blobs, records, views
+from builder.store.care import gc, inventory, verify
+from builder.store.format import open_store
+from builder.store.layout import Store
 from tests import store_scenario as scenario
 
 SCRIPT = Path(scenario.__file__)

@@ -13,10 +13,13 @@ import pytest
 
 from builder.errors import StoreError, StoreFull
 from builder.keys import make_key
-from builder.record import FileEntry, Manifest, Record
-from builder.store import blobs, gc, inventory, locks, prune, records, verify, views
-from builder.store.layout import Store, open_store
+from builder.store import blobs, locks, records, views
+from builder.store.care import drop as prune
+from builder.store.care import gc, inventory, verify
+from builder.store.format import open_store
+from builder.store.layout import Store
 from builder.store.statcache import StatCache
+from builder.store.types import FileEntry, Manifest, Record
 
 MIB = 1 << 20
 KINDS = {

@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 
 from builder.errors import GcRefused, StoreError
 from builder.keys import Digest, Key, make_key
-from builder.record import Blob, FileEntry, Manifest, Record
-from builder.store import blobs, checked, gc, inventory, locks, pins, records, roots, views
-from builder.store.gc import Policy, apply_gc, plan_gc
-from builder.store.inventory import BlobFile, HeldManifest, HeldRecord, Inventory, survey
-from builder.store.layout import Store, open_store
+from builder.store import blobs, locks, pins, records, seals, views
+from builder.store import checkouts as roots
+from builder.store.care import gc, inventory
+from builder.store.care.gc import Policy, apply_gc, plan_gc
+from builder.store.care.inventory import BlobFile, HeldManifest, HeldRecord, Inventory, survey
+from builder.store.format import open_store
+from builder.store.layout import Store
+from builder.store.types import Blob, FileEntry, Manifest, Record
 
 NOW = Policy(grace_s=0)
 DAY = 86_400 * 10**9
@@ -210,14 +213,14 @@ def test_a_damaged_record_keeps_blobs_that_it_may_speak_of(store: Store) -> None
 
 
 def test_results_left_overs_and_strangers(store: Store) -> None:
-    checked.write(store, store.evals / "result", "score = 1\n")
+    seals.write(store, store.evals / "result", "score = 1\n")
     (store.tmp / "left").write_bytes(b"x" * 100)
     (store.models / "mine").mkdir(parents=True)
     (store.models / "mine" / "file").write_text("put here by a person")
     plan = collect(store, [make_key("root")])
     assert plan.temporaries == (store.tmp / "left",)
     assert plan.bytes == 100
-    assert checked.read(store.evals / "result") == "score = 1\n"
+    assert seals.read(store.evals / "result") == "score = 1\n"
     assert (store.models / "mine" / "file").exists()
 
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from builder.errors import StoreError
-from builder.store import layout
-from builder.store.inventory import survey
-from builder.store.verify import verify
+from builder.store import format as store_format
+from builder.store.care.inventory import survey
+from builder.store.care.verify import verify
 
 
 def test_a_new_store_has_a_version_and_little_else(tmp_path: Path) -> None:
-    store = layout.open_store(tmp_path / "deep" / "store")
+    store = store_format.open_store(tmp_path / "deep" / "store")
     assert store.version.read_text() == "1\n"
     assert sorted(p.name for p in store.root.iterdir()) == [".gitignore", "locks", "tmp", "version"]
 
 
 def test_a_new_store_is_ignored_by_git(tmp_path: Path) -> None:
-    store = layout.open_store(tmp_path / "store")
+    store = store_format.open_store(tmp_path / "store")
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     seen = subprocess.run(
         ["git", "status", "--short"], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -35,15 +35,15 @@ def test_a_new_store_is_ignored_by_git(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_something_is_not_hidden_from_git(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
-    layout.open_store(tmp_path)
+    store_format.open_store(tmp_path)
     assert not (tmp_path / ".gitignore").exists()
 
 
 def test_opening_an_existing_store_writes_nothing(tmp_path: Path) -> None:
-    layout.open_store(tmp_path)
+    store_format.open_store(tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     root = tmp_path.stat().st_mtime_ns
-    layout.open_store(tmp_path)
+    store_format.open_store(tmp_path)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
     assert tmp_path.stat().st_mtime_ns == root
 
@@ -52,7 +52,7 @@ def test_opening_an_existing_store_writes_nothing(tmp_path: Path) -> None:
 def test_an_unknown_version_is_named_and_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "version").write_text(text)
     with pytest.raises(StoreError) as caught:
-        layout.open_store(tmp_path)
+        store_format.open_store(tmp_path)
     shown = text.strip()
     assert str(caught.value) == (
         f"store {tmp_path}: its format is {shown!r}, this program reads 1.\n"
@@ -62,13 +62,13 @@ def test_an_unknown_version_is_named_and_refused(tmp_path: Path, text: str) -> N
 
 def test_an_older_version_is_migrated_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
-    layout.open_store(tmp_path)
-    monkeypatch.setattr(layout, "FORMAT", 3)
+    store_format.open_store(tmp_path)
+    monkeypatch.setattr(store_format, "FORMAT", 3)
     monkeypatch.setattr(
-        layout, "MIGRATIONS", {1: lambda root: steps.append("1->2"), 2: lambda root: steps.append("2->3")}
+        store_format, "MIGRATIONS", {1: lambda root: steps.append("1->2"), 2: lambda root: steps.append("2->3")}
     )
-    layout.open_store(tmp_path)
-    layout.open_store(tmp_path)
+    store_format.open_store(tmp_path)
+    store_format.open_store(tmp_path)
     assert steps == ["1->2", "2->3"]
     assert (tmp_path / "version").read_text() == "3\n"
 
@@ -76,14 +76,14 @@ def test_an_older_version_is_migrated_step_by_step(tmp_path: Path, monkeypatch: 
 def test_a_file_in_the_place_of_the_store_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("")
     with pytest.raises(StoreError):
-        layout.open_store(tmp_path / "store")
+        store_format.open_store(tmp_path / "store")
 
 
 def test_importing_the_store_loads_nothing_slow() -> None:
     slow = "filelock", "asyncio", "reflink_copy", "ctypes", "mlx", "numpy"
     code = (
-        "import sys; import builder.store.blobs, builder.store.views, builder.store.locks, builder.store.gc, "
-        "builder.store.statcache, builder.store.verify; "
+        "import sys; import builder.store.blobs, builder.store.views, builder.store.locks, builder.store.care.gc, "
+        "builder.store.statcache, builder.store.care.verify; "
         f"print([m for m in {slow!r} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

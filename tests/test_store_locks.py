@@ -14,7 +14,8 @@ import pytest
 from builder.errors import StoreError
 from builder.keys import Key, make_key
 from builder.store import locks, tmp
-from builder.store.layout import Store, open_store
+from builder.store.format import open_store
+from builder.store.layout import Store
 
 KEYS = [make_key("lock", n) for n in range(40)]
 

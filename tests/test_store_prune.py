@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from builder.errors import StoreError
 from builder.keys import Digest, make_key
-from builder.record import Blob, FileEntry, Manifest, Record
-from builder.store import blobs, locks, pins, prune, records, views
-from builder.store.layout import Store, open_store
+from builder.store import blobs, locks, pins, records, views
+from builder.store.care import drop as prune
+from builder.store.format import open_store
+from builder.store.layout import Store
+from builder.store.types import Blob, FileEntry, Manifest, Record
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from builder.keys import Digest, Key, make_key
-from builder.record import Blob, FileEntry, Manifest, Record, manifest_to_text, record_to_text
-from builder.store import checked, records
-from builder.store.layout import Store, open_store
+from builder.store import records, seals
+from builder.store.format import open_store
+from builder.store.layout import Store
+from builder.store.types import Blob, FileEntry, Manifest, Record, manifest_to_text, record_to_text
 
 KEY = make_key("test", 1)
 BLOB = Blob(Digest("ab" * 32), 12)
@@ -74,16 +75,16 @@ def test_every_flipped_byte_is_seen(store: Store, which: str) -> None:
     ids=["empty", "blank", "deep", "null", "format", "other key", "path", "negative"],
 )
 def test_sound_text_that_is_no_sound_record_is_not_there(store: Store, text: str) -> None:
-    checked.write(store, records.path(store, KEY), text)
+    seals.write(store, records.path(store, KEY), text)
     assert records.read(store, KEY) is None
 
 
 def test_a_manifest_of_another_key_or_format_is_not_there(store: Store) -> None:
     other = make_key("test", 2)
-    checked.write(store, records.manifest_path(store, other), manifest_to_text(MANIFEST))
+    seals.write(store, records.manifest_path(store, other), manifest_to_text(MANIFEST))
     assert records.read_manifest(store, other) is None
     text = manifest_to_text(MANIFEST).replace("format = 1", "format = 9")
-    checked.write(store, records.manifest_path(store, KEY), text)
+    seals.write(store, records.manifest_path(store, KEY), text)
     assert records.read_manifest(store, KEY) is None
     assert list(records.manifests(store)) == []
 
@@ -98,8 +99,8 @@ def test_only_a_key_is_a_path(store: Store) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300), st.binary(max_size=80))
 def test_checked_text_survives_and_nothing_else_does(store: Store, text: str, noise: bytes) -> None:
-    assert checked.unseal(checked.seal(text)) == text
-    assert checked.unseal(noise) is None
+    assert seals.unsealed(seals.sealed(text)) == text
+    assert seals.unsealed(noise) is None
     path = store.root / "evals" / "x"
-    checked.write(store, path, text)
-    assert checked.read(path) == text
+    seals.write(store, path, text)
+    assert seals.read(path) == text

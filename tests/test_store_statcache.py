@@ -14,7 +14,8 @@ import pytest
 
 from builder.keys import digest_bytes
 from builder.store import statcache
-from builder.store.layout import Store, open_store
+from builder.store.format import open_store
+from builder.store.layout import Store
 from builder.store.statcache import StatCache
 
 

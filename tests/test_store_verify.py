@@ -12,10 +12,14 @@ import pytest
 
 from builder.errors import StoreError
 from builder.keys import make_key
-from builder.record import FileEntry, Manifest, Record
-from builder.store import blobs, checked, prune, records, repair, roots, verify, views
-from builder.store.findings import Kind
-from builder.store.layout import Store, open_store
+from builder.store import blobs, records, seals, views
+from builder.store import checkouts as roots
+from builder.store.care import drop as prune
+from builder.store.care import repair, verify
+from builder.store.care.findings import Kind
+from builder.store.format import open_store
+from builder.store.layout import Store
+from builder.store.types import FileEntry, Manifest, Record
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def store(tmp_path: Path) -> Store:
         ("smol", "base", ("base",)),
     ):
         build(store, name, kind, parts)
-    checked.write(store, store.evals / "result", "score = 1\n")
+    seals.write(store, store.evals / "result", "score = 1\n")
     roots.register(store, tmp_path, [make_key("target", "m_5bit")])
     return store
 
@@ -179,7 +183,7 @@ def _delete_in_view(store: Store) -> set[tuple[Kind, str]]:
 def _edit_manifest_of_view(store: Store) -> set[tuple[Kind, str]]:
     file = store.models / "m_5bit" / views.MANIFEST
     file.chmod(0o644)
-    file.write_bytes(checked.seal(file.read_text().replace("2025", "2026").rpartition("# b3")[0]))
+    file.write_bytes(seals.sealed(file.read_text().replace("2025", "2026").rpartition("# b3")[0]))
     return {(Kind.EDITED, relative(store, file))}
 
 

@@ -12,9 +12,11 @@ import pytest
 
 from builder.errors import StoreError
 from builder.keys import make_key
-from builder.record import FileEntry, Manifest
-from builder.store import blobs, swap, views
-from builder.store.layout import Store, open_store
+from builder.store import blobs, views
+from builder.store.disk import swap
+from builder.store.format import open_store
+from builder.store.layout import Store
+from builder.store.types import FileEntry, Manifest
 
 
 @pytest.fixture

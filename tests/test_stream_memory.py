@@ -11,16 +11,16 @@ from unittest import mock
 
 import pytest
 
-from builder import preflight
 from builder.engine.block import Block
 from builder.engine.inspect import inspect
 from builder.engine.loading import load_base
 from builder.engine.stream import Request, Stream
 from builder.errors import EngineError
 from builder.keys import Key
-from builder.plan import Action, Sources, TargetPlan, make_plan
-from builder.spec import Adapter, Base, Model, PathSource, Quantization, Spec, Variant
-from builder.structure import Parameter, TensorSpec
+from builder.plan.plan import Action, Sources, TargetPlan, make_plan
+from builder.project import preflight
+from builder.spec.types import Adapter, Base, Model, PathSource, Quantization, Spec, Variant
+from builder.weights.structure import Parameter, TensorSpec
 from tests.architectures import checkpoint, dense, moe
 from tests.comparison import lora
 from tests.conftest import ROOT

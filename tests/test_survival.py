@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 from builder.engine.survival import SAMPLE, _sample
-from builder.survival import rows, total
+from builder.weights.survival import rows, total
 from tests.conftest import Sandbox
 from tests.reference import tensors
 from tests.test_build import Make

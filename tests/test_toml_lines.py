@@ -8,7 +8,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.toml_lines import Path, index_lines
+from builder.spec.toml import KeyPath, index_lines
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ from builder.toml_lines import Path, index_lines
         ("a = [[[[[[[[[[[[]]]]]]]]]]]]\nb = 1", ("b",), 2),
     ],
 )
-def test_lines(text: str, path: Path, line: int) -> None:
+def test_lines(text: str, path: KeyPath, line: int) -> None:
     tomllib.loads(text)
     assert index_lines(text).at(path) == line
 
@@ -79,7 +79,7 @@ def test_every_key_is_found_where_it_stands(data: st.DataObject, multiline: bool
             assert str(path[-1]) in lines[index.at(path) - 1], (path, text)
 
 
-def paths(value: object, here: Path = ()) -> list[Path]:
+def paths(value: object, here: KeyPath = ()) -> list[KeyPath]:
     found = [here] if here else []
     if isinstance(value, dict):
         for key, inner in value.items():

@@ -10,14 +10,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from builder.deliver import deliver
-from builder.execute import build
-from builder.plan import TargetPlan
-from builder.prepare import prepare_adapter, prepare_base
-from builder.progress import BlockDone, Event
-from builder.project import Project
-from builder.unchanged import SourceChanged
-from builder.whole import build_learned
+from builder.build.learned import build_learned
+from builder.build.one_pass import build
+from builder.build.prepare import prepare_adapter, prepare_base
+from builder.console.events import BlockDone, Event
+from builder.plan.plan import TargetPlan
+from builder.project.project import Project
+from builder.project.watch import SourceChanged
+from builder.release.delivery import deliver
 from tests.conftest import Sandbox
 from tests.test_learned import LEARNED
 from tests.tiny import DECLARATION, make_adapter, make_base

@@ -38,8 +38,8 @@ class AddVariant(AnyOrder, Command):  # type: ignore[misc]
 
 
 def _add(file: Path, model: str, variant: str, settings: dict[str, Any]) -> int:
-    from builder.edit import add_variant, read_exactly, replace_checked
-    from builder.parse import parse_spec
+    from builder.scaffold.edit import add_variant, read_exactly, replace_checked
+    from builder.spec.parse import parse_spec
 
     spec = parse_spec(file)
     replace_checked(file, add_variant(read_exactly(file), spec, model, variant, settings))

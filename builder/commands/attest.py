@@ -10,8 +10,8 @@ from doit.exceptions import InvalidCommand
 
 from builder.commands.base import ProjectCommand
 from builder.errors import BuildError
-from builder.project import Project
-from builder.status import find_targets
+from builder.project.project import Project
+from builder.project.status import find_targets
 
 
 class NotBuilt(BuildError):
@@ -40,7 +40,7 @@ class Attest(ProjectCommand):
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         if not names:
             raise InvalidCommand("attest takes a TARGET, for example: attest phase8_5bit")
-        from builder.attest import statement
+        from builder.build.attestation import statement
         from builder.store import records
 
         statements = []

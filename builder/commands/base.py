@@ -17,7 +17,7 @@ from doit.exceptions import InvalidCommand
 from builder.commands.guard import guarded
 
 if TYPE_CHECKING:
-    from builder.project import Project
+    from builder.project.project import Project
 
 OPT_JSON: Mapping[str, Any] = {
     "name": "json",
@@ -59,7 +59,7 @@ class ProjectCommand(AnyOrder, Command):  # type: ignore[misc]
             refuse_names(self, pos_args)
 
         def run() -> int:
-            from builder.project import Project
+            from builder.project.project import Project
 
             return self.run(Project.load(declaration(opt_values)), opt_values, pos_args)
 

@@ -22,7 +22,7 @@ class Build(AnyOrder, Run):
 
 def as_tasks(names: Sequence[str]) -> list[str]:
     """Names as typed, as doit tasks: a target or a model may come without `model:`. Raises SpecError."""
-    from builder.parse import parse_spec
+    from builder.spec.parse import parse_spec
 
     if not names:
         return []

@@ -134,7 +134,7 @@ def _commands(program: str, declared: Mapping[str, object]) -> Iterator[str]:
 
 
 def _tasks(declared: Mapping[str, object]) -> Iterator[str]:
-    """The tasks that builder.tasks makes."""
+    """The tasks that builder.tasks.graph makes."""
     for name in _names(declared, "base"):
         yield f"base:{name}"
     for name in _names(declared, "adapter"):

@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.commands import render
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.console.display import showing
+from builder.console.words import size_of_text, size_text
 from builder.errors import BuildError
-from builder.progress import showing
-from builder.project import Project
-from builder.roots import fingerprint, gc_plan, register
-from builder.store import roots as checkouts
-from builder.store.gc import GcPlan, Policy, apply_gc
-
-_UNITS = {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+from builder.project.project import Project
+from builder.project.roots import fingerprint, gc_plan, register
+from builder.store import checkouts
+from builder.store.care.gc import GcPlan, Policy, apply_gc
 
 
 class BadOption(BuildError):
@@ -102,7 +100,7 @@ class Gc(ProjectCommand):
                 freed_bytes=freed.bytes if freed else 0,
             )
         elif freed:
-            print(f"freed {render.size(freed.bytes)} in {freed.blobs} blobs")
+            print(f"freed {size_text(freed.bytes)} in {freed.blobs} blobs")
         return int(plan.over > 0)
 
 
@@ -131,24 +129,23 @@ def _number(option: str, text: str) -> float | None:
 def _size(option: str, text: str) -> int | None:
     if not text:
         return None
-    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
-    number = _number(option, text.removesuffix(unit)) if unit else None
-    if number is None:
+    size = size_of_text(text)
+    if size is None:
         raise BadOption(option=option, what=f'"{text}" is not a size such as 200GB or 500MB')
-    return int(number * _UNITS[unit])
+    return size
 
 
 def show(plan: GcPlan) -> None:
     for manifest in plan.manifests:
-        print(f"{manifest.kind} {manifest.name}, built {manifest.created}: {render.size(manifest.size)}")
+        print(f"{manifest.kind} {manifest.name}, built {manifest.created}: {size_text(manifest.size)}")
     for view in plan.views:
         print(f"view {view.name}")
     if plan.is_empty:
-        print(f"Nothing to delete: {render.size(plan.kept_bytes)} in the store are all needed or new.")
+        print(f"Nothing to delete: {size_text(plan.kept_bytes)} in the store are all needed or new.")
     else:
         print(
             f"{len(plan.blobs)} blobs, {len(plan.records)} records, {len(plan.temporaries)} left-overs: "
-            f"{render.size(plan.bytes)} to free, {render.size(plan.kept_bytes)} stay"
+            f"{size_text(plan.bytes)} to free, {size_text(plan.kept_bytes)} stay"
         )
     if plan.over:
-        print(f"The declared targets alone are {render.size(plan.over)} larger than --max-size.")
+        print(f"The declared targets alone are {size_text(plan.over)} larger than --max-size.")

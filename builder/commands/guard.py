@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Callable
 
+from builder.console.display import tell_error
+from builder.console.interrupt import INTERRUPTED, KEPT
 from builder.errors import BuildError
-from builder.interrupt import INTERRUPTED, KEPT
-from builder.progress import tell_error
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 

@@ -44,9 +44,9 @@ class Init(AnyOrder, Command):  # type: ignore[misc]
 def init(folder: Path) -> int:
     """Writes artifacts.toml, and what `doit` needs where it is not there. Raises AlreadyThere."""
     from builder.commands.wiring import wire
-    from builder.edit import replace_checked
-    from builder.nearby import look
-    from builder.propose import propose
+    from builder.scaffold.edit import replace_checked
+    from builder.scaffold.nearby import look
+    from builder.scaffold.propose import propose
 
     file = folder / "artifacts.toml"
     if file.exists():
@@ -63,7 +63,7 @@ def init(folder: Path) -> int:
 
 def write_schema(folder: Path) -> int:
     """A copy beside the declaration: a path into one machine's environment means nothing on another."""
-    from builder.schema import schema_text
+    from builder.spec.schema import schema_text
 
     (folder / SCHEMA).write_text(schema_text(), encoding="utf-8")
     print(f"{SCHEMA}: with it editors complete and check artifacts.toml")

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from builder.commands import render
 from builder.commands.base import ProjectCommand
-from builder.progress import showing
-from builder.project import Project
-from builder.why import shortened
+from builder.console.display import showing
+from builder.console.words import count
+from builder.plan.changes import shortened
+from builder.project.project import Project
 
 if TYPE_CHECKING:
-    from builder.lock import Difference
+    from builder.build.lockfile import Difference
 
 OPT_CHECK: Mapping[str, Any] = {
     "name": "check",
@@ -31,7 +31,7 @@ class Lock(ProjectCommand):
     cmd_options = (OPT_CHECK,)
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
-        from builder import lock
+        from builder.build import lockfile as lock
 
         path = project.spec.file.with_name(lock.NAME)
         former = lock.read(path) if options["check"] else None
@@ -41,7 +41,7 @@ class Lock(ProjectCommand):
             with suppress(lock.LockInvalid):  # none yet, or one that says nothing
                 here = lock.with_outputs(here, lock.read(path))
             path.write_text(lock.to_text(here), encoding="utf-8")
-            print(f"{path.name}: {', '.join(render.count(len(here[kind]), kind) for kind in here)}")
+            print(f"{path.name}: {', '.join(count(len(here[kind]), kind) for kind in here)}")
             return 0
         found = lock.differences(former, here)
         for one in found:

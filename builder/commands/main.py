@@ -69,7 +69,7 @@ def _doit(given: list[str]) -> int:
         """For a project whose dodo.py, if any, has other tasks: those of artifacts.toml."""
 
         def setup(self, opt_values: Mapping[str, Any]) -> None:
-            from builder.tasks import load
+            from builder.tasks.graph import load
 
             config, tasks = load("artifacts.toml")
             self.namespace = {"DOIT_CONFIG": config, "task_artifacts": tasks}
@@ -81,7 +81,7 @@ def _doit(given: list[str]) -> int:
     known = commands.get_cmds()
     if given[0] not in known:
         from builder.commands.complete import buildable, declared
-        from builder.problems import suggestion
+        from builder.console.words import suggestion
 
         tasks = buildable(declared())
         if given[0] not in tasks and ":" not in given[0]:  # with one, `build` says what is wrong with it

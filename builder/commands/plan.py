@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from builder.commands import render
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
-from builder.forecast import Forecast, forecast
-from builder.project import Project
-from builder.status import find_targets
+from builder.console.tables import print_table
+from builder.console.words import count, duration, size_text
+from builder.project.forecast import Forecast, forecast
+from builder.project.project import Project
+from builder.project.status import find_targets
 
 HEADINGS = ("model", "make", "reuse", "read", "write", "memory", "time")
 
@@ -47,7 +48,7 @@ class Plan(ProjectCommand):
 
 def show(made: Forecast) -> None:
     if made.is_empty:
-        print(f"Nothing to do: {render.count(len(made.current), 'target')} up to date.")
+        print(f"Nothing to do: {count(len(made.current), 'target')} up to date.")
         return
     for one in made.passes:
         print(f"{one.model}: build {', '.join(one.targets)} in one pass")
@@ -57,17 +58,17 @@ def show(made: Forecast) -> None:
                 one.model,
                 f"{one.make} blocks",
                 str(one.reuse),
-                render.size(one.read),
-                render.size(one.write),
-                f"< {render.size(one.memory)}",
-                render.duration(one.seconds),
+                size_text(one.read),
+                size_text(one.write),
+                f"< {size_text(one.memory)}",
+                duration(one.seconds),
             ]
             for one in made.passes
         ]
-        render.table(HEADINGS, rows, left=("model",))
+        print_table(HEADINGS, rows, left=("model",))
     for step in made.learned:
         print(
-            f"then {step.method} makes {step.target} of {step.source} ({render.size(step.read)}); "
+            f"then {step.method} makes {step.target} of {step.source} ({size_text(step.read)}); "
             "its memory, time and size are not known before"
         )
     if made.relink:
@@ -80,8 +81,8 @@ def show(made: Forecast) -> None:
         print(f"up to date: {', '.join(made.current)}")
     more = ", more by what is not known" if made.learned else ""
     print(
-        f"store: {render.size(made.before)} now, {render.size(made.after)} after{more}; "
-        f"{render.size(made.free)} free on its disk"
+        f"store: {size_text(made.before)} now, {size_text(made.after)} after{more}; "
+        f"{size_text(made.free)} free on its disk"
     )
     if pruned := sorted({step.source for step in made.learned if step.prunes}):
         print(f"deleted again as soon as nothing needs it: {', '.join(pruned)}")

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from builder.commands import render
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.console.display import showing
+from builder.console.tables import print_table
+from builder.console.words import suggestion
 from builder.errors import BuildError
-from builder.problems import suggestion
-from builder.progress import showing
-from builder.project import Project
-from builder.roots import fingerprint
+from builder.project.project import Project
+from builder.project.roots import fingerprint
 
 OPT_OUT: Mapping[str, Any] = {
     "name": "out",
@@ -62,7 +62,7 @@ class Report(ProjectCommand):
 def write(project: Project, report: Any, folder: Path) -> list[Path]:
     """The page, the Markdown and the plots; each replaced as a whole. Raises StoreError."""
     from builder.report import page, plots
-    from builder.store.durable import explained, replace_text
+    from builder.store.disk.durable import explained, replace_text
 
     drawn = {model.name: plots.plots(model) if plots.available() else [] for model in report.models}
     hints = [] if plots.available() else [page.NO_PLOTS]
@@ -96,7 +96,7 @@ def show(report: Any) -> None:
         table = tables.study(model, few=True, brief=True)
         if table.rows:
             print(model.name)
-            render.table(table.headings, table.rows, left=[table.headings[0], table.headings[-1]])
+            print_table(table.headings, table.rows, left=[table.headings[0], table.headings[-1]])
         if not table.rows:
             print(f"{model.name}: nothing is built, `doit model:{model.name}` does.")
         print()

@@ -7,7 +7,9 @@ from typing import Any
 from doit.exceptions import BaseFail, UnmetDependency
 from doit.reporter import ConsoleReporter, ZeroReporter
 
-from builder.progress import Failed, JsonLines, mode, tell_error
+from builder.console.display import mode, tell_error
+from builder.console.events import Failed
+from builder.console.lines import JsonLines
 
 
 def tell(task: str, fail: Any) -> None:

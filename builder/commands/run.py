@@ -16,11 +16,11 @@ from doit.exceptions import InvalidCommand
 from builder.commands import COMMANDS
 from builder.commands.guard import guarded
 from builder.commands.reporter import ErrorsOnly, Reporter
+from builder.console.display import MODES, VARIABLE, showing
+from builder.console.interrupt import INTERRUPTED
+from builder.console.words import nearest, quoted
 from builder.errors import BuildError
-from builder.interrupt import INTERRUPTED
-from builder.problems import nearest, quoted
-from builder.progress import MODES, VARIABLE, showing
-from builder.ready import SELECTED
+from builder.tasks.uptodate import SELECTED
 
 OPT_PROGRESS: Mapping[str, Any] = {
     "name": "progress",
@@ -118,8 +118,8 @@ def unknown_task(name: str, words: Sequence[str]) -> UnknownTask:
 
 def _check_lock() -> None:
     """Raises LockDiffers, LockInvalid."""
-    from builder.lock import check
-    from builder.project import Project
+    from builder.build.lockfile import check
+    from builder.project.project import Project
 
     with showing() as emit:
         check(Project.load(Path("artifacts.toml")), emit)

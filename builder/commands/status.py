@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from builder.commands import render
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.console.tables import print_table
+from builder.console.words import ago, size_text
 from builder.evaluate.standing import scored_survey
-from builder.project import Project
-from builder.status import Status as Row
-from builder.status import find_targets
+from builder.project.project import Project
+from builder.project.status import Status as Row
+from builder.project.status import find_targets
 from builder.store import releases, views
 
 OPTIONAL = ("reused", "blocks", "bits/w")  # what a narrow terminal can do without
@@ -45,7 +46,7 @@ def show(rows: Sequence[Row]) -> None:
     if not rows:
         print("artifacts.toml declares no target.")
         return
-    render.table(
+    print_table(
         HEADINGS, [_cells(row) for row in rows], left=("target", "state", "built", "why"), optional=OPTIONAL
     )
 
@@ -54,11 +55,11 @@ def _cells(row: Row) -> list[str]:
     return [
         row.target,
         "failed gate" if row.misses and row.state == "built" else row.state,
-        render.size(row.size),
+        size_text(row.size),
         f"{row.bits_per_weight:.3f}" if row.bits_per_weight is not None else "-",
         str(row.blocks) if row.blocks is not None else "-",
         str(row.reused) if row.reused is not None else "-",
-        render.ago(row.built),
+        ago(row.built),
         f"{row.survival:.1f} dB" if row.survival is not None else "-",
         _score(row),
         row.why or "; ".join(miss.partition(":")[0] for miss in row.misses),

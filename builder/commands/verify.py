@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from builder.commands import render
+from builder.build.restore import restore
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
 from builder.commands.gc import BadOption
+from builder.console.display import showing
+from builder.console.events import Hashing
+from builder.console.words import size_text
 from builder.keys import Key
-from builder.plan import TargetPlan
-from builder.progress import Hashing, showing
-from builder.project import Project
-from builder.restore import restore
-from builder.status import find_targets
-from builder.store.repair import quarantine
-from builder.store.verify import Report, verify
+from builder.plan.plan import TargetPlan
+from builder.project.project import Project
+from builder.project.status import find_targets
+from builder.store.care.repair import quarantine
+from builder.store.care.verify import Report, verify
 
 
 class Verify(ProjectCommand):
@@ -107,6 +108,6 @@ def show(report: Report) -> None:
     for finding in report.findings:
         print(f"{'DAMAGE' if finding.kind.is_damage else 'note'}  {finding.message}")
     damaged = sum(finding.kind.is_damage for finding in report.findings)
-    print(f"{report.files} files, {render.size(report.bytes)} rehashed, {damaged} damaged")
+    print(f"{report.files} files, {size_text(report.bytes)} rehashed, {damaged} damaged")
     if damaged:
         print("`doit verify --repair` puts the damaged files aside and rebuilds what they held.")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from builder.commands import render
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
-from builder.project import Project
-from builder.status import find_targets, why
-from builder.why import Why as Answer
-from builder.why import block_ranges, shortened
+from builder.console.words import size_text
+from builder.plan.changes import Why as Answer
+from builder.plan.changes import block_ranges, shortened
+from builder.project.project import Project
+from builder.project.status import find_targets, why
 
 
 class Why(ProjectCommand):
@@ -42,7 +42,7 @@ def show(answer: Answer) -> None:
         print("  rebuilds nothing: all its blocks are in the store, only the view is made")
         return
     print(
-        f"  rebuilds {len(answer.blocks)} of {answer.total} blocks ({render.size(answer.nbytes)}), "
+        f"  rebuilds {len(answer.blocks)} of {answer.total} blocks ({size_text(answer.nbytes)}), "
         f"reuses {answer.reused}"
     )
     print(f"  {', '.join(block_ranges(answer.blocks))}")

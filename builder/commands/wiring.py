@@ -14,7 +14,7 @@ from configparser import Error as ConfigError
 from pathlib import Path
 
 from builder.commands import COMMANDS
-from builder.tasks import DATABASE
+from builder.tasks.graph import DATABASE
 
 DODO = 'from builder.tasks import load\nDOIT_CONFIG, task_artifacts = load("artifacts.toml")\n'
 DODO_MERGED = (

@@ -16,13 +16,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from builder.engine import agreement, kernels
 from builder.engine.arrays import Values, from_numpy, is_finite, raw, stored
-from builder.engine.kernels import Array
+from builder.engine.kernels import agreement, kernels
+from builder.engine.kernels.kernels import Array
 from builder.engine.survival import PathSurvival, measure, sampled_losses
 from builder.errors import BuildError
-from builder.shards import RawTensor
-from builder.spec import Quantization
+from builder.spec.types import Quantization
+from builder.weights.shards import RawTensor
 
 THREADS = 2
 _DTYPES = {mx.bfloat16: "bfloat16", mx.float16: "float16", mx.float32: "float32"}

@@ -11,8 +11,8 @@ from mlx.utils import tree_flatten
 
 from builder.engine.arrays import dtype_code
 from builder.engine.loading import adaptable_paths, load_base, one_line, quantized_modules
-from builder.spec import DTYPES, RECIPES, Quantization
-from builder.structure import Parameter, Quantizable, Structure, TensorSpec
+from builder.spec.types import DTYPES, RECIPES, Quantization
+from builder.weights.structure import Parameter, Quantizable, Structure, TensorSpec
 
 
 def inspect(directory: Path, *, dequantize: bool = False, trust_remote_code: bool = False) -> Structure:

@@ -20,15 +20,15 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from builder.engine import kernels
 from builder.engine.block import Block, Recipe, Shard
 from builder.engine.inspect import as_quantization, quantizable_modules
+from builder.engine.kernels import kernels
 from builder.engine.loading import LoadedAdapter, lora_layers, one_line, replacements
 from builder.engine.survival import to_text
 from builder.errors import BuildError, EngineError
-from builder.overrides import deciding
-from builder.spec import Quantization, Variant
-from builder.structure import block_of
+from builder.spec.types import Quantization, Variant
+from builder.weights.overrides import deciding
+from builder.weights.structure import block_of
 
 # Elements that mlx quantizes in about the time that the kernels take to be ready: to load, or, where this
 # machine has not compiled them yet, to compile (5 s, of which the next builds have the use too).

@@ -23,10 +23,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from builder.engine import kernels
-from builder.engine.kernels import Array
-from builder.shards import RawTensor
-from builder.spec import Quantization
+from builder.engine.kernels import kernels
+from builder.engine.kernels.kernels import Array
+from builder.spec.types import Quantization
+from builder.weights.shards import RawTensor
 
 SAMPLE = 1 << 16
 _GOLDEN = (math.sqrt(5) - 1) / 2

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from builder.errors import BuildError
 from builder.evaluate.statistics import Figure, wilson
-from builder.spec import Suite
+from builder.spec.types import Suite
 
 
 class CommandFailed(BuildError):

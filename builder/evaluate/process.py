@@ -11,8 +11,8 @@ from importlib import import_module
 from threading import Thread
 from typing import IO, Any
 
+from builder.console.events import Emit, Scored
 from builder.errors import BuildError
-from builder.progress import Emit, Scored
 
 Step = Callable[[int, int], None]  # how many of how many are done
 MARK = "modelkiln progress "  # begins the worker's lines on stderr that are not for people

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from builder.evaluate.statistics import Figure
 from builder.keys import Key
-from builder.spec import Condition
-from builder.store import checked
+from builder.spec.types import Condition
+from builder.store import seals
 from builder.store.layout import Store
 
 FORMAT = 2
@@ -62,7 +62,7 @@ def path(store: Store, key: Key) -> Path:
 
 def read(store: Store, key: Key) -> Result | None:
     """The result of a key; None when there is none or it cannot be trusted."""
-    text = checked.read(path(store, key))
+    text = seals.read(path(store, key))
     if text is None:
         return None
     try:
@@ -79,7 +79,7 @@ def read(store: Store, key: Key) -> Result | None:
 def write(store: Store, result: Result) -> None:
     """Raises StoreError."""
     text = json.dumps({"format": FORMAT, **asdict(result)}, sort_keys=True)
-    checked.write(store, path(store, result.key), text + "\n")
+    seals.write(store, path(store, result.key), text + "\n")
 
 
 def missed(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> list[Missed]:

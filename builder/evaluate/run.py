@@ -10,7 +10,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from builder.asked import PRECISION, needs_directory, reference_key, result_key
+from builder.console.events import Emit, Note
 from builder.errors import BuildError
 from builder.evaluate import results
 from builder.evaluate.circumstances import circumstances
@@ -19,16 +19,16 @@ from builder.evaluate.process import EvaluationFailed, ask
 from builder.evaluate.results import Missed, Result, missed
 from builder.evaluate.statistics import Figure
 from builder.keys import Key
-from builder.plan import TargetPlan
-from builder.progress import Emit, Note
-from builder.project import Project
-from builder.record import Record
-from builder.roots import register
-from builder.spec import Suite, Target
-from builder.state import usable_record
+from builder.plan.plan import TargetPlan
+from builder.project.project import Project
+from builder.project.result_keys import PRECISION, needs_directory, reference_key, result_key
+from builder.project.roots import register
+from builder.project.state import usable_record
+from builder.project.watch import unchanged
+from builder.spec.types import Suite, Target
 from builder.store import blobs, records, views
 from builder.store.locks import measuring
-from builder.unchanged import unchanged
+from builder.store.types import Record
 
 _OF_MEMORY = 0.7  # the share that weights may take; activations and logits need the rest
 

@@ -6,12 +6,12 @@ import math
 import sys
 from collections.abc import Mapping
 
+from builder.console.words import size_text
 from builder.evaluate.results import Result
 from builder.evaluate.statistics import Figure
 from builder.evaluate.threshold import Search, Threshold
-from builder.project import Project
-from builder.sizes import size_text
-from builder.status import status_of
+from builder.project.project import Project
+from builder.project.status import status_of
 
 
 def show(target: str, results: Mapping[str, Result]) -> None:

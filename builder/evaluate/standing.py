@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from builder.errors import BuildError
-from builder.project import Project
-from builder.status import Status, survey
+from builder.project.project import Project
+from builder.project.status import Status, survey
 
 
 def scored_survey(project: Project) -> tuple[Status, ...]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from builder.console.events import Emit
 from builder.errors import BuildError
 from builder.evaluate.process import EvaluationFailed
 from builder.evaluate.results import Doubt, Missed, Result, doubts, missed
 from builder.evaluate.run import evaluate, measured
-from builder.plan import TargetPlan, Unresolved, nominal_size
-from builder.progress import Emit
-from builder.project import Project
-from builder.spec import Variant
+from builder.plan.plan import TargetPlan, Unresolved, nominal_size
+from builder.project.project import Project
+from builder.spec.types import Variant
 from builder.store import records
 
 

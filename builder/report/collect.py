@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 
-from builder.asked import QuestionsMissing, result_key, suite_key
 from builder.evaluate.circumstances import told
 from builder.evaluate.comparison import PAIRED, Difference, compare, together
 from builder.evaluate.results import Result, doubts, missed, read
 from builder.evaluate.statistics import Figure
-from builder.plan import TargetPlan, nominal_size
-from builder.project import Project
-from builder.record import Manifest, Scalar
+from builder.plan.changes import inputs_of, settings_of
+from builder.plan.plan import TargetPlan, nominal_size
+from builder.project.project import Project
+from builder.project.result_keys import QuestionsMissing, result_key, suite_key
+from builder.project.state import usable_record
 from builder.report.facts import BlockSurvival, Compared, ModelReport, Provenance, Report, Row, Verdict
-from builder.spec import Model, Variant
-from builder.state import usable_record
+from builder.spec.types import Model, Variant
 from builder.store import records
-from builder.survival import Survival, rows, total
-from builder.why import inputs_of, settings_of
+from builder.store.types import Manifest, Scalar
+from builder.weights.survival import Survival, rows, total
 
 
 def collect(project: Project, models: Sequence[str]) -> Report:

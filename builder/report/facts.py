@@ -9,7 +9,7 @@ from typing import Literal
 from builder.evaluate.circumstances import Told
 from builder.evaluate.comparison import Difference
 from builder.evaluate.statistics import Figure
-from builder.survival import Survival
+from builder.weights.survival import Survival
 
 Verdict = Literal["passes", "misses", "not measured", "nothing required"]
 

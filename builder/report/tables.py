@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from builder.console.words import size_text
 from builder.evaluate.circumstances import Told
 from builder.evaluate.comparison import RATES
 from builder.evaluate.statistics import Figure
 from builder.report.facts import Compared, ModelReport, Row
-from builder.sizes import size_text
 
 _BY_KIND = {  # of the metrics whose name alone would say too little: how they are shown
     ("choice", "accuracy"): "%",

@@ -21,7 +21,7 @@ from builder.errors import SourceInvalid, SourceMissing
 from builder.keys import Key, make_key
 from builder.sources import peft
 from builder.sources.safetensors import SafetensorsFile, TensorInfo, digest_tensor, read_header
-from builder.spec import Adapter
+from builder.spec.types import Adapter
 
 if TYPE_CHECKING:
     import mlx.core as mx

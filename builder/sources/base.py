@@ -14,7 +14,7 @@ from pathlib import Path
 
 from builder.errors import SourceInvalid, SourceMissing
 from builder.keys import Digest, make_key
-from builder.spec import Base, HfSource, PathSource
+from builder.spec.types import Base, HfSource, PathSource
 
 INDEX = "model.safetensors.index.json"
 _COPIED_NAMES = frozenset({"tokenizer.model", "tiktoken.model", "merges.txt", "vocab.txt"})

@@ -16,7 +16,7 @@ import blake3
 
 from builder.errors import SourceInvalid, SourceMissing
 from builder.keys import Digest, hash_threads
-from builder.structure import ITEM_SIZE
+from builder.weights.structure import ITEM_SIZE
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
 # No tensor has more; and products of counts, and searches in names, stay cheap.

@@ -13,9 +13,10 @@ import blake3
 
 from builder.errors import StoreError
 from builder.keys import CHUNK, Digest, hash_threads
-from builder.record import Blob
-from builder.store import direct, durable, locks, seal, tmp
+from builder.store import locks, seals, tmp
+from builder.store.disk import direct, durable
 from builder.store.layout import Store
+from builder.store.types import Blob
 
 _NAME = re.compile(r"[0-9a-f]{64}").fullmatch
 
@@ -68,7 +69,7 @@ def present(store: Store) -> Mapping[Digest, int]:
     found: dict[Digest, int] = {}
     for entry, status in files(store):
         digest = Digest(entry.name)
-        if seal.intact(status.st_mtime_ns, digest) or _rehash(Path(entry.path), digest, status):
+        if seals.intact(status.st_mtime_ns, digest) or _rehash(Path(entry.path), digest, status):
             found[digest] = status.st_size
     return found
 
@@ -108,7 +109,7 @@ def sound_file(place: Path, blob: Blob) -> bool:
     except OSError:
         return False
     regular = stat.S_ISREG(status.st_mode) and status.st_size == blob.size
-    return regular and seal.intact(status.st_mtime_ns, blob.digest)
+    return regular and seals.intact(status.st_mtime_ns, blob.digest)
 
 
 def files(store: Store) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
@@ -126,7 +127,7 @@ def files(store: Store) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
 
 
 def _keep(store: Store, staged: tmp.Staged, blob: Blob) -> None:
-    seal.close(staged.fd, os.fstat(staged.fd), blob.digest)
+    seals.close(staged.fd, os.fstat(staged.fd), blob.digest)
     final = path(store, blob.digest)
     if _sound(final, blob.digest, blob.size) and _reuse(store, final, blob):
         return
@@ -154,7 +155,7 @@ def _sound(place: Path, digest: Digest, size: int) -> bool:
         return False
     if not stat.S_ISREG(status.st_mode) or status.st_size != size:
         return False
-    return seal.intact(status.st_mtime_ns, digest) or _rehash(place, digest, status)
+    return seals.intact(status.st_mtime_ns, digest) or _rehash(place, digest, status)
 
 
 def _rehash(place: Path, digest: Digest, before: os.stat_result) -> bool:
@@ -168,7 +169,7 @@ def _rehash(place: Path, digest: Digest, before: os.stat_result) -> bool:
     if (after.st_mtime_ns, after.st_ino) != (before.st_mtime_ns, before.st_ino):
         return False
     with suppress(OSError):  # a read-only store: the right bytes all the same
-        seal.close(str(place), after, digest)
+        seals.close(str(place), after, digest)
     return True
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from builder.errors import StoreError
 from builder.keys import Key
-from builder.store import checked, durable, tmp
+from builder.store import seals, tmp
+from builder.store.disk import durable
 from builder.store.layout import Store
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def build_session(store: Store, roots: Iterable[Key]) -> Iterator[Session]:
     with ExitStack() as held:
         with gc_lock(store), durable.explained(store.root):
             staged = held.enter_context(tmp.new_file(store))
-            durable.write_all(staged.fd, memoryview(checked.seal(text)))
+            durable.write_all(staged.fd, memoryview(seals.sealed(text)))
             durable.make_folder(file.parent)
             staged.path.rename(file)  # already locked when it appears; a crash ends it, so no fsync
             session = Session(name, keys, os.fstat(staged.fd).st_mtime_ns)
@@ -162,7 +163,7 @@ def _sweep_if_dead(file: Path) -> bool:
 
 
 def _read_session(file: Path) -> Session | None:
-    text = checked.read(file)
+    text = seals.read(file)
     try:
         started = file.stat().st_mtime_ns
     except FileNotFoundError:  # ended meanwhile

@@ -6,8 +6,8 @@ A pin is an empty file; its name says it all.
 from __future__ import annotations
 
 from builder.errors import StoreError
-from builder.store import durable
-from builder.store.layout import Store
+from builder.store.disk import durable
+from builder.store.layout import Store, is_plain
 
 
 def pin(store: Store, name: str) -> None:
@@ -37,8 +37,3 @@ def pinned(store: Store) -> frozenset[str]:
             return frozenset(file.name for file in store.pins.iterdir() if is_plain(file.name))
         except FileNotFoundError:
             return frozenset()
-
-
-def is_plain(name: str) -> bool:
-    """Whether a name can be a file name in the store: one path component, not hidden, no NUL."""
-    return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name

@@ -11,7 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from builder.keys import Key, is_digest
-from builder.record import (
+from builder.store import seals
+from builder.store.layout import Store
+from builder.store.types import (
     BadRecord,
     Blob,
     Manifest,
@@ -21,8 +23,6 @@ from builder.record import (
     record_from_text,
     record_to_text,
 )
-from builder.store import checked
-from builder.store.layout import Store
 
 
 def path(store: Store, key: Key) -> Path:
@@ -37,22 +37,22 @@ def manifest_path(store: Store, key: Key) -> Path:
 
 def read(store: Store, key: Key) -> Record | None:
     """The record of an action; whether its blob is there is another question (`blobs.has`)."""
-    return parse_record(checked.read(path(store, key)), key)
+    return parse_record(seals.read(path(store, key)), key)
 
 
 def write(store: Store, record: Record) -> None:
     """Remembers an action's blob, durably and atomically, after the blob. Raises StoreError."""
-    checked.write(store, path(store, record.key), record_to_text(record))
+    seals.write(store, path(store, record.key), record_to_text(record))
 
 
 def read_manifest(store: Store, key: Key) -> Manifest | None:
     """The manifest of a target or base."""
-    return parse_manifest(checked.read(manifest_path(store, key)), key)
+    return parse_manifest(seals.read(manifest_path(store, key)), key)
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
     """Remembers a target's files, durably and atomically, after all of them. Raises StoreError."""
-    checked.write(store, manifest_path(store, manifest.key), manifest_to_text(manifest))
+    seals.write(store, manifest_path(store, manifest.key), manifest_to_text(manifest))
 
 
 def manifests(store: Store) -> Iterator[Manifest]:

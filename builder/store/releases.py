@@ -11,9 +11,10 @@ from pathlib import Path
 
 from builder.errors import StoreError
 from builder.keys import Key
-from builder.record import Manifest
-from builder.store import durable, records, swap, tmp, views
+from builder.store import records, tmp, views
+from builder.store.disk import durable, swap
 from builder.store.layout import Store
+from builder.store.types import Manifest
 
 FORMER = ".former"
 

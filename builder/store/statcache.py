@@ -18,6 +18,7 @@ from typing import Any
 
 from builder.keys import Digest, digest_bytes
 from builder.store import blobs
+from builder.store.disk.identity import identity
 from builder.store.layout import Store
 
 RACY_NS = 2_000_000_000
@@ -59,8 +60,8 @@ class StatCache:
             return found
         recorded = time.time_ns()
         digest = blobs.hash_file(path, on_progress).digest
-        if _identity(path.stat()) == _identity(before):
-            row = (os.path.abspath(path), _identity(before), recorded, digest)  # noqa: PTH100 links stay
+        if identity(path.stat()) == identity(before):
+            row = (os.path.abspath(path), identity(before).text, recorded, digest)  # noqa: PTH100 links stay
             self._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (*row, _sum(*row)))
         return digest
 
@@ -87,8 +88,8 @@ class StatCache:
         rows = self._execute("SELECT stat, recorded, digest, sum FROM files WHERE path = ?", (name,))
         if not rows:
             return None
-        identity, recorded, digest, check = rows[0]
-        if identity != _identity(status) or check != _sum(name, identity, recorded, digest):
+        known, recorded, digest, check = rows[0]
+        if known != identity(status).text or check != _sum(name, known, recorded, digest):
             return None
         if _is_racy(status, recorded):
             return None
@@ -149,10 +150,6 @@ def _open_frozen(path: Path) -> sqlite3.Connection:
     """For a store on a read-only file system, where WAL cannot make its side files."""
     uri = f"file:{path.as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro&immutable=1"
     return sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-
-
-def _identity(status: os.stat_result) -> str:
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
 def _is_racy(status: os.stat_result, recorded: int) -> bool:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder.store import durable
+from builder.store.disk import durable
 from builder.store.layout import Store
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from builder.errors import StoreError
 from builder.keys import Key, is_digest
-from builder.record import Blob, Manifest, manifest_to_text
-from builder.store import blobs, checked, durable, seal, swap, tmp
-from builder.store.layout import Store
+from builder.store import blobs, seals, tmp
+from builder.store.disk import durable, swap
+from builder.store.layout import Store, is_plain
+from builder.store.types import Blob, Manifest, manifest_to_text
 
 MANIFEST = "artifact.toml"
 CARD = "README.md"
@@ -48,7 +49,7 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "") 
             put(entry.blob, staged / entry.name)
         if card and not (staged / CARD).exists():
             _write(staged / CARD, card.encode())
-        _write(staged / MANIFEST, checked.seal(manifest_to_text(manifest)))
+        _write(staged / MANIFEST, seals.sealed(manifest_to_text(manifest)))
         durable.sync_folder(staged)
         staged.chmod(0o755)
         durable.make_folder(folder.parent)
@@ -113,11 +114,6 @@ def remove(store: Store, folder: Path) -> None:
     tmp.delete(doomed)
 
 
-def is_plain(name: str) -> bool:
-    """Whether a name is one path component and nothing else."""
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
-
-
 class _Placer:
     """Puts blobs into a folder the cheapest way that works here; remembers which ways do not."""
 
@@ -159,7 +155,7 @@ def _finish(destination: Path, source: Path, blob: Blob) -> None:
     """Makes a clone or copy durable, read-only and sealed like its blob."""
     fd = os.open(destination, os.O_RDONLY)
     try:
-        seal.close(fd, source.stat(), blob.digest)
+        seals.close(fd, source.stat(), blob.digest)
         os.fchmod(fd, 0o444)
         durable.sync_file(fd)
     finally:

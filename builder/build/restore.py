@@ -1,0 +1,64 @@
+"""After damage was put aside: rebuild exactly what it held. The actions that are whole are not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from builder.build.intermediates import prune_intermediates
+from builder.build.learned import build_learned
+from builder.build.one_pass import build
+from builder.build.prepare import prepare_base
+from builder.console.events import Emit
+from builder.plan.plan import TargetPlan
+from builder.project.project import Project
+from builder.project.state import reads_source, target_state
+from builder.spec.types import GgufSource
+from builder.store import records
+from builder.store.care.findings import Finding
+
+
+def restore(project: Project, findings: Iterable[Finding], emit: Emit) -> tuple[str, ...]:
+    """Rebuild the declared targets and bases that the findings touch; their names. Raises BuildError."""
+    damaged = {f.path.name for f in findings if f.kind.is_damage}
+    damaged |= {f.view.name for f in findings if f.view is not None and f.kind.is_damage}
+    rebuilt = []
+    for base in project.spec.bases.values():
+        if isinstance(base.source, GgufSource) and _touches(
+            project, project.gguf_key(base), base.name, damaged
+        ):
+            prepare_base(project, base, emit)
+            rebuilt.append(base.name)
+    project.forget_plan()
+    by_model: dict[str, list[TargetPlan]] = {}
+    for plan in project.plan.resolved():
+        if _touches(project, plan.key, plan.name, damaged) and not target_state(project.store, plan).built:
+            by_model.setdefault(plan.target.model.name, []).append(plan)
+    for plans in by_model.values():
+        _build(project, plans, emit)
+        rebuilt += [plan.name for plan in plans]
+    return tuple(rebuilt)
+
+
+def _build(project: Project, plans: list[TargetPlan], emit: Emit) -> None:
+    """Targets of one model: in one pass what is made by block and what learned ones read, then those."""
+    learned = [plan for plan in plans if plan.needs is not None]
+    wanted = {plan.name: plan for plan in plans if plan.needs is None}
+    for plan in learned:
+        source = project.plan.targets[str(plan.needs)]
+        assert isinstance(source, TargetPlan)  # a learned target is planned from it
+        if reads_source(project.store, plan) and not target_state(project.store, source).built:
+            wanted[source.name] = source
+    if wanted:
+        build(project, list(wanted.values()), emit)
+    for plan in learned:
+        build_learned(project, plan, emit)
+    if learned:
+        prune_intermediates(project, emit)
+
+
+def _touches(project: Project, key: object, name: str, damaged: set[str]) -> bool:
+    """Whether a manifest, one of its blobs, or its view was damaged."""
+    if name in damaged or f"{key}.toml" in damaged:
+        return True
+    manifest = records.read_manifest(project.store, key) if key else None  # type: ignore[arg-type]
+    return manifest is not None and not damaged.isdisjoint(manifest.digests)

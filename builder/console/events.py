@@ -1,0 +1,88 @@
+"""Events of a run. Library code emits them and never prints; `builder.console.display` shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth a line: an import, a download, a pruned intermediate."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Hashing:
+    """`done` of `total` bytes of a source have been hashed."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class PassStarted:
+    """A pass over one model begins: how many blocks it must make, how many it reuses, bytes to write."""
+
+    model: str
+    targets: tuple[str, ...]
+    blocks: int
+    reused: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class BlockDone:
+    """One block of `made` variants is in the store."""
+
+    model: str
+    block: str
+    made: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class PassDone:
+    model: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TargetDone:
+    """A target is complete and can be loaded from `path`."""
+
+    target: str
+    path: str
+    nbytes: int
+    bits_per_weight: float
+    made: int
+    reused: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """`done` of `total` questions have been put to a target (layers of it, where it is scored by layer)."""
+
+    target: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A task ended with an error: the error's name (docs/errors.md) and its text. Only seen as JSON."""
+
+    task: str
+    error: str
+    message: str
+
+
+Event = Note | Hashing | Scored | PassStarted | BlockDone | PassDone | TargetDone | Failed
+Emit = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Drops every event."""

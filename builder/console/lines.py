@@ -1,0 +1,76 @@
+"""Events as lines: plain text for logs, or JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from threading import Lock
+from typing import TextIO
+
+from builder.console.events import BlockDone, Event, Hashing, Note, PassStarted, Scored
+from builder.console.words import size_text
+
+_LINE = Lock()
+
+
+class JsonLines:
+    """One JSON object a line for each event: `event` is its name, `time` seconds since the epoch."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+
+    def __call__(self, event: Event) -> None:
+        data = {"event": type(event).__name__, "time": round(time.time(), 3), **asdict(event)}
+        _write(self._stream, json.dumps(data))
+
+
+class Plain:
+    """Plain lines: at most one every `every` seconds, and every Note."""
+
+    def __init__(self, stream: TextIO | None = None, every: float = 5.0) -> None:
+        self._stream = stream or sys.stderr
+        self._every = every
+        self._last = time.monotonic()
+        self._blocks = self._done = 0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Note(text):
+                self._line(text)
+            case Hashing(what, done, total):
+                if self._due():
+                    self._line(f"{what}: hashed {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+            case Scored(target, done, total):
+                if self._due():
+                    self._line(f"{target}: {done} of {total} measured")
+            case PassStarted():
+                self._blocks, self._done = event.blocks, 0
+                self._line(
+                    f"{event.model}: {', '.join(event.targets)}: {event.blocks} blocks to make, "
+                    f"{event.reused} reused, {size_text(event.nbytes)} to write"
+                )
+            case BlockDone():
+                self._done += event.made
+                if self._due():
+                    self._line(f"{event.model}: {self._done} of {self._blocks} blocks")
+            case _:
+                pass
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < self._every:
+            return False
+        self._last = now
+        return True
+
+    def _line(self, text: str) -> None:
+        _write(self._stream, text)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """A whole line at once: events come from several threads."""
+    with _LINE:
+        stream.write(f"{text}\n")
+        stream.flush()

@@ -1,0 +1,137 @@
+"""Whether the compiled kernels give what the installed mlx gives: compared, never assumed.
+
+The comparisons are made once per process, on small inputs chosen to be hard. Quantization is the same
+arithmetic wherever mlx is built for a CPU, up to its rounding of half precision. Fused weights depend on the
+order in which mlx's BLAS adds: the reference BLAS of the Linux wheels adds in order and without fused
+multiply-add, as `kernels.fuse_lora` does; with another one (Accelerate, OpenBLAS) mlx itself has to fuse.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from builder.engine.kernels.kernels import (
+    SETTINGS,
+    Array,
+    Layout,
+    QuantizedArrays,
+    Setting,
+    available,
+    fuse_lora,
+    quantize_widths,
+)
+
+
+def verify(dtype: str) -> frozenset[Setting]:
+    """The settings for which `quantize_widths` gives what mx.quantize gives, on arrays of `dtype`.
+
+    Empty when the kernels are not available. The comparison runs once per process and dtype.
+    """
+    return _verified(dtype) if available() else frozenset()
+
+
+def fuse_agrees(dtype: str, layout: Layout, rows: int, rank: int, columns: int) -> bool:
+    """Whether `fuse_lora` gives what mlx gives for weights of (rows, columns) and float32 factors of `rank`.
+
+    False when the kernels are not available. The comparison runs once per process and shape, on at most 1024
+    rows of that shape: a BLAS may choose another order of additions for another shape.
+    """
+    return available() and _fuse_verified(dtype, layout, min(rows, 1024), rank, columns)
+
+
+@functools.cache
+def _verified(dtype: str) -> frozenset[Setting]:
+    return agreeing(dtype, quantize_widths)
+
+
+def agreeing(dtype: str, quantize: Callable[..., list[QuantizedArrays]]) -> frozenset[Setting]:
+    """The settings for which `quantize`, called like `quantize_widths`, agrees with mx.quantize on CPU."""
+    import mlx.core as mx
+
+    weight = hard_weights(dtype)
+    array = mx.array(weight)
+    if dtype != "float32":
+        array = array.view(getattr(mx, dtype))
+    settings = sorted(SETTINGS)
+    agreed = set()
+    for (bits, group), ours in zip(settings, quantize(weight, dtype, settings), strict=True):
+        theirs = mx.quantize(array, group_size=group, bits=bits, stream=mx.cpu)
+        pairs = zip((ours.weight, ours.scales, ours.biases), theirs, strict=True)
+        if all(_same(mine, _stored(its)) for mine, its in pairs):
+            agreed.add((bits, group))
+    return frozenset(agreed)
+
+
+@functools.cache
+def _fuse_verified(dtype: str, layout: Layout, rows: int, rank: int, columns: int) -> bool:
+    import mlx.core as mx
+
+    def normal(*shape: int) -> Any:
+        return mx.array(draw.standard_normal(shape, np.float32))
+
+    def repeated(
+        *shape: int,
+    ) -> Any:  # what is added to the product: drawing as much costs more than all else
+        return mx.array(np.resize(draw.standard_normal(1 << 16, np.float32), shape))
+
+    draw, scale = np.random.default_rng(0), 2.7
+    with mx.stream(mx.cpu):
+        if layout == "switch":
+            weight, a, b = repeated(2, rows, columns), normal(2, rank, columns), normal(2, rows, rank)
+        elif layout == "linear":
+            weight, a, b = repeated(rows, columns), normal(columns, rank), normal(rank, rows)
+        else:
+            weight, a, b = repeated(rows, columns), normal(rows, rank), normal(rank, columns)
+        weight = (0.02 * weight).astype(getattr(mx, dtype))
+        if layout == "switch":
+            delta = (scale * b) @ a
+        else:
+            delta = (scale * b.T) @ a.T if layout == "linear" else (scale * a) @ b
+        fused = _stored(weight + delta.astype(weight.dtype))
+    return _same(fuse_lora(_stored(weight), dtype, np.array(a), np.array(b), scale, layout), fused)
+
+
+def hard_weights(dtype: str) -> Array:
+    """Finite stored values of `dtype`, (rows, 256), chosen to break a quantizer that is only nearly right."""
+    unsigned, smallest_infinity, half = {
+        "bfloat16": (np.uint16, 0x7F80, 0x8000),
+        "float16": (np.uint16, 0x7C00, 0x8000),
+        "float32": (np.uint32, 0x7F800000, 0x80000000),
+    }[dtype]
+    draw = np.random.default_rng(0)
+    patterns: list[Array] = []
+    for top in (1, 0x80, smallest_infinity >> 1, smallest_infinity):  # zeros, denormals, small, everything
+        sizes = draw.integers(0, top, (4, 256))
+        patterns += [sizes, sizes + half, sizes + half * draw.integers(0, 2, (4, 256))]
+    largest = np.full((1, 256), smallest_infinity - 1)
+    patterns += [largest, largest + half, largest + half * (np.arange(256) % 2)]  # constants, the whole range
+
+    ramp = np.arange(256, dtype=np.float32)
+    values: list[Array] = [draw.standard_normal((8, 256)) * 10.0**power for power in range(-9, 5)]
+    values += [ramp * step for step in (0.5, 1.0, 1.5, -0.5)]  # ties between two steps
+    values += [(ramp % 31 - offset) * 0.25 for offset in (0, 15, 15.5, 30)]  # ties, and ends of equal size
+    values += [1.0 + 1e-3 * draw.standard_normal(256), -3.0 - draw.random(256), np.full(256, 1e-8)]
+    values += [np.where(ramp % 64 == 5, 100.0, 1e-3 * ramp), np.full(256, -0.7)]  # an outlier, a constant
+    floats = np.concatenate([np.atleast_2d(row) for row in values]).astype(np.float32)
+    if dtype == "float16":
+        stored = floats.astype(np.float16).view(np.uint16)
+    else:
+        stored = (floats.view(np.uint32) >> (16 if dtype == "bfloat16" else 0)).astype(unsigned)
+    everything = np.concatenate([np.concatenate(patterns).astype(unsigned), stored])
+    return everything.view(np.float32) if dtype == "float32" else everything
+
+
+def _stored(array: Any) -> Array:
+    """The stored values of an mx.array, as a numpy array of its own."""
+    import mlx.core as mx
+
+    return np.array(array.view(mx.uint16) if array.dtype in (mx.bfloat16, mx.float16) else array)
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Whether two arrays have the same shape, type and bits."""
+    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()

@@ -1,0 +1,234 @@
+"""The loops of `jitted` as Python calls them: machine code that is made once on a machine.
+
+Importing numba and letting it read its own cache takes 0.9 s of every process that computes anything; the
+machine code itself is 80 KB. So that is kept in the user's cache directory, for one version of the loops, of
+numba, of LLVM and one kind of CPU, and llvmlite alone loads it (0.05 s).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+CHUNK = 4096  # elements at a time; a multiple of every group size, and 16 KiB once widened
+SCRATCH = 9  # pieces of working memory that a loop uses, of CHUNK words
+_APART = 48  # words between two pieces: at multiples of 4 KiB they would take each other's place in the cache
+
+SIGNATURES = {"quantize_span": "ippiiipipipipp", "fuse_rows": "ipppiiiipp"}  # i: int64, p: pointer
+SIZES = (16, 32)  # bits of a stored value
+_DIGEST = hashlib.sha256().digest_size
+_LOADING = Lock()
+
+
+class CannotCompile(RuntimeError):
+    """The loops cannot be used here: numba or LLVM is another than the one that was tried."""
+
+
+def cache_directory() -> Path:
+    """Where compiled code is kept: the platform's cache directory of this user."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "modelkiln"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelkiln"
+
+
+def quantize_span(
+    kind: int,
+    raw: Array,
+    first: int,
+    last: int,
+    settings: npt.NDArray[np.int64],
+    codes: npt.NDArray[np.uint32],
+    params: Array,
+    original: Array,
+    sums: npt.NDArray[np.float64],
+) -> int:
+    """`jitted.quantize_span` on arrays, which are flat but for settings and sums; C-contiguous all of them.
+
+    `original` is empty when nothing is to be measured. The GIL is released meanwhile.
+    """
+    memory = np.empty((SCRATCH, CHUNK + _APART), np.uint32)
+    pieces = _rows(memory)
+    return _call(
+        f"quantize_span_{8 * raw.itemsize}",
+        kind,
+        raw.ctypes.data,
+        original.ctypes.data,
+        original.size,
+        first,
+        last,
+        settings.ctypes.data,
+        len(settings),
+        codes.ctypes.data,
+        codes.size,
+        params.ctypes.data,
+        params.size,
+        sums.ctypes.data,
+        pieces.ctypes.data,
+    )
+
+
+def fuse_rows(
+    kind: int,
+    raw: Array,
+    left: npt.NDArray[np.float32],
+    right: npt.NDArray[np.float32],
+    first: int,
+    last: int,
+    out: Array,
+) -> None:
+    """`jitted.fuse_rows` on C-contiguous arrays of two dimensions. The GIL is released meanwhile."""
+    memory = np.empty((2, raw.shape[1] + _APART), np.uint32)
+    pieces = _rows(memory)
+    _call(
+        f"fuse_rows_{8 * raw.itemsize}",
+        kind,
+        raw.ctypes.data,
+        left.ctypes.data,
+        right.ctypes.data,
+        right.shape[0],
+        raw.shape[1],
+        first,
+        last,
+        out.ctypes.data,
+        pieces.ctypes.data,
+    )
+
+
+def _rows(memory: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
+    """Pointers to the rows of an array."""
+    start, step = memory.ctypes.data, memory.strides[0]
+    return np.array([start + row * step for row in range(len(memory))], np.uint64)
+
+
+def _call(name: str, *arguments: int) -> int:
+    loops = load()
+    if loops is None:
+        raise CannotCompile("the loops cannot be used here")
+    result = ctypes.c_int64()
+    status = loops.functions[name](ctypes.addressof(result), 0, *arguments)
+    assert status == 0, f"{name} ended with {status}"  # the loops raise nothing
+    return result.value
+
+
+# -- loading ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loops:
+    """The loops by name, for one size of stored values each, and what keeps their code in memory."""
+
+    functions: Mapping[str, Callable[..., int]]
+    engine: object
+
+
+def load() -> Loops | None:
+    """The loops, compiled first where this machine has not; None, with a warning, where that fails."""
+    with _LOADING:
+        return _loaded()
+
+
+def is_kept() -> bool:
+    """Whether `load` will find code that was kept."""
+    try:
+        return _kept().exists()
+    except ImportError:
+        return False
+
+
+@functools.cache
+def _loaded() -> Loops | None:
+    try:
+        code = _read(_kept())
+        if code is None:
+            from builder.engine.kernels.machine_code import make
+
+            code = make(_machine())
+            _keep(_kept(), code)
+        return _functions(code)
+    except Exception as error:  # another numba or LLVM than was tried; a result without them is the same
+        warnings.warn(
+            f"compiled kernels cannot be used, mlx is slower: {error}", RuntimeWarning, stacklevel=2
+        )
+        return None
+
+
+def _functions(code: bytes) -> Loops:
+    import llvmlite.binding as llvm
+
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    functions = {}
+    for name, arguments in SIGNATURES.items():
+        kinds = [ctypes.c_int64 if letter == "i" else ctypes.c_void_p for letter in arguments]
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *kinds)
+        for size in SIZES:
+            functions[f"{name}_{size}"] = prototype(engine.get_function_address(f"{name}_{size}"))
+    return Loops(functions, engine)
+
+
+def _machine() -> Any:
+    """LLVM's description of this machine, as numba makes it (numba.core.codegen.JITCPUCodegen)."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        reloc="static" if target.name.startswith("x86") else "default",
+        codemodel="jitdefault",
+        jit=True,
+    )
+
+
+@functools.cache
+def _kept() -> Path:
+    """Where the code for these loops, this numba, this LLVM and this CPU is kept."""
+    import llvmlite.binding as llvm
+
+    here = Path(__file__).parent
+    texts = [(here / name).read_text() for name in ("jitted.py", "machine_code.py", "compiled.py")]
+    cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    stamp = "\n".join([version("numba"), version("llvmlite"), cpu, features, *texts])
+    return cache_directory() / f"loops-{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.o"
+
+
+def _read(path: Path) -> bytes | None:
+    """Code that was kept, or None: absent, or not what was written."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:_DIGEST], content[_DIGEST:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _keep(path: Path, code: bytes) -> None:
+    """Keep code where that is possible; elsewhere every process compiles."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(hashlib.sha256(code).digest() + code)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,413 @@
+"""The loops behind `kernels`: affine quantization to several widths, and LoRA fusing, on CPU.
+
+Importing this module imports numba; only `machine_code` does so, once on a machine. What is kept depends on
+the files that `compiled` names: everything that is compiled must stay in this one.
+
+Everything here repeats mlx's CPU arithmetic operation for operation, so the order of the float32
+operations matters and no fast-math flag is set. What may be rearranged is integer work: minima and maxima
+are taken over integer keys that sort like the floats (so that the compiler vectorizes them, and so that
+NaN and infinity show up as the largest keys), and codes are packed eight at a time inside 64-bit words.
+
+One walk over the weights handles `CHUNK` elements at a time: they are widened to float32 once and stay in
+the first-level cache while every setting is made from them. The loops start no threads, allocate nothing
+and raise nothing: they take pointers and call nobody, so that their machine code stands alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import carray
+
+from builder.engine.kernels.compiled import CHUNK, SCRATCH
+
+Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint32]
+Raw = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Floats = npt.NDArray[np.float32]
+Keys = npt.NDArray[np.int32]
+
+BFLOAT16, FLOAT16, FLOAT32 = 0, 1, 2
+WIDE, DELTA, RESTORED, CODES, KEYS, LOW, HIGH, SCALES, BIASES = range(SCRATCH)  # pieces of working memory
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def _inner(function: _Function) -> _Function:
+    """Compile a loop that other loops call; it is compiled into its callers."""
+    compiled: _Function = numba.njit(error_model="numpy", _nrt=False)(function)
+    return compiled
+
+
+def _any_order(function: _Function) -> _Function:
+    """Compile a loop whose float sums may be taken in any order: for statistics, never for weights."""
+    compiled: _Function = numba.njit(error_model="numpy", _nrt=False, fastmath={"reassoc", "nsz"})(function)
+    return compiled
+
+
+@_inner
+def _widen(kind: int, raw: Raw, bits: Words) -> None:
+    """Write `raw` as float32 bit patterns."""
+    if kind == BFLOAT16:
+        for j in range(raw.size):
+            bits[j] = np.uint32(raw[j]) << np.uint32(16)
+    elif kind == FLOAT16:
+        for j in range(raw.size):
+            half = np.uint32(raw[j])
+            size = np.uint32(half & np.uint32(0x7FFF))
+            small = np.float32(np.float32(np.int32(size)) * np.float32(2.0**-24)).view(np.uint32)
+            offset = np.uint32(0x70000000) if size >= np.uint32(0x7C00) else np.uint32(0x38000000)
+            large = np.uint32((size << np.uint32(13)) + offset)
+            wide = small if size < np.uint32(0x400) else large
+            bits[j] = wide | ((half & np.uint32(0x8000)) << np.uint32(16))
+    else:
+        for j in range(raw.size):
+            bits[j] = raw[j]
+
+
+@_inner
+def _sort_keys(bits: Keys, keys: Keys) -> None:
+    """Integers that sort like the floats: the bit pattern, with the magnitude inverted below zero."""
+    for j in range(keys.size):
+        keys[j] = bits[j] ^ ((bits[j] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@_inner
+def _narrow(kind: int, value: np.float32) -> np.uint32:
+    """The bits of `value` rounded to nearest even in the storage type; `value` is not NaN."""
+    bits = np.float32(value).view(np.uint32)
+    if kind == FLOAT32:
+        return bits
+    if kind == BFLOAT16:
+        return np.uint32(
+            (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        )
+    sign = np.uint32((bits >> np.uint32(16)) & np.uint32(0x8000))
+    size = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    if size >= np.uint32(0x47800000):  # 65536 and more: infinity
+        return np.uint32(sign | np.uint32(0x7C00))
+    if size < np.uint32(0x38800000):  # below the smallest normal: let the adder round at 2 ** -24
+        rounded = np.float32(abs(value) + np.float32(0.5)).view(np.uint32)
+        return np.uint32(sign | (rounded - np.uint32(0x3F000000)))
+    odd = (size >> np.uint32(13)) & np.uint32(1)
+    return np.uint32(sign | ((size + np.uint32(0xFFF) + odd - np.uint32(0x38000000)) >> np.uint32(13)))
+
+
+@_inner
+def _round(kind: int, bits: Words) -> None:
+    """Round float32 bit patterns to the storage type, in place."""
+    if kind == BFLOAT16:
+        for j in range(bits.size):
+            odd = (bits[j] >> np.uint32(16)) & np.uint32(1)
+            bits[j] = np.uint32(bits[j] + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+    elif kind == FLOAT16:
+        for j in range(bits.size):
+            size = np.float32(abs(np.uint32(bits[j]).view(np.float32)))
+            small = np.float32((size + np.float32(0.5)) - np.float32(0.5)).view(np.uint32)
+            small = np.uint32(small | (bits[j] & np.uint32(0x80000000)))
+            odd = (bits[j] >> np.uint32(13)) & np.uint32(1)
+            large = np.uint32(bits[j] + np.uint32(0xFFF) + odd) & np.uint32(0xFFFFE000)
+            if size >= np.float32(65520.0):
+                large = (bits[j] & np.uint32(0x80000000)) | np.uint32(0x7F800000)
+            bits[j] = small if size < np.float32(2.0**-14) else large
+
+
+@_inner
+def _ranges(keys: Keys, low: Keys, high: Keys) -> bool:
+    """Smallest and largest key of every row of `keys`; False when one of them is not of a finite float."""
+    least, most = np.int32(0), np.int32(0)
+    for i in range(keys.shape[0]):
+        smallest, largest = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+        for j in range(keys.shape[1]):
+            smallest, largest = min(smallest, keys[i, j]), max(largest, keys[i, j])
+        low[i], high[i] = smallest, largest
+        least, most = min(least, smallest), max(most, largest)
+    return bool(most < np.int32(0x7F800000) and least > np.int32(-0x7F800001))
+
+
+@_inner
+def _from_key(key: np.int32) -> np.float32:
+    """The float of a key made by `_ranges`."""
+    return np.float32(np.int32(key ^ ((key >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32))
+
+
+@_inner
+def _put(out: Words, at: int, word: np.uint64) -> None:
+    """Store 64 bits as two little-endian words."""
+    out[at] = np.uint32(word & np.uint64(0xFFFFFFFF))
+    out[at + 1] = np.uint32(word >> np.uint64(32))
+
+
+@_inner
+def _pack(width: int, words: Words, eight: npt.NDArray[np.uint64], count: int, out: Words) -> None:
+    """Write `count` codes (a multiple of 32) as a little-endian stream of `width`-bit fields.
+
+    `words` and `eight` are the same memory: the codes, a byte each.
+    """
+    if width == 8:
+        for j in range(count // 4):
+            out[j] = words[j]
+        return
+    field = np.uint64(width)
+    gap1, gap2 = np.uint64(8) - field, np.uint64(16) - np.uint64(2) * field
+    gap4 = np.uint64(32) - np.uint64(4) * field
+    for j in range(count // 8):  # squeeze the gaps out of eight codes, pairs first
+        x = eight[j]
+        x = (x & np.uint64(0x00FF00FF00FF00FF)) | ((x & np.uint64(0xFF00FF00FF00FF00)) >> gap1)
+        x = (x & np.uint64(0x0000FFFF0000FFFF)) | ((x & np.uint64(0xFFFF0000FFFF0000)) >> gap2)
+        eight[j] = (x & np.uint64(0x00000000FFFFFFFF)) | ((x & np.uint64(0xFFFFFFFF00000000)) >> gap4)
+    if width == 4:
+        for j in range(count // 8):
+            out[j] = np.uint32(eight[j])
+        return
+    for j in range(count // 32):
+        a, b, c, d = eight[4 * j], eight[4 * j + 1], eight[4 * j + 2], eight[4 * j + 3]
+        at = j * width
+        if width == 2:
+            _put(out, at, a | (b << np.uint64(16)) | (c << np.uint64(32)) | (d << np.uint64(48)))
+        elif width == 3:
+            _put(out, at, a | (b << np.uint64(24)) | (c << np.uint64(48)))
+            out[at + 2] = np.uint32((c >> np.uint64(16)) | (d << np.uint64(8)))
+        elif width == 5:
+            _put(out, at, a | (b << np.uint64(40)))
+            _put(out, at + 2, (b >> np.uint64(24)) | (c << np.uint64(16)) | (d << np.uint64(56)))
+            out[at + 4] = np.uint32(d >> np.uint64(8))
+        else:
+            _put(out, at, a | (b << np.uint64(48)))
+            _put(out, at + 2, (b >> np.uint64(16)) | (c << np.uint64(32)))
+            _put(out, at + 4, (c >> np.uint64(32)) | (d << np.uint64(16)))
+
+
+@_inner
+def _scale_and_bias(least: np.float32, most: np.float32, top: np.float32) -> tuple[np.float32, np.float32]:
+    """Scale and bias of a group between `least` and `most`, such that zero is a step and one end is exact."""
+    negative = abs(least) > abs(most)
+    scale = (most - least) / top
+    if scale < np.float32(1e-7):
+        scale = np.float32(1e-7)
+    if not negative:
+        scale = -scale
+    edge = least if negative else most
+    steps = np.rint(edge / scale)
+    if steps != np.float32(0):
+        return edge / steps, edge
+    return scale, np.float32(0)
+
+
+@_inner
+def _store(kind: int, values: Floats, out: Raw) -> None:
+    """Write `values` in the storage type."""
+    for i in range(out.size):
+        out[i] = _narrow(kind, values[i])
+
+
+@_inner
+def _fit(low: Keys, high: Keys, groups: int, top: np.float32, scales: Floats, biases: Floats) -> None:
+    """Scale and bias of every group; a row of `low` and `high` holds the keys of the parts of one group."""
+    for i in range(groups):
+        smallest, largest = low[i, 0], high[i, 0]
+        for j in range(low.shape[1]):
+            smallest, largest = min(smallest, low[i, j]), max(largest, high[i, j])
+        scales[i], biases[i] = _scale_and_bias(_from_key(smallest), _from_key(largest), top)
+
+
+@_inner
+def _steps(
+    values: Floats, groups: int, scales: Floats, biases: Floats, top: np.float32, steps: Bytes
+) -> None:
+    """The code of every value: how many scales it lies from the bias, rounded and clipped to 0 .. top."""
+    for i in range(groups):
+        scale, bias = scales[i], biases[i]
+        for j in range(values.shape[1]):
+            step = np.rint((values[i, j] - bias) / scale)
+            steps[i, j] = np.uint8(np.int32(min(max(step, np.float32(0)), top)))
+
+
+@_inner
+def _scale_up(steps: Bytes, groups: int, scales: Floats, out: Floats) -> None:
+    """The product in mx.dequantize, group by group."""
+    for i in range(groups):
+        scale = scales[i]
+        for j in range(steps.shape[1]):
+            out[i, j] = np.float32(steps[i, j]) * scale
+
+
+@_inner
+def _add_biases(groups: int, biases: Floats, out: Floats) -> None:
+    """The sum in mx.dequantize, group by group."""
+    for i in range(groups):
+        bias = biases[i]
+        for j in range(out.shape[1]):
+            out[i, j] += bias
+
+
+@_any_order
+def _add_errors(restored: Floats, values: Floats, delta: Floats, groups: int) -> tuple[float, float]:
+    """Sums of squared errors and of error times delta: in any order within a row, the rows in double."""
+    squares, dots = 0.0, 0.0
+    for i in range(groups):
+        square, dot = np.float32(0), np.float32(0)
+        for j in range(restored.shape[1]):
+            error = restored[i, j] - values[i, j]
+            square += error * error
+            dot += error * delta[i, j]
+        squares += np.float64(square)
+        dots += np.float64(dot)
+    return squares, dots
+
+
+@_any_order
+def _add_squares(rows: Floats, groups: int) -> float:
+    """Sum of squares: in any order within a row, the rows in double."""
+    squares = 0.0
+    for i in range(groups):
+        square = np.float32(0)
+        for j in range(rows.shape[1]):
+            square += rows[i, j] * rows[i, j]
+        squares += np.float64(square)
+    return squares
+
+
+def quantize_span(
+    kind: int,
+    raw: Any,
+    original: Any,
+    measured: int,
+    first: int,
+    last: int,
+    settings: Any,
+    rows: int,
+    codes: Any,
+    code_count: int,
+    params: Any,
+    param_count: int,
+    sums: Any,
+    scratch: Any,
+) -> int:
+    """Quantize elements `first` to `last` of the flat array `raw` to every one of `settings`.
+
+    settings: (rows, 5) int64; per row bits, group size, where its codes start in `codes`, and where its
+    scales and its biases start in `params`. `first` is a multiple of CHUNK, `last - first` of every group
+    size.
+    original: the weights before fusing, flat; looked at only where `measured` is not 0.
+    sums: (rows, 3) float64, added to: squared error, error times delta, squared delta.
+    scratch: SCRATCH pointers to CHUNK words each.
+    Returns -1, or the index where a chunk starts that holds NaN or infinity.
+    """
+    stored, before = carray(raw, (last,)), carray(original, (last,))
+    table, totals = carray(settings, (rows, 5)), carray(sums, (rows, 3))
+    all_codes, all_params = carray(codes, (code_count,)), carray(params, (param_count,))
+    bits, signed = carray(scratch[WIDE], (CHUNK,), np.uint32), carray(scratch[WIDE], (CHUNK,), np.int32)
+    values = carray(scratch[WIDE], (CHUNK,), np.float32)
+    delta_bits = carray(scratch[DELTA], (CHUNK,), np.uint32)
+    delta = carray(scratch[DELTA], (CHUNK,), np.float32)
+    restored = carray(scratch[RESTORED], (CHUNK,), np.uint32)
+    words, eight = carray(scratch[CODES], (CHUNK,), np.uint32), carray(scratch[CODES], (CHUNK,), np.uint64)
+    keys = carray(scratch[KEYS], (CHUNK,), np.int32)
+    span = table[0, 1]
+    for row in range(rows):
+        span = min(span, table[row, 1])
+    parts = CHUNK // span
+    low, high = carray(scratch[LOW], (parts,), np.int32), carray(scratch[HIGH], (parts,), np.int32)
+    scale_bits = carray(scratch[SCALES], (parts,), np.uint32)
+    scales = carray(scratch[SCALES], (parts,), np.float32)
+    bias_bits = carray(scratch[BIASES], (parts,), np.uint32)
+    biases = carray(scratch[BIASES], (parts,), np.float32)
+    for start in range(first, last, CHUNK):
+        count = min(CHUNK, last - start)
+        _widen(kind, stored[start : start + count], bits)
+        _sort_keys(signed, keys[:count])
+        if not _ranges(carray(scratch[KEYS], (count // span, span), np.int32), low, high):
+            return start
+        delta_squared = 0.0
+        if measured:
+            _widen(kind, before[start : start + count], delta_bits)
+            for j in range(count):
+                delta[j] = values[j] - delta[j]
+            delta_squared = _add_squares(carray(scratch[DELTA], (parts, span), np.float32), count // span)
+        for row in range(rows):
+            width, group, codes_at, scales_at, biases_at = (
+                table[row, 0],
+                table[row, 1],
+                table[row, 2],
+                table[row, 3],
+                table[row, 4],
+            )
+            top, groups, at = np.float32((1 << width) - 1), count // group, start // group
+            shape, joined = (CHUNK // group, group), (CHUNK // group, group // span)
+            tile = carray(scratch[WIDE], shape, np.float32)
+            steps = carray(scratch[CODES], shape, np.uint8)
+            least, most = carray(scratch[LOW], joined, np.int32), carray(scratch[HIGH], joined, np.int32)
+            _fit(least, most, groups, top, scales, biases)
+            _steps(tile, groups, scales, biases, top, steps)
+            _store(kind, scales, all_params[scales_at + at : scales_at + at + groups])
+            _store(kind, biases, all_params[biases_at + at : biases_at + at + groups])
+            if measured:
+                _round(kind, scale_bits)
+                _round(kind, bias_bits)
+                back = carray(scratch[RESTORED], shape, np.float32)
+                _scale_up(steps, groups, scales, back)
+                _round(kind, restored[:count])
+                _add_biases(groups, biases, back)
+                _round(kind, restored[:count])
+                square, dot = _add_errors(back, tile, carray(scratch[DELTA], shape, np.float32), groups)
+                totals[row, 0] += square
+                totals[row, 1] += dot
+                totals[row, 2] += delta_squared
+            packed_at = codes_at + start // 32 * width
+            _pack(width, words, eight, count, all_codes[packed_at : packed_at + count // 32 * width])
+    return -1
+
+
+@_inner
+def _combine(factors: Floats, rows: Floats, sums: Floats) -> None:
+    """sums = factors @ rows, added up in order from zero; four at a time only to save loads and stores."""
+    rank = factors.size
+    whole = rank - rank % 4
+    for j in range(sums.size):
+        sums[j] = np.float32(0)
+    for k in range(0, whole, 4):
+        a, b, c, d = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
+        row_a, row_b, row_c, row_d = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        for j in range(sums.size):
+            sums[j] = (((sums[j] + a * row_a[j]) + b * row_b[j]) + c * row_c[j]) + d * row_d[j]
+    for k in range(whole, rank):
+        a, row_a = factors[k], rows[k]
+        for j in range(sums.size):
+            sums[j] += a * row_a[j]
+
+
+def fuse_rows(
+    kind: int,
+    raw: Any,
+    left: Any,
+    right: Any,
+    rank: int,
+    columns: int,
+    first: int,
+    last: int,
+    out: Any,
+    scratch: Any,
+) -> int:
+    """Rows `first` to `last` of weight + (left @ right rounded to the storage type), rounded again.
+
+    raw, out: (rows, columns) bits. left: (rows, rank). right: (rank, columns). The sum over the rank is
+    taken in order from zero, every product and every sum rounded to float32.
+    scratch: two pointers to `columns` words. Returns 0.
+    """
+    stored, fused = carray(raw, (last, columns)), carray(out, (last, columns))
+    lefts, rights = carray(left, (last, rank)), carray(right, (rank, columns))
+    bits, weights = carray(scratch[0], (columns,), np.uint32), carray(scratch[0], (columns,), np.float32)
+    sum_bits, sums = carray(scratch[1], (columns,), np.uint32), carray(scratch[1], (columns,), np.float32)
+    for i in range(first, last):
+        _combine(lefts[i], rights, sums)
+        _round(kind, sum_bits)
+        _widen(kind, stored[i], bits)
+        for j in range(columns):
+            weights[j] += sums[j]
+        _store(kind, weights, fused[i])
+    return 0

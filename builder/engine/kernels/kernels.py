@@ -1,0 +1,227 @@
+"""Compiled CPU kernels: one weight array to many affine bit widths in one pass, and LoRA fused into weights.
+
+mx.quantize on CPU walks the weights once per width, on one thread, element by element. These kernels read a
+weight once and write every width, bit for bit what mx.quantize writes. They need numba (extra `cpu`) and are
+meant for mlx's CPU device only; on a GPU mlx itself is the fast path.
+
+Exactness is not assumed, it is checked: `agreement` compares the kernels with the installed mlx, once per
+process, and mlx is used wherever they differ.
+
+Arrays are numpy arrays of stored values: uint16 bit patterns for bfloat16 and float16, float32 as itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Setting = tuple[int, int]  # bits, group size
+Layout = Literal["linear", "switch", "embedding"]  # how mlx-lm multiplies lora_a and lora_b
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+SETTINGS = frozenset((bits, group) for bits in BITS for group in GROUP_SIZES)
+KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}  # the numbers that `jitted` knows them by
+
+PIECE = 1 << 19  # elements that one thread takes at a time; results do not depend on the number of threads
+
+
+class NonFinite(ValueError):
+    """The weights hold NaN or infinity, which have no quantized form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What quantization did to one array, next to what fine-tuning did to it; sums over its elements.
+
+    error = dequantized - weight, with the dequantized value that mx.dequantize gives; delta = weight -
+    original. Products are added in float32 within a group and in float64 across groups.
+    """
+
+    squared_error: float
+    error_dot_delta: float
+    squared_delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedArrays:
+    """One array quantized to one setting, as mx.quantize returns it.
+
+    weight: uint32, (..., columns * bits / 32). scales, biases: (..., columns / group size), stored like the
+    weights they come from. The arrays of one call share their memory: it is freed with the last of them.
+    """
+
+    weight: npt.NDArray[np.uint32]
+    scales: Array
+    biases: Array
+    loss: Loss | None = None
+
+
+def available() -> bool:
+    """Whether the kernels can be used here: mlx computes on the CPU, and numba is there and fit for it."""
+    if importlib.util.find_spec("numba") is None:
+        return False
+    import mlx.core as mx
+
+    if mx.default_device() != mx.Device(mx.cpu):
+        return False
+    from builder.engine.kernels import compiled
+
+    return compiled.load() is not None
+
+
+def ready() -> bool:
+    """Whether the kernels can be used without compiling them first."""
+    if importlib.util.find_spec("numba") is None:
+        return False
+    from builder.engine.kernels import compiled
+
+    return compiled.is_kept()
+
+
+def quantize_widths(
+    weight: Array,
+    dtype: str,
+    settings: Sequence[Setting],
+    *,
+    threads: int = 1,
+    original: Array | None = None,
+) -> list[QuantizedArrays]:
+    """Quantize `weight` to every one of `settings`, in one pass over it.
+
+    weight: (rows, columns) or (experts, rows, columns) stored values of `dtype` ("bfloat16", "float16",
+    "float32"). original: the same array before fine-tuning; with it the results carry their `Loss`.
+    At most `threads` threads compute; they are gone when this returns. The first call of a process loads or
+    compiles the loops.
+
+    Raises ValueError when an array does not fit `dtype` or a setting, NonFinite for NaN or infinity in it.
+    """
+    flat = _input(weight, dtype).reshape(-1)
+    before = flat[:0] if original is None else _input(original, dtype).reshape(-1)
+    if original is not None and original.shape != weight.shape:
+        raise ValueError(f"original has shape {original.shape}, weight {weight.shape}")
+    for bits, group in settings:
+        if (bits, group) not in SETTINGS:
+            raise ValueError(f"no kernel for {bits} bits in groups of {group}")
+        if weight.shape[-1] % group:
+            raise ValueError(f"{weight.shape[-1]} columns are not a multiple of the group size {group}")
+    if not settings:
+        return []
+
+    from builder.engine.kernels import compiled
+
+    rows, code_count, param_count = [], 0, 0
+    for bits, group in settings:
+        groups = flat.size // group
+        rows.append((bits, group, code_count, param_count, param_count + groups))
+        code_count += flat.size * bits // 32
+        param_count += 2 * groups
+    table = np.array(rows, np.int64)
+    codes, params = np.empty(code_count, np.uint32), np.empty(param_count, flat.dtype)
+    starts = range(0, flat.size, PIECE)
+    sums = np.zeros((len(starts), len(settings), 3))
+
+    def quantize(piece: int) -> None:
+        first, last = starts[piece], min(starts[piece] + PIECE, flat.size)
+        if (
+            compiled.quantize_span(KINDS[dtype], flat, first, last, table, codes, params, before, sums[piece])
+            >= 0
+        ):
+            raise NonFinite("NaN or infinity")
+
+    _each(quantize, len(starts), threads)
+    totals = sums.sum(axis=0)
+    lead, columns = weight.shape[:-1], weight.shape[-1]
+    params = params.view(weight.dtype)
+    results = []
+    for (bits, group, codes_at, scales_at, biases_at), total in zip(rows, totals, strict=True):
+        groups = flat.size // group
+        results.append(
+            QuantizedArrays(
+                weight=codes[codes_at : codes_at + flat.size * bits // 32].reshape(
+                    *lead, columns * bits // 32
+                ),
+                scales=params[scales_at : scales_at + groups].reshape(*lead, columns // group),
+                biases=params[biases_at : biases_at + groups].reshape(*lead, columns // group),
+                loss=None if original is None else Loss(*map(float, total)),
+            )
+        )
+    return results
+
+
+def fuse_lora(
+    weight: Array,
+    dtype: str,
+    lora_a: npt.NDArray[np.float32],
+    lora_b: npt.NDArray[np.float32],
+    scale: float,
+    layout: Layout = "linear",
+    *,
+    threads: int = 1,
+) -> Array:
+    """What mlx-lm's `fuse` makes of the weights of a LoRA layer, where `agreement.fuse_agrees`.
+
+    linear: weight (out, in), lora_a (in, rank), lora_b (rank, out). switch: weight (experts, out, in),
+    lora_a (experts, rank, in) or flattened, lora_b (experts, out, rank). embedding: weight (tokens, dims),
+    lora_a (tokens, rank), lora_b (rank, dims). Returns a new array stored like `weight`.
+
+    Raises ValueError when shapes or types do not fit. What is not finite stays so; it is not looked for.
+    """
+    raw = _input(weight, dtype)
+    if lora_a.dtype != np.float32 or lora_b.dtype != np.float32:
+        raise ValueError(f"lora_a and lora_b are {lora_a.dtype} and {lora_b.dtype}, not float32")
+    if layout == "linear":
+        left, right = (np.float32(scale) * lora_b).T, lora_a.T
+    elif layout == "switch":
+        left, right = np.float32(scale) * lora_b, lora_a.reshape(weight.shape[0], -1, weight.shape[-1])
+    else:
+        left, right = np.float32(scale) * lora_a, lora_b
+    stack = raw.reshape(-1, *raw.shape[-2:])
+    lefts = _input(left, "float32").view(np.float32).reshape(-1, *left.shape[-2:])
+    rights = _input(right, "float32").view(np.float32).reshape(-1, *right.shape[-2:])
+    if lefts.shape != (*stack.shape[:2], rights.shape[1]) or rights.shape[2] != stack.shape[2]:
+        raise ValueError(f"weight {weight.shape}, lora_a {lora_a.shape} and lora_b {lora_b.shape} do not fit")
+
+    from builder.engine.kernels import compiled
+
+    out = np.empty(stack.shape, stack.dtype)
+    height = max(1, PIECE // max(1, stack.shape[2]))
+    pieces = [(e, first) for e in range(stack.shape[0]) for first in range(0, stack.shape[1], height)]
+
+    def fuse(piece: int) -> None:
+        e, first = pieces[piece]
+        last = min(first + height, stack.shape[1])
+        compiled.fuse_rows(KINDS[dtype], stack[e], lefts[e], rights[e], first, last, out[e])
+
+    _each(fuse, len(pieces), threads)
+    return out.view(weight.dtype).reshape(weight.shape)
+
+
+def _input(array: Array, dtype: str) -> Array:
+    """Check an input; give it the form that the loops are compiled for: aligned, contiguous, read-only."""
+    if dtype not in KINDS:
+        raise ValueError(f"no kernel for {dtype}")
+    expected = np.float32 if dtype == "float32" else np.uint16
+    if array.dtype != expected or array.ndim not in (2, 3):
+        raise ValueError(f"{dtype} weights of 2 or 3 dimensions, not {array.dtype} of {array.ndim}")
+    raw = np.require(array, requirements=["C", "A"]).view(np.uint32 if dtype == "float32" else np.uint16)
+    raw.flags.writeable = False
+    return raw
+
+
+def _each(work: Callable[[int], None], count: int, threads: int) -> None:
+    """Call `work` with 0 to count - 1, on at most `threads` threads; the first exception is raised."""
+    if threads <= 1 or count <= 1:
+        for piece in range(count):
+            work(piece)
+        return
+    with ThreadPoolExecutor(min(threads, count)) as pool:
+        for _ in pool.map(work, range(count)):
+            pass

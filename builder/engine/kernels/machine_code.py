@@ -1,0 +1,64 @@
+"""From the loops of `jitted` to one object file that needs neither numba nor Python, for `compiled`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+from numba import types
+
+from builder.engine.kernels import jitted
+from builder.engine.kernels.compiled import SIGNATURES, SIZES, CannotCompile
+
+
+def make(machine: Any) -> bytes:
+    """An object file with the loops under the names that `compiled` calls them by.
+
+    machine: an llvmlite TargetMachine. Raises CannotCompile if numba calls functions in another way than
+    `compiled` does, or if the loops call anything of numba or Python.
+    """
+    whole = llvm.parse_assembly("")
+    for name, symbol, text in _loops():
+        module = llvm.parse_assembly(text)
+        arguments = ("i64" if letter == "i" else "ptr" for letter in SIGNATURES[name.rpartition("_")[0]])
+        found = str(module.get_function(symbol).global_value_type)
+        if found != f"i32 ({', '.join(('ptr', 'ptr', *arguments))})":
+            raise CannotCompile(f"numba {version('numba')} makes functions of the type {found}")
+        for function in module.functions:
+            if not function.is_declaration and function.name != symbol:
+                function.linkage = "internal"
+        module.get_function(symbol).name = name
+        whole.link_in(module)
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(whole, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
+    for function in whole.functions:  # LLVM ends the process when it loads code that calls what is not there
+        if function.is_declaration and not function.name.startswith("llvm."):
+            raise CannotCompile(f"numba {version('numba')} lets the loops call {function.name}")
+    code: bytes = machine.emit_object(whole)
+    return code
+
+
+def _loops() -> Iterator[tuple[str, str, str]]:
+    """Every loop that Python calls, for each size of stored values: its name, its symbol, its LLVM IR.
+
+    As numba compiles them, they take a pointer to their result, a pointer to an exception that they never
+    set, and their arguments, and return 0.
+    """
+    i64, pointers = types.int64, types.CPointer(types.voidptr)
+    table, sums = types.CPointer(i64), types.CPointer(types.float64)
+    word, floats = types.CPointer(types.uint32), types.CPointer(types.float32)
+    for size in SIZES:
+        raw = types.CPointer(getattr(types, f"uint{size}"))
+        quantize = i64(i64, raw, raw, i64, i64, i64, table, i64, word, i64, raw, i64, sums, pointers)
+        fuse = i64(i64, raw, floats, floats, i64, i64, i64, i64, raw, pointers)
+        for function, signature in ((jitted.quantize_span, quantize), (jitted.fuse_rows, fuse)):
+            compiled = numba.njit(
+                signature, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+            )(function)
+            (made,) = compiled.overloads.values()
+            name = f"{function.__name__}_{size}"
+            yield name, made.fndesc.llvm_func_name, made.library.get_llvm_str()

@@ -1,0 +1,123 @@
+"""The process that holds a model: one JSON request on stdin, one JSON answer on stdout.
+
+`python -m builder.evaluate.worker`; `builder.evaluate.run` starts it, so that the memory of a model is given
+back when it ends and a crash of native code is an error, not the end of the build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from builder.errors import BuildError
+from builder.evaluate.process import Step, described_error, telling
+from builder.project.result_keys import PRECISION
+
+
+def main() -> int:
+    """0 and {"results": ...}, or the error's exit code and {"error": what it is}."""
+    request = json.load(sys.stdin)
+    out = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # libraries print
+            answer = answer_to(request)
+    except BuildError as error:
+        json.dump({"error": described_error(error)}, out)
+        return error.exit_code
+    json.dump(answer, out)
+    return 0
+
+
+def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of every suite in the request, and how they were made. Raises BuildError."""
+    from builder.evaluate.circumstances import circumstances, device
+    from builder.evaluate.run import suite_from
+    from builder.evaluate.worker.blas import accelerate
+
+    made = {"blas": accelerate(), "precision": PRECISION, **circumstances(), "device": device()}
+    start = time.perf_counter()
+    suites = [suite_from(described) for described in request["suites"]]
+    if suites[0].kind == "generate":
+        return {
+            "results": {suites[0].name: asdict(_generate(request, suites[0]))},
+            "made": made | {"precision": PRECISION if on_cpu() else "as stored"},
+        }
+    parts = _parts(request, suites)
+    model = _model(request)
+    tell = telling()
+    batch = min(suite.batch for suite in suites)
+    results = _score(model, parts, batch, tell, layerwise=request["layerwise"])
+    for suite in suites:
+        if request["make"].get(suite.name):
+            parts[suite.name].save(Path(request["make"][suite.name]))
+    made["seconds"] = f"{time.perf_counter() - start:.1f}"
+    return {"results": results, "made": made}
+
+
+def on_cpu() -> bool:
+    import mlx.core as mx
+
+    return bool(mx.default_device() == mx.Device(mx.cpu))
+
+
+def _parts(request: Mapping[str, Any], suites: Sequence[Any]) -> dict[str, Any]:
+    from builder.evaluate.worker import measure
+    from builder.evaluate.worker.questions import answer_asks, read_rows
+    from builder.evaluate.worker.tokens import tokenizer_of
+
+    directory = Path(request["directory"] or request["base"]["directory"])
+    tokenizer = tokenizer_of(directory, trust_remote_code=request["base"]["trust_remote_code"])
+    parts: dict[str, Any] = {}
+    for suite in suites:
+        rows = read_rows(suite)
+        if request["make"].get(suite.name):
+            parts[suite.name] = measure.Reference(answer_asks(suite, rows, tokenizer), suite.top_k)
+        else:
+            file = request["references"].get(suite.name)
+            parts[suite.name] = measure.part(suite, rows, tokenizer, Path(file) if file else None)
+    return parts
+
+
+def _generate(request: Mapping[str, Any], suite: Any) -> Any:
+    from builder.evaluate.worker.generate import generate_all
+    from builder.evaluate.worker.questions import read_rows
+
+    trusted = request["base"]["trust_remote_code"]
+    return generate_all(
+        suite, read_rows(suite), Path(request["directory"]), trust_remote_code=trusted, step=telling()
+    )
+
+
+def _model(request: Mapping[str, Any]) -> Any:
+    if request["directory"] is None:
+        from builder.evaluate.worker.sources import reference_model, stored_model
+
+        if (stored := request["stored"]) is not None:
+            return stored_model(request["base"], request["adapter"], stored["dtype"])
+        return reference_model(request["base"], request["adapter"])
+    from builder.evaluate.worker.scoring import load_float32
+
+    trusted = request["base"]["trust_remote_code"]
+    return load_float32(Path(request["directory"]), trust_remote_code=trusted)
+
+
+def _score(
+    model: Any, parts: Mapping[str, Any], batch: int, tell: Step, *, layerwise: bool
+) -> dict[str, Any]:
+    from builder.evaluate.worker.layerwise import score_by_layer
+    from builder.evaluate.worker.measure import answer
+    from builder.evaluate.worker.scoring import score
+
+    scorer = score_by_layer if layerwise else score
+    answer(parts.values(), lambda asks, take: scorer(model, asks, take, batch, tell), at_once=layerwise)
+    return {name: asdict(part.result()) for name, part in parts.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Scoring a model larger than memory: one layer's weights at a time, whatever the architecture.
+
+mlx computes nothing until it is asked to. So the model's own code first runs over every batch, which only
+writes down what is to be computed, and each layer notes what it returned. Then the model lets go of its
+parameters, and layer after layer is computed for all batches: the weights of a layer are read once, when the
+first batch needs them, and freed when the last one has passed. In memory are the hidden states of all
+batches, the weights of one layer, the notes (about 75 KB for each layer of each batch), and what is used
+again later (a tied embedding, until the end).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from builder.evaluate.process import Step, untold
+from builder.evaluate.worker.questions import Ask
+from builder.evaluate.worker.scoring import (
+    Gather,
+    Reduce,
+    batches,
+    begin,
+    deliver,
+    install_gather,
+    logits,
+    positions_at_once,
+)
+
+Steps = deque[list[mx.array]]  # what the layers returned for one batch, one after the other, not computed yet
+
+
+def score_by_layer(
+    model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: Step = untold
+) -> None:
+    """As scoring.score, with one layer's weights in memory at a time. The model is used up.
+
+    `step` is told how many of the layers are done.
+    """
+    gathers = [Gather(([0], [0]))]
+    steps: list[Steps] = [deque()]
+    install_gather(model, lambda: gathers[-1])
+    for layer in list(listed_layers(model)):
+        _note_calls(layer, steps)
+    beginning = begin(model, asks)
+    made = batches(asks, size, positions_at_once(model))
+    todo = [batch.without(len(beginning.tokens)) if beginning else batch for batch in made]
+    outputs: deque[mx.array] = deque()
+    for batch in todo:
+        gathers.append(Gather(batch.positions))
+        steps.append(deque())
+        outputs.append(logits(model, gathers[-1], batch, beginning))
+    del beginning
+    _let_go(model)
+    depth = max(map(len, steps))
+    while any(steps):
+        for of_batch in steps:
+            if of_batch:
+                mx.eval(of_batch.popleft())
+        mx.clear_cache()
+        step(depth - max(map(len, steps)), depth)
+    for batch in todo:
+        deliver(batch, outputs.popleft(), reduce)
+        mx.clear_cache()
+
+
+def listed_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in the outermost lists of a tree of modules: the layers, wherever a model keeps them."""
+    for child in module.children().values():
+        if isinstance(child, nn.Module):
+            yield from listed_layers(child)
+        elif isinstance(child, list):
+            yield from (entry for entry in child if isinstance(entry, nn.Module))
+
+
+def _note_calls(layer: nn.Module, steps: Sequence[Steps]) -> None:
+    """Each call of `layer` is noted from now on; its class gets a subclass, so it stays what it is."""
+    kind: Any = type(layer)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not steps[-1]:
+            steps[-1].append(_arrays([args, kwargs]))  # what the embedding made
+        out = kind.__call__(self, *args, **kwargs)
+        steps[-1].append(_arrays(out))
+        return out
+
+    layer.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+
+
+def _let_go(model: nn.Module) -> None:
+    """Only what is still to be computed holds the parameters after this."""
+    for module in model.modules():
+        for key in [key for key, value in module.items() if isinstance(value, mx.array)]:
+            del module[key]
+
+
+def _arrays(tree: Any) -> list[mx.array]:
+    return [value for _, value in tree_flatten(tree) if isinstance(value, mx.array)]

@@ -1,0 +1,199 @@
+"""From a data file to tokens: what is asked of a model, and which tokens are its answer.
+
+A row is what mlx_lm.lora trains on: {"messages": [...]} whose last message is the right answer, perhaps with
+"tools"; {"prompt": ..., "completion": ...}, which becomes such messages; or {"text": ...}. The prompt and the
+answer are tokenised as the chat template puts them together, so that tokens are those of training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from builder.errors import BuildError
+from builder.spec.types import Suite
+
+Row = Mapping[str, Any]
+_EXPECTED = (
+    'expected {"messages": [..., the right answer]}, {"prompt": ..., "completion": ...} or {"text": ...}'
+)
+
+
+class DataInvalid(BuildError):
+    """suite {suite}: {path}: {what}."""
+
+    hint = "Correct the file, or `data` in artifacts.toml."
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Score tokens[start:], given what is before them."""
+
+    tokens: tuple[int, ...]
+    start: int
+
+
+def wrong(suite: Suite, what: str) -> DataInvalid:
+    return DataInvalid(suite=suite.name, path=suite.data, what=what)
+
+
+def read_rows(suite: Suite) -> list[Row]:
+    """The rows that the suite asks. Raises DataInvalid."""
+    assert suite.data is not None
+    try:
+        text = suite.data.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise wrong(suite, str(error)) from error
+    if suite.data.suffix != ".jsonl":
+        rows: list[Row] = [{"text": text}] if text.strip() else []
+    else:  # only "\n" ends a line: a JSON string may hold the others that Python knows
+        lines = enumerate(text.split("\n"), start=1)
+        rows = [_row(suite, number, line) for number, line in lines if line.strip()]
+    asked = [row for row in rows if all(row.get(key) == value for key, value in suite.where.items())]
+    if not asked:
+        raise wrong(suite, "no row is asked" if rows else "is empty")
+    if suite.kind not in ("perplexity", "fidelity") and not all("messages" in row for row in asked):
+        raise wrong(suite, f"kind {suite.kind} needs rows with an answer, not plain text")
+    return asked
+
+
+def _row(suite: Suite, number: int, line: str) -> Row:
+    """One line; a completion as the messages that mlx-lm makes of it, and before other keys, as there."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise wrong(suite, f"line {number}: {error}") from error
+    if not isinstance(row, dict):
+        raise wrong(suite, f"line {number}: {_EXPECTED}")
+    if "prompt" in row and "completion" in row:
+        said = (("user", row["prompt"]), ("assistant", row["completion"]))
+        row["messages"] = [{"role": role, "content": content} for role, content in said]
+    if "messages" not in row and isinstance(row.get("text"), str):
+        return row
+    messages = row.get("messages")
+    if not isinstance(messages, list) or len(messages) < 2 or not all(map(_is_message, messages)):
+        raise wrong(suite, f"line {number}: {_EXPECTED}")
+    if not isinstance(row.get("tools"), list | None):
+        raise wrong(suite, f"line {number}: `tools` is no list")
+    return row
+
+
+def _is_message(message: object) -> bool:
+    """A text, which may be null beside `tool_calls`."""
+    if not isinstance(message, dict):
+        return False
+    content = message.get("content")
+    return isinstance(content, str) or (content is None and isinstance(message.get("tool_calls"), list))
+
+
+def answer_asks(suite: Suite, rows: Iterable[Row], tokenizer: Any) -> list[Ask]:
+    """The right answer of each row, or every token of a text. Raises DataInvalid."""
+    asks: list[Ask] = []
+    for row in rows:
+        if "messages" in row:
+            asks.append(_answer(suite, tokenizer, row))
+        else:
+            asks.extend(_windows(tuple(tokenizer.encode(row["text"])), suite.window))
+    scored = [ask for ask in asks if ask.start < len(ask.tokens)]
+    if not scored:
+        raise wrong(suite, "has no token to score")
+    return scored
+
+
+def prompt(suite: Suite, tokenizer: Any, row: Row) -> list[int]:
+    """What comes before the answer. Raises DataInvalid."""
+    return _templated(suite, tokenizer, row, row["messages"][:-1], before_answer=True)
+
+
+def _answer(suite: Suite, tokenizer: Any, row: Row) -> Ask:
+    before = prompt(suite, tokenizer, row)
+    whole = _templated(suite, tokenizer, row, row["messages"])
+    start = shared(before, whole)
+    if start == 0:
+        raise wrong(
+            suite, f"the answer would be scored from its first token on, after nothing: {_short(row)}"
+        )
+    ends = [i for i in range(start, len(whole)) if whole[i] in tokenizer.eos_token_ids]
+    return Ask(tuple(whole[: ends[-1] + 1] if ends else whole), start)
+
+
+def _templated(
+    suite: Suite,
+    tokenizer: Any,
+    row: Row,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    before_answer: bool = False,
+) -> list[int]:
+    """As mlx_lm.lora tokenises the row for training. Raises DataInvalid where the template refuses it."""
+    if not tokenizer.has_chat_template:
+        text = "\n".join(m["content"] or "" for m in messages)
+        return list(tokenizer.encode(text + ("\n" if before_answer else "")))
+    how = {"add_generation_prompt": True} if before_answer else {}
+    try:
+        return list(
+            tokenizer.apply_chat_template(list(messages), tools=row.get("tools"), return_dict=False, **how)
+        )
+    except Exception as error:  # whatever a template raises
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise wrong(suite, f"the chat template refuses {_short(row)}: {said}") from error
+
+
+def _short(row: Row) -> str:
+    text = json.dumps(row["messages"], ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _windows(tokens: tuple[int, ...], size: int) -> list[Ask]:
+    """Pieces of a text, each scored by itself; the first token of each has nothing before it."""
+    return [Ask(tokens[at : at + size], 1) for at in range(0, len(tokens), size)]
+
+
+def candidate_asks(suite: Suite, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Ask]]:
+    """For each row, each candidate right after the prompt. Raises DataInvalid.
+
+    A candidate may end inside a token of the real answers (`{"tool"` where they have `":`): it is cut at the
+    last token that it shares with every answer that begins with it.
+    """
+    spans: dict[str, int] = {}
+    asks: list[dict[str, Ask]] = []
+    for row in rows:
+        real = _answer(suite, tokenizer, row)
+        made = {}
+        for label, text in suite.candidates.items():
+            said = [*row["messages"][:-1], {"role": "assistant", "content": text}]
+            made[label] = _answer(suite, tokenizer, {**row, "messages": said})
+            tokens = [t for t in made[label].tokens[made[label].start :] if t not in tokenizer.eos_token_ids]
+            length = len(tokens)
+            if (row["messages"][-1]["content"] or "").startswith(text):
+                length = shared(tokens, real.tokens[real.start :])
+            spans[label] = min(length, spans.get(label, length))
+        asks.append(made)
+    for label, span in spans.items():
+        if span == 0:
+            what = f"candidate {label!r} shares no whole token with the answers that begin with it"
+            raise wrong(suite, what)
+    return [
+        {label: Ask(ask.tokens[: ask.start + spans[label]], ask.start) for label, ask in made.items()}
+        for made in asks
+    ]
+
+
+def accepted(suite: Suite, row: Row) -> tuple[str, ...]:
+    """The labels that are right for a row. Raises DataInvalid."""
+    value = row.get(suite.answer)
+    labels = tuple(value) if isinstance(value, list) else (value,)
+    if not labels or not all(isinstance(label, str) and label in suite.candidates for label in labels):
+        what = f"{suite.answer} is {value!r}, which is no candidate ({', '.join(suite.candidates)})"
+        raise wrong(suite, what)
+    return tuple(str(label) for label in labels)
+
+
+def shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens they begin with in common."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))

@@ -1,0 +1,75 @@
+"""Base + adapter, fused, unquantized, in float32, and never on disk: what a target is compared with, or what
+an unquantized target would be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
+
+from builder.engine.loading import LoadedAdapter, adaptable_paths, load_base, lora_layers, replacements
+
+
+def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> nn.Module:
+    """The fused model, lazy: each weight is read and fused when it is first used.
+
+    `base` and `adapter` are as `builder.evaluate.run` describes them to the worker. Raises BuildError.
+    """
+    model = _load(base)
+    if adapter is not None:
+        fuse(model, _load_adapter(adapter, model))
+    return _in_float32(model)
+
+
+def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dtype: str | None) -> nn.Module:
+    """An unquantized target, with the numbers that its directory would hold; lazy too. Raises BuildError."""
+    model = _load(base)
+    own = {name: array.dtype for name, array in tree_flatten(model.parameters())}
+    if adapter is not None:
+        fuse(model, _load_adapter(adapter, model))
+    castable = getattr(model, "cast_predicate", lambda _: True)
+
+    def stored(name: str, array: mx.array) -> mx.array:
+        """As `builder.engine.block` casts."""
+        wanted = own.get(name, array.dtype)
+        if dtype is not None and castable(name):
+            wanted = getattr(mx, dtype)
+        return array.astype(wanted) if mx.issubdtype(array.dtype, mx.floating) else array
+
+    model.update(tree_map_with_path(stored, model.parameters()))
+    return _in_float32(model)
+
+
+def _load(base: Mapping[str, Any]) -> nn.Module:
+    directory, trusted = Path(base["directory"]), base["trust_remote_code"]
+    model, _ = load_base(directory, dequantize=base["dequantize"], trust_remote_code=trusted)
+    return model
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    model.set_dtype(mx.float32)
+    model.eval()
+    return model
+
+
+def fuse(model: nn.Module, adapter: LoadedAdapter) -> None:
+    """Put the fused layers and replaced parameters into the model. Raises AdapterMismatch."""
+    layers = lora_layers(model, adapter)
+    if replaced := replacements(model, adapter):
+        model.load_weights(list(replaced.items()), strict=False)
+    model.update_modules(tree_unflatten([(path, layer.fuse()) for path, layer in layers.items()]))
+
+
+def _load_adapter(adapter: Mapping[str, Any], model: nn.Module) -> LoadedAdapter:
+    from builder.sources.adapter import load_tensors, read_adapter
+    from builder.sources.places import Places, placed
+    from builder.spec.types import Adapter
+
+    declared = Adapter(adapter["name"], adapter["base"], Path(adapter["path"]))
+    shapes = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
+    info = placed(read_adapter(declared), declared, Places(adaptable_paths(model), shapes))
+    return LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)

@@ -1,0 +1,56 @@
+"""What each learned quantizer of mlx_lm.quant can do, so that it is refused before any work. Pure.
+
+mlx-lm itself finds out after the model is loaded and the text is read, or not at all: dwq at 8 bits trains
+nothing and says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from builder.spec.types import Learned, Quantization
+from builder.weights.structure import Structure
+
+# mlx_lm.quant.awq.AWQ_MODEL_CONFIGS; the other methods take any model with linear layers.
+AWQ_TYPES = frozenset(
+    {"llama", "mistral", "ministral3", "mistral3", "llava", "qwen2", "qwen3", "gemma3_text", "gemma3"}
+    | {"deepseek_v2"}
+)
+# gptq.quantize packs 2, 4 and 8 bits only; dwq trains the scales of layers with fewer than 8 bits.
+BITS: Mapping[str, frozenset[int]] = {
+    "dwq": frozenset({2, 3, 4, 5, 6}),
+    "awq": frozenset({2, 3, 4, 5, 6, 8}),
+    "gptq": frozenset({2, 4, 8}),
+    "dynamic": frozenset({2, 3, 4, 5, 6}),
+}
+_ANY_WIDTH = frozenset(
+    {"dwq"}
+)  # it alone asks mlx_lm.utils.quantize_model, which passes by what does not fit
+
+
+def refusal(learned: Learned, how: Quantization, structure: Structure) -> tuple[str, str] | None:
+    """Why a method cannot do what is asked of it, and what to do; None if it can."""
+    method, kind = learned.method, structure.model_type
+    if method == "awq" and kind not in AWQ_TYPES:
+        known = ", ".join(sorted(AWQ_TYPES))
+        what = f'method "awq" does not know model type "{kind}" (it knows {known}).'
+        return what, 'Use "dwq", "gptq" or "dynamic", or plain `bits`.'
+    if how.bits not in BITS[method]:
+        known = ", ".join(map(str, sorted(BITS[method])))
+        what = f'method "{method}" cannot make {how.bits} bits (it makes {known}).'
+        return what, "Set `bits` to one of these, or remove `method`."
+    if method == "dynamic" and learned.high_bits <= how.bits:
+        what = f'method "dynamic" needs high_bits above bits: {learned.high_bits} is not above {how.bits}.'
+        return what, "Raise `high_bits`, or lower `bits`."
+    if method not in _ANY_WIDTH:
+        widths = {p.tensor.name: p.tensor.shape[-1] for p in structure.parameters if p.tensor.shape}
+        for module in structure.quantizable:
+            width = widths[f"{module.path}.weight"]
+            if width % how.group_size:
+                what = (
+                    f'method "{method}" quantizes every weight, and groups of {how.group_size} do not divide'
+                )
+                return f'{what} the {width} columns of "{module.path}".', (
+                    'Set a `group_size` that does, or use "dwq", which leaves such a weight as it is.'
+                )
+    return None

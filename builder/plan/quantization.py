@@ -1,0 +1,76 @@
+"""How a variant quantizes each path of a structure: what mlx_lm.utils.quantize_model would do. Pure."""
+
+from __future__ import annotations
+
+from builder.errors import BuildError
+from builder.spec.types import Quantization, Variant
+from builder.weights import overrides
+from builder.weights.structure import Structure
+
+
+class PlanError(BuildError):
+    """[{table}] {what}"""
+
+    exit_code = 2
+
+
+def resolve(structure: Structure, variant: Variant) -> tuple[dict[str, Quantization], tuple[str, ...]]:
+    """path -> how it is quantized, and the paths that stay as they are because the group does not divide.
+
+    The rules are those of mlx_lm.utils.quantize_model: a width that the variant's group size does not
+    divide is left alone, then the first matching override, the recipe, the model's own quant_predicate.
+    Raises PlanError for a recipe that mlx-lm cannot apply to this architecture, for a group size of an
+    override, or of the model's own rule, that does not divide a path, for an override of a path that mlx-lm
+    leaves alone, and for a pattern that is a slip of one that matches.
+    """
+    if not variant.is_quantized:
+        return {}, ()
+    if variant.recipe and (problem := structure.recipe_errors.get(variant.recipe)):
+        raise PlanError(
+            table=f"variant.{variant.name}",
+            what=f'recipe "{variant.recipe}" does not fit model type "{structure.model_type}": {problem}',
+            hint="Use plain `bits`, or name paths in `overrides`.",
+        )
+    for override in overrides.idle(structure, variant):
+        if override.slip:
+            raise PlanError(
+                table=f"variant.{variant.name}",
+                what=override.text,
+                hint=f'A pattern stands for the whole path of a module (of "{structure.model_type}").',
+            )
+    widths = {p.tensor.name: p.tensor.shape[-1] for p in structure.parameters if p.tensor.shape}
+    default = variant.quantization
+    group = variant.common_group
+    chosen: dict[str, Quantization] = {}
+    skipped = []
+    for module in structure.quantizable:
+        width = widths[f"{module.path}.weight"]
+        rule = overrides.deciding(variant, module.path)
+        if width % group:
+            if rule is None:
+                skipped.append(module.path)
+            elif rule.quantization is not None:
+                raise PlanError(
+                    table=f"variant.{variant.name}",
+                    what=f'override "{rule.pattern}" does nothing for "{module.path}": mlx-lm leaves it'
+                    f" alone, as the variant's own groups of {group} do not divide its {width} columns.",
+                    hint="Give the variant a `group_size` that divides, or set that path to `false` before.",
+                )
+            continue
+        if rule is not None:
+            how = rule.quantization
+        elif variant.recipe:
+            how = Quantization(module.recipes[variant.recipe], group)
+        elif isinstance(module.rule, Quantization):
+            how = module.rule
+        else:
+            how = default if module.rule else None
+        if how is not None:
+            if width % how.group_size:
+                raise PlanError(
+                    table=f"variant.{variant.name}",
+                    what=f'groups of {how.group_size} do not divide the {width} columns of "{module.path}".',
+                    hint="Give that path another `group_size` in `overrides`, or `false`.",
+                )
+            chosen[module.path] = how
+    return chosen, tuple(skipped)

@@ -1,0 +1,172 @@
+"""What a run would do and cost. Decides with the functions that the build uses, and does nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from builder.keys import Key
+from builder.plan.plan import Action, TargetPlan, Unresolved
+from builder.project import speed
+from builder.project.preflight import deltas, peak_memory
+from builder.project.project import Project
+from builder.project.state import missing_actions, reads_source, target_state
+from builder.spec.types import Target
+from builder.store import blobs, pins
+
+
+@dataclass(frozen=True)
+class PassForecast:
+    """One pass over one model. Sizes in bytes; `seconds` None: this machine has no record yet.
+
+    `read`: weights of the blocks that must be walked, `write`: new blobs, `memory`: an upper estimate of
+    the process at its peak.
+    """
+
+    model: str
+    targets: tuple[str, ...]
+    make: int
+    reuse: int
+    read: int
+    write: int
+    memory: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class LearnedForecast:
+    """A quantizer that runs on a whole target, which a pass makes first where it is not there.
+
+    `read`: bytes of that target's shards. What the quantizer writes, holds and takes is not known before.
+    `prunes`: the source is an intermediate that goes as soon as nothing needs it.
+    """
+
+    target: str
+    method: str
+    source: str
+    read: int
+    prunes: bool
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would do. `learned`: after the passes. `relink`: targets whose bytes are all there;
+    `prepare`: sources to be read first, of which nothing more can be said yet; `refused`: what cannot be
+    built as it is declared. `before` and `after` are the bytes of all blobs; `after` counts an intermediate
+    that the run deletes at its end, and not what a quantizer writes."""
+
+    passes: tuple[PassForecast, ...]
+    learned: tuple[LearnedForecast, ...]
+    relink: tuple[str, ...]
+    prepare: tuple[tuple[str, str], ...]
+    refused: tuple[tuple[str, str], ...]
+    current: tuple[str, ...]
+    before: int
+    after: int
+    free: int
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.passes or self.learned or self.relink or self.prepare or self.refused)
+
+    @property
+    def fits(self) -> bool:
+        return self.after - self.before <= self.free
+
+
+def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
+    """What building `names` would do; without names, what `doit` would do. Raises BuildError."""
+    chosen = [t.name for t in project.spec.targets if _is_wanted(t, names)]
+    learned = {name: step for name in chosen if (step := _learned_step(project, name))}
+    relink, current = [], []
+    prepare: list[tuple[str, str]] = []
+    refused: list[tuple[str, str]] = []
+    todo: dict[str, list[tuple[TargetPlan, tuple[Action, ...]]]] = {}
+    for name in dict.fromkeys([*chosen, *(step.source for step in learned.values())]):
+        if name in learned:
+            continue
+        if project.is_built(name):
+            current.append(name)
+            continue
+        plan = project.plan.targets[name]
+        if isinstance(plan, Unresolved):
+            (prepare if plan.error is None else refused).append((plan.name, plan.reason))
+            continue
+        if target_state(project.store, plan).built:
+            current.append(plan.name)
+            continue
+        missing = missing_actions(project.store, plan)
+        if missing:
+            todo.setdefault(plan.target.model.name, []).append((plan, missing))
+        else:
+            relink.append(plan.name)
+    known = speed.passes(project.cache)
+    claimed: set[Key] = set()
+    budget = project.spec.build.memory
+    passes = tuple(_pass(model, targets, known, claimed, budget) for model, targets in todo.items())
+    before = sum(blobs.present(project.store).values())
+    root = project.store.root
+    return Forecast(
+        passes,
+        tuple(learned.values()),
+        tuple(relink),
+        tuple(prepare),
+        tuple(refused),
+        tuple(name for name in current if name in chosen),
+        before,
+        before + sum(p.write for p in passes),
+        shutil.disk_usage(root).free,
+    )
+
+
+def _is_wanted(target: Target, names: Collection[str]) -> bool:
+    return target.name in names if names else not target.variant.intermediate
+
+
+def _learned_step(project: Project, name: str) -> LearnedForecast | None:
+    """The whole-model step of a learned target; None where its own bytes are in the store."""
+    variant = project.spec.target(name).variant
+    if variant.learned is None or project.is_built(name):
+        return None
+    plan = project.plan.targets[name]
+    if isinstance(plan, Unresolved) or not reads_source(project.store, plan):
+        return None
+    source = project.plan.targets[str(plan.needs)]
+    assert isinstance(source, TargetPlan)  # a learned target is planned from it
+    prunes = source.target.variant.intermediate and source.name not in pins.pinned(project.store)
+    return LearnedForecast(name, variant.learned.method, source.name, source.size, prunes)
+
+
+def _pass(
+    model: str,
+    targets: list[tuple[TargetPlan, tuple[Action, ...]]],
+    known: tuple[speed.Pass, ...],
+    claimed: set[Key],
+    budget: int | None,
+) -> PassForecast:
+    """`budget`: [build] memory. `claimed`: keys that an earlier pass of the run makes; this adds its own."""
+    unique = {a.key: a for _, missing in targets for a in missing if a.key not in claimed}
+    claimed |= unique.keys()
+    everything = {action.key for plan, _ in targets for action in plan.actions}
+    source = targets[0][0].base.structure.block_nbytes
+    made = _bytes_by_block(unique.values())
+    read = sum(source[block] for block in made)
+    write = sum(made.values())
+    return PassForecast(
+        model,
+        tuple(plan.name for plan, _ in targets),
+        len(unique),
+        len(everything) - len(unique),
+        read,
+        write,
+        peak_memory(unique.values(), source, budget, deltas(targets[0][0])),
+        speed.estimate(known, read, write),
+    )
+
+
+def _bytes_by_block(actions: Iterable[Action]) -> Mapping[str, int]:
+    found: dict[str, int] = {}
+    for action in actions:
+        found[action.block] = found.get(action.block, 0) + action.size
+    return found

@@ -1,0 +1,128 @@
+"""Before a pass: will its bytes fit on the disk, and its largest block into memory? If not, the numbers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from math import prod
+from types import MappingProxyType
+
+from builder.console.words import size_text
+from builder.errors import BuildError
+from builder.plan.plan import Action, TargetPlan
+from builder.project.project import Project
+from builder.project.roots import freeable
+
+RESIDENT = 400 << 20  # Python, mlx and mlx-lm themselves
+COPIES = 2  # while one portion of a block is written, the next is computed
+PORTION = 128 << 20  # bytes of output that are computed at once (see execute.portions)
+_NONE: Mapping[str, int] = MappingProxyType({})
+SLACK = 4 << 20  # records, manifests and the blocks of the file system
+
+
+class NoRoom(BuildError):
+    """this build writes {needed}, and {path} has {free} free."""
+
+    exit_code = 2
+    hint = "`doit gc` could free {freeable}; `doit gc --dry-run` shows what."
+
+
+class NoMemory(BuildError):
+    """block "{block}" of {model} needs about {needed} of memory, and [build] memory is {budget}."""
+
+    exit_code = 2
+    hint = "One block is the least that can be held: raise [build] memory, or build fewer variants at once."
+
+
+def check(project: Project, plan: TargetPlan, actions: Iterable[Action]) -> None:
+    """Before the actions of targets of one model, `plan` one of them. Raises NoRoom or NoMemory."""
+    todo = list(actions)
+    model, source = plan.target.model.name, plan.base.structure.block_nbytes
+    check_memory(project.spec.build.memory, model, todo, source, deltas(plan))
+    needed = sum(action.size for action in todo) + SLACK
+    free = shutil.disk_usage(project.store.root).free
+    if todo and needed > free:
+        raise NoRoom(
+            needed=size_text(needed),
+            path=project.store.root,
+            free=size_text(free),
+            freeable=size_text(freeable(project)),
+        )
+
+
+def check_memory(
+    budget: int | None,
+    model: str,
+    actions: Iterable[Action],
+    source: Mapping[str, int],
+    fused: Mapping[str, int] = _NONE,
+) -> None:
+    """Raises NoMemory naming the block that does not fit the budget."""
+    if budget is None:
+        return
+    peaks = block_peaks(actions, source, fused)
+    for block, needed in peaks.items():
+        if needed > budget:
+            raise NoMemory(block=block, model=model, needed=size_text(needed), budget=size_text(budget))
+
+
+def peak_memory(
+    actions: Iterable[Action],
+    source: Mapping[str, int],
+    budget: int | None = None,
+    fused: Mapping[str, int] = _NONE,
+) -> int:
+    """An upper estimate, in bytes, of the process at its peak."""
+    todo = list(actions)
+    peaks = block_peaks(todo, source, fused)
+    ahead = reads_ahead(todo, source, budget, fused)
+    return max((peak + ahead.get(block, 0) for block, peak in peaks.items()), default=RESIDENT)
+
+
+def reads_ahead(
+    actions: Iterable[Action],
+    source: Mapping[str, int],
+    budget: int | None,
+    fused: Mapping[str, int] = _NONE,
+) -> Mapping[str, int]:
+    """Block -> bytes of the next one to make, where both are allowed in memory: it is read meanwhile."""
+    peaks = block_peaks(actions, source, fused)
+    order = [block for block in source if block in peaks]
+    return {
+        block: source[following]
+        for block, following in pairwise(order)
+        if budget is None or peaks[block] + source[following] <= budget
+    }
+
+
+def deltas(plan: TargetPlan) -> Mapping[str, int]:
+    """Block -> bytes of the largest delta of an adapted stack of experts.
+
+    mlx computes it in float32, twice the size of the stack itself; the kernels do without.
+    """
+    found: dict[str, int] = {}
+    for block in plan.adapter.slices if plan.adapter else ():
+        for parameter in plan.base.structure.by_block.get(block, ()):
+            shape, path = parameter.tensor.shape, parameter.tensor.name.removesuffix(".weight")
+            if len(shape) == 3 and plan.adapter is not None and path in plan.adapter.paths:
+                found[block] = max(found.get(block, 0), 4 * prod(shape))
+    return found
+
+
+def block_peaks(
+    actions: Iterable[Action], source: Mapping[str, int], fused: Mapping[str, int] = _NONE
+) -> Mapping[str, int]:
+    """Block -> upper estimate of the process while it is made: its weights, a fused copy, two portions, and
+    what `fused` (see `deltas`) says."""
+    made: dict[str, int] = {}
+    largest: dict[str, int] = {}
+    for action in actions:
+        made[action.block] = made.get(action.block, 0) + action.size
+        largest[action.block] = max(largest.get(action.block, 0), action.size)
+    return {
+        block: RESIDENT
+        + COPIES * (source[block] + min(size, max(PORTION, largest[block])))
+        + fused.get(block, 0)
+        for block, size in made.items()
+    }

@@ -1,0 +1,133 @@
+"""From "build this target" to a finished run: choose the pass, build, keep what was named, prune, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+
+from builder.build.intermediates import prune_intermediates
+from builder.build.learned import build_learned
+from builder.build.one_pass import Built, build
+from builder.build.prepare import prepare_target
+from builder.console.events import Emit, Note, TargetDone
+from builder.console.words import from_here, size_text
+from builder.errors import BuildError
+from builder.plan.plan import TargetPlan, Unresolved
+from builder.project.project import Project
+from builder.project.state import reads_source, target_state
+from builder.release.scores import refresh
+from builder.store import pins, views
+from builder.store.care import drop as prune
+
+
+def deliver(
+    project: Project, name: str, selected: Collection[str], named: Collection[str], emit: Emit
+) -> list[Built]:
+    """Build `name` and, in the same pass, every selected target of its model that is not built, and what a
+    selected learned target reads.
+
+    Targets asked for by name are kept until cleaned. Raises BuildError.
+    """
+    project.forget_plan()
+    wanted = _resolved(project, name, emit)
+    model = wanted.target.model.name
+    if wanted.needs is not None:
+        results = _source_of(project, wanted, selected, named, emit)
+        learned = build_learned(project, wanted, emit)
+        _refresh(project, wanted)
+        _tell([learned], emit)
+        prune_intermediates(project, emit)
+        return [*results, learned]
+    others = [p for p in project.plan.resolved() if p.target.model.name == model and p.name != name]
+    read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}
+    chosen = [wanted]
+    for other in others:
+        asked = other.needs is None and (other.name in selected or other.name in read)
+        if asked and not target_state(project.store, other).built:
+            chosen.append(other)
+    declared = [target.name for target in project.spec.targets]
+    chosen.sort(key=lambda plan: declared.index(plan.name))  # whichever of them doit came to first
+    for target in chosen:
+        if target.target.variant.intermediate and target.name in named:
+            pins.pin(project.store, target.name)
+    results = build(project, chosen, emit)
+    for target in chosen:
+        _refresh(project, target)
+    _tell(results, emit)
+    return results
+
+
+def _source_of(
+    project: Project, plan: TargetPlan, selected: Collection[str], named: Collection[str], emit: Emit
+) -> list[Built]:
+    """Build what a learned target reads, if it is not there."""
+    source = project.plan.targets[str(plan.needs)]
+    if not reads_source(project.store, plan) or target_state(project.store, source).built:
+        return []
+    return deliver(project, source.name, selected, named, emit)
+
+
+def _refresh(project: Project, target: TargetPlan) -> None:
+    """A target that was measured before and is back has its scores on its card again."""
+    with suppress(BuildError):  # questions that are not there are no reason to fail a build
+        if target.target.model.suites:
+            refresh(project, target)
+
+
+def _tell(results: Sequence[Built], emit: Emit) -> None:
+    for built in results:
+        emit(
+            TargetDone(
+                built.name,
+                str(built.path),
+                built.size,
+                built.bits_per_weight,
+                built.made,
+                built.reused,
+                round(built.seconds, 3),
+            )
+        )
+
+
+def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
+    """The plan of a target; prepares its sources if nobody has (Python, `doit --continue`)."""
+    plan = project.plan.targets[name]
+    return prepare_target(project, plan.target, emit) if isinstance(plan, Unresolved) else plan
+
+
+def clean(project: Project, names: Sequence[str], emit: Emit) -> None:
+    """Drop the bytes of targets: views and blobs that nobody else needs. Records stay."""
+    keys = []
+    for name in names:
+        folder = project.store.models / name
+        shown = views.current_key(folder)
+        plan = project.plan.targets[name]
+        keys += [key for key in (shown, plan.key if isinstance(plan, TargetPlan) else None) if key]
+        pins.unpin(project.store, name)
+        views.remove(project.store, folder)
+    freed = prune.drop(project.store, keys, ())
+    emit(Note(f"dropped {', '.join(names)}: {freed.blobs} blobs, {size_text(freed.bytes)} freed"))
+
+
+def show(results: Sequence[Built]) -> None:
+    """The path and one table row of each target, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("target", "size", "bits/weight", "blocks built", "reused", "seconds"):
+        table.add_column(heading, justify="left" if heading == "target" else "right", no_wrap=True)
+    for built in results:
+        table.add_row(
+            built.name,
+            size_text(built.size),
+            f"{built.bits_per_weight:.3f}",
+            str(built.made),
+            str(built.reused),
+            f"{built.seconds:.1f}",
+        )
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 100)
+    for built in results:
+        console.print(from_here(built.path), soft_wrap=True)
+    console.print(table)

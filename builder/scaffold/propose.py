@@ -1,0 +1,136 @@
+"""A commented artifacts.toml that declares what was found nearby. Text, nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from builder.scaffold.nearby import FoundAdapter, FoundBase, Nearby, plain_name, quoted
+
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "f16": (
+        'dtype = "float16"',
+        "intermediate = true                 # exists only while something needs it",
+    ),
+    "4bit": ("bits = 4", "group_size = 64"),
+    "5bit": ("bits = 5", "group_size = 64"),
+    "6bit": ("bits = 6", "group_size = 64"),
+    "8bit": ("bits = 8", "group_size = 64"),
+}
+_DEQUANTIZE = (
+    "dequantize = true                   # it is quantized (as for QLoRA); fused into rounded weights,",
+    "                                    # most of what the adapter learned would be rounded away",
+)
+_QUANTIZED = r"\dbit\b|\b(mx|nv)fp\d\b"
+_REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+class Bases:
+    """The bases that are declared, each under a name of its own."""
+
+    def __init__(self, found: Nearby) -> None:
+        self.declared: list[FoundBase] = []
+        self.used: set[str] = set()
+        self._cached = found.cached
+        for base in found.bases:
+            self.declare(base)
+
+    def declare(self, base: FoundBase) -> FoundBase:
+        named = replace(base, name=free_name(base.name, self.used))
+        self.declared.append(named)
+        return named
+
+    def of(self, adapter: FoundAdapter) -> FoundBase:
+        """The base that an adapter was trained on; declares it when it is not."""
+        said = adapter.base
+        if said is None:
+            return self.first()
+        if known := _called(said, self.declared):
+            return known
+        if cached := _called(said, self._cached):
+            return self.declare(cached)
+        lines: tuple[str, ...] = (f"path = {quoted(said)}    # EDIT: not found here",)
+        if re.fullmatch(_REPO, said):
+            lines = (f"hf = {quoted(said)}", 'revision = "main"    # a commit never changes; a branch may')
+        quantized = bool(re.search(_QUANTIZED, said.lower()))  # it is not here: its name says it, or nothing
+        return self.declare(FoundBase(plain_name(Path(said).name), lines, frozenset({said}), quantized))
+
+    def first(self) -> FoundBase:
+        """Any, where nothing says which; declares one to be edited when there is none."""
+        if self.declared:
+            return self.declared[0]
+        remark = "# EDIT: a folder in Hugging Face layout, or gguf, or hf and revision"
+        return self.declare(FoundBase("base", (f'path = "models/base"    {remark}',), frozenset()))
+
+    def others(self) -> list[FoundBase]:
+        """What else is in the cache, under names that are free."""
+        taken = {base.aliases for base in self.declared}
+        return [
+            replace(base, name=free_name(base.name, self.used))
+            for base in self._cached
+            if base.aliases not in taken
+        ]
+
+
+def propose(found: Nearby, schema: str) -> str:
+    """Declares the folder's bases and those that its adapters name; the rest of the cache as comments."""
+    bases = Bases(found)
+    adapters: list[str] = []
+    models: list[tuple[str, str]] = []
+    used: set[str] = set()
+    for adapter in found.adapters:
+        name = free_name(adapter.name, used)
+        remark = "" if adapter.base else "    # EDIT: the adapter does not say what it was trained on"
+        base = quoted(bases.of(adapter).name)
+        adapters.append(f"[adapter.{name}]\nbase = {base}{remark}\npath = {quoted(adapter.path)}\n")
+        models.append((name, f"adapter = {quoted(name)}"))
+    if not models:
+        first = bases.first().name
+        adapters.append(
+            "# [adapter.tuned]                   # what was learned on top of a base\n"
+            f'# base = {quoted(first)}\n# path = "adapters/tuned"\n'
+        )
+        models = [(first, f"base = {quoted(first)}")]
+    quantized = json.dumps([name for name in VARIANTS if name != "f16"])
+    parts = [
+        f"#:schema {schema}",
+        "# What is built here, and from what. `doit` builds it, `doit plan` says what that costs.\n",
+        "# -- where the original weights come from",
+        *(f"{_table(base)}\n" for base in bases.declared),
+        *_commented(bases.others()),
+        "# -- what was learned on top of a base (mlx-lm or PEFT layout)",
+        *adapters,
+        "# -- how weights are stored; declared once, used by any model",
+        *(f"[variant.{name}]\n" + "\n".join(lines) + "\n" for name, lines in VARIANTS.items()),
+        "# -- what to build: each model x variant is a target, MODEL_VARIANT",
+        *(f"[model.{name}]\n{source}\nvariants = {quantized}\n" for name, source in models),
+    ]
+    return "\n".join(parts)
+
+
+def free_name(name: str, used: set[str]) -> str:
+    """`name`, or with the first number that nobody uses; used from now on."""
+    number, free = 1, name
+    while free in used:
+        number += 1
+        free = f"{name}-{number}"
+    used.add(free)
+    return free
+
+
+def _called(said: str, bases: Iterable[FoundBase]) -> FoundBase | None:
+    """The base that goes by what an adapter says: all of it, else its last part."""
+    by_alias = {alias: base for base in reversed([*bases]) for alias in base.aliases}
+    return by_alias.get(said) or by_alias.get(Path(said).name)
+
+
+def _table(base: FoundBase) -> str:
+    return "\n".join([f"[base.{base.name}]", *base.lines, *(_DEQUANTIZE if base.quantized else ())])
+
+
+def _commented(bases: Iterable[FoundBase]) -> list[str]:
+    tables = ["\n".join(f"# {line}" for line in _table(base).splitlines()) + "\n" for base in bases]
+    return ["# also in Hugging Face's cache, used by nothing here:", *tables] if tables else []

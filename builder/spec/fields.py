@@ -1,0 +1,446 @@
+"""What may stand in artifacts.toml: every table, every key, its type and what it means.
+
+The one place to declare a key. `builder.spec.shape` checks a file against it, and whatever else describes the
+file (the reference page, the JSON schema for editors) is made from it. What a key means once its type is
+right is `builder.spec.parse`'s affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from builder.spec.types import CHECKS, DTYPES, METHODS, METRICS, MODES, RECIPES
+
+# name: the name of a declared table, which `refers` says; names: a list of such names, not empty.
+# path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
+# texts: a table of label = "text"; a dotted label needs no quotes.
+Kind = Literal["string", "path", "name", "names", "bool", "integer", "number", "size", "globs", "texts"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key of a table.
+
+    `choices` are all the values that some setting allows: which integers go with which mode is MODES' to say.
+    `example` is a line of TOML. `needs`: at least one of these keys must be given too. `excludes`: none of
+    these may be. `entry`: the keys of one entry, for kind globs.
+    """
+
+    name: str
+    kind: Kind
+    doc: str
+    default: str | bool | int | None = None
+    choices: tuple[str | int, ...] = ()
+    required: bool = False
+    example: str = ""
+    refers: str = ""
+    needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    entry: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """[key] or, when `named`, any number of [key.NAME]. `one_of`: exactly one of these keys must be given."""
+
+    key: str
+    doc: str
+    fields: tuple[Field, ...]
+    named: bool = True
+    one_of: tuple[str, ...] = ()
+
+
+_BITS = tuple(sorted({bits for allowed, _, _, _ in MODES.values() for bits in allowed}))
+_GROUP_SIZES = tuple(sorted({size for _, allowed, _, _ in MODES.values() for size in allowed}))
+
+_QUANTIZATION = (
+    Field(
+        "bits",
+        "integer",
+        "Bits per weight. Without `mode` this is affine quantization.",
+        choices=_BITS,
+        example="bits = 5",
+    ),
+    Field(
+        "group_size",
+        "integer",
+        "How many weights share one scale. Default: the usual one of the mode.",
+        choices=_GROUP_SIZES,
+        example="group_size = 64",
+    ),
+    Field(
+        "mode",
+        "string",
+        "How weights are quantized. Without `bits` the mode's usual bits.",
+        choices=tuple(MODES),
+        example='mode = "affine"',
+    ),
+)
+_BITS_FIELD, _GROUP_SIZE_FIELD, _MODE_FIELD = _QUANTIZATION
+
+STORE = Table(
+    "store",
+    "Where everything that is built is kept.",
+    (Field("path", "path", "The folder of the store.", default="store", example='path = "store"'),),
+    named=False,
+)
+
+BUILD = Table(
+    "build",
+    "How builds are run.",
+    (
+        Field(
+            "strict_toolchain",
+            "bool",
+            "Rebuild when the version of mlx or mlx-lm changes.",
+            default=False,
+            example="strict_toolchain = true",
+        ),
+        Field(
+            "survival",
+            "bool",
+            "While building, estimate from a sample of rows how much of the adapter is left.",
+            default=True,
+            example="survival = false",
+        ),
+        Field(
+            "memory",
+            "size",
+            "The most memory that a build may take. Default: no limit.",
+            example='memory = "16GB"',
+        ),
+    ),
+    named=False,
+)
+
+BASE = Table(
+    "base",
+    "Where the original weights come from.",
+    (
+        Field(
+            "path",
+            "path",
+            "A folder in Hugging Face layout: config.json, model*.safetensors, the tokenizer's files.",
+            example='path = "models/base"',
+        ),
+        Field(
+            "hf",
+            "string",
+            "A Hugging Face repository, found in the local cache first.",
+            example='hf = "org/name"',
+            needs=("revision",),
+        ),
+        Field(
+            "revision",
+            "string",
+            "The commit, tag or branch of the Hugging Face repository. A commit never changes.",
+            example='revision = "main"',
+            needs=("hf",),
+        ),
+        Field(
+            "gguf",
+            "path",
+            "A GGUF file: its path, or `package:file` for one that an installed Python package carries.",
+            example='gguf = "models/base.gguf"',
+        ),
+        Field(
+            "dequantize",
+            "bool",
+            "Take a base that is quantized already, and dequantize it before anything else.",
+            default=False,
+            example="dequantize = true",
+        ),
+        Field(
+            "trust_remote_code",
+            "bool",
+            "Let the model and the tokenizer run the Python code that comes with them.",
+            default=False,
+            example="trust_remote_code = true",
+        ),
+    ),
+    one_of=("path", "hf", "gguf"),
+)
+
+ADAPTER = Table(
+    "adapter",
+    "What was learned on top of a base.",
+    (
+        Field(
+            "base",
+            "name",
+            "The base that the adapter was trained on.",
+            required=True,
+            refers="base",
+            example='base = "NAME"',
+        ),
+        Field(
+            "path",
+            "path",
+            "The adapter's folder, in mlx-lm or PEFT layout.",
+            required=True,
+            example='path = "adapters/NAME"',
+        ),
+    ),
+)
+
+VARIANT = Table(
+    "variant",
+    "How weights are stored; declared once, used by any model.",
+    (
+        Field(
+            "dtype",
+            "string",
+            "The type of whatever stays unquantized. Default: the base's own.",
+            choices=DTYPES,
+            example='dtype = "float16"',
+        ),
+        _BITS_FIELD,
+        Field(
+            "group_size",
+            "integer",
+            _GROUP_SIZE_FIELD.doc,
+            choices=_GROUP_SIZES,
+            example=_GROUP_SIZE_FIELD.example,
+            needs=("bits", "mode", "recipe"),
+        ),
+        _MODE_FIELD,
+        Field(
+            "recipe",
+            "string",
+            "One of mlx-lm's mixed recipes, which choose the bits of each layer.",
+            choices=RECIPES,
+            example='recipe = "mixed_4_6"',
+            excludes=("bits", "mode"),
+        ),
+        Field(
+            "method",
+            "string",
+            "A learned quantizer of mlx-lm (mlx_lm.quant), run on the model that `from` names.",
+            choices=METHODS,
+            example='method = "dwq"',
+            excludes=("recipe", "mode", "overrides", "dtype"),
+        ),
+        Field(
+            "from",
+            "name",
+            "With `method`: the unquantized variant that it reads; it is made when needed, and pruned after.",
+            refers="variant",
+            example='from = "f16"',
+            needs=("method",),
+        ),
+        Field(
+            "calibration",
+            "path",
+            "With `method`: the text it learns from, a .txt file or a .jsonl of `text` or `messages`.",
+            example='calibration = "data/train.jsonl"',
+            needs=("method",),
+        ),
+        Field(
+            "seed",
+            "integer",
+            "With `method`: the seed of its random choices.",
+            default=0,
+            example="seed = 0",
+            needs=("method",),
+        ),
+        Field(
+            "samples",
+            "integer",
+            "With `method`: how many pieces of the text are used at most.",
+            default=128,
+            example="samples = 128",
+            needs=("method",),
+        ),
+        Field(
+            "sequence_length",
+            "integer",
+            "With `method`: tokens in each piece.",
+            default=512,
+            example="sequence_length = 512",
+            needs=("method",),
+        ),
+        Field(
+            "learning_rate",
+            "number",
+            "With `method` dwq: the step of its optimizer.",
+            example="learning_rate = 1e-6",
+            needs=("method",),
+        ),
+        Field(
+            "high_bits",
+            "integer",
+            "With `method` dynamic: the bits of sensitive layers; `bits` are those of the others.",
+            choices=_BITS,
+            example="high_bits = 8",
+            needs=("method",),
+        ),
+        Field(
+            "target_bpw",
+            "number",
+            "With `method` dynamic: the bits per weight to aim at.",
+            example="target_bpw = 5.0",
+            needs=("method",),
+        ),
+        Field(
+            "intermediate",
+            "bool",
+            "Exists only while something needs it.",
+            default=False,
+            example="intermediate = true",
+        ),
+        Field(
+            "overrides",
+            "globs",
+            "What holds for the module paths that a pattern matches, `false`: they stay unquantized. "
+            "The first pattern that matches wins; what an entry does not say, it takes from the variant.",
+            example='"lm_head" = { bits = 8 }',
+            needs=("bits", "mode", "recipe"),
+            entry=_QUANTIZATION,
+        ),
+    ),
+)
+
+MODEL = Table(
+    "model",
+    "An adapter, or a base as it is, and the variants to make of it: each is a target, MODEL_VARIANT.",
+    (
+        Field("adapter", "name", "The adapter to fuse.", refers="adapter", example='adapter = "NAME"'),
+        Field("base", "name", "The base to use as it is.", refers="base", example='base = "NAME"'),
+        Field(
+            "variants",
+            "names",
+            "The variants to make.",
+            required=True,
+            refers="variant",
+            example='variants = ["4bit"]',
+        ),
+        Field(
+            "suites",
+            "names",
+            "What measures each of its targets: `doit eval:TARGET`.",
+            refers="suite",
+            example='suites = ["routing"]',
+        ),
+        Field(
+            "require",
+            "texts",
+            "What a target must reach: SUITE.METRIC and a comparison (>=, <=, >, <) with a number.",
+            example='"routing.accuracy" = ">= 0.95"',
+            needs=("suites",),
+        ),
+    ),
+    one_of=("adapter", "base"),
+)
+
+SUITE = Table(
+    "suite",
+    "Questions that targets are measured by.",
+    (
+        Field(
+            "kind",
+            "string",
+            "`choice`: the likeliest of the candidates as the answer. `exact`: would greedy decoding write "
+            "the reference answer (found in one pass over it). `generate`: greedy, checked, timed. "
+            "`perplexity`: of the answers or of a text. `fidelity`: distance to the unquantized fused model. "
+            "`command`: whatever a command measures.",
+            choices=tuple(METRICS),
+            required=True,
+            example='kind = "choice"',
+        ),
+        Field(
+            "data",
+            "path",
+            "A .jsonl as mlx_lm.lora takes it: `messages` that end with the right answer (and `tools`), or "
+            "`prompt` and `completion`; `text` and a .txt too for perplexity and fidelity.",
+            example='data = "data/test.jsonl"',
+        ),
+        Field(
+            "candidates",
+            "texts",
+            "For `choice`: how each possible answer begins, by its label.",
+            example="""tool = '{"tool":', direct = "Answer:\"""",
+        ),
+        Field(
+            "answer",
+            "string",
+            "For `choice`: the key of a row that holds the accepted label, or a list of them.",
+            default="label",
+            example='answer = "label"',
+        ),
+        Field(
+            "where",
+            "texts",
+            "Only the rows that hold these values are asked.",
+            example='label = "tool"',
+        ),
+        Field(
+            "check",
+            "string",
+            "For `generate`: how the generated text is compared with the reference answer. `exact`: the same "
+            "text. `regex`: the answer is a regular expression for the whole text. `json`: the same value. "
+            "`tool_call`: the same JSON objects in the same order, whatever stands around them.",
+            choices=CHECKS,
+            default="exact",
+            example='check = "json"',
+        ),
+        Field(
+            "max_tokens",
+            "integer",
+            "For `generate`: the longest answer.",
+            default=256,
+            example="max_tokens = 256",
+        ),
+        Field(
+            "top_k",
+            "integer",
+            "For `fidelity`: the reference's likeliest tokens kept for each position; the others are one "
+            "remainder.",
+            default=64,
+            example="top_k = 64",
+        ),
+        Field(
+            "window",
+            "integer",
+            "For plain text: it is cut into pieces of so many tokens, and each is scored by itself.",
+            default=512,
+            example="window = 512",
+        ),
+        Field(
+            "batch",
+            "integer",
+            "How many rows are scored at once, at most: long rows and wide vocabularies take fewer.",
+            default=8,
+            example="batch = 8",
+        ),
+        Field(
+            "command",
+            "string",
+            "For `command`: prints a JSON object of figures; `{model}` is the target's folder. Measured "
+            "again when the command, `data` or a file that it names changes. `n` beside the figures says "
+            'how many observations they come from, for all or by figure (`"n": {"accuracy": 100}`); a '
+            "figure from 0 to 1 with an `n` is taken for a rate.",
+            example='command = "python measure.py {model}"',
+        ),
+        Field(
+            "timeout",
+            "integer",
+            "For `command`: after so many seconds it is stopped and has failed. Default: it may take as long "
+            "as it likes.",
+            example="timeout = 3600",
+        ),
+    ),
+)
+
+_PRODUCTION = """What `models/production` in the store shows. What it showed before stays beside it as \
+`models/production.former`, for `doit rollback:production`; gc keeps both."""
+RELEASE = Table(
+    "release",
+    "What is in use. `doit release:production` moves it, and only to a target that meets its requirements.",
+    (Field("production", "string", _PRODUCTION, example='production = "MODEL_VARIANT"'),),
+    named=False,
+)
+
+_TABLES = (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL, SUITE, RELEASE)
+FIELDS: Mapping[str, Table] = {table.key: table for table in _TABLES}

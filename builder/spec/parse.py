@@ -1,0 +1,298 @@
+"""artifacts.toml -> Spec. All problems of a file are found at once and raised as one SpecError."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from builder.console.words import listed, nearest, quoted, shown, suggestion
+from builder.spec.fields import FIELDS
+from builder.spec.problems import Place, Problems
+from builder.spec.shape import Declared, Values, check_shape
+from builder.spec.suites import conditions, suite
+from builder.spec.toml import read_toml
+from builder.spec.types import (
+    MODES,
+    Adapter,
+    Base,
+    BaseSource,
+    BuildSettings,
+    Condition,
+    GgufSource,
+    HfSource,
+    Learned,
+    Model,
+    Override,
+    PathSource,
+    Quantization,
+    Spec,
+    Variant,
+)
+
+_AFFINE = "affine"
+_LEARNED_KEYS = ("method", "calibration")
+# Patterns are compiled when they are needed: importing this module is part of every start.
+_REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
+_PACKAGE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
+
+
+def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
+    """What `file` declares, or would declare if it held `draft`.
+
+    Raises SpecError, which lists every problem by line.
+    """
+    file = Path(file)
+    document = read_toml(file, draft)
+    problems = Problems(document.label, document.lines)
+    declared = check_shape(document.data, problems)
+    _check_references(declared, problems)
+    _check_targets(declared, problems)
+    _check_release(declared, problems)
+    file = file.absolute()
+    sources = {name: _source(v, file.parent, problems) for name, v in declared["base"].items()}
+    variants = {name: _variant(name, v, problems) for name, v in declared["variant"].items()}
+    suites = {name: suite(name, v, file.parent, problems) for name, v in declared["suite"].items()}
+    require = {name: conditions(v, suites, problems) for name, v in declared["model"].items()}
+    problems.raise_any()
+    return Spec(
+        file=file,
+        store=_path(_setting(declared, "store", "path"), file.parent),
+        bases={n: _base(n, v, sources[n]) for n, v in declared["base"].items()},
+        adapters={
+            n: Adapter(n, v.get("base"), _path(v.get("path"), file.parent))
+            for n, v in declared["adapter"].items()
+        },
+        variants={n: _located(v, file.parent) for n, v in variants.items()},
+        models={n: _model(n, v, declared, require[n]) for n, v in declared["model"].items()},
+        suites=suites,
+        build=BuildSettings(
+            strict_toolchain=_setting(declared, "build", "strict_toolchain"),
+            survival=_setting(declared, "build", "survival"),
+            memory=_setting(declared, "build", "memory"),
+        ),
+        production=_setting(declared, "release", "production"),
+    )
+
+
+def _located(variant: Variant, folder: Path) -> Variant:
+    """With the calibration file as an absolute path."""
+    if variant.learned is None:
+        return variant
+    path = _path(str(variant.learned.calibration), folder)
+    return replace(variant, learned=replace(variant.learned, calibration=path))
+
+
+def _setting(declared: Declared, kind: str, key: str) -> Any:
+    values = declared[kind].get("")
+    default = next(field.default for field in FIELDS[kind].fields if field.name == key)
+    return values.given.get(key, default) if values else default
+
+
+def _path(text: str, folder: Path) -> Path:
+    return folder / Path(text).expanduser()
+
+
+# -- references and targets ----------------------------------------------------------------------------------
+
+
+def _check_references(declared: Declared, problems: Problems) -> None:
+    for kind, table in FIELDS.items():
+        for field in table.fields:
+            for values in declared[kind].values() if field.refers else ():
+                given = values.given.get(field.name, ())
+                names = enumerate(given) if isinstance(given, tuple) else [(None, given)]
+                for index, name in names:
+                    if name is not None and name not in declared[field.refers]:
+                        place = _element(values, field.name, index)
+                        problems.add(place, _undeclared(field.refers, name, declared[field.refers]))
+
+
+def _element(values: Values, key: str, index: int | None) -> Place:
+    return values.place.key(key) if index is None else values.place.key(key, index)
+
+
+def _undeclared(kind: str, name: str, names: Mapping[str, Values]) -> str:
+    what = f"{kind} {quoted(name)} is not declared"
+    if close := nearest(name, names):
+        return f"{what}; did you mean {quoted(close)}?"
+    return f"{what} (declared: {listed(sorted(names))})" if names else f"{what}; add a table [{kind}.NAME]"
+
+
+def _check_source(variant: str, model: str, values: Values, declared: Declared, problems: Problems) -> None:
+    """What a learned variant is made from is an unquantized variant of the same model."""
+    own = declared["variant"].get(variant)
+    source = own.given.get("from") if own and own.says("method") else None
+    other = declared["variant"].get(source) if source else None
+    if other is None:
+        return
+    if any(other.says(key) for key in ("bits", "mode", "recipe", "method")):
+        what = f"variant {quoted(variant)} is made from {quoted(str(source))}, which is quantized"
+        problems.add(values.place.key("variants"), f"{what}; name an unquantized variant in `from`")
+    elif source not in values.given.get("variants", ()):
+        what = f"variant {quoted(variant)} is made from {quoted(str(source))}, which this model does not list"
+        problems.add(values.place.key("variants"), f"{what}; add it to variants")
+
+
+def _check_targets(declared: Declared, problems: Problems) -> None:
+    """Each target is made once, and its name is nobody else's: model:NAME and clean:NAME mean one thing."""
+    made: dict[str, tuple[str, str, str]] = {}
+    for model, values in declared["model"].items():
+        for index, variant in enumerate(values.given.get("variants", ())):
+            if variant is None:
+                continue
+            _check_source(variant, model, values, declared, problems)
+            name = f"{model}_{variant}"
+            other, other_model, other_variant = made.setdefault(name.lower(), (name, model, variant))
+            if (other_model, other_variant) == (model, variant):
+                continue
+            by = f"(model {quoted(other_model)}, variant {quoted(other_variant)})"
+            same = "is made twice" if other == name else f"and {quoted(other)} differ only by letter case"
+            problems.add(
+                values.place.key("variants", index), f"target {quoted(name)} {same} {by}; rename one"
+            )
+    for kind in ("model", "variant"):
+        for name, values in declared[kind].items():
+            if (target := made.get(name.lower())) and target[0] == name:
+                by = f"model {quoted(target[1])}, variant {quoted(target[2])}"
+                problems.add(values.place, f"the name is also that of a target ({by}); rename one")
+
+
+def _check_release(declared: Declared, problems: Problems) -> None:
+    values = declared["release"].get("")
+    name = values.get("production") if values else None
+    made = [f"{m}_{v}" for m, each in declared["model"].items() for v in each.given.get("variants", ())]
+    if values and name is not None and name not in made:
+        what = f"production = {quoted(name)} is not a target{suggestion(name, made)}"
+        problems.add(values.place.key("production"), what)
+    if values and (variant := declared["variant"].get("production")):
+        problems.add(variant.place, "the name is also that of the release; rename it")
+
+
+def _model(name: str, values: Values, declared: Declared, require: tuple[Condition, ...]) -> Model:
+    adapter = values.get("adapter")
+    base = values.get("base") if adapter is None else declared["adapter"][adapter].get("base")
+    return Model(name, base, adapter, values.get("variants"), values.given.get("suites", ()), require)
+
+
+# -- bases ---------------------------------------------------------------------------------------------------
+
+
+def _base(name: str, values: Values, source: BaseSource) -> Base:
+    flags = {key: values.given.get(key, False) for key in ("dequantize", "trust_remote_code")}
+    return Base(name, source, **flags)
+
+
+def _source(values: Values, folder: Path, problems: Problems) -> BaseSource:
+    """Where a base comes from; anything at all when there are problems, which end the parse."""
+    if text := values.get("gguf"):
+        return _gguf(text, folder, values.place.key("gguf"), problems)
+    if repo := values.get("hf"):
+        if not re.fullmatch(_REPO, repo) or ".." in repo:
+            what = f'hf = {quoted(repo)} is not the name of a repository; write "org/name"'
+            problems.add(values.place.key("hf"), what)
+        return HfSource(repo, values.get("revision") or "")
+    return PathSource(_path(values.get("path") or "", folder))
+
+
+def _gguf(text: str, folder: Path, place: Place, problems: Problems) -> GgufSource:
+    """`package:file`, or a path: one that has a colon begins with a folder, as in ./a:b.gguf."""
+    package, colon, inside = text.partition(":")
+    if not colon or "/" in package:
+        return GgufSource(text, None, _path(text, folder))
+    if not re.fullmatch(_PACKAGE, package):
+        fixed = package.replace("-", "_")
+        hint = f"did you mean {quoted(fixed)}?" if re.fullmatch(_PACKAGE, fixed) else "a path begins with ./"
+        problems.add(place, f"gguf: {quoted(package)} is not the name of a Python package; {hint}")
+    file = PurePosixPath(inside)
+    if not inside or file.is_absolute() or ".." in file.parts:
+        problems.add(place, f"gguf = {quoted(text)} names no file inside the package; write package:file")
+    return GgufSource(text, package, Path(inside))
+
+
+# -- variants ------------------------------------------------------------------------------------------------
+
+
+def _variant(name: str, values: Values, problems: Problems) -> Variant:
+    recipe = values.get("recipe")
+    quantization = None
+    if any(values.says(key) for key in ("bits", "mode", "recipe", "method")):
+        quantization = _quantization(values, None, problems)
+    learned = _learned(values, problems) if values.says("method") else None
+    overrides = []
+    for pattern, entry in (values.get("overrides") or {}).items():
+        how = entry and quantization and _override(entry, quantization, recipe, problems)
+        overrides.append(Override(pattern, how))
+    return Variant(
+        name,
+        dtype=values.get("dtype"),
+        quantization=None if recipe else quantization,
+        recipe=recipe,
+        group_size=quantization.group_size if quantization else MODES[_AFFINE][3],
+        overrides=tuple(overrides),
+        intermediate=values.given.get("intermediate", False),
+        learned=learned,
+    )
+
+
+def _learned(values: Values, problems: Problems) -> Learned | None:
+    """A learned quantizer's own settings; None after a problem."""
+    wrong = [key for key in ("from", "calibration") if not values.says(key)]
+    for key in wrong:
+        problems.add(values.place, f"method needs {key}; add it")
+    for key in ("samples", "sequence_length", "seed", "learning_rate", "target_bpw"):
+        least = 0 if key == "seed" else 1e-12
+        if key in values.given and values.given[key] < least:
+            problems.add(values.place.key(key), f"{key} = {shown(values.given[key])} is too small")
+            wrong.append(key)
+    if wrong or values.bad:
+        return None
+    known = {field.name for field in fields(Learned)}
+    rest = {key: value for key, value in values.given.items() if key in known and key not in _LEARNED_KEYS}
+    return Learned(values.get("method"), values.get("from"), Path(values.get("calibration")), **rest)
+
+
+def _override(
+    entry: Values, around: Quantization, recipe: str | None, problems: Problems
+) -> Quantization | None:
+    if recipe and not entry.says("bits") and not entry.says("mode"):
+        what = (
+            f"bits are missing, since recipe {quoted(recipe)} has no one number; add, for example, bits = 8"
+        )
+        problems.add(entry.place, what)
+    return _quantization(entry, around, problems)
+
+
+def _quantization(values: Values, around: Quantization | None, problems: Problems) -> Quantization | None:
+    """What a table says of quantization, the rest from `around` where its mode can do that, else usual.
+
+    None after a problem.
+    """
+    if values.bad & {"bits", "group_size", "mode"}:
+        return None
+    mode = values.get("mode") or (around.mode if around else _AFFINE)
+    all_bits, all_sizes, bits, group_size = MODES[mode]
+    if around:
+        bits = around.bits if around.bits in all_bits else bits
+        group_size = around.group_size if around.group_size in all_sizes else group_size
+    bits = values.given.get("bits", bits)
+    group_size = values.given.get("group_size", group_size)
+    wrong = [
+        ("bits", bits, all_bits),
+        ("group_size", group_size, all_sizes),
+    ]
+    wrong = [each for each in wrong if each[1] not in each[2]]
+    for key, value, possible in wrong:
+        what = f"{key} = {shown(value)} is not possible in mode {quoted(mode)} (possible: {listed(possible)})"
+        problems.add(values.place.key(key), what + _other_mode(key, value, values))
+    return None if wrong else Quantization(bits, group_size, mode)
+
+
+def _other_mode(key: str, value: int, values: Values) -> str:
+    """`; add mode = "affine"` when the mode comes from around and another one has these bits."""
+    if key != "bits" or values.says("mode"):
+        return ""
+    modes = [mode for mode, (all_bits, _, _, _) in MODES.items() if value in all_bits]
+    return f"; add mode = {quoted(modes[0])}" if modes else ""

@@ -1,0 +1,111 @@
+"""[suite.NAME] and [model.NAME.require]: what they mean once `builder.spec.shape` has found their types right."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from builder.console.words import listed, quoted, shown, suggestion
+from builder.spec.fields import SUITE
+from builder.spec.problems import Problems
+from builder.spec.shape import Values
+from builder.spec.types import METRICS, Condition, Suite, SuiteKind
+
+# kind -> the keys that it needs, those it may have, beside kind
+KEYS: Mapping[SuiteKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "choice": (("data", "candidates"), ("answer", "where", "batch")),
+    "exact": (("data",), ("where", "batch")),
+    "generate": (("data",), ("where", "check", "max_tokens")),
+    "perplexity": (("data",), ("where", "batch", "window")),
+    "fidelity": (("data",), ("where", "batch", "window", "top_k")),
+    "command": (("command",), ("data", "timeout")),
+}
+_OPERATORS = (">=", "<=", ">", "<")
+_LEAST = {"max_tokens": 1, "top_k": 1, "batch": 1, "window": 2, "timeout": 1}
+
+
+def suite(name: str, values: Values, folder: Path, problems: Problems) -> Suite:
+    """One suite; anything at all after a problem, which ends the parse."""
+    kind: SuiteKind = values.given.get("kind", "command")
+    if "kind" in values.given:
+        _check_keys(kind, values, problems)
+    for key, least in _LEAST.items():
+        if key in values.given and values.given[key] < least:
+            problems.add(
+                values.place.key(key), f"{key} = {values.given[key]} is too small; {least} is the least"
+            )
+    if "command" in values.given and (what := _no_command(values.given["command"])):
+        problems.add(values.place.key("command"), f"command = {shown(values.given['command'])} {what}")
+    candidates = values.given.get("candidates", {})
+    if len(candidates) == 1:
+        problems.add(values.place.key("candidates"), "a choice needs two candidates or more; add one")
+    rest = {
+        key: value
+        for key, value in values.given.items()
+        if key in {field.name for field in SUITE.fields} - {"kind", "data"}
+    }
+    data = folder / Path(values.given["data"]).expanduser() if "data" in values.given else None
+    return Suite(name, kind, data, **rest)
+
+
+def _no_command(command: str) -> str | None:
+    """What is wrong with the words of a command."""
+    try:
+        return None if shlex.split(command) else "has no words; name a program"
+    except ValueError as error:
+        return f"cannot be split into words: {str(error).lower()}"
+
+
+def _check_keys(kind: SuiteKind, values: Values, problems: Problems) -> None:
+    needed, possible = KEYS[kind]
+    examples = {field.name: field.example for field in SUITE.fields}
+    for key in needed:
+        if not values.says(key):
+            example = examples[key]
+            if key == "candidates":
+                example = f"candidates = {{ {example} }}"
+            problems.add(values.place, f"{key} is missing; add, for example, {example}")
+    for key in values.given:
+        if key not in ("kind", *needed, *possible):
+            fitting = [other for other, (must, may) in KEYS.items() if key in (*must, *may)]
+            what = f"{key} is not for kind {quoted(kind)} but for {listed(fitting, 'and')}; remove it"
+            problems.add(values.place.key(key), what)
+
+
+def conditions(values: Values, suites: Mapping[str, Suite], problems: Problems) -> tuple[Condition, ...]:
+    """The conditions of one model, in file order."""
+    made = (_condition(key, text, values, suites, problems) for key, text in _required(values).items())
+    return tuple(condition for condition in made if condition is not None)
+
+
+def _required(values: Values) -> Mapping[str, str]:
+    required: Mapping[str, str] = values.given.get("require", {}) if values.says("suites") else {}
+    return required
+
+
+def _condition(
+    key: str, text: str, values: Values, suites: Mapping[str, Suite], problems: Problems
+) -> Condition | None:
+    place = values.place.key("require", key)
+    name, dot, metric = key.rpartition(".")
+    measured = [each for each in values.given.get("suites", ()) if each is not None]
+    if not dot or name not in measured:
+        what = f"{quoted(key)} is no figure of a suite of this model"
+        problems.add(place, f"{what}; write SUITE.METRIC, the suite one of {listed(measured)}")
+        return None
+    metrics = METRICS[suites[name].kind] if name in suites else {}
+    if metrics and metric not in metrics:
+        what = f"suite {quoted(name)} has no figure {quoted(metric)}"
+        problems.add(place, what + suggestion(metric, list(metrics)))
+        return None
+    operator = next((each for each in _OPERATORS if text.startswith(each)), None)
+    try:
+        value = float(text[len(operator or "") :])
+    except ValueError:
+        value = float("nan")
+    if operator is None or value != value:
+        what = f"{quoted(key)} = {shown(text)} is no condition"
+        problems.add(place, f'{what}; write, for example, "{key}" = ">= 0.95"')
+        return None
+    return Condition(name, metric, operator, value)

@@ -1,0 +1,129 @@
+"""Everything the store holds at one moment, as a value that gc and status decide on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.keys import Digest, Key
+from builder.store import blobs, locks, pins, records, seals, tmp, views
+from builder.store import checkouts as roots
+from builder.store.disk import durable
+from builder.store.layout import Store
+from builder.store.types import Manifest
+
+
+@dataclass(frozen=True)
+class BlobFile:
+    """A blob as it lies on the disk; sound or not."""
+
+    size: int
+    changed_ns: int
+
+
+@dataclass(frozen=True)
+class HeldManifest:
+    manifest: Manifest
+    used_ns: int
+
+
+@dataclass(frozen=True)
+class HeldRecord:
+    digest: Digest
+    written_ns: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A folder that says of itself which manifest it is the view of; `released`: under another name."""
+
+    folder: Path
+    key: Key | None
+    changed_ns: int
+    released: bool = False
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """`damaged` are files of records and manifests that nobody can read as such."""
+
+    manifests: Mapping[Key, HeldManifest]
+    records: Mapping[Key, HeldRecord]
+    blobs: Mapping[Digest, BlobFile]
+    views: tuple[View, ...]
+    pinned: frozenset[str]
+    sessions: tuple[locks.Session, ...]
+    checkouts: tuple[roots.Checkout, ...]
+    temporaries: Mapping[Path, int]
+    damaged: tuple[Path, ...]
+    quarantined: int
+
+
+def survey(store: Store) -> Inventory:
+    """Reads what the store holds. Takes no lock; under `locks.gc_lock` no build can begin meanwhile.
+
+    Raises StoreError when something cannot be read: deciding on half of the truth would delete the rest.
+    """
+    with durable.explained(store.root):
+        sessions = locks.running(store)  # first: a build that begins later finds what is deleted missing
+        damaged: list[Path] = []
+        manifests = dict(_manifests(store, damaged))
+        found = dict(_records(store, damaged))
+        return Inventory(
+            manifests=manifests,
+            records=found,
+            blobs={Digest(e.name): BlobFile(s.st_size, s.st_ctime_ns) for e, s in blobs.files(store)},
+            views=tuple(_views(store)),
+            pinned=pins.pinned(store),
+            sessions=sessions,
+            checkouts=roots.registered(store),
+            temporaries={path: tmp.size_of(path) for path in tmp.orphans(store)},
+            damaged=tuple(damaged),
+            quarantined=tmp.size_of(store.quarantine),
+        )
+
+
+def _manifests(store: Store, damaged: list[Path]) -> Iterator[tuple[Key, HeldManifest]]:
+    for key in records.manifest_keys(store):
+        path = records.manifest_path(store, key)
+        read = _read(path)
+        if read is None:
+            continue
+        manifest = records.parse_manifest(seals.unsealed(read[0]), key)
+        if manifest is None:
+            damaged.append(path)
+        else:
+            yield key, HeldManifest(manifest, read[1])
+
+
+def _records(store: Store, damaged: list[Path]) -> Iterator[tuple[Key, HeldRecord]]:
+    for key in records.record_keys(store):
+        path = records.path(store, key)
+        read = _read(path)
+        if read is None:
+            continue
+        record = records.parse_record(seals.unsealed(read[0]), key)
+        if record is None:
+            damaged.append(path)
+        else:
+            yield key, HeldRecord(record.blob.digest, read[1])
+
+
+def _read(path: Path) -> tuple[bytes, int] | None:
+    """Bytes and mtime; None when it was just deleted. Raises OSError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(), os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _views(store: Store) -> Iterator[View]:
+    for parent in (store.models, store.bases):
+        if parent.is_dir():
+            for folder in sorted(parent.iterdir()):
+                if (folder / views.MANIFEST).is_file() and not folder.is_symlink():
+                    released = parent == store.models and views.current_name(folder) != folder.name
+                    yield View(folder, views.current_key(folder), folder.stat().st_mtime_ns, released)

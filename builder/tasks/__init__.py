@@ -1,0 +1,5 @@
+"""The plan as doit tasks. A dodo.py takes them with `from builder.tasks import load`."""
+
+from builder.tasks.graph import load
+
+__all__ = ["load"]

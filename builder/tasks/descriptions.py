@@ -1,0 +1,37 @@
+"""One line of what each declared thing is, for `doit list`."""
+
+from __future__ import annotations
+
+from builder.console.words import from_here
+from builder.spec.types import Base, GgufSource, HfSource, Target, Variant
+
+
+def describe_base(base: Base) -> str:
+    match base.source:
+        case GgufSource(location):
+            return f"base weights, from {location}"
+        case HfSource(repo, revision):
+            return f"base weights, {repo} at {revision}"
+        case other:
+            return f"base weights, from {from_here(other.path)}"
+
+
+def describe_target(target: Target) -> str:
+    model = target.model
+    what = f"{model.base} + {model.adapter}" if model.adapter else model.base
+    text = f"{what}, {describe_variant(target.variant)}"
+    return f"{text} (intermediate)" if target.variant.intermediate else text
+
+
+def describe_variant(variant: Variant) -> str:
+    kind = f", {variant.dtype}" if variant.dtype else ""
+    if variant.recipe is not None:
+        return f"{variant.recipe}, group size {variant.group_size}{kind}"
+    if (learned := variant.learned) is not None and variant.quantization is not None:
+        bits, size = variant.quantization.bits, variant.quantization.group_size
+        return f"{learned.method} from {learned.source}, {bits}-bit, group size {size}"
+    if variant.quantization is None:
+        return variant.dtype or "unquantized"
+    how = variant.quantization
+    mode = "" if how.mode == "affine" else f" {how.mode}"
+    return f"{how.bits}-bit{mode}, group size {how.group_size}{kind}"

@@ -1,0 +1,213 @@
+"""A plan as doit tasks. No file_dep, no targets: `uptodate` asks the store, doit's database is a cache.
+
+base:<base>        download or import, fingerprint, inspect
+adapter:<adapter>  check, fingerprint
+model:<target>     build one target; model:<model> and `model` are groups
+eval:<target>      measure one target by the suites of its model, fail if it misses a requirement; an
+                   unquantized intermediate is scored from its base and adapter, without building it
+threshold:<model>  the smallest target that meets the requirements, building only what the search needs
+release:production moves models/production to its declared target; rollback:production goes back
+clean:<variant>    drop that variant of every model; clean:<target> drops one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from builder.console.display import tell_error
+from builder.console.interrupt import one_line_interrupts
+from builder.console.words import from_here
+from builder.errors import BuildError
+from builder.project.project import Project
+from builder.project.result_keys import needs_directory
+from builder.spec.types import Target
+from builder.tasks.descriptions import describe_base, describe_target
+from builder.tasks.steps import (
+    BuildTarget,
+    CheckCalibration,
+    Clean,
+    Evaluate,
+    FindThreshold,
+    PrepareAdapter,
+    PrepareBase,
+    Release,
+    Rollback,
+    Withdraw,
+)
+from builder.tasks.uptodate import SELECTED, AdapterReady, BaseReady, Evaluated, Released, TargetReady
+
+DATABASE = ".modelkiln.db"  # not doit's own name: a dodo.py beside ours keeps another kind of file there
+Task = dict[str, Any]  # doit's own currency, made here and nowhere else
+
+
+def load(file: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
+    """DOIT_CONFIG and the task creator for dodo.py. A bad declaration becomes doit's one-line error.
+
+    Raises InvalidDodoFile, which doit ends with 3, and SystemExit for errors that have another exit code.
+    """
+    from doit.exceptions import InvalidDodoFile
+
+    one_line_interrupts()
+    try:
+        project = Project.load(Path(file))
+        defaults = [f"model:{t.name}" for t in project.spec.targets if not t.variant.intermediate]
+    except BuildError as error:
+        if error.exit_code == 3:
+            raise InvalidDodoFile(error.report) from None
+        tell_error(error.report)
+        raise SystemExit(error.exit_code) from None
+
+    def task_artifacts() -> Iterator[Task]:
+        yield from project_tasks(project)
+
+    config = {"default_tasks": defaults, "backend": "sqlite3", "dep_file": DATABASE, "verbosity": 2}
+    return config, task_artifacts
+
+
+def project_tasks(project: Project) -> Iterator[Task]:
+    """Every task of a project."""
+    spec = project.spec
+    yield _group("base", "the original weights")
+    for base in spec.bases.values():
+        yield _task(
+            "base", base.name, describe_base(base), PrepareBase(project, base), BaseReady(project, base)
+        )
+    yield _group("adapter", "what was learned on top of a base")
+    for adapter in spec.adapters.values():
+        yield _task(
+            "adapter",
+            adapter.name,
+            f"adapter on {adapter.base}, from {from_here(adapter.path)}",
+            PrepareAdapter(project, adapter),
+            AdapterReady(project, adapter),
+            after=[f"base:{adapter.base}"],
+        )
+    for variant in spec.variants.values():
+        if variant.learned is not None:
+            text = f"the text that {variant.name} learns from, {from_here(variant.learned.calibration)}"
+            yield _task("calibration", variant.name, text, CheckCalibration(project, variant))
+    for target in spec.targets:
+        yield _model_task(project, target)
+    for model in spec.models.values():
+        wanted = [f"model:{model.name}_{v}" for v in model.variants if not spec.variants[v].intermediate]
+        yield _alias(f"model:{model.name}", f"every variant of {model.name} that is not intermediate", wanted)
+    # Given last, doit takes this group's own task_dep: intermediates are not part of `doit model`.
+    yield {
+        "basename": "model",
+        "name": None,
+        "doc": "every declared target that is not intermediate",
+        "task_dep": [f"model:{t.name}" for t in spec.targets if not t.variant.intermediate],
+    }
+    yield from _eval_tasks(project)
+    yield from _clean_tasks(project)
+    if project.spec.production is not None:
+        yield from _release_tasks(project, project.spec.production)
+
+
+def _model_task(project: Project, target: Target) -> Task:
+    model = target.model
+    after = [f"adapter:{model.adapter}"] if model.adapter else [f"base:{model.base}"]
+    if target.variant.learned:
+        after.append(f"calibration:{target.variant.name}")
+    return _task(
+        "model",
+        target.name,
+        describe_target(target),
+        BuildTarget(project, target.name, SELECTED),
+        TargetReady(project, target.name),
+        after=after,  # what a learned target reads is no task of this graph: deliver makes it, if need be
+    )
+
+
+def _eval_tasks(project: Project) -> Iterator[Task]:
+    measured = [target for target in project.spec.targets if target.model.suites]
+    if not measured:
+        return
+    for target in measured:
+        suites = ", ".join(target.model.suites)
+        yield _task(
+            "eval",
+            target.name,
+            f"measure {target.name}: {suites}",
+            Evaluate(project, target.name),
+            Evaluated(project, target.name),
+            after=_measured_of(project, target),
+        )
+    yield {
+        "basename": "eval",
+        "name": None,
+        "doc": "measure every target that is not intermediate",
+        "task_dep": [f"eval:{t.name}" for t in measured if not t.variant.intermediate],
+    }
+    required = [model for model in project.spec.models.values() if model.require]
+    if required:
+        yield _group("threshold", "the smallest target that meets its requirements")
+    for model in required:
+        doc = f"the smallest target of {model.name} that has {', '.join(map(str, model.require))}"
+        after = [f"adapter:{model.adapter}"] if model.adapter else [f"base:{model.base}"]
+        yield _task("threshold", model.name, doc, FindThreshold(project, model.name), after=after)
+
+
+def _measured_of(project: Project, target: Target) -> list[str]:
+    """What must be there to measure a target: itself, or what it would be made of."""
+    if needs_directory(project.spec, target):
+        return [f"model:{target.name}"]
+    return [f"adapter:{target.model.adapter}" if target.model.adapter else f"base:{target.model.base}"]
+
+
+def _release_tasks(project: Project, target: str) -> Iterator[Task]:
+    required = project.spec.target(target).model.require
+    yield _group("release", "move a release to its declared target")
+    yield _task(
+        "release",
+        "production",
+        f"move models/production to {target}, if it meets its requirements",
+        Release(project),
+        Released(project),
+        after=[f"model:{target}", *([f"eval:{target}"] if required else [])],
+    )
+    yield _group("rollback", "exchange a release and its former")
+    yield _task("rollback", "production", "exchange models/production and its former", Rollback(project))
+    doc = "take models/production and its former away"
+    yield _task("clean", "production", doc, Withdraw(project))
+
+
+def _clean_tasks(project: Project) -> Iterator[Task]:
+    yield _group("clean", "drop bytes, keep records")
+    targets = project.spec.targets
+    for variant in sorted({t.variant.name for t in targets}):
+        names = tuple(t.name for t in targets if t.variant.name == variant)
+        yield _task("clean", variant, f"drop the {variant} variant of every model", Clean(project, names))
+    for target in targets:
+        yield _task("clean", target.name, f"drop {target.name}", Clean(project, (target.name,)))
+
+
+def _group(basename: str, doc: str) -> Task:
+    return {"basename": basename, "name": None, "doc": doc}
+
+
+def _alias(name: str, doc: str, after: list[str]) -> Task:
+    return {"basename": name, "doc": doc, "actions": None, "task_dep": after}
+
+
+def _task(
+    basename: str,
+    name: str,
+    doc: str,
+    action: Callable[[], object],
+    ready: Callable[..., bool] | None = None,
+    *,
+    after: list[str] | None = None,
+) -> Task:
+    return {
+        "basename": basename,
+        "name": name,
+        "doc": doc,
+        "actions": [(action, [])],
+        "uptodate": [ready] if ready else [],
+        "task_dep": after or [],
+        # doit's capture swaps sys.stdout and leaks it between threads (`-P thread`).
+        "io": {"capture": False},
+    }

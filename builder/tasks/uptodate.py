@@ -1,0 +1,142 @@
+"""The `uptodate` of each task: values that ask the plan and the store. str() says why, for `doit info`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from builder.errors import BuildError
+from builder.plan.plan import TargetPlan, Unknown
+from builder.project.project import Project
+from builder.spec.types import Adapter, Base
+
+
+@dataclass
+class Selection:
+    """Targets asked for in this run: the first of a model builds all of them in its one pass."""
+
+    targets: set[str] = field(default_factory=set)
+    named: set[str] = field(default_factory=set)
+
+
+SELECTED = Selection()
+
+
+@dataclass
+class BaseReady:
+    """uptodate of base:<name>; str() says why, for `doit info`."""
+
+    project: Project
+    base: Base
+
+    def __call__(self, task: object = None, values: object = None) -> bool:
+        facts = _asked(lambda: self.project.base_facts(self.base))
+        return not isinstance(facts, Unknown)
+
+    def __str__(self) -> str:
+        facts = _asked(lambda: self.project.base_facts(self.base))
+        reason = facts.reason if isinstance(facts, Unknown) else "is fingerprinted"
+        return f"base {self.base.name} {reason}"
+
+
+@dataclass
+class AdapterReady:
+    project: Project
+    adapter: Adapter
+
+    def __call__(self, task: object = None, values: object = None) -> bool:
+        return self.project.adapter_checked(self.adapter)
+
+    def __str__(self) -> str:
+        if self.project.adapter_checked(self.adapter):
+            return f"adapter {self.adapter.name} is fingerprinted and fits its base"
+        facts = _asked(lambda: self.project.adapter_facts(self.adapter))
+        reason = facts.reason if isinstance(facts, Unknown) else "has not been checked against its base yet"
+        return f"adapter {self.adapter.name} {reason}"
+
+
+@dataclass
+class TargetReady:
+    project: Project
+    name: str
+
+    def __call__(self, task: object = None, values: object = None) -> bool:
+        from builder.project.state import target_state
+
+        try:
+            built = self.project.is_built(self.name)
+            if not built:
+                plan = self.project.plan.targets[self.name]
+                if not isinstance(plan, TargetPlan):
+                    self.project.forget_plan()  # its sources may have been prepared since
+                    plan = self.project.plan.targets[self.name]
+                built = target_state(self.project.store, plan).built
+        except BuildError:
+            return False  # the action says it
+        if built:
+            from builder.project.roots import keep_registered
+
+            keep_registered(self.project)  # a gc from another checkout must know
+            self._settle()
+        return built
+
+    def _settle(self) -> None:
+        """What a run owes to a target that it finds built: keep what was named, prune what it needed."""
+        from builder.build.intermediates import prune_intermediates
+        from builder.console.display import showing
+        from builder.store import pins
+
+        variant = self.project.spec.target(self.name).variant
+        if variant.intermediate and self.name in SELECTED.named:
+            pins.pin(self.project.store, self.name)
+        if variant.learned is not None and self.name in SELECTED.targets:
+            with showing() as emit:
+                prune_intermediates(self.project, emit)
+
+    def __str__(self) -> str:
+        from builder.project.state import target_state
+
+        try:
+            state = target_state(self.project.store, self.project.plan.targets[self.name])
+        except BuildError as error:
+            return str(error)
+        return f"{state.name} is {state.kind}: {state.reason}"
+
+
+@dataclass
+class Evaluated:
+    """uptodate of eval:<name>: every result is in the store, every requirement holds."""
+
+    project: Project
+    name: str
+
+    def __call__(self, task: object = None, values: object = None) -> bool:
+        from builder.evaluate.run import complete
+
+        try:
+            plan = self.project.plan.targets[self.name]
+            return isinstance(plan, TargetPlan) and complete(self.project, plan)
+        except BuildError:
+            return False  # the action says it
+
+
+@dataclass
+class Released:
+    """uptodate of release:production: it shows the declared target as it is built now."""
+
+    project: Project
+
+    def __call__(self, task: object = None, values: object = None) -> bool:
+        from builder.release.production import is_current
+
+        try:
+            return is_current(self.project)
+        except BuildError:
+            return False  # the action says it
+
+
+def _asked(facts: Callable[[], object]) -> object:
+    try:
+        return facts()
+    except BuildError as error:
+        return Unknown(str(error))

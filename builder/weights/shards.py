@@ -1,0 +1,52 @@
+"""The canonical safetensors encoding: sorted names, no gaps, a header padded to 8 bytes.
+
+The same tensors always give the same bytes, on every platform (mx.save_safetensors orders its data by hash
+map). Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from builder.weights.structure import TensorSpec
+
+_METADATA = {"format": "mlx"}
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """The row-major bytes of a tensor, its safetensors dtype code ("BF16") and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+    @property
+    def nbytes(self) -> int:
+        return memoryview(self.data).nbytes
+
+
+def encode(tensors: Mapping[str, RawTensor]) -> list[bytes | memoryview]:
+    """The file as chunks in order: length and header, then each tensor's bytes. Nothing is copied."""
+    names = sorted(tensors)
+    entries = [(name, tensors[name].dtype, tensors[name].shape, tensors[name].nbytes) for name in names]
+    return [_header(entries), *(tensors[name].data for name in names)]
+
+
+def encoded_size(tensors: Iterable[TensorSpec]) -> int:
+    """Bytes that `encode` makes of tensors with these names, dtypes and shapes."""
+    entries = [(t.name, t.dtype, t.shape, t.nbytes) for t in sorted(tensors, key=lambda t: t.name)]
+    return len(_header(entries)) + sum(nbytes for *_, nbytes in entries)
+
+
+def _header(entries: list[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+    table: dict[str, object] = {"__metadata__": _METADATA}
+    offset = 0
+    for name, dtype, shape, nbytes in entries:
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

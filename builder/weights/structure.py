@@ -1,0 +1,203 @@
+"""What a base is made of, as mlx-lm lays it out: the facts the plan needs without loading mlx.
+
+`builder.engine.inspect` makes a Structure once per base and the store keeps it; everything here is pure.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from builder.spec.types import Quantization
+
+_FIRST_NUMBER = re.compile(r"^(.*?\.\d+)\.")
+
+# Bytes per element of a safetensors dtype code.
+ITEM_SIZE: Mapping[str, int] = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+CODE_OF_DTYPE: Mapping[str, str] = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+
+
+def block_of(name: str) -> str:
+    """The block of a parameter or module path: up to the first number, else the module that holds it.
+
+    >>> block_of("model.layers.3.mlp.up_proj.weight"), block_of("model.norm.weight")
+    ('model.layers.3', 'model.norm')
+    """
+    match = _FIRST_NUMBER.match(name)
+    if match:
+        return match.group(1)
+    return name.rsplit(".", 1)[0]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, safetensors dtype code and shape of one tensor of a shard."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * ITEM_SIZE[self.dtype]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the loaded model (after `sanitize`); `castable`: the model's cast_predicate."""
+
+    tensor: TensorSpec
+    castable: bool = True
+
+
+@dataclass(frozen=True)
+class Quantizable:
+    """A module with `to_quantized`. `rule` is what the model's own quant_predicate says of it.
+
+    `recipes` maps a mixed recipe to the bits that mlx_lm.convert gives this path.
+    """
+
+    path: str
+    rule: bool | Quantization
+    recipes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All parameters in the model's own order, what can be quantized, what can carry an adapter.
+
+    `default_dtype` is the type mlx_lm.convert casts to when none is asked for (None: no cast),
+    `quantized` says that the checkpoint itself holds quantized weights.
+    """
+
+    model_type: str
+    parameters: tuple[Parameter, ...]
+    quantizable: tuple[Quantizable, ...]
+    adaptable: frozenset[str]
+    default_dtype: str | None
+    quantized: bool
+    recipe_errors: Mapping[str, str]
+
+    @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """Block names in the order in which the model lists its parameters."""
+        return tuple(self.by_block)
+
+    @cached_property
+    def by_block(self) -> Mapping[str, tuple[Parameter, ...]]:
+        groups: dict[str, list[Parameter]] = {}
+        for parameter in self.parameters:
+            groups.setdefault(block_of(parameter.tensor.name), []).append(parameter)
+        return {block: tuple(group) for block, group in groups.items()}
+
+    @cached_property
+    def block_nbytes(self) -> Mapping[str, int]:
+        """Bytes of each block in the base."""
+        return {block: sum(p.tensor.nbytes for p in group) for block, group in self.by_block.items()}
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        return frozenset(parameter.tensor.name for parameter in self.parameters)
+
+    @cached_property
+    def parameter_count(self) -> int:
+        return sum(prod(parameter.tensor.shape) for parameter in self.parameters)
+
+    @cached_property
+    def nbytes(self) -> int:
+        return sum(parameter.tensor.nbytes for parameter in self.parameters)
+
+
+def shard_tensors(
+    parameters: Iterable[Parameter], dtype: str | None, quantization: Mapping[str, Quantization]
+) -> tuple[TensorSpec, ...]:
+    """The tensors that one block of one variant holds, sorted by name.
+
+    Quantized paths follow mx.quantize: `weight` U32 with `bits/32` words per element, `scales` one per
+    group (the weight's dtype, or U8 for the mx and nv floating modes), `biases` for affine only.
+    """
+    out: list[TensorSpec] = []
+    for parameter in parameters:
+        tensor = _cast(parameter, dtype)
+        path, _, leaf = tensor.name.rpartition(".")
+        if leaf == "weight" and path in quantization:
+            out += quantized_tensors(tensor, path, quantization[path])
+        else:
+            out.append(tensor)
+    return tuple(sorted(out, key=lambda tensor: tensor.name))
+
+
+def quantized_tensors(weight: TensorSpec, path: str, how: Quantization) -> list[TensorSpec]:
+    """weight, scales (and biases) that mx.quantize makes of one weight [..., in]."""
+    *lead, width = weight.shape
+    groups = (*lead, width // how.group_size)
+    scales = weight.dtype if how.mode == "affine" else "U8"
+    tensors = [
+        TensorSpec(f"{path}.weight", "U32", (*lead, width * how.bits // 32)),
+        TensorSpec(f"{path}.scales", scales, groups),
+    ]
+    if how.mode == "affine":
+        tensors.append(TensorSpec(f"{path}.biases", scales, groups))
+    return tensors
+
+
+def _cast(parameter: Parameter, dtype: str | None) -> TensorSpec:
+    tensor = parameter.tensor
+    if dtype is None or not parameter.castable or tensor.dtype not in FLOATING:
+        return tensor
+    return TensorSpec(tensor.name, CODE_OF_DTYPE[dtype], tensor.shape)
+
+
+def to_text(structure: Structure) -> str:
+    """Canonical JSON, one line."""
+    return json.dumps(
+        {
+            "model_type": structure.model_type,
+            "parameters": [
+                [p.tensor.name, p.tensor.dtype, list(p.tensor.shape), p.castable]
+                for p in structure.parameters
+            ],
+            "quantizable": [
+                [
+                    q.path,
+                    q.rule if isinstance(q.rule, bool) else [q.rule.bits, q.rule.group_size, q.rule.mode],
+                    dict(q.recipes),
+                ]
+                for q in structure.quantizable
+            ],
+            "adaptable": sorted(structure.adaptable),
+            "default_dtype": structure.default_dtype,
+            "quantized": structure.quantized,
+            "recipe_errors": dict(structure.recipe_errors),
+        },
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+
+
+def from_text(text: str) -> Structure:
+    """Raises ValueError, KeyError or TypeError for text that is not a structure."""
+    data = json.loads(text)
+    return Structure(
+        model_type=data["model_type"],
+        parameters=tuple(
+            Parameter(TensorSpec(name, dtype, tuple(shape)), castable)
+            for name, dtype, shape, castable in data["parameters"]
+        ),
+        quantizable=tuple(
+            Quantizable(path, rule if isinstance(rule, bool) else Quantization(*rule), recipes)
+            for path, rule, recipes in data["quantizable"]
+        ),
+        adaptable=frozenset(data["adaptable"]),
+        default_dtype=data["default_dtype"],
+        quantized=data["quantized"],
+        recipe_errors=data["recipe_errors"],
+    )

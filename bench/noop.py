@@ -23,11 +23,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.build import environment
-from builder.build.prepare import now
 from builder.keys import Digest, digest_bytes
 from builder.plan.changes import inputs_of, settings_of
-from builder.plan.plan import TargetPlan
-from builder.project.project import Project, structure_key
+from builder.plan.types import TargetPlan
+from builder.project.project import Project
+from builder.project.toolchain import now
+from builder.sources.catalog import structure_key
 from builder.store import blobs, records, seals
 from builder.store.disk.identity import identity
 from builder.store.statcache import _sum
@@ -87,13 +88,13 @@ def make_project(root: Path, targets: int) -> None:
     os.chdir(root)
     project = Project.load()
     know(project, base / "model.safetensors")
-    weights, _ = project.base_files(project.spec.bases["big"])  # type: ignore[misc]
+    weights, _ = project.sources.base_files(project.spec.bases["big"])  # type: ignore[misc]
     text = to_text(structure()).encode()
     blob = blobs.ingest(project.store, [text])
     records.write(project.store, Record(structure_key(weights), "structure", blob, {}))
     for adapter in project.spec.adapters.values():
-        project.adapter_facts(adapter)
-        project.note_adapter_checked(adapter)
+        project.sources.adapter_facts(adapter)
+        project.sources.note_adapter_checked(adapter)
     for plan in project.plan.resolved():
         fill(project, plan)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.project import project, status
+from builder.project import project
+from builder.project.targets import find_targets
 from builder.spec.types import Spec
 
 if TYPE_CHECKING:
@@ -48,22 +49,24 @@ class Project:
     def why(self, target: str) -> Why:
         """Why a target would be built again."""
         self._project.forget_plan()
-        (name,) = status.find_targets(self._project, [target])
-        return status.why(self._project, name)
+        from builder.project.why import why
+
+        (name,) = find_targets(self._project, [target])
+        return why(self._project, name)
 
     def plan(self, *targets: str) -> Forecast:
         """What building these targets (without any: all that `doit` builds) would do and cost."""
         from builder.project.forecast import forecast
 
         self._project.forget_plan()
-        return forecast(self._project, status.find_targets(self._project, targets))
+        return forecast(self._project, find_targets(self._project, targets))
 
     def build(self, *targets: str, emit: Emit | None = None) -> list[Built]:
         """Builds what is not up to date; all targets of a model in one pass. `emit` gets the events."""
         from builder.console.events import silent
         from builder.release.delivery import deliver
 
-        wanted = status.find_targets(self._project, targets)
+        wanted = find_targets(self._project, targets)
         chosen = wanted or [t.name for t in self.spec.targets if not t.variant.intermediate]
         done: list[Built] = []
         for name in chosen:
@@ -73,5 +76,5 @@ class Project:
 
     def path(self, target: str) -> Path:
         """The folder that mlx_lm loads; it exists once the target is built."""
-        (name,) = status.find_targets(self._project, [target])
+        (name,) = find_targets(self._project, [target])
         return self._project.store.models / name

@@ -9,15 +9,13 @@ encoding of their keys, so order never matters. The domain string keeps keys of 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NewType
 
 import blake3
 
 Digest = NewType("Digest", str)
 Key = NewType("Key", str)
-
-Encodable = None | bool | int | float | str | bytes | Iterable["Encodable"] | Mapping[str, "Encodable"]
 
 CHUNK = 1 << 22
 

@@ -25,8 +25,9 @@ from builder.engine.loading import LoadedAdapter, load_base, one_line
 from builder.engine.stream import Request, Stream
 from builder.errors import BuildError
 from builder.plan.quantization import resolve
-from builder.sources.adapter import load_tensors, read_adapter
-from builder.sources.places import placed, places_of
+from builder.sources.adapters.places import placed, places_of
+from builder.sources.adapters.reading import read_adapter
+from builder.sources.adapters.tensors import load_tensors
 from builder.spec.types import Adapter, Quantization, Variant
 from builder.weights.shards import RawTensor
 from builder.weights.structure import Structure, TensorSpec, shard_tensors

@@ -18,8 +18,9 @@ from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding
 
 from builder.errors import SourceError, SourceInvalid
-from builder.sources import adapter as adapters
-from builder.sources.adapter import adapter_files, check_finite, load_tensors, read_adapter, slice_digests
+from builder.sources.adapters import reading as adapters
+from builder.sources.adapters.reading import adapter_files, read_adapter
+from builder.sources.adapters.tensors import check_finite, load_tensors, slice_digests
 from builder.spec.types import Adapter
 from builder.weights.structure import block_of
 

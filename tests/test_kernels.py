@@ -17,7 +17,7 @@ pytest.importorskip("numba")
 import mlx.core as mx
 
 from builder.engine.kernels import agreement, compiled, kernels
-from builder.engine.kernels.kernels import SETTINGS, NonFinite, fuse_lora, quantize_widths
+from builder.engine.kernels.cpu import SETTINGS, NonFinite, fuse_lora, quantize_widths
 
 DTYPES = ["bfloat16", "float16", "float32"]
 ALL = sorted(SETTINGS)
@@ -346,7 +346,7 @@ def test_two_processes_may_compile_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("compiled.SIGNATURES['fuse_rows'] += 'p'", "makes functions of the type i32 (ptr, ptr, i64"),
+        ("signatures.SIGNATURES['fuse_rows'] += 'p'", "makes functions of the type i32 (ptr, ptr, i64"),
         (
             "jitted._narrow = numba.njit(lambda kind, value: np.uint32(getpid()))",
             "lets the loops call getpid",

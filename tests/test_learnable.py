@@ -9,8 +9,10 @@ import pytest
 
 from builder.keys import Digest
 from builder.plan.methods import AWQ_TYPES, BITS
-from builder.plan.plan import Sources, TargetPlan, Unknown, make_plan, plan_learned
+from builder.plan.planning import make_plan, plan_learned
 from builder.plan.quantization import PlanError
+from builder.plan.types import Sources, TargetPlan
+from builder.sources.facts import Unknown
 from builder.spec.types import (
     METHODS,
     MODES,

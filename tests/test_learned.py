@@ -17,7 +17,7 @@ from blake3 import blake3
 from builder.build.learned import StepFailed, _losses
 from builder.build.prepare import prepare_adapter, prepare_base
 from builder.engine.arrays import raw
-from builder.plan.plan import TargetPlan
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from tests.architectures import checkpoint as make_checkpoint
 from tests.architectures import dense

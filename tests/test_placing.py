@@ -18,8 +18,9 @@ from builder.engine.inspect import inspect
 from builder.engine.loading import load_base
 from builder.errors import SourceInvalid
 from builder.evaluate.worker.sources import reference_model
-from builder.sources.adapter import AdapterInfo, read_adapter
-from builder.sources.places import placed, places_of
+from builder.sources.adapters.places import placed, places_of
+from builder.sources.adapters.reading import read_adapter
+from builder.sources.adapters.types import AdapterInfo
 from builder.spec.types import Adapter, Variant
 from builder.weights.structure import Structure
 from tests.architectures import Architecture, checkpoint, dense, hybrid, moe

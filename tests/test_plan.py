@@ -8,18 +8,10 @@ from pathlib import Path
 import pytest
 
 from builder.keys import Digest, Key
-from builder.plan.plan import (
-    AdapterFacts,
-    BaseFacts,
-    Plan,
-    Sources,
-    TargetPlan,
-    Unknown,
-    Unresolved,
-    make_plan,
-    nominal_size,
-)
+from builder.plan.planning import make_plan
 from builder.plan.quantization import PlanError
+from builder.plan.types import Plan, Sources, TargetPlan, Unresolved, nominal_size
+from builder.sources.facts import AdapterFacts, BaseFacts, Unknown
 from builder.spec.parse import parse_spec
 from builder.spec.types import Learned, Quantization, Spec, Variant
 from builder.store.types import Blob, FileEntry

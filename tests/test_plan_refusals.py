@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.plan.plan import BaseFacts, Sources, TargetPlan, Unresolved, make_plan
+from builder.plan.planning import make_plan
 from builder.plan.quantization import PlanError, resolve
+from builder.plan.types import Sources, TargetPlan, Unresolved
+from builder.sources.facts import BaseFacts
 from builder.spec.types import Adapter, Base, Model, Override, PathSource, Quantization, Spec, Variant
 from builder.weights.overrides import Idle, idle
 from builder.weights.structure import Quantizable

@@ -120,7 +120,7 @@ MOVE = """
 import sys
 from pathlib import Path
 from builder.store import releases
-from builder.store.layout import open_store
+from builder.store.format import open_store
 from tests import store_scenario as scenario
 store = open_store(Path(sys.argv[1]))
 releases.move(store, "production", scenario.manifest_of("new", store))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from builder.errors import SourceError, SourceInvalid, SourceMissing
 from builder.keys import digest_bytes
-from builder.sources.safetensors import digest_tensor, read_header
+from builder.weights.safetensors import digest_tensor, read_header
 from tests.conftest import ROOT
 
 

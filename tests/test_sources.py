@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from builder.errors import SourceError, SourceInvalid, SourceMissing
-from builder.sources.adapter import adapter_files, check_finite, load_tensors, read_adapter, slice_digests
+from builder.sources.adapters.reading import adapter_files, read_adapter
+from builder.sources.adapters.tensors import check_finite, load_tensors, slice_digests
 from builder.sources.base import list_files
 from builder.sources.gguf.importing import import_gguf
 from builder.sources.gguf.location import PackageMissing, resolve_gguf
-from builder.sources.safetensors import read_header
 from builder.spec.types import Adapter, Base, PathSource
+from builder.weights.safetensors import read_header
 from builder.weights.shards import RawTensor, encode, encoded_size
 from builder.weights.structure import TensorSpec, block_of
 from tests.conftest import ROOT

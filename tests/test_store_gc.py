@@ -272,7 +272,6 @@ def test_no_plan_ever_takes_what_a_root_needs(
         checkouts=(),
         temporaries={},
         damaged=(),
-        quarantined=0,
     )
     policy = Policy(keep_days=keep, max_bytes=max_bytes, grace_s=0)
     plan = plan_gc(whole, keys, policy, now)
@@ -300,7 +299,7 @@ from pathlib import Path
 from builder.keys import make_key
 from builder.record import FileEntry, Manifest, Record
 from builder.store import blobs, locks, records, views
-from builder.store.layout import open_store
+from builder.store.format import open_store
 store = open_store(Path(sys.argv[1]))
 names = [f"block{n}" for n in range(6)]
 key = make_key("target", "built")

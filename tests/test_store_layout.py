@@ -65,7 +65,9 @@ def test_an_older_version_is_migrated_step_by_step(tmp_path: Path, monkeypatch: 
     store_format.open_store(tmp_path)
     monkeypatch.setattr(store_format, "FORMAT", 3)
     monkeypatch.setattr(
-        store_format, "MIGRATIONS", {1: lambda root: steps.append("1->2"), 2: lambda root: steps.append("2->3")}
+        store_format,
+        "MIGRATIONS",
+        {1: lambda root: steps.append("1->2"), 2: lambda root: steps.append("2->3")},
     )
     store_format.open_store(tmp_path)
     store_format.open_store(tmp_path)

@@ -36,7 +36,7 @@ import sys
 from pathlib import Path
 from builder.keys import make_key
 from builder.store import locks
-from builder.store.layout import open_store
+from builder.store.format import open_store
 store, counter = open_store(Path(sys.argv[1])), Path(sys.argv[2])
 for n in range(60):
     with locks.acquire(store, [make_key("lock", n % 5), make_key("lock", 1)]):
@@ -121,7 +121,7 @@ import sys, time, os
 from pathlib import Path
 from builder.keys import make_key
 from builder.store import locks, tmp
-from builder.store.layout import open_store
+from builder.store.format import open_store
 store = open_store(Path(sys.argv[1]))
 with locks.build_session(store, [make_key("lock", 0)]), locks.acquire(store, [make_key("lock", 0)]):
     with tmp.new_file(store) as staged:
@@ -177,7 +177,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from builder.store import locks
-from builder.store.layout import open_store
+from builder.store.format import open_store
 with locks.measuring(open_store(Path(sys.argv[1]))):
     print("held", flush=True)
     sys.stdin.read()

@@ -198,7 +198,7 @@ WORK = """
 import sys
 from pathlib import Path
 from builder.store import statcache
-from builder.store.layout import open_store
+from builder.store.format import open_store
 statcache.RACY_NS = 0
 cache = statcache.StatCache(open_store(Path(sys.argv[1])))
 for n in range(100):

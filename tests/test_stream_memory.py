@@ -17,7 +17,8 @@ from builder.engine.loading import load_base
 from builder.engine.stream import Request, Stream
 from builder.errors import EngineError
 from builder.keys import Key
-from builder.plan.plan import Action, Sources, TargetPlan, make_plan
+from builder.plan.planning import make_plan
+from builder.plan.types import Action, Sources, TargetPlan
 from builder.project import preflight
 from builder.spec.types import Adapter, Base, Model, PathSource, Quantization, Spec, Variant
 from builder.weights.structure import Parameter, TensorSpec

@@ -14,7 +14,7 @@ from builder.build.learned import build_learned
 from builder.build.one_pass import build
 from builder.build.prepare import prepare_adapter, prepare_base
 from builder.console.events import BlockDone, Event
-from builder.plan.plan import TargetPlan
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.watch import SourceChanged
 from builder.release.delivery import deliver

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import builder
+from builder.project.toolchain import version_of
 from builder.store.types import Manifest
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -43,7 +43,7 @@ def statement(manifest: Manifest, sha256: Mapping[str, str] | None = None) -> di
             "runDetails": {
                 "builder": {
                     "id": "urn:modelkiln:builder",
-                    "version": {"modelkiln": builder.__version__, **_strings(manifest.toolchain)},
+                    "version": {"modelkiln": version_of("modelkiln"), **_strings(manifest.toolchain)},
                 },
                 "metadata": {"invocationId": str(manifest.key), "finishedOn": manifest.created},
             },

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from builder.console import markdown
 from builder.console.words import size_text
 from builder.spec.types import Base, GgufSource, HfSource
 from builder.store.types import Manifest
@@ -80,7 +81,7 @@ def _facts(manifest: Manifest) -> str:
             rows.append((f"{kind} digest", f"`{manifest.inputs[f'{kind}_digest']}`"))
     rows += [(name, str(manifest.toolchain[name])) for name in ("toolchain", "machine", "made")
              if name in manifest.toolchain]  # fmt: skip
-    return _table(("", ""), rows)
+    return "\n".join(markdown.table(("", ""), rows))
 
 
 def _scores(scores: Sequence[Score], measured: Circumstances | None) -> str:
@@ -88,7 +89,7 @@ def _scores(scores: Sequence[Score], measured: Circumstances | None) -> str:
         return "## Scores\n\nNot measured."
     rows = [(score.name, score.value, score.interval or "-", score.n) for score in scores]
     said = f"\n\nMeasured {measured.when}, on {measured.where}, with {measured.how}." if measured else ""
-    return "## Scores\n\n" + _table(("figure", "value", "95 % interval", "n"), rows) + said
+    return "## Scores\n\n" + "\n".join(markdown.table(("figure", "value", "95 % interval", "n"), rows)) + said
 
 
 def _loading(name: str) -> str:
@@ -113,8 +114,3 @@ print(generate(model, tokenizer, prompt=prompt, max_tokens=100))
 LM Studio looks for models in `~/.lmstudio/models/PUBLISHER/MODEL`: put a copy of this folder there
 (`mkdir -p ~/.lmstudio/models/local && cp -Rc . ~/.lmstudio/models/local/{name}`; on APFS, `-c` clones it
 and takes no space)."""
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

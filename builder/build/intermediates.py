@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from builder.console.events import Emit, Note
 from builder.console.words import size_text
-from builder.plan.plan import TargetPlan
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.state import target_state
 from builder.store import pins, views

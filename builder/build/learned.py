@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.build import card
-from builder.build.manifests import made_by
 from builder.build.one_pass import Built
-from builder.build.prepare import now
 from builder.console.events import Emit, Note
 from builder.engine.learned import LearnedRequest
 from builder.errors import BuildError
 from builder.plan.changes import inputs_of, settings_of
-from builder.plan.plan import CONFIG, TargetPlan, shard_name
+from builder.plan.planning import shard_name
+from builder.plan.types import CONFIG, TargetPlan
 from builder.project.project import Project
 from builder.project.roots import register
 from builder.project.state import holds
+from builder.project.toolchain import made_by, now
 from builder.project.watch import SourceChanged
 from builder.sources.base import INDEX
 from builder.spec.types import Learned, Quantization

@@ -18,7 +18,7 @@ from builder.build.prepare import prepare_target
 from builder.console.events import Emit
 from builder.errors import BuildError
 from builder.keys import make_key
-from builder.plan.plan import TargetPlan, Unresolved
+from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.store import records
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
-from builder.build.prepare import now
 from builder.errors import BuildError
 from builder.keys import Key
 from builder.plan.changes import inputs_of, settings_of
-from builder.plan.plan import CONFIG, TargetPlan
-from builder.project.project import toolchain
+from builder.plan.types import CONFIG, TargetPlan
 from builder.project.state import usable_record
+from builder.project.toolchain import made_by, now
 from builder.sources import base as bases
 from builder.store import blobs
 from builder.store.layout import Store
@@ -93,14 +92,3 @@ def index_bytes(target: TargetPlan) -> bytes:
         "weight_map": dict(sorted((tensor.name, file) for tensor, file in tensors)),
     }
     return json.dumps(index, indent=4).encode()
-
-
-def made_by() -> dict[str, str]:
-    """Recorded, not keyed: what made these bytes."""
-    import platform
-
-    return {
-        "made": now(),
-        "toolchain": toolchain(),
-        "machine": f"{platform.system()} {platform.machine()}",
-    }

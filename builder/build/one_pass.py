@@ -17,14 +17,15 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from builder.build import card
-from builder.build.manifests import made_by, manifest_of
+from builder.build.manifests import manifest_of
 from builder.console.events import BlockDone, Emit, Note, PassDone, PassStarted
 from builder.keys import Key
-from builder.plan.plan import Action, TargetPlan
+from builder.plan.types import Action, TargetPlan
 from builder.project import preflight, speed
 from builder.project.project import Project
 from builder.project.roots import register
 from builder.project.state import holds, missing_actions, usable_record
+from builder.project.toolchain import made_by
 from builder.project.watch import SourceChanged, unchanged
 from builder.store import blobs, records, views
 from builder.store.layout import Store
@@ -131,12 +132,15 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     first = targets[0].target.model
     base = project.spec.bases[first.base]
     model, config = load_base(
-        project.base_directory(base), dequantize=base.dequantize, trust_remote_code=base.trust_remote_code
+        project.sources.base_directory(base),
+        dequantize=base.dequantize,
+        trust_remote_code=base.trust_remote_code,
     )
     adapter = None
     if first.adapter is not None:
-        from builder.sources.adapter import load_tensors, read_adapter
-        from builder.sources.places import placed, places_of
+        from builder.sources.adapters.places import placed, places_of
+        from builder.sources.adapters.reading import read_adapter
+        from builder.sources.adapters.tensors import load_tensors
 
         declared = project.spec.adapters[first.adapter]
         info = placed(read_adapter(declared), declared, places_of(targets[0].base.structure))
@@ -304,7 +308,7 @@ def _ingest_aux(project: Project, target: TargetPlan) -> None:
     if not missing:
         return
     base = project.spec.bases[target.target.model.base]
-    directory = project.base_directory(base)
+    directory = project.sources.base_directory(base)
     for entry in missing:
         blob = blobs.ingest_file(project.store, directory / entry.name)
         if blob != entry.blob:

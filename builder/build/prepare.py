@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from pathlib import Path
-
-from builder.console.events import Emit, Hashing, Note
-from builder.errors import SourceError, SourceInvalid
+from builder.console.events import Emit, Note
+from builder.errors import SourceInvalid
 from builder.keys import Digest
-from builder.plan.plan import AdapterFacts, BaseFacts, TargetPlan, Unknown, Unresolved
-from builder.project.project import Project, imported_facts, structure_key
+from builder.plan.types import TargetPlan, Unresolved
+from builder.project.hashing import digest
+from builder.project.project import Project
+from builder.project.toolchain import now
 from builder.project.watch import SourceChanged, require_adapter
 from builder.sources import base as bases
-from builder.sources.adapter import AdapterInfo, adapter_files, check_finite, read_adapter
-from builder.sources.places import Places, placed, places_of
+from builder.sources import hub
+from builder.sources.adapters.places import Places, placed, places_of
+from builder.sources.adapters.reading import adapter_files, read_adapter
+from builder.sources.adapters.tensors import check_finite
+from builder.sources.adapters.types import AdapterInfo
+from builder.sources.catalog import imported_facts, structure_key
+from builder.sources.facts import AdapterFacts, BaseFacts, Unknown
 from builder.spec.types import Adapter, Base, GgufSource, HfSource, Target, Variant
 from builder.store import blobs, records, views
 from builder.store.locks import acquire
 from builder.store.types import FileEntry, Manifest, Record
 from builder.weights import structure as structures
-
-
-class Undownloaded(SourceError):
-    """[{table}] {repo} at revision {revision} could not be downloaded: {what}"""
-
-    hint = "Download it once while online; afterwards builds work offline."
 
 
 def prepare_base(project: Project, base: Base, emit: Emit, *, inspect_again: bool = False) -> BaseFacts:
@@ -36,13 +34,14 @@ def prepare_base(project: Project, base: Base, emit: Emit, *, inspect_again: boo
         weights, aux = imported_facts(base, import_gguf_base(project, base, emit))
     else:
         if isinstance(base.source, HfSource) and bases.locate(base) is None:
-            _download(base, base.source, emit)
-        for path in _files(project, base):
-            _digest(project, path, emit)
-        known = project.base_files(base)
+            emit(Note(f"base:{base.name}: downloading {base.source.repo} at {base.source.revision}"))
+            hub.download(base.source.repo, base.source.revision, f"base.{base.name}")
+        for path in project.sources.files(base):
+            digest(project, path, emit)
+        known = project.sources.base_files(base)
         assert not isinstance(known, Unknown)
         weights, aux = known
-    structure = None if inspect_again else project.structure(weights)
+    structure = None if inspect_again else project.sources.structure(weights)
     if structure is None:
         structure = _inspect(project, base, weights)
     project.forget_plan()
@@ -70,30 +69,30 @@ def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
 
 def prepare_calibration(project: Project, variant: Variant, emit: Emit) -> None:
     """Is the text of a learned variant there? Before anything is made for it. Raises SourceMissing."""
-    found = project.calibration(variant)
+    found = project.sources.calibration(variant)
     if isinstance(found, Unknown):
         if found.error is not None:
             raise found.error
         assert variant.learned is not None
-        _digest(project, variant.learned.calibration, emit)
+        digest(project, variant.learned.calibration, emit)
 
 
 def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFacts:
     """Fingerprint an adapter and check that it fits its base. Raises SourceError."""
     for path in adapter_files(adapter):
-        _digest(project, path, emit)
-    key = project.adapter_key(adapter)
+        digest(project, path, emit)
+    key = project.sources.adapter_key(adapter)
     info = read_adapter(adapter)
     check_finite(info, adapter)
-    facts = project.adapter_facts(adapter)
+    facts = project.sources.adapter_facts(adapter)
     require_adapter(project, adapter, key)
     if isinstance(facts, Unknown):
         raise SourceChanged(source=f"adapter:{adapter.name}", path=info.file.path)
-    base = project.base_facts(project.spec.bases[adapter.base])
+    base = project.sources.base_facts(project.spec.bases[adapter.base])
     if isinstance(base, BaseFacts):
         places = places_of(base.structure)
         check_fit(adapter, placed(info, adapter, places), places)
-        project.note_adapter_checked(adapter)
+        project.sources.note_adapter_checked(adapter)
     project.forget_plan()
     return facts
 
@@ -117,11 +116,11 @@ def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:
 
     assert isinstance(base.source, GgufSource)
     source = resolve_gguf(base.source.package, base.source.path, f"base.{base.name}")
-    _digest(project, source, emit)
-    key = project.gguf_key(base)
+    digest(project, source, emit)
+    key = project.sources.gguf_key(base)
     assert key is not None
     with acquire(project.store, [key]):
-        manifest = project.imported(base)
+        manifest = project.sources.imported(base)
         if manifest is None:
             emit(Note(f"base:{base.name}: importing {source.name}"))
             entries = tuple(
@@ -129,7 +128,7 @@ def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:
                 for file in import_gguf(source, table=f"base.{base.name}")
             )
             manifest = Manifest(
-                key, "base", base.name, now(), entries, inputs={"gguf": project.digest(source)}
+                key, "base", base.name, now(), entries, inputs={"gguf": project.sources.digest(source)}
             )
             records.write_manifest(project.store, manifest)
         folder = project.store.bases / base.name
@@ -142,55 +141,15 @@ def _inspect(project: Project, base: Base, weights: Digest) -> structures.Struct
     from builder.engine.inspect import inspect
 
     structure = inspect(
-        project.base_directory(base),
+        project.sources.base_directory(base),
         dequantize=base.dequantize,
         trust_remote_code=base.trust_remote_code,
     )
-    now_there = project.base_files(base)
+    now_there = project.sources.base_files(base)
     if isinstance(now_there, Unknown) or now_there[0] != weights:
-        raise SourceChanged(source=f"base:{base.name}", path=project.base_directory(base))
+        raise SourceChanged(source=f"base:{base.name}", path=project.sources.base_directory(base))
     blob = blobs.ingest(project.store, [structures.to_text(structure).encode()])
     records.write(
         project.store, Record(structure_key(weights), "structure", blob, {"base": base.name, "made": now()})
     )
     return structure
-
-
-def _files(project: Project, base: Base) -> list[Path]:
-    directory = bases.locate(base)
-    assert directory is not None
-    files = bases.list_files(base, directory)
-    return [*files.weights, *files.copied]
-
-
-def _digest(project: Project, path: Path, emit: Emit) -> Digest:
-    total = path.stat().st_size
-    done = 0
-
-    def progress(piece: int) -> None:
-        nonlocal done
-        done += piece
-        emit(Hashing(path.name, done, total))
-
-    return project.digest(path, progress)
-
-
-def _download(base: Base, source: HfSource, emit: Emit) -> None:
-    from huggingface_hub import snapshot_download
-
-    emit(Note(f"base:{base.name}: downloading {source.repo} at {source.revision}"))
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.py", "tokenizer.model", "*.tiktoken", "*.txt"]
-    try:
-        snapshot_download(source.repo, revision=source.revision, allow_patterns=wanted)
-    except Exception as error:  # the hub client raises many kinds, all of them "not downloaded"
-        raise Undownloaded(
-            table=f"base.{base.name}",
-            repo=source.repo,
-            revision=source.revision,
-            what=" ".join(str(error).split())[:200],
-        ) from error
-
-
-def now() -> str:
-    """RFC 3339, UTC, seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -9,7 +9,7 @@ from builder.build.learned import build_learned
 from builder.build.one_pass import build
 from builder.build.prepare import prepare_base
 from builder.console.events import Emit
-from builder.plan.plan import TargetPlan
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.state import reads_source, target_state
 from builder.spec.types import GgufSource
@@ -24,7 +24,7 @@ def restore(project: Project, findings: Iterable[Finding], emit: Emit) -> tuple[
     rebuilt = []
     for base in project.spec.bases.values():
         if isinstance(base.source, GgufSource) and _touches(
-            project, project.gguf_key(base), base.name, damaged
+            project, project.sources.gguf_key(base), base.name, damaged
         ):
             prepare_base(project, base, emit)
             rebuilt.append(base.name)

@@ -11,7 +11,7 @@ from doit.exceptions import InvalidCommand
 from builder.commands.base import ProjectCommand
 from builder.errors import BuildError
 from builder.project.project import Project
-from builder.project.status import find_targets
+from builder.project.targets import find_targets
 
 
 class NotBuilt(BuildError):

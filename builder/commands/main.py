@@ -22,7 +22,6 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-import builder
 from builder.commands import COMMANDS, STANDALONE
 from builder.commands.guard import guarded
 
@@ -44,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(dedent(__doc__ or "").strip())
         return 0
     if given == ["--version"]:
-        print(builder.__version__)
+        from builder.project.toolchain import version_of
+
+        print(version_of("modelkiln"))
         return 0
     if given[0].startswith("-"):
         return _refused(f"{given[0]}: options stand after the command; only -d FOLDER stands before it")

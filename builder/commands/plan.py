@@ -10,7 +10,7 @@ from builder.console.tables import print_table
 from builder.console.words import count, duration, size_text
 from builder.project.forecast import Forecast, forecast
 from builder.project.project import Project
-from builder.project.status import find_targets
+from builder.project.targets import find_targets
 
 HEADINGS = ("model", "make", "reuse", "read", "write", "memory", "time")
 

@@ -11,7 +11,7 @@ from builder.console.words import ago, size_text
 from builder.evaluate.standing import scored_survey
 from builder.project.project import Project
 from builder.project.status import Status as Row
-from builder.project.status import find_targets
+from builder.project.targets import find_targets
 from builder.store import releases, views
 
 OPTIONAL = ("reused", "blocks", "bits/w")  # what a narrow terminal can do without

@@ -12,9 +12,9 @@ from builder.console.display import showing
 from builder.console.events import Hashing
 from builder.console.words import size_text
 from builder.keys import Key
-from builder.plan.plan import TargetPlan
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
-from builder.project.status import find_targets
+from builder.project.targets import find_targets
 from builder.store.care.repair import quarantine
 from builder.store.care.verify import Report, verify
 

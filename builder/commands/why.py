@@ -10,7 +10,8 @@ from builder.console.words import size_text
 from builder.plan.changes import Why as Answer
 from builder.plan.changes import block_ranges, shortened
 from builder.project.project import Project
-from builder.project.status import find_targets, why
+from builder.project.targets import find_targets
+from builder.project.why import why
 
 
 class Why(ProjectCommand):

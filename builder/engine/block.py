@@ -17,8 +17,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from builder.engine.arrays import Values, from_numpy, is_finite, raw, stored
-from builder.engine.kernels import agreement, kernels
-from builder.engine.kernels.kernels import Array
+from builder.engine.kernels import agreement
+from builder.engine.kernels import cpu as kernels
+from builder.engine.kernels.cpu import Array
 from builder.engine.survival import PathSurvival, measure, sampled_losses
 from builder.errors import BuildError
 from builder.spec.types import Quantization

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from builder.engine.lean import import_mlx_lm
 from builder.errors import BuildError
+from builder.weights import lora
 
 
 class ModelUnloadable(BuildError):
@@ -104,9 +105,6 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-ADAPTER_PARTS = frozenset({"lora_a", "lora_b", "m"})
-
-
 def lora_layers(model: nn.Module, adapter: LoadedAdapter) -> dict[str, Any]:
     """path -> the LoRA or DoRA layer of mlx_lm.tuner around its module; the layer's `fuse` does the rest.
 
@@ -116,7 +114,7 @@ def lora_layers(model: nn.Module, adapter: LoadedAdapter) -> dict[str, Any]:
     by_path: dict[str, dict[str, mx.array]] = {}
     for name, tensor in adapter.tensors.items():
         path, _, part = name.rpartition(".")
-        if part in ADAPTER_PARTS and adapter.fine_tune_type != "full":
+        if part in lora.PARTS and adapter.fine_tune_type != "full":
             by_path.setdefault(path, {})[part] = tensor
     layers = {}
     for path, parts in by_path.items():
@@ -136,7 +134,7 @@ def replacements(model: nn.Module, adapter: LoadedAdapter) -> dict[str, mx.array
     found = {}
     for name, tensor in adapter.tensors.items():
         part = name.rpartition(".")[2]
-        if part not in ADAPTER_PARTS or adapter.fine_tune_type == "full":
+        if part not in lora.PARTS or adapter.fine_tune_type == "full":
             _check_place(adapter.name, name, tensor, parameters.get(name))
             found[name] = tensor
     return found
@@ -156,7 +154,7 @@ def _check_place(adapter: str, name: str, tensor: mx.array, place: mx.array | No
 def _lora_layer(module: nn.Module, path: str, parts: Mapping[str, mx.array], adapter: LoadedAdapter) -> Any:
     """The LoRA or DoRA layer around `module`, with the adapter's tensors in it."""
     first = next(iter(parts))
-    if missing := {"lora_a", "lora_b"} - set(parts):
+    if missing := set(lora.PAIR) - set(parts):
         raise AdapterMismatch(
             adapter=adapter.name, tensor=f"{path}.{first}", what=f"has no {sorted(missing)[0]} beside it"
         )

@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 
 from builder.engine.block import Block, Recipe, Shard
 from builder.engine.inspect import as_quantization, quantizable_modules
-from builder.engine.kernels import kernels
+from builder.engine.kernels import cpu as kernels
 from builder.engine.loading import LoadedAdapter, lora_layers, one_line, replacements
 from builder.engine.survival import to_text
 from builder.errors import BuildError, EngineError

@@ -23,8 +23,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from builder.engine.kernels import kernels
-from builder.engine.kernels.kernels import Array
+from builder.engine.kernels import cpu as kernels
+from builder.engine.kernels.cpu import Array
 from builder.spec.types import Quantization
 from builder.weights.shards import RawTensor
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+
+from builder.project.toolchain import machine, now, version_of
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ def told(made: Iterable[Mapping[str, str]]) -> Told | None:
 def circumstances() -> dict[str, str]:
     """Now (RFC 3339), this machine, and the versions that are installed."""
     return {
-        "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "mlx": _version("mlx"),
-        "mlx_lm": _version("mlx-lm"),
+        "at": now(),
+        "machine": machine(),
+        "mlx": version_of("mlx"),
+        "mlx_lm": version_of("mlx-lm"),
     }
 
 
@@ -51,10 +50,3 @@ def device() -> str:
         return kind
     name = mx.device_info().get("device_name", "")
     return f"{kind} {name}".strip()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "-"

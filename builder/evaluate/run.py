@@ -19,7 +19,7 @@ from builder.evaluate.process import EvaluationFailed, ask
 from builder.evaluate.results import Missed, Result, missed
 from builder.evaluate.statistics import Figure
 from builder.keys import Key
-from builder.plan.plan import TargetPlan
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.result_keys import PRECISION, needs_directory, reference_key, result_key
 from builder.project.roots import register
@@ -185,7 +185,7 @@ def _request(
         "directory": str(directory) if directory else None,
         "stored": {"dtype": target.dtype},
         "base": {
-            "directory": str(project.base_directory(base)),
+            "directory": str(project.sources.base_directory(base)),
             "dequantize": base.dequantize,
             "trust_remote_code": base.trust_remote_code,
         },

@@ -10,7 +10,7 @@ from builder.errors import BuildError
 from builder.evaluate.process import EvaluationFailed
 from builder.evaluate.results import Doubt, Missed, Result, doubts, missed
 from builder.evaluate.run import evaluate, measured
-from builder.plan.plan import TargetPlan, Unresolved, nominal_size
+from builder.plan.types import TargetPlan, Unresolved, nominal_size
 from builder.project.project import Project
 from builder.spec.types import Variant
 from builder.store import records

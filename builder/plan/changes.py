@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from builder.plan.plan import Action, TargetPlan
+from builder.plan.types import Action, TargetPlan
 from builder.store.types import Manifest
 
 _SHORT = 12  # hex digits of a digest that are shown

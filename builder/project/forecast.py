@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from builder.keys import Key
-from builder.plan.plan import Action, TargetPlan, Unresolved
+from builder.plan.types import Action, TargetPlan, Unresolved
 from builder.project import speed
 from builder.project.preflight import deltas, peak_memory
 from builder.project.project import Project

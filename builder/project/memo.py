@@ -7,46 +7,68 @@ last plan are the keys. Anything else, or any doubt, plans again.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from builder import keys
 from builder.errors import BuildError
 from builder.keys import Key, digest_bytes, make_key
-from builder.plan.plan import Unknown
+from builder.project.toolchain import toolchain
+from builder.sources.catalog import Catalog, structure_key
+from builder.sources.facts import Unknown
+from builder.spec.types import Spec
 from builder.store import records
+from builder.store.statcache import StatCache
 
-if TYPE_CHECKING:
-    from builder.project.project import Project
+# Every module that planning can reach, and so whatever can change a key (a test walks the imports).
+CODE = (
+    "*.py",
+    "console/words.py",
+    "spec/*.py",
+    "store/*.py",
+    "store/disk/*.py",
+    "weights/*.py",
+    "sources/**/*.py",
+    "plan/*.py",
+    "project/*.py",
+)
+_KIND = "index"
 
-_CODE = ("*.py", "sources/*.py")  # whatever can change a key
+
+def recall(cache: StatCache, inputs: Key) -> dict[str, Key] | None:
+    """The keys that a plan of these inputs gave; None when nothing is remembered."""
+    text = cache.get(_KIND, inputs)
+    return dict(json.loads(text)) if text else None
 
 
-def inputs(project: Project) -> Key | None:
+def remember(cache: StatCache, inputs: Key, known: Mapping[str, Key]) -> None:
+    cache.put(_KIND, inputs, json.dumps(dict(known)).encode())
+
+
+def inputs(spec: Spec, sources: Catalog) -> Key | None:
     """The identity of everything that the keys of all targets depend on; None while a source is unknown."""
-    from builder.project.project import structure_key, toolchain
-
-    spec = project.spec
     parts: list[object] = []
     try:
         declared = digest_bytes(spec.file.read_bytes())
         for name in sorted({model.base for model in spec.models.values()}):
-            located = project.base_files(spec.bases[name])
+            located = sources.base_files(spec.bases[name])
             if isinstance(located, Unknown):
                 return None
             weights, aux = located
-            structure = records.read(project.store, structure_key(weights))
+            structure = records.read(sources.store, structure_key(weights))
             if structure is None:
                 return None
             files = [[entry.name, entry.blob.digest, entry.blob.size] for entry in aux]
             parts.append([name, weights, structure.blob.digest, files])
         for name in sorted({model.adapter for model in spec.models.values() if model.adapter}):
-            key = project.adapter_key(spec.adapters[name])
+            key = sources.adapter_key(spec.adapters[name])
             if key is None:
                 return None
             parts.append([name, key])
         for name in sorted(name for name, variant in spec.variants.items() if variant.learned):
-            text = project.calibration(spec.variants[name])
+            text = sources.calibration(spec.variants[name])
             if isinstance(text, Unknown):
                 return None
             parts.append([name, text])
@@ -59,6 +81,6 @@ def inputs(project: Project) -> Key | None:
 @cache
 def _code() -> str:
     """Digest of the modules that make keys: another version of them never takes over an index."""
-    here = Path(__file__).parent
-    files = sorted(file for pattern in _CODE for file in here.glob(pattern))
-    return digest_bytes(b"".join(file.name.encode() + file.read_bytes() for file in files))
+    package = Path(keys.__file__).parent
+    files = sorted({file for pattern in CODE for file in package.glob(pattern)})
+    return digest_bytes(b"".join(bytes(file.relative_to(package)) + file.read_bytes() for file in files))

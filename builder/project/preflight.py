@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from builder.console.words import size_text
 from builder.errors import BuildError
-from builder.plan.plan import Action, TargetPlan
+from builder.plan.types import Action, TargetPlan
 from builder.project.project import Project
 from builder.project.roots import freeable
 

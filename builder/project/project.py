@@ -1,39 +1,34 @@
 """A project: its declarations, its store, and what is known of its sources. Opening one builds nothing.
 
-`plan()` hashes only what is small: a base that has never been fingerprinted is Unknown until its task has
-run, so that listing tasks stays instant whatever the size of the weights.
+Planning hashes only what is small: a base that has never been fingerprinted is Unknown until its task has run, so that
+listing tasks stays instant whatever the size of the weights.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from builder.errors import BuildError, SourceError, SourceMissing
-from builder.keys import Digest, Key, make_key
-from builder.plan.plan import AdapterFacts, BaseFacts, Plan, Sources, Unknown, make_plan
-from builder.project import memo as index
-from builder.sources import base as bases
+from builder.errors import SourceError
+from builder.keys import Key
+from builder.plan.planning import make_plan
+from builder.plan.types import Plan, Sources
+from builder.project import memo
+from builder.project.toolchain import toolchain
+from builder.sources.catalog import Catalog
+from builder.sources.facts import Unknown
 from builder.spec.parse import parse_spec
-from builder.spec.types import Adapter, Base, GgufSource, Spec, Variant
-from builder.store import blobs, records
+from builder.spec.types import Spec
 from builder.store.briefs import Seen
-from builder.store.disk.identity import Identity, identity
 from builder.store.format import open_store
 from builder.store.layout import Store
 from builder.store.statcache import StatCache
-from builder.store.types import Blob, FileEntry, Manifest
-from builder.weights import structure as structures
-from builder.weights.structure import Structure, block_of
 
-HASH_AT_ONCE = 64 << 20  # bytes of one file that planning hashes without being asked
 _Source = TypeVar("_Source")
 _Facts = TypeVar("_Facts")
-NOT_YET = "has not been fingerprinted yet"
 
 
 @dataclass
@@ -43,29 +38,30 @@ class Project:
     spec: Spec
     store: Store
     cache: StatCache
-    _hashed: dict[Path, tuple[Identity, Digest]] = field(default_factory=dict)  # by this process
+    sources: Catalog
 
     @classmethod
     def load(cls, file: Path = Path("artifacts.toml")) -> Project:
         """Raises SpecError, StoreError."""
         spec = parse_spec(file)
         store = open_store(spec.store)
-        return cls(spec, store, StatCache(store))
+        cache = StatCache(store)
+        return cls(spec, store, cache, Catalog(spec, store, cache))
 
     @cached_property
     def plan(self) -> Plan:
         """All targets with their keys, from what is known now."""
-        return make_plan(self.spec, self.sources())
+        return make_plan(self.spec, self._planned_from())
 
     @cached_property
     def keys(self) -> Mapping[str, Key]:
         """The current key of every target that can be planned; without planning if nothing changed."""
-        inputs = index.inputs(self)
-        if inputs and (text := self.cache.get("index", inputs)):
-            return dict(json.loads(text))
+        inputs = memo.inputs(self.spec, self.sources)
+        if inputs and (known := memo.recall(self.cache, inputs)):
+            return known
         keys = {target.name: target.key for target in self.plan.resolved()}
         if inputs and len(keys) == len(self.plan.targets):
-            self.cache.put("index", inputs, json.dumps(keys).encode())
+            memo.remember(self.cache, inputs, keys)
         return keys
 
     @cached_property
@@ -83,181 +79,16 @@ class Project:
         for name in ("plan", "keys", "seen"):
             self.__dict__.pop(name, None)
 
-    def sources(self) -> Sources:
+    def _planned_from(self) -> Sources:
         """What is known of the sources that the models use."""
         used = {model.base for model in self.spec.models.values()}
         worn = {model.adapter for model in self.spec.models.values() if model.adapter}
         return Sources(
-            {name: _usable(self.base_facts, self.spec.bases[name]) for name in sorted(used)},
-            {name: _usable(self.adapter_facts, self.spec.adapters[name]) for name in sorted(worn)},
+            {name: _usable(self.sources.base_facts, self.spec.bases[name]) for name in sorted(used)},
+            {name: _usable(self.sources.adapter_facts, self.spec.adapters[name]) for name in sorted(worn)},
             toolchain() if self.spec.build.strict_toolchain else "",
-            {v.name: self.calibration(v) for v in self.spec.variants.values() if v.learned},
+            {v.name: self.sources.calibration(v) for v in self.spec.variants.values() if v.learned},
         )
-
-    # -- bases ---------------------------------------------------------------------------------------
-
-    def base_facts(self, base: Base) -> BaseFacts | Unknown:
-        """Raises SourceError for a base that can never be used as declared."""
-        located = self.base_files(base)
-        if isinstance(located, Unknown):
-            return located
-        weights, aux = located
-        structure = self.structure(weights)
-        return BaseFacts(weights, structure, aux) if structure else Unknown("has not been inspected yet")
-
-    def base_files(self, base: Base) -> tuple[Digest, tuple[FileEntry, ...]] | Unknown:
-        """Digest of the weights and the files that every target copies."""
-        if isinstance(base.source, GgufSource):
-            manifest = self.imported(base)
-            return imported_facts(base, manifest) if manifest else Unknown("has not been imported yet")
-        directory = bases.locate(base)
-        if directory is None:
-            return Unknown("is not in the local cache of downloads yet")
-        files = bases.list_files(base, directory)
-        weights = bases.digest_all(files.weights, self.known_digest)
-        copied = bases.digest_all(files.copied, self.known_digest)
-        if weights is None or copied is None:
-            return Unknown(NOT_YET)
-        sizes = {path.name: path.stat().st_size for path in files.copied}
-        aux = tuple(FileEntry(name, Blob(digest, sizes[name])) for name, digest in copied)
-        return bases.weights_digest(weights, dequantize=base.dequantize), aux
-
-    def base_directory(self, base: Base) -> Path:
-        """The directory that mlx-lm loads; for a GGUF the view of its import. Raises SourceError."""
-        if isinstance(base.source, GgufSource):
-            return self.store.bases / base.name
-        directory = bases.locate(base)
-        assert directory is not None, "a located base has been fingerprinted before"
-        return directory
-
-    def gguf_key(self, base: Base) -> Key | None:
-        """Key of the import of a GGUF base, if its digest is known. Raises SourceError."""
-        from builder.sources.gguf.location import IMPORTER, resolve_gguf
-
-        assert isinstance(base.source, GgufSource)
-        file = resolve_gguf(base.source.package, base.source.path, f"base.{base.name}")
-        digest = self.known_digest(file)
-        return make_key(IMPORTER, digest) if digest else None
-
-    def imported(self, base: Base) -> Manifest | None:
-        """The manifest of a GGUF base's import, if all of it is in the store."""
-        key = self.gguf_key(base)
-        manifest = records.read_manifest(self.store, key) if key else None
-        if manifest is None or not all(blobs.has(self.store, e.blob) for e in manifest.files):
-            return None
-        return manifest
-
-    def structure(self, weights: Digest) -> Structure | None:
-        record = records.read(self.store, structure_key(weights))
-        if record is None or not blobs.has(self.store, record.blob):
-            return None
-        try:
-            return structures.from_text(blobs.read(self.store, record.blob).decode())
-        except (ValueError, KeyError, TypeError):
-            return None
-
-    # -- adapters ------------------------------------------------------------------------------------
-
-    def adapter_facts(self, adapter: Adapter) -> AdapterFacts | Unknown:
-        """Raises SourceError for an adapter that cannot be used."""
-        key = self.adapter_key(adapter)
-        if key is None:
-            return Unknown(NOT_YET)
-        base = self._base_that_names(adapter)
-        fact = key if base is None else make_key("adapter-places/1", key, base.weights)
-        known = self.cache.get("adapter", fact)
-        if known is None:
-            return self.read_adapter(adapter, key, base, fact)
-        return _adapter_from_text(known.decode())
-
-    def _base_that_names(self, adapter: Adapter) -> BaseFacts | None:
-        """The base whose names an adapter gets: a PEFT adapter has its own. None if it is not known yet."""
-        from builder.sources.adapter import is_peft
-
-        if not is_peft(adapter):
-            return None
-        try:
-            facts = self.base_facts(self.spec.bases[adapter.base])
-        except SourceError:  # its own task says it
-            return None
-        return facts if isinstance(facts, BaseFacts) else None
-
-    def adapter_key(self, adapter: Adapter) -> Key | None:
-        """The identity of an adapter's files, if their digests are known. Raises SourceError."""
-        from builder.sources.adapter import adapter_files
-
-        files = bases.digest_all(adapter_files(adapter), self.known_digest)
-        return None if files is None else make_key("adapter/1", files)
-
-    def adapter_checked(self, adapter: Adapter) -> bool:
-        """Whether these bytes have been found finite and fitting this base. False if either is unusable."""
-        try:
-            key = self._check_key(adapter)
-        except BuildError:
-            return False
-        return key is not None and self.cache.get("adapter-checked", key) is not None
-
-    def note_adapter_checked(self, adapter: Adapter) -> None:
-        if key := self._check_key(adapter):
-            self.cache.put("adapter-checked", key, b"1")
-
-    def _check_key(self, adapter: Adapter) -> Key | None:
-        key = self.adapter_key(adapter)
-        located = self.base_files(self.spec.bases[adapter.base])
-        if key is None or isinstance(located, Unknown):
-            return None
-        return make_key("adapter-checked/1", key, located[0])
-
-    def read_adapter(
-        self, adapter: Adapter, key: Key, base: BaseFacts | None, fact: Key
-    ) -> AdapterFacts | Unknown:
-        """`base`: whose names the slices get, if not the adapter's own; `fact`: what to remember it as."""
-        from builder.sources.adapter import read_adapter, slice_digests
-        from builder.sources.places import placed, places_of
-
-        info = read_adapter(adapter)
-        if base is not None:
-            info = placed(info, adapter, places_of(base.structure))
-        facts = AdapterFacts(
-            Digest(key),
-            {block: Key(digest) for block, digest in slice_digests(info, block_of).items()},
-            frozenset(tensor.path for tensor in info.tensors),
-        )
-        if self.adapter_key(adapter) != key:  # replaced meanwhile: these are no facts of `key`
-            return Unknown("is being written")
-        self.cache.put("adapter", fact, _adapter_to_text(facts).encode())
-        return facts
-
-    def calibration(self, variant: Variant) -> Digest | Unknown:
-        """The digest of a learned variant's text."""
-        assert variant.learned is not None
-        path = variant.learned.calibration
-        if not path.is_file():
-            missing = SourceMissing(table=f"variant.{variant.name}", path=path)
-            return Unknown(f"variant {variant.name}: its calibration file {path} does not exist", missing)
-        return self.known_digest(path) or Unknown(f"variant {variant.name}: its calibration file {NOT_YET}")
-
-    # -- digests -------------------------------------------------------------------------------------
-
-    def known_digest(self, path: Path) -> Digest | None:
-        """The digest of a file if the stat cache knows it or the file is small enough to hash at once."""
-        known = self.cache.known(path)
-        if known is not None:
-            return known
-        before, digest = self._hashed.get(path, (None, None))
-        if digest is not None and before == identity(path.stat()):
-            return digest
-        return self.digest(path) if path.stat().st_size <= HASH_AT_ONCE else None
-
-    def digest(self, path: Path, on_progress: Callable[[int], None] | None = None) -> Digest:
-        """The digest of a file, hashed if need be. Raises OSError.
-
-        Remembered for this process too: the stat cache does not trust a file that has just been written.
-        """
-        before = identity(path.stat())
-        digest = self.cache.digest(path, on_progress)
-        self._hashed[path] = (before, digest)
-        return digest
 
 
 def _usable(facts: Callable[[_Source], _Facts | Unknown], source: _Source) -> _Facts | Unknown:
@@ -266,35 +97,3 @@ def _usable(facts: Callable[[_Source], _Facts | Unknown], source: _Source) -> _F
         return facts(source)
     except SourceError as error:
         return Unknown(f"cannot be used: {error.message.rstrip('.')}", error)
-
-
-def structure_key(weights: Digest) -> Key:
-    return make_key("structure/1", weights)
-
-
-def imported_facts(base: Base, manifest: Manifest) -> tuple[Digest, tuple[FileEntry, ...]]:
-    """As Project.base_files, from a manifest: nothing is hashed again."""
-    weights, aux = [], []
-    for entry in manifest.files:
-        if entry.name == "config.json" or entry.name.endswith(".safetensors"):
-            weights.append((entry.name, entry.blob.digest))
-        elif entry.name != bases.INDEX:
-            aux.append(entry)
-    return bases.weights_digest(weights, dequantize=base.dequantize), tuple(aux)
-
-
-@cache
-def toolchain() -> str:
-    """The versions that make the bytes, for `[build] strict_toolchain`."""
-    from importlib.metadata import version
-
-    return " ".join(f"{name} {version(name)}" for name in ("mlx", "mlx-lm"))
-
-
-def _adapter_to_text(facts: AdapterFacts) -> str:
-    return json.dumps([facts.digest, dict(facts.slices), sorted(facts.paths)])
-
-
-def _adapter_from_text(text: str) -> AdapterFacts:
-    digest, slices, paths = json.loads(text)
-    return AdapterFacts(Digest(digest), slices, frozenset(paths))

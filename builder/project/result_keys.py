@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builder.errors import BuildError
 from builder.keys import Digest, Key, make_key
-from builder.plan.plan import TargetPlan
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.spec.types import Spec, Suite, Target
 
@@ -45,7 +45,7 @@ def suite_key(project: Project, suite: Suite) -> Key:
 
 def _digest(project: Project, suite: Suite, file: Path) -> Digest:
     try:
-        return project.digest(file)
+        return project.sources.digest(file)
     except OSError as error:
         raise QuestionsMissing(suite=suite.name, path=file, what=error.strerror) from error
 

@@ -6,16 +6,16 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from builder.console.events import Emit, Hashing
+from builder.console.events import Emit
 from builder.errors import BuildError, GcRefused, SourceError
 from builder.keys import Key
-from builder.plan.plan import TargetPlan
-from builder.project import memo as index
-from builder.project.project import Project, structure_key
+from builder.plan.types import TargetPlan
+from builder.project import memo
+from builder.project.hashing import digest
+from builder.project.project import Project
 from builder.project.result_keys import reference_key
-from builder.sources.base import list_files, locate
-from builder.sources.gguf.location import resolve_gguf
-from builder.spec.types import Base, GgufSource
+from builder.sources.catalog import structure_key
+from builder.spec.types import GgufSource
 from builder.store import checkouts
 from builder.store.care.gc import GcPlan, Policy, plan_gc
 from builder.store.care.inventory import survey
@@ -33,7 +33,7 @@ def root_keys(project: Project) -> frozenset[Key]:
             keys |= {plan.key, *plan.keys, structure_key(plan.base.weights)}
             keys |= _references(project, plan)
     for base in project.spec.bases.values():
-        if isinstance(base.source, GgufSource) and (key := project.gguf_key(base)):
+        if isinstance(base.source, GgufSource) and (key := project.sources.gguf_key(base)):
             keys.add(key)
     return frozenset(keys)
 
@@ -50,7 +50,7 @@ def register(project: Project) -> None:
     """Tell the store what this checkout needs, for a gc that runs from another one."""
     folder = project.spec.file.parent
     checkouts.register(project.store, folder, root_keys(project))
-    if inputs := index.inputs(project):
+    if inputs := memo.inputs(project.spec, project.sources):
         project.cache.put("registered", inputs, checkouts.identity(project.store, folder))
 
 
@@ -67,8 +67,8 @@ def keep_registered(project: Project) -> None:
         _TRIED.add((project.store.root, folder, written))
         if checkouts.registered_since(project.store, folder, written):
             return
-        inputs = index.inputs(
-            project
+        inputs = memo.inputs(
+            project.spec, project.sources
         )  # the file was written, maybe only touched: planning it all takes longer
         known = project.cache.get("registered", inputs) if inputs else None
         if known and known == checkouts.identity(project.store, folder):
@@ -81,22 +81,9 @@ def fingerprint(project: Project, emit: Emit) -> None:
     """Hash the files of bases whose digest is not known; imports, downloads and inspects nothing."""
     for base in project.spec.bases.values():
         with suppress(SourceError):  # an unusable source: its targets stay unknown, which keeps them
-            for path in _files(base):
-                total = path.stat().st_size
-                emit(Hashing(path.name, total, total))
-                project.digest(path)
+            for path in project.sources.files(base):
+                digest(project, path, emit)
     project.forget_plan()
-
-
-def _files(base: Base) -> tuple[Path, ...]:
-    table = f"base.{base.name}"
-    if isinstance(base.source, GgufSource):
-        return (resolve_gguf(base.source.package, base.source.path, table),)
-    directory = locate(base)
-    if directory is None:
-        return ()
-    files = list_files(base, directory)
-    return (*files.weights, *files.copied)
 
 
 def gc_plan(project: Project, policy: Policy) -> GcPlan:

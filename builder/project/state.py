@@ -11,7 +11,7 @@ from typing import Literal
 
 from builder.keys import Key
 from builder.plan.changes import changes, summary
-from builder.plan.plan import Action, TargetPlan, Unresolved
+from builder.plan.types import Action, TargetPlan, Unresolved
 from builder.store import blobs, records, views
 from builder.store.layout import Store
 from builder.store.types import Manifest, Record

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from builder.console.words import listed, suggestion
-from builder.errors import BuildError
-from builder.plan.changes import Change, Why, changes, explain
-from builder.plan.plan import TargetPlan, Unresolved
+from builder.plan.changes import Change
 from builder.plan.quantization import PlanError
-from builder.project.project import Project, toolchain
+from builder.plan.types import TargetPlan, Unresolved
+from builder.project.project import Project
 from builder.project.state import Kind, TargetState, missing_actions, target_state
+from builder.project.why import changes_of
 from builder.spec.types import Target
-from builder.store import records, views
 from builder.store.briefs import Brief
-from builder.store.types import Manifest, Scalar
-
-
-class UnknownTarget(BuildError):
-    """there is no target "{name}"{near}"""
-
-    exit_code = 3
-    hint = "`doit list` shows what artifacts.toml declares."
+from builder.store.types import Scalar
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ def status_of(project: Project, target: Target) -> Status:
         blocks=None if plan.needs else len(plan.actions),
         reused=None if plan.needs else len(plan.actions) - len(missing),
         built=brief.created if brief else None,
-        why=in_three_words(state, _changes(project, plan), intermediate),
+        why=in_three_words(state, changes_of(project, plan), intermediate),
         reason=state.reason,
         survival=survival_of(known),
     )
@@ -131,65 +122,7 @@ def in_three_words(state: TargetState, changed: tuple[Change, ...], intermediate
     return state.kind
 
 
-def why(project: Project, name: str) -> Why:
-    """Why a target would be built again. Raises BuildError."""
-    plan = project.plan.targets[name]
-    state = target_state(project.store, plan)
-    if isinstance(plan, Unresolved):
-        return Why(plan.name, state.kind, state.reason, (), (), 0, 0, None)
-    missing = missing_actions(project.store, plan)
-    return explain(plan, state.kind, state.reason, former_of(project, plan), missing, _strict(project))
-
-
-def former_of(project: Project, plan: TargetPlan) -> Manifest | None:
-    """What the target's name was last: the build that its view shows, else the newest of that name."""
-    shown = views.current_key(project.store.models / plan.name)
-    manifest = records.read_manifest(project.store, shown) if shown else None
-    if manifest is not None:
-        return manifest
-    same = [m for m in records.manifests(project.store) if m.kind == "target" and m.name == plan.name]
-    return max(same, key=lambda m: m.created, default=None)
-
-
-def find_targets(project: Project, names: Iterable[str]) -> tuple[str, ...]:
-    """Names as typed (`phase8_5bit`, `model:phase8_5bit`, a model: all its targets) -> names of targets.
-
-    Raises UnknownTarget.
-    """
-    declared = {target.name: target for target in project.spec.targets}
-    found: dict[str, None] = {}
-    for typed in names:
-        name = typed.removeprefix("model:")
-        if name in declared:
-            found[name] = None
-        elif name in project.spec.models:
-            found.update(
-                {
-                    t.name: None
-                    for t in declared.values()
-                    if t.model.name == name and not t.variant.intermediate
-                }
-            )
-        else:
-            near = suggestion(name, [*declared, *project.spec.models]) if declared else "."
-            raise UnknownTarget(name=name, near=near, possible=listed([*declared]))
-    return tuple(found)
-
-
-# -- quality: what evaluation has left in the store ----------------------------------------------------------
-
-
 def survival_of(measures: Mapping[str, Scalar]) -> float | None:
     """How much of the fine-tune survives, in dB, as the build measured it."""
     value = measures.get("survival_db")
     return float(value) if isinstance(value, int | float) else None
-
-
-def _changes(project: Project, plan: TargetPlan) -> tuple[Change, ...]:
-    shown = views.current_key(project.store.models / plan.name)
-    former = records.read_manifest(project.store, shown) if shown and shown != plan.key else None
-    return changes(plan, former, _strict(project)) if former else ()
-
-
-def _strict(project: Project) -> str:
-    return toolchain() if project.spec.build.strict_toolchain else ""

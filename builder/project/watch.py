@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from builder.errors import BuildError
-from builder.plan.plan import GENERATION, TargetPlan
+from builder.plan.types import GENERATION, TargetPlan
 from builder.project.project import Project
 from builder.sources import base as bases
-from builder.sources.adapter import adapter_files
+from builder.sources.adapters.reading import adapter_files
 from builder.spec.types import Adapter, Base, GgufSource
 from builder.store.disk.identity import identity_of
 
@@ -58,10 +58,10 @@ def require_base(project: Project, base: Base, target: TargetPlan) -> None:
     """Raises SourceChanged unless a base's files are those of the plan. An import is in the store, sealed."""
     if isinstance(base.source, GgufSource):
         return
-    directory = project.base_directory(base)
+    directory = project.sources.base_directory(base)
     files = bases.list_files(base, directory)
     _digest(project, (*files.weights, *files.copied))
-    if project.base_files(base) != (target.base.weights, target.base.aux):
+    if project.sources.base_files(base) != (target.base.weights, target.base.aux):
         raise SourceChanged(source=f"base:{base.name}", path=directory)
 
 
@@ -69,12 +69,12 @@ def require_adapter(project: Project, adapter: Adapter, planned: str | None) -> 
     """Raises SourceChanged unless an adapter's files are those of the plan."""
     files = adapter_files(adapter)
     _digest(project, files)
-    if project.adapter_key(adapter) != planned:
+    if project.sources.adapter_key(adapter) != planned:
         raise SourceChanged(source=f"adapter:{adapter.name}", path=files[1])
 
 
 def _files(project: Project, base: Base, adapter: Adapter | None) -> Iterator[tuple[str, Path]]:
-    directory = project.base_directory(base)
+    directory = project.sources.base_directory(base)
     for path in (*bases.list_files(base, directory).weights, directory / GENERATION):
         yield f"base:{base.name}", path
     if adapter is not None:
@@ -85,8 +85,8 @@ def _files(project: Project, base: Base, adapter: Adapter | None) -> Iterator[tu
 def _digest(project: Project, paths: Sequence[Path]) -> None:
     """What is known costs a stat; what another process hashed as soon as it was written is read again."""
     for path in paths:
-        if project.known_digest(path) is None:
-            project.digest(path)
+        if project.sources.known_digest(path) is None:
+            project.sources.digest(path)
 
 
 def _content(path: Path) -> tuple[int, ...] | None:

@@ -13,7 +13,7 @@ from builder.build.prepare import prepare_target
 from builder.console.events import Emit, Note, TargetDone
 from builder.console.words import from_here, size_text
 from builder.errors import BuildError
-from builder.plan.plan import TargetPlan, Unresolved
+from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.project.state import reads_source, target_state
 from builder.release.scores import refresh

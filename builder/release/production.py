@@ -6,7 +6,7 @@ from builder.console.events import Emit, Note
 from builder.errors import BuildError
 from builder.evaluate.results import missed
 from builder.evaluate.run import measured
-from builder.plan.plan import TargetPlan
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.state import holds
 from builder.release.scores import text_of

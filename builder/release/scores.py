@@ -10,7 +10,7 @@ from builder.evaluate.circumstances import told
 from builder.evaluate.results import Result
 from builder.evaluate.run import measured
 from builder.evaluate.show import interval, number
-from builder.plan.plan import TargetPlan
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.store import records, views
 from builder.store.disk import durable

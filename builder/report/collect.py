@@ -11,7 +11,7 @@ from builder.evaluate.comparison import PAIRED, Difference, compare, together
 from builder.evaluate.results import Result, doubts, missed, read
 from builder.evaluate.statistics import Figure
 from builder.plan.changes import inputs_of, settings_of
-from builder.plan.plan import TargetPlan, nominal_size
+from builder.plan.types import TargetPlan, nominal_size
 from builder.project.project import Project
 from builder.project.result_keys import QuestionsMissing, result_key, suite_key
 from builder.project.state import usable_record
@@ -193,8 +193,7 @@ def _blocks(project: Project, plan: TargetPlan) -> tuple[BlockSurvival, ...]:
             with suppress(ValueError):
                 paths = rows(text)
                 if (sums := total(paths)) is not None:
-                    adapted = any(path[2] > 0 for path in paths)
-                    found.append(BlockSurvival(action.block, adapted, sums))
+                    found.append(BlockSurvival(action.block, sums))
     return tuple(found)
 
 

@@ -16,10 +16,9 @@ Verdict = Literal["passes", "misses", "not measured", "nothing required"]
 
 @dataclass(frozen=True)
 class BlockSurvival:
-    """Of one block of one target; `adapted` says whether the adapter changed anything in it."""
+    """Of one block of one target."""
 
     block: str
-    adapted: bool
     survival: Survival
 
 

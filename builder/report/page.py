@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 
+from builder.console.markdown import table
 from builder.report import notes, tables
 from builder.report.facts import ModelReport, Report
 from builder.report.plots import Plot
@@ -95,10 +96,8 @@ def summary(model: ModelReport) -> str:
     return "\n".join([*markdown_table(tables.study(model, few=True)), "", " ".join(filter(None, said)), ""])
 
 
-def markdown_table(table: Table) -> list[str]:
-    rule = ["---" if index in table.text else "---:" for index in range(len(table.headings))]
-    rows = [table.headings, rule, *table.rows]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+def markdown_table(made: Table) -> list[str]:
+    return table(made.headings, made.rows, made.text)
 
 
 def _title(sections: Sequence[Section]) -> str:

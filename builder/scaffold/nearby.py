@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builder.sources import hub
+
 DEEPEST = 4
 _SKIPPED = frozenset({"node_modules", "store", "__pycache__", "site-packages", "venv"})
 _ADAPTER_WEIGHTS = ("adapters.safetensors", "adapter_model.safetensors")
@@ -61,7 +63,7 @@ def look(folder: Path, cache: Path | None = None) -> Nearby:
                 file = (place / name).relative_to(folder).as_posix()
                 stem = plain_name(name.removesuffix(".gguf"))
                 bases.append(FoundBase(stem, (f"gguf = {quoted(file)}",), frozenset({file, name})))
-    cached = tuple(_cached(cache if cache is not None else hub_cache()))
+    cached = tuple(_cached(cache if cache is not None else hub.cache()))
     known = {alias for base in (*bases, *cached) for alias in base.aliases}
     for said in dict.fromkeys(adapter.base for adapter in adapters if adapter.base):
         elsewhere = folder / Path(said).expanduser()  # said relative to here, or absolute
@@ -74,11 +76,6 @@ def plain_name(text: str) -> str:
     """A legal, short name made of a file's or repository's name."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return re.sub(r"-(instruct|it|chat|bf16|fp16|f16)$", "", name)[:32].strip("-") or "base"
-
-
-def hub_cache() -> Path:
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    return Path(os.environ.get("HF_HUB_CACHE", str(home / "hub"))).expanduser()
 
 
 def quoted(text: str) -> str:

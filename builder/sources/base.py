@@ -7,13 +7,13 @@ files that are copied into every target as they are (tokenizer, chat template, g
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder.errors import SourceInvalid, SourceMissing
 from builder.keys import Digest, make_key
+from builder.sources import hub
 from builder.spec.types import Base, HfSource, PathSource
 
 INDEX = "model.safetensors.index.json"
@@ -43,19 +43,8 @@ def locate(base: Base) -> Path | None:
             raise SourceMissing(table=f"base.{base.name}", path=source.path)
         return source.path
     if isinstance(source, HfSource):
-        return hf_snapshot(source.repo, source.revision)
+        return hub.snapshot(source.repo, source.revision)
     raise TypeError(f"a GGUF base is located after its import: {base.name}")
-
-
-def hf_snapshot(repo: str, revision: str) -> Path | None:
-    """The snapshot folder of a repository in huggingface_hub's local cache (its documented layout)."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE", str(home / "hub"))).expanduser()
-    folder = cache / ("models--" + repo.replace("/", "--"))
-    reference = folder / "refs" / revision
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    snapshot = folder / "snapshots" / commit
-    return snapshot if (snapshot / "config.json").exists() else None
 
 
 def list_files(base: Base, directory: Path) -> BaseFiles:

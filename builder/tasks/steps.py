@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from builder.errors import BuildError
-from builder.plan.plan import TargetPlan, Unknown
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
+from builder.sources.facts import Unknown
 from builder.spec.types import Adapter, Base, Variant
 from builder.tasks.uptodate import Selection
 
@@ -40,7 +41,7 @@ class PrepareBase(Step):
         from builder.build.prepare import prepare_base
         from builder.console.display import showing
 
-        again = not isinstance(self.project.base_facts(self.base), Unknown)  # run by -a
+        again = not isinstance(self.project.sources.base_facts(self.base), Unknown)  # run by -a
         with showing() as emit:
             prepare_base(self.project, self.base, emit, inspect_again=again)
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from builder.errors import BuildError
-from builder.plan.plan import TargetPlan, Unknown
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
+from builder.sources.facts import Unknown
 from builder.spec.types import Adapter, Base
 
 
@@ -30,11 +31,11 @@ class BaseReady:
     base: Base
 
     def __call__(self, task: object = None, values: object = None) -> bool:
-        facts = _asked(lambda: self.project.base_facts(self.base))
+        facts = _asked(lambda: self.project.sources.base_facts(self.base))
         return not isinstance(facts, Unknown)
 
     def __str__(self) -> str:
-        facts = _asked(lambda: self.project.base_facts(self.base))
+        facts = _asked(lambda: self.project.sources.base_facts(self.base))
         reason = facts.reason if isinstance(facts, Unknown) else "is fingerprinted"
         return f"base {self.base.name} {reason}"
 
@@ -45,12 +46,12 @@ class AdapterReady:
     adapter: Adapter
 
     def __call__(self, task: object = None, values: object = None) -> bool:
-        return self.project.adapter_checked(self.adapter)
+        return self.project.sources.adapter_checked(self.adapter)
 
     def __str__(self) -> str:
-        if self.project.adapter_checked(self.adapter):
+        if self.project.sources.adapter_checked(self.adapter):
             return f"adapter {self.adapter.name} is fingerprinted and fits its base"
-        facts = _asked(lambda: self.project.adapter_facts(self.adapter))
+        facts = _asked(lambda: self.project.sources.adapter_facts(self.adapter))
         reason = facts.reason if isinstance(facts, Unknown) else "has not been checked against its base yet"
         return f"adapter {self.adapter.name} {reason}"
 

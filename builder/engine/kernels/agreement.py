@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from builder.engine.kernels.kernels import (
+from builder.engine.kernels.cpu import (
     SETTINGS,
     Array,
     Layout,

@@ -24,20 +24,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from builder.engine.kernels.signatures import CHUNK, SCRATCH, SIGNATURES, SIZES, CannotCompile
+
 Array = npt.NDArray[Any]
 
-CHUNK = 4096  # elements at a time; a multiple of every group size, and 16 KiB once widened
-SCRATCH = 9  # pieces of working memory that a loop uses, of CHUNK words
 _APART = 48  # words between two pieces: at multiples of 4 KiB they would take each other's place in the cache
 
-SIGNATURES = {"quantize_span": "ippiiipipipipp", "fuse_rows": "ipppiiiipp"}  # i: int64, p: pointer
-SIZES = (16, 32)  # bits of a stored value
 _DIGEST = hashlib.sha256().digest_size
 _LOADING = Lock()
-
-
-class CannotCompile(RuntimeError):
-    """The loops cannot be used here: numba or LLVM is another than the one that was tried."""
 
 
 def cache_directory() -> Path:
@@ -206,7 +200,9 @@ def _kept() -> Path:
     import llvmlite.binding as llvm
 
     here = Path(__file__).parent
-    texts = [(here / name).read_text() for name in ("jitted.py", "machine_code.py", "compiled.py")]
+    texts = [
+        (here / name).read_text() for name in ("jitted.py", "machine_code.py", "compiled.py", "signatures.py")
+    ]
     cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     stamp = "\n".join([version("numba"), version("llvmlite"), cpu, features, *texts])
     return cache_directory() / f"loops-{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.o"

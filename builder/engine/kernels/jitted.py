@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import carray
 
-from builder.engine.kernels.compiled import CHUNK, SCRATCH
+from builder.engine.kernels.signatures import CHUNK, SCRATCH
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint32]

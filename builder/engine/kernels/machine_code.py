@@ -11,7 +11,7 @@ import numba
 from numba import types
 
 from builder.engine.kernels import jitted
-from builder.engine.kernels.compiled import SIGNATURES, SIZES, CannotCompile
+from builder.engine.kernels.signatures import SIGNATURES, SIZES, CannotCompile
 
 
 def make(machine: Any) -> bytes:

@@ -65,8 +65,9 @@ def fuse(model: nn.Module, adapter: LoadedAdapter) -> None:
 
 
 def _load_adapter(adapter: Mapping[str, Any], model: nn.Module) -> LoadedAdapter:
-    from builder.sources.adapter import load_tensors, read_adapter
-    from builder.sources.places import Places, placed
+    from builder.sources.adapters.places import Places, placed
+    from builder.sources.adapters.reading import read_adapter
+    from builder.sources.adapters.tensors import load_tensors
     from builder.spec.types import Adapter
 
     declared = Adapter(adapter["name"], adapter["base"], Path(adapter["path"]))

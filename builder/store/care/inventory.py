@@ -58,7 +58,6 @@ class Inventory:
     checkouts: tuple[roots.Checkout, ...]
     temporaries: Mapping[Path, int]
     damaged: tuple[Path, ...]
-    quarantined: int
 
 
 def survey(store: Store) -> Inventory:
@@ -81,7 +80,6 @@ def survey(store: Store) -> Inventory:
             checkouts=roots.registered(store),
             temporaries={path: tmp.size_of(path) for path in tmp.orphans(store)},
             damaged=tuple(damaged),
-            quarantined=tmp.size_of(store.quarantine),
         )
 
 

@@ -1,6 +1,6 @@
-"""What is generated from the code: `python -m builder.reference` writes it, a test says when to.
+"""What is generated from the code: `python docs/reference_pages.py` writes it, a test says when to.
 
-builder/artifacts.schema.json, docs/artifacts-toml.md (both from builder.spec.fields) and docs/errors.md (from the
+docs/artifacts.schema.json, docs/artifacts-toml.md (both from builder.spec.fields) and docs/errors.md (from the
 classes of errors).
 """
 
@@ -21,7 +21,7 @@ from builder.spec.schema import schema_text
 from builder.spec.suites import KEYS
 from builder.spec.types import MODES
 
-PACKAGE = Path(builder.__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 
 _KINDS = {
     "string": "string",
@@ -40,7 +40,7 @@ _KINDS = {
 def generated() -> Mapping[Path, str]:
     """Every generated file, relative to the project's folder, and what it should hold."""
     return {
-        Path("builder/artifacts.schema.json"): schema_text(),
+        Path("docs/artifacts.schema.json"): schema_text(),
         Path("docs/artifacts-toml.md"): declaration_page(),
         Path("docs/errors.md"): errors_page(),
     }
@@ -48,7 +48,7 @@ def generated() -> Mapping[Path, str]:
 
 def main() -> int:
     for path, text in generated().items():
-        file = PACKAGE.parent / path
+        file = ROOT / path
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
             print(f"wrote {path}")
@@ -60,8 +60,8 @@ def main() -> int:
 _INTRODUCTION = """\
 # artifacts.toml
 
-What is built, and from what. This page is generated from `builder/fields.py`, which also checks the file:
-`python -m builder.reference` writes it. `builder init` proposes a file, `builder add-variant` extends one.
+What is built, and from what. This page is generated from `builder/spec/fields.py`, which also checks the file:
+`python docs/reference_pages.py` writes it. `builder init` proposes a file, `builder add-variant` extends one.
 
 The first line, `#:schema ./.artifacts.schema.json`, makes editors with Taplo (Even Better TOML, for one)
 complete and check the file. The path is relative to it: `builder init` puts a copy of the schema beside it,
@@ -160,7 +160,7 @@ _ERRORS = """\
 # Errors
 
 Everything that can go wrong and that a person can do something about. This page is generated from the
-classes: `python -m builder.reference` writes it. Words in braces stand for what it is about. An error is one
+classes: `python docs/reference_pages.py` writes it. Words in braces stand for what it is about. An error is one
 to three lines on stderr, which name it in brackets, and an exit code; a traceback is a bug of this program.
 
 | exit code | |
@@ -175,7 +175,7 @@ to three lines on stderr, which name it in brackets, and an exit code; a traceba
 
 def error_classes() -> tuple[type[BuildError], ...]:
     """Every error that can be raised, sorted by name; imports every module."""
-    for module in pkgutil.walk_packages([str(PACKAGE)], "builder."):
+    for module in pkgutil.walk_packages(builder.__path__, "builder."):
         with suppress(ImportError):  # an extra that is not installed
             importlib.import_module(module.name)
     return tuple(sorted(_below(BuildError), key=lambda kind: kind.__name__))

@@ -12,11 +12,11 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from builder.errors import SourceInvalid
-from builder.sources.adapter import AdapterInfo, AdapterTensor
+from builder.sources.adapters.types import AdapterInfo, AdapterTensor
 from builder.spec.types import Adapter
+from builder.weights import lora
 from builder.weights.structure import Structure
 
-_LORA_PARTS = ("lora_a", "lora_b", "m")
 _EXPERT = re.compile(r"(.+)\.experts\.(\d{1,5})\.(\w+)")
 # What mlx-lm calls the projections of an expert (the `sanitize` of mixtral, lfm2_moe, nemotron_h ...).
 _PROJECTIONS: Mapping[str, tuple[str, ...]] = {
@@ -38,7 +38,7 @@ class Places:
     def fits(self, name: str) -> bool:
         """Whether a tensor of an adapter has a place here."""
         path, _, part = name.rpartition(".")
-        return path in self.adaptable if part in _LORA_PARTS else name in self.shapes
+        return path in self.adaptable if part in lora.PARTS else name in self.shapes
 
     def experts(self, path: str) -> int:
         """How many experts the weight of a path stacks; 0 if it is no stack."""

@@ -1,0 +1,134 @@
+"""What each target is made of, as frozen values. `builder.plan.planning` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from builder.console.words import listed
+from builder.errors import BuildError
+from builder.keys import Digest, Key
+from builder.sources.facts import AdapterFacts, BaseFacts, Unknown
+from builder.spec.types import Quantization, Target
+from builder.weights import overrides
+from builder.weights.structure import TensorSpec
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"  # mlx_lm.utils.load_config takes eos_token_id from it
+
+
+@dataclass(frozen=True)
+class Sources:
+    bases: Mapping[str, BaseFacts | Unknown]
+    adapters: Mapping[str, AdapterFacts | Unknown]
+    toolchain: str = ""  # part of every key only with [build] strict_toolchain
+    calibrations: Mapping[str, Digest | Unknown] = field(default_factory=dict)  # by variant
+
+
+@dataclass(frozen=True)
+class Action:
+    """One block of one variant of one model: inputs -> one blob of exactly `size` bytes."""
+
+    key: Key
+    block: str
+    file: str
+    tensors: tuple[TensorSpec, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """Everything a target is made of. `skipped`: quantizable paths whose width the group does not divide,
+    `idle`: overrides that match nothing."""
+
+    target: Target
+    key: Key
+    base: BaseFacts
+    adapter: AdapterFacts | None
+    dtype: str | None
+    quantization: Mapping[str, Quantization]
+    actions: tuple[Action, ...]
+    config: Key
+    skipped: tuple[str, ...]
+    calibration: Digest | None = None
+    needs: str | None = None  # a learned target: the target that must be on disk to make it, whole
+    idle: tuple[overrides.Idle, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+    @cached_property
+    def keys(self) -> tuple[Key, ...]:
+        return (*(action.key for action in self.actions), self.config)
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(action.size for action in self.actions)
+
+    @property
+    def whole_size(self) -> int | None:
+        """Bytes of the shards and the copied files; config.json and the index are some kB more.
+
+        None for a learned target: only its making says.
+        """
+        return None if self.needs else self.size + sum(entry.blob.size for entry in self.base.aux)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What its declaration may have meant and did not do, one line each."""
+        found = [f"{self.name}: {override.text}" for override in self.idle]
+        if self.skipped:
+            group = self.target.variant.common_group
+            found.insert(
+                0,
+                f"{self.name}: stays unquantized, as groups of {group} do not divide its columns:"
+                f" {listed(self.skipped)}",
+            )
+        return tuple(found)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of all tensors over the number of parameters (mlx_lm.utils.compute_bits_per_weight).
+
+        Four digits, as manifests keep them: whoever shows fewer rounds the same value.
+        """
+        nbytes = sum(tensor.nbytes for action in self.actions for tensor in action.tensors)
+        return round(8 * nbytes / self.base.structure.parameter_count, 4)
+
+
+@dataclass(frozen=True)
+class Unresolved:
+    """A target that cannot be planned yet. `reason` is one clause.
+
+    `error`: it never can, as its sources and its declaration are; whoever builds it raises that.
+    """
+
+    target: Target
+    reason: str
+    error: BuildError | None = None
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    targets: Mapping[str, TargetPlan | Unresolved]
+
+    def resolved(self) -> tuple[TargetPlan, ...]:
+        return tuple(t for t in self.targets.values() if isinstance(t, TargetPlan))
+
+
+def nominal_size(plan: TargetPlan) -> int:
+    """About the bytes of a target's shards, to put targets in order before they are built.
+
+    Exact but for a learned target, which counts as if its bits, a scale and a bias for each group were all.
+    """
+    how = plan.target.variant.quantization
+    if plan.needs is None or how is None:
+        return plan.size
+    return int(plan.base.structure.parameter_count * (how.bits + 32 / how.group_size) / 8)

@@ -1,0 +1,42 @@
+"""Why a target would be built again: the plan compared with what the store holds of it."""
+
+from __future__ import annotations
+
+from builder.plan.changes import Change, Why, changes, explain
+from builder.plan.types import TargetPlan, Unresolved
+from builder.project.project import Project
+from builder.project.state import missing_actions, target_state
+from builder.project.toolchain import toolchain
+from builder.store import records, views
+from builder.store.types import Manifest
+
+
+def why(project: Project, name: str) -> Why:
+    """Why a target would be built again. Raises BuildError."""
+    plan = project.plan.targets[name]
+    state = target_state(project.store, plan)
+    if isinstance(plan, Unresolved):
+        return Why(plan.name, state.kind, state.reason, (), (), 0, 0, None)
+    missing = missing_actions(project.store, plan)
+    return explain(plan, state.kind, state.reason, former_of(project, plan), missing, _strict(project))
+
+
+def former_of(project: Project, plan: TargetPlan) -> Manifest | None:
+    """What the target's name was last: the build that its view shows, else the newest of that name."""
+    shown = views.current_key(project.store.models / plan.name)
+    manifest = records.read_manifest(project.store, shown) if shown else None
+    if manifest is not None:
+        return manifest
+    same = [m for m in records.manifests(project.store) if m.kind == "target" and m.name == plan.name]
+    return max(same, key=lambda m: m.created, default=None)
+
+
+def changes_of(project: Project, plan: TargetPlan) -> tuple[Change, ...]:
+    """What differs from the build that the view shows; nothing where it shows none."""
+    shown = views.current_key(project.store.models / plan.name)
+    former = records.read_manifest(project.store, shown) if shown and shown != plan.key else None
+    return changes(plan, former, _strict(project)) if former else ()
+
+
+def _strict(project: Project) -> str:
+    return toolchain() if project.spec.build.strict_toolchain else ""

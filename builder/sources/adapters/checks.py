@@ -1,0 +1,81 @@
+"""Whether the tensors of an adapter go together: pairs, ranks, types and names. Headers only, no bytes."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable
+from pathlib import Path
+
+from builder.errors import SourceInvalid
+from builder.sources.adapters.types import CONFIG, AdapterInfo, AdapterTensor, refuse, table_of
+from builder.spec.types import Adapter
+from builder.weights import lora
+
+_FLOATING = ("F32", "F16", "BF16")
+
+
+def check_tensors(adapter: Adapter, info: AdapterInfo) -> None:
+    """Raises SourceInvalid for a name that occurs twice after translation, or a type that is no float."""
+    seen: set[str] = set()
+    for tensor in info.tensors:
+        if tensor.name in seen:
+            what = f'tensor "{tensor.source_name}" names "{tensor.name}" a second time'
+            refuse(adapter, info.file.path, what)
+        seen.add(tensor.name)
+        if tensor.dtype not in _FLOATING:
+            what = f'tensor "{tensor.source_name}" is {tensor.dtype}, not one of {", ".join(_FLOATING)}'
+            refuse(adapter, info.file.path, what)
+
+
+def check_pairs(adapter: Adapter, file: Path, kind: str, tensors: tuple[AdapterTensor, ...]) -> None:
+    """Every path has its lora_a and lora_b, and its magnitude m exactly if it is DoRA."""
+    by_path: dict[str, dict[str, AdapterTensor]] = {}
+    for tensor in tensors:
+        if tensor.part in lora.PARTS:
+            by_path.setdefault(tensor.path, {})[tensor.part] = tensor
+    needed = lora.PARTS if kind == "dora" else lora.PAIR
+    for path, parts in sorted(by_path.items()):
+        for part in needed:
+            if part not in parts:
+                first = next(iter(parts.values())).name
+                refuse(adapter, file, f'tensor "{first}" has no {path}.{part} beside it')
+        if "m" in parts and kind != "dora":
+            refuse(adapter, file, f'tensor "{path}.m" is a DoRA magnitude, but the adapter says it is LoRA')
+
+
+def check_ranks(
+    adapter: Adapter, file: Path, tensors: tuple[AdapterTensor, ...], declared: Callable[[str], object]
+) -> None:
+    """lora_a is (in, r) and lora_b (r, out), or (experts, r, in) and (experts, out, r), of the declared r."""
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    for path in sorted({tensor.path for tensor in tensors if tensor.part == "lora_a"}):
+        a, b = shapes[f"{path}.lora_a"], shapes[f"{path}.lora_b"]
+        if len(a) != len(b) or len(a) not in (2, 3) or a[:-2] != b[:-2]:
+            refuse(adapter, file, f'tensors of "{path}" have shapes {a} and {b}, which are no pair')
+        ranks = (a[1], b[0]) if len(a) == 2 else (a[1], b[2])
+        if ranks[0] != ranks[1]:
+            refuse(adapter, file, f'tensors of "{path}" have ranks {ranks[0]} and {ranks[1]}')
+        if (rank := declared(path)) is not None and rank != ranks[0]:
+            what = f'tensors of "{path}" have rank {ranks[0]}, but {CONFIG} says {reprlib.repr(rank)}'
+            refuse(adapter, file, what)
+
+
+def check_peft_paths(adapter: Adapter, file: Path, kind: str, tensors: tuple[AdapterTensor, ...]) -> None:
+    """Raises SourceInvalid for a path with a LoRA and a saved weight, and for DoRA on an embedding.
+
+    PEFT measures DoRA's magnitude of an embedding per dimension, mlx-lm per token.
+    """
+    adapted = {tensor.path for tensor in tensors if tensor.part in lora.PARTS}
+    for tensor in tensors:
+        if tensor.part not in lora.PARTS and tensor.path in adapted:
+            what = (
+                f'holds a LoRA of "{tensor.path}" and also its whole {tensor.part} ("{tensor.source_name}")'
+            )
+            raise SourceInvalid(
+                table=table_of(adapter),
+                path=file,
+                what=what,
+                hint="Save the adapter again with save_embedding_layers=False.",
+            )
+        if kind == "dora" and ".lora_embedding_" in tensor.source_name:
+            refuse(adapter, file, f'tensor "{tensor.source_name}" is DoRA on an embedding, not supported')

@@ -1,0 +1,94 @@
+"""The bytes of an adapter: the digest of each block's slice, the arrays, and whether they are numbers.
+
+A full fine-tune is as large as its base, so nothing else reads them. mlx is imported only by `load_tensors`.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder.errors import SourceInvalid
+from builder.keys import Key, make_key
+from builder.sources.adapters.types import AdapterInfo, refuse, table_of
+from builder.spec.types import Adapter
+from builder.weights import lora
+from builder.weights.safetensors import TensorInfo, digest_tensor
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+_PIECE = 1 << 24  # bytes of a tensor that are looked at at once
+
+
+def slice_digests(info: AdapterInfo, block_of: Callable[[str], str]) -> dict[str, Key]:
+    """block -> the identity of what this adapter changes in it: only a changed block gets a new one."""
+    by_block: dict[str, list[object]] = {}
+    where = {tensor.name: tensor for tensor in info.file.tensors}
+    for tensor in sorted(info.tensors, key=lambda tensor: tensor.name):
+        digests = [digest_tensor(info.file, where[name]) for name in tensor.source_names]
+        by_block.setdefault(block_of(f"{tensor.path}.weight"), []).append(
+            [
+                tensor.name,
+                tensor.dtype,
+                tensor.shape,
+                tensor.transpose,
+                digests[0] if len(digests) == 1 else digests,
+                info.scales.get(tensor.path),
+            ]
+        )
+    kind = info.fine_tune_type
+    return {block: make_key("adapter-slice/1", kind, entries) for block, entries in by_block.items()}
+
+
+def load_tensors(info: AdapterInfo) -> dict[str, mx.array]:
+    """All tensors under their mlx-lm names, lazy, transposed or stacked where the layout needs it."""
+    import mlx.core as mx
+
+    stored = mx.load(str(info.file.path))
+    assert isinstance(stored, dict)
+    found = {}
+    for tensor in info.tensors:
+        parts = [stored[name] for name in tensor.source_names]
+        array = parts[0] if len(parts) == 1 else mx.stack(parts)
+        found[tensor.name] = array.T if tensor.transpose else array
+    return found
+
+
+def check_finite(info: AdapterInfo, adapter: Adapter) -> None:
+    """Raises SourceInvalid naming the first tensor that holds NaN or infinity, and for an adapter of zeros.
+
+    Reads a piece at a time.
+    """
+    where = {tensor.name: tensor for tensor in info.file.tensors}
+    changes = info.fine_tune_type == "full"
+    for tensor in info.tensors:
+        for finite, zero in (p for name in tensor.source_names for p in _pieces(info.file.path, where[name])):
+            if not finite:
+                refuse(adapter, info.file.path, f'tensor "{tensor.name}" holds NaN or infinity')
+            changes |= tensor.part not in lora.PARTS or (not zero and tensor.part != "lora_a")
+    if not changes:
+        raise SourceInvalid(
+            table=table_of(adapter),
+            path=info.file.path,
+            what="changes nothing: every lora_b is zero, as before training",
+            hint="Was it saved before the first step? For the plain base, declare a model without adapter.",
+        )
+
+
+def _pieces(path: Path, tensor: TensorInfo) -> Iterator[tuple[bool, bool]]:
+    """Per piece of a floating tensor: whether no exponent is all ones (IEEE 754's NaN and infinity), and
+    whether all of it is zero."""
+    import numpy as np
+
+    kinds = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
+    kind, exponent = kinds[tensor.dtype]
+    if tensor.start == tensor.end:
+        return
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        for start in range(tensor.start, tensor.end, _PIECE):
+            bits = np.frombuffer(mapped[start : min(start + _PIECE, tensor.end)], kind)
+            magnitude = bits & (2 ** (8 * bits.itemsize - 1) - 1)
+            yield not bool((magnitude >= exponent).any()), not magnitude.any()

@@ -1,0 +1,240 @@
+"""What is known of each declared source: facts for planning, from the files and from what the store remembers.
+
+Nothing is downloaded, imported or inspected here (`builder.build.prepare` does that), and only small files are hashed
+without being asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from builder.errors import BuildError, SourceError, SourceMissing
+from builder.keys import Digest, Key, make_key
+from builder.sources import base as bases
+from builder.sources.facts import AdapterFacts, BaseFacts, Unknown
+from builder.sources.gguf.location import IMPORTER, resolve_gguf
+from builder.spec.types import Adapter, Base, GgufSource, Spec, Variant
+from builder.store import blobs, records
+from builder.store.disk.identity import Identity, identity
+from builder.store.layout import Store
+from builder.store.statcache import StatCache
+from builder.store.types import Blob, FileEntry, Manifest
+from builder.weights import structure as structures
+from builder.weights.structure import Structure, block_of
+
+HASH_AT_ONCE = 64 << 20  # bytes of one file that planning hashes without being asked
+NOT_YET = "has not been fingerprinted yet"
+
+
+@dataclass
+class Catalog:
+    """The sources of one declaration, as one store knows them."""
+
+    spec: Spec
+    store: Store
+    cache: StatCache
+    _hashed: dict[Path, tuple[Identity, Digest]] = field(default_factory=dict)  # by this process
+
+    # -- bases ---------------------------------------------------------------------------------------
+
+    def base_facts(self, base: Base) -> BaseFacts | Unknown:
+        """Raises SourceError for a base that can never be used as declared."""
+        located = self.base_files(base)
+        if isinstance(located, Unknown):
+            return located
+        weights, aux = located
+        structure = self.structure(weights)
+        return BaseFacts(weights, structure, aux) if structure else Unknown("has not been inspected yet")
+
+    def base_files(self, base: Base) -> tuple[Digest, tuple[FileEntry, ...]] | Unknown:
+        """Digest of the weights and the files that every target copies."""
+        if isinstance(base.source, GgufSource):
+            manifest = self.imported(base)
+            return imported_facts(base, manifest) if manifest else Unknown("has not been imported yet")
+        directory = bases.locate(base)
+        if directory is None:
+            return Unknown("is not in the local cache of downloads yet")
+        files = bases.list_files(base, directory)
+        weights = bases.digest_all(files.weights, self.known_digest)
+        copied = bases.digest_all(files.copied, self.known_digest)
+        if weights is None or copied is None:
+            return Unknown(NOT_YET)
+        sizes = {path.name: path.stat().st_size for path in files.copied}
+        aux = tuple(FileEntry(name, Blob(digest, sizes[name])) for name, digest in copied)
+        return bases.weights_digest(weights, dequantize=base.dequantize), aux
+
+    def base_directory(self, base: Base) -> Path:
+        """The directory that mlx-lm loads; for a GGUF the view of its import. Raises SourceError."""
+        if isinstance(base.source, GgufSource):
+            return self.store.bases / base.name
+        directory = bases.locate(base)
+        assert directory is not None, "a located base has been fingerprinted before"
+        return directory
+
+    def files(self, base: Base) -> tuple[Path, ...]:
+        """Every file whose bytes decide what is made of a base; none while it is not in the cache of downloads.
+
+        Raises SourceError.
+        """
+        if isinstance(base.source, GgufSource):
+            return (resolve_gguf(base.source.package, base.source.path, f"base.{base.name}"),)
+        directory = bases.locate(base)
+        if directory is None:
+            return ()
+        found = bases.list_files(base, directory)
+        return (*found.weights, *found.copied)
+
+    def gguf_key(self, base: Base) -> Key | None:
+        """Key of the import of a GGUF base, if its digest is known. Raises SourceError."""
+        assert isinstance(base.source, GgufSource)
+        file = resolve_gguf(base.source.package, base.source.path, f"base.{base.name}")
+        digest = self.known_digest(file)
+        return make_key(IMPORTER, digest) if digest else None
+
+    def imported(self, base: Base) -> Manifest | None:
+        """The manifest of a GGUF base's import, if all of it is in the store."""
+        key = self.gguf_key(base)
+        manifest = records.read_manifest(self.store, key) if key else None
+        if manifest is None or not all(blobs.has(self.store, e.blob) for e in manifest.files):
+            return None
+        return manifest
+
+    def structure(self, weights: Digest) -> Structure | None:
+        record = records.read(self.store, structure_key(weights))
+        if record is None or not blobs.has(self.store, record.blob):
+            return None
+        try:
+            return structures.from_text(blobs.read(self.store, record.blob).decode())
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    # -- adapters ------------------------------------------------------------------------------------
+
+    def adapter_facts(self, adapter: Adapter) -> AdapterFacts | Unknown:
+        """Raises SourceError for an adapter that cannot be used."""
+        key = self.adapter_key(adapter)
+        if key is None:
+            return Unknown(NOT_YET)
+        base = self._base_that_names(adapter)
+        fact = key if base is None else make_key("adapter-places/1", key, base.weights)
+        known = self.cache.get("adapter", fact)
+        if known is None:
+            return self.read_adapter(adapter, key, base, fact)
+        return _adapter_from_text(known.decode())
+
+    def _base_that_names(self, adapter: Adapter) -> BaseFacts | None:
+        """The base whose names an adapter gets: a PEFT adapter has its own. None if it is not known yet."""
+        from builder.sources.adapters.reading import is_peft
+
+        if not is_peft(adapter):
+            return None
+        try:
+            facts = self.base_facts(self.spec.bases[adapter.base])
+        except SourceError:  # its own task says it
+            return None
+        return facts if isinstance(facts, BaseFacts) else None
+
+    def adapter_key(self, adapter: Adapter) -> Key | None:
+        """The identity of an adapter's files, if their digests are known. Raises SourceError."""
+        from builder.sources.adapters.reading import adapter_files
+
+        files = bases.digest_all(adapter_files(adapter), self.known_digest)
+        return None if files is None else make_key("adapter/1", files)
+
+    def adapter_checked(self, adapter: Adapter) -> bool:
+        """Whether these bytes have been found finite and fitting this base. False if either is unusable."""
+        try:
+            key = self._check_key(adapter)
+        except BuildError:
+            return False
+        return key is not None and self.cache.get("adapter-checked", key) is not None
+
+    def note_adapter_checked(self, adapter: Adapter) -> None:
+        if key := self._check_key(adapter):
+            self.cache.put("adapter-checked", key, b"1")
+
+    def _check_key(self, adapter: Adapter) -> Key | None:
+        key = self.adapter_key(adapter)
+        located = self.base_files(self.spec.bases[adapter.base])
+        if key is None or isinstance(located, Unknown):
+            return None
+        return make_key("adapter-checked/1", key, located[0])
+
+    def read_adapter(
+        self, adapter: Adapter, key: Key, base: BaseFacts | None, fact: Key
+    ) -> AdapterFacts | Unknown:
+        """`base`: whose names the slices get, if not the adapter's own; `fact`: what to remember it as."""
+        from builder.sources.adapters.places import placed, places_of
+        from builder.sources.adapters.reading import read_adapter
+        from builder.sources.adapters.tensors import slice_digests
+
+        info = read_adapter(adapter)
+        if base is not None:
+            info = placed(info, adapter, places_of(base.structure))
+        facts = AdapterFacts(
+            Digest(key),
+            {block: Key(digest) for block, digest in slice_digests(info, block_of).items()},
+            frozenset(tensor.path for tensor in info.tensors),
+        )
+        if self.adapter_key(adapter) != key:  # replaced meanwhile: these are no facts of `key`
+            return Unknown("is being written")
+        self.cache.put("adapter", fact, _adapter_to_text(facts).encode())
+        return facts
+
+    def calibration(self, variant: Variant) -> Digest | Unknown:
+        """The digest of a learned variant's text."""
+        assert variant.learned is not None
+        path = variant.learned.calibration
+        if not path.is_file():
+            missing = SourceMissing(table=f"variant.{variant.name}", path=path)
+            return Unknown(f"variant {variant.name}: its calibration file {path} does not exist", missing)
+        return self.known_digest(path) or Unknown(f"variant {variant.name}: its calibration file {NOT_YET}")
+
+    # -- digests -------------------------------------------------------------------------------------
+
+    def known_digest(self, path: Path) -> Digest | None:
+        """The digest of a file if the stat cache knows it or the file is small enough to hash at once."""
+        known = self.cache.known(path)
+        if known is not None:
+            return known
+        before, digest = self._hashed.get(path, (None, None))
+        if digest is not None and before == identity(path.stat()):
+            return digest
+        return self.digest(path) if path.stat().st_size <= HASH_AT_ONCE else None
+
+    def digest(self, path: Path, on_progress: Callable[[int], None] | None = None) -> Digest:
+        """The digest of a file, hashed if need be. Raises OSError.
+
+        Remembered for this process too: the stat cache does not trust a file that has just been written.
+        """
+        before = identity(path.stat())
+        digest = self.cache.digest(path, on_progress)
+        self._hashed[path] = (before, digest)
+        return digest
+
+
+def structure_key(weights: Digest) -> Key:
+    return make_key("structure/1", weights)
+
+
+def imported_facts(base: Base, manifest: Manifest) -> tuple[Digest, tuple[FileEntry, ...]]:
+    """As Project.base_files, from a manifest: nothing is hashed again."""
+    weights, aux = [], []
+    for entry in manifest.files:
+        if entry.name == "config.json" or entry.name.endswith(".safetensors"):
+            weights.append((entry.name, entry.blob.digest))
+        elif entry.name != bases.INDEX:
+            aux.append(entry)
+    return bases.weights_digest(weights, dequantize=base.dequantize), tuple(aux)
+
+
+def _adapter_to_text(facts: AdapterFacts) -> str:
+    return json.dumps([facts.digest, dict(facts.slices), sorted(facts.paths)])
+
+
+def _adapter_from_text(text: str) -> AdapterFacts:
+    digest, slices, paths = json.loads(text)
+    return AdapterFacts(Digest(digest), slices, frozenset(paths))

@@ -1,0 +1,44 @@
+"""Hugging Face: where the hub's client keeps what it has downloaded, and downloading once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from builder.errors import SourceError
+
+
+class Undownloaded(SourceError):
+    """[{table}] {repo} at revision {revision} could not be downloaded: {what}"""
+
+    hint = "Download it once while online; afterwards builds work offline."
+
+
+def cache() -> Path:
+    """The folder of the hub client's cache (its documented variables HF_HOME and HF_HUB_CACHE)."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    return Path(os.environ.get("HF_HUB_CACHE", str(home / "hub"))).expanduser()
+
+
+def snapshot(repo: str, revision: str) -> Path | None:
+    """The snapshot folder of a repository in the cache (its documented layout); None when it is not there."""
+    folder = cache() / ("models--" + repo.replace("/", "--"))
+    reference = folder / "refs" / revision
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    found = folder / "snapshots" / commit
+    return found if (found / "config.json").exists() else None
+
+
+def download(repo: str, revision: str, table: str) -> None:
+    """Everything of a repository that mlx-lm loads, into the cache. `table` is the declaration named in errors.
+
+    Raises Undownloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.py", "tokenizer.model", "*.tiktoken", "*.txt"]
+    try:
+        snapshot_download(repo, revision=revision, allow_patterns=wanted)
+    except Exception as error:  # the hub client raises many kinds, all of them "not downloaded"
+        what = " ".join(str(error).split())[:200]
+        raise Undownloaded(table=table, repo=repo, revision=revision, what=what) from error

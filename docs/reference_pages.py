@@ -1,7 +1,7 @@
 """What is generated from the code: `python docs/reference_pages.py` writes it, a test says when to.
 
-docs/artifacts.schema.json, docs/artifacts-toml.md (both from builder.spec.fields) and docs/errors.md (from the
-classes of errors).
+docs/artifacts.schema.json, docs/artifacts-toml.md (both from builder.spec.fields) and docs/errors.md (from
+the classes of errors).
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def main() -> int:
 _INTRODUCTION = """\
 # artifacts.toml
 
-What is built, and from what. This page is generated from `builder/spec/fields.py`, which also checks the file:
-`python docs/reference_pages.py` writes it. `builder init` proposes a file, `builder add-variant` extends one.
+What is built, and from what. This page is generated from `builder/spec/fields.py`, which also checks the
+file: `python docs/reference_pages.py` writes it. `builder init` proposes a file, `builder add-variant`
+extends one.
 
 The first line, `#:schema ./.artifacts.schema.json`, makes editors with Taplo (Even Better TOML, for one)
 complete and check the file. The path is relative to it: `builder init` puts a copy of the schema beside it,
@@ -160,8 +161,9 @@ _ERRORS = """\
 # Errors
 
 Everything that can go wrong and that a person can do something about. This page is generated from the
-classes: `python docs/reference_pages.py` writes it. Words in braces stand for what it is about. An error is one
-to three lines on stderr, which name it in brackets, and an exit code; a traceback is a bug of this program.
+classes: `python docs/reference_pages.py` writes it. Words in braces stand for what it is about. An error is
+one to three lines on stderr, which name it in brackets, and an exit code; a traceback is a bug of this
+program.
 
 | exit code | |
 |---|---|

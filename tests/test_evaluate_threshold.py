@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from builder.evaluate.show import answer
-from builder.evaluate.threshold import family_of, search
+from builder.evaluate.threshold import answer, family_of, search
 from builder.spec.types import Quantization, Variant
 from tests.conftest import Sandbox
 from tests.test_evaluate_run import project

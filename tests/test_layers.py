@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "builder"
 
-# One row for each package, from the bottom up: a module imports only from its own row and from rows above it in this
-# list. Modules at the root of the package have rows of their own.
+# One row for each package, from the bottom up: a module imports only from its own row and from rows above it
+# in this list. Modules at the root of the package have rows of their own.
 ROWS: tuple[str, ...] = (
     "errors",
     "keys",
@@ -66,7 +66,7 @@ HEAVY = {
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
-    """Dotted name, without the package's own, of every module; a package's __init__ goes by the package's name."""
+    """Dotted name, without the package's own, of every module; `__init__` goes by its package's name."""
     found = {}
     for path in sorted((root / PACKAGE).rglob("*.py")):
         parts = path.relative_to(root / PACKAGE).with_suffix("").parts
@@ -76,7 +76,7 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 
 
 def imports(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
-    """The modules of the package that a module imports: at the top, inside functions, for types, relative or not."""
+    """The modules that a module imports: at the top, inside functions, for types, relative or not."""
     package = [PACKAGE, *name.split(".")]
     if path.stem != "__init__":
         package = package[:-1]
@@ -227,9 +227,8 @@ def main() -> None:
     for name in reversed(ROWS):
         count = sum(room == name for room in rooms.values())
         print(f"floor {floors[name]:2}  {name:16} {count:3} modules")
-    print(
-        f"{len(graph)} modules, {sum(len(o) for o in graph.values())} imports, {len(between)} arrows between rows"
-    )
+    imported = sum(len(others) for others in graph.values())
+    print(f"{len(graph)} modules, {imported} imports, {len(between)} arrows between rows")
     print(f"{max(floors.values())} floors, {len(circles(graph))} circles")
     print(f"lines of a file: median {sizes[len(sizes) // 2]}, largest {sizes[-1]}")
 

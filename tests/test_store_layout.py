@@ -84,7 +84,8 @@ def test_a_file_in_the_place_of_the_store_is_a_store_error(tmp_path: Path) -> No
 def test_importing_the_store_loads_nothing_slow() -> None:
     slow = "filelock", "asyncio", "reflink_copy", "ctypes", "mlx", "numpy"
     code = (
-        "import sys; import builder.store.blobs, builder.store.views, builder.store.locks, builder.store.care.gc, "
+        "import sys; import builder.store.blobs, builder.store.views, builder.store.locks, "
+        "builder.store.care.gc, "
         "builder.store.statcache, builder.store.care.verify; "
         f"print([m for m in {slow!r} if m in sys.modules])"
     )

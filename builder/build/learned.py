@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from builder.build import card
 from builder.build.one_pass import Built
 from builder.console.events import Emit, Note
-from builder.engine.learned import LearnedRequest
+from builder.engine.quantizer import LearnedRequest
 from builder.errors import BuildError
 from builder.plan.changes import inputs_of, settings_of
 from builder.plan.planning import shard_name
@@ -119,7 +119,7 @@ def _call(project: Project, plan: TargetPlan, source: Path, scratch: Path) -> No
     (scratch / "request.json").write_text(request.to_text())
     home = {name: str(scratch.resolve()) for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME")}
     done = subprocess.run(
-        [sys.executable, "-m", "builder.engine.learned", "request.json"],
+        [sys.executable, "-m", "builder.engine.quantizer", "request.json"],
         cwd=scratch,
         env={**os.environ, **home, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,

@@ -8,19 +8,17 @@ other threads, the next one is computed, and the weights of the one after that a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from builder.build import card
+from builder.build.blocks import Tally, make_blocks
 from builder.build.manifests import manifest_of
-from builder.console.events import BlockDone, Emit, Note, PassDone, PassStarted
-from builder.keys import Key
-from builder.plan.types import Action, TargetPlan
+from builder.console.events import Emit, Note, PassDone, PassStarted
+from builder.plan.types import TargetPlan
 from builder.project import preflight, speed
 from builder.project.project import Project
 from builder.project.roots import register
@@ -31,8 +29,6 @@ from builder.store import blobs, records, views
 from builder.store.layout import Store
 from builder.store.locks import acquire, build_session
 from builder.store.types import Record
-from builder.weights import shards
-from builder.weights.structure import TensorSpec
 
 if TYPE_CHECKING:
     from builder.engine.stream import Stream
@@ -53,13 +49,6 @@ class Built:
     seconds: float
 
 
-@dataclass
-class _Tally:
-    """Which keys this pass made, and for which target: a shared block counts once."""
-
-    made: dict[Key, str] = field(default_factory=dict)
-
-
 def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[Built]:
     """Build targets of one model in one pass over its base. Returns one Built for each.
 
@@ -70,7 +59,7 @@ def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[B
     keys = [key for target in targets for key in (target.key, *target.keys)]
     _check_room(project, targets)
     with _ONE_PASS, build_session(store, keys):
-        tally = _Tally()
+        tally = Tally()
         register(project)
         _make_missing(project, targets, tally, emit)
         for target in targets:
@@ -89,7 +78,7 @@ def _check_room(project: Project, targets: Sequence[TargetPlan]) -> None:
     preflight.check(project, targets[0], unique.values())
 
 
-def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally, emit: Emit) -> None:
+def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: Tally, emit: Emit) -> None:
     """Run every action that has no usable record."""
     store = project.store
     todo = {target.name: missing_actions(store, target) for target in targets}
@@ -113,7 +102,7 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: _Tally
             _make_config(store, target, stream, check)
         fused = preflight.deltas(targets[0])
         ahead = preflight.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
-        _make_blocks(store, lacking, todo, stream, ahead, check, tally, emit)
+        make_blocks(store, lacking, todo, stream, ahead, check, tally, emit)
     seconds = time.perf_counter() - started
     read = sum(source[block] for block in {action.block for action in unique.values()})
     if unique:
@@ -150,147 +139,6 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     return Stream(model, config, requests, adapter, configs=configs, survival=project.spec.build.survival)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block between two threads: a worker holds its locks and writes it, this thread computes it.
-
-    `wanted`: the actions that nobody has made in the meantime, set by the worker once it holds the locks.
-    `made`: their tensors, set by the thread that owns mlx (its streams are bound to one thread).
-    """
-
-    name: str
-    wanted: Future[Mapping[Key, tuple[TargetPlan, Action]]] = field(default_factory=Future)
-    made: Future[dict[Key, _Made]] = field(default_factory=Future)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """The tensors of one action as bytes, and what was measured of them (a line of text, may be empty)."""
-
-    shard: Mapping[str, shards.RawTensor]
-    survival: str
-
-
-def _make_blocks(
-    store: Store,
-    targets: Sequence[TargetPlan],
-    todo: Mapping[str, Sequence[Action]],
-    stream: Stream,
-    ahead: Container[str],
-    check: Callable[[], None],
-    tally: _Tally,
-    emit: Emit,
-) -> None:
-    """Walk the blocks once. One block is written (two shards at a time) while the next is computed and,
-    where `ahead` names that one, the one after it is read."""
-    by_block: dict[str, dict[Key, tuple[TargetPlan, Action]]] = {}
-    for target in targets:
-        for action in todo[target.name]:
-            by_block.setdefault(action.block, {}).setdefault(action.key, (target, action))
-    jobs: list[Future[None]] = []
-    names = [name for name in targets[0].base.structure.blocks if name in by_block]
-    with ThreadPoolExecutor(2, "write") as writers, ThreadPoolExecutor(2, "block") as workers:
-        for name, following in zip_longest(names, names[1:]):
-            stream.prefetch(name)
-            for portion in portions(by_block[name]):
-                block = _Block(name)
-                try:  # whatever happens, an interrupt too: the worker waits for `made`
-                    work = (store, writers, block, portion, check, tally, emit)
-                    jobs.append(workers.submit(_write_block, *work))
-                    if wanted := block.wanted.result():
-                        if following and name in ahead:  # read while this one is computed
-                            stream.prefetch(following)
-                        block.made.set_result(_compute(stream, name, wanted))
-                except BaseException as error:
-                    if not block.made.done():
-                        block.made.set_exception(error)
-                    raise
-                for job in jobs:
-                    if job.done():
-                        job.result()
-            stream.drop(name)
-        for job in jobs:
-            job.result()
-
-
-def portions(
-    actions: Mapping[Key, tuple[TargetPlan, Action]],
-) -> list[Mapping[Key, tuple[TargetPlan, Action]]]:
-    """The actions of one block in portions of about PORTION bytes of output.
-
-    A large embedding is made one variant after the other, so that memory holds it once, not once for each;
-    its weight is read once all the same.
-    """
-    parts: list[dict[Key, tuple[TargetPlan, Action]]] = []
-    size = preflight.PORTION + 1
-    for key, (target, action) in actions.items():
-        if size + action.size > preflight.PORTION:
-            parts.append({})
-            size = 0
-        parts[-1][key] = (target, action)
-        size += action.size
-    return list(parts)
-
-
-def _compute(stream: Stream, block: str, wanted: Mapping[Key, tuple[TargetPlan, Action]]) -> dict[Key, _Made]:
-    """The tensors of each wanted action of one block, evaluated, as bytes."""
-    by_variant = {target.target.variant.name: key for key, (target, _) in wanted.items()}
-    name = next(iter(wanted.values()))[0].target.model.name
-    taken = stream.take(block, by_variant, name)
-    for target, action in wanted.values():
-        check_shard(taken[target.target.variant.name], action)
-    return {
-        key: _Made(taken[variant], stream.survival(block, variant)) for variant, key in by_variant.items()
-    }
-
-
-def check_shard(shard: Mapping[str, shards.RawTensor], action: Action) -> None:
-    """Raises LayoutChanged if the shard does not hold what the plan says."""
-    from builder.engine.stream import LayoutChanged
-
-    found = {TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in shard.items()}
-    if found != set(action.tensors):
-        odd = min(tensor.name for tensor in found ^ set(action.tensors))
-        raise LayoutChanged(target=action.file, what=f'block "{action.block}", tensor "{odd}"')
-
-
-def _write_block(
-    store: Store,
-    writers: Executor,
-    block: _Block,
-    actions: Mapping[Key, tuple[TargetPlan, Action]],
-    check: Callable[[], None],
-    tally: _Tally,
-    emit: Emit,
-) -> None:
-    """Lock, recheck, wait for the tensors, ingest each shard and then its record."""
-    try:
-        with acquire(store, actions):
-            wanted = {k: v for k, v in actions.items() if usable_record(store, k) is None}
-            block.wanted.set_result(wanted)
-            if not wanted:
-                return
-            made = block.made.result()
-            check()
-
-            def write(key: Key) -> int:
-                one, (target, action) = made.pop(key), wanted[key]
-                blob = blobs.ingest(store, shards.encode(one.shard))
-                assert blob.size == action.size, f"{action.file}: planned {action.size}, wrote {blob.size}"
-                found = {"survival": one.survival} if one.survival else {}
-                records.write(store, Record(key, "block", blob, {"block": block.name, **found, **made_by()}))
-                tally.made[key] = target.name
-                return blob.size
-
-            nbytes = sum(writers.map(write, wanted))
-            model = next(iter(wanted.values()))[0].target.model.name
-            emit(BlockDone(model, block.name, len(wanted), nbytes))
-    except BaseException as error:
-        if not block.wanted.done():
-            block.wanted.set_exception(error)
-        raise
-
-
 def _make_config(store: Store, target: TargetPlan, stream: Stream, check: Callable[[], None]) -> None:
     with acquire(store, [target.config]):
         check()
@@ -315,7 +163,7 @@ def _ingest_aux(project: Project, target: TargetPlan) -> None:
             raise SourceChanged(source=f"base:{base.name}", path=directory / entry.name)
 
 
-def _finish(project: Project, target: TargetPlan, tally: _Tally, seconds: float) -> Built:
+def _finish(project: Project, target: TargetPlan, tally: Tally, seconds: float) -> Built:
     """Manifest, then view."""
     store = project.store
     made = sum(tally.made.get(action.key) == target.name for action in target.actions)

@@ -1,7 +1,8 @@
-"""The words for values: sizes, counts, times, paths, names and lists. Pure; everything that is shown uses these."""
+"""The words for values: sizes, counts, times, paths, names and lists. Pure."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -28,10 +29,18 @@ def size_text(nbytes: float | None) -> str:
 
 
 def size_of_text(text: str) -> int | None:
-    """The bytes that "16GB", "1.5 MiB" or "200 kB" stand for; None for other text. The inverse of `size_text`."""
+    """The bytes that "16GB", "1.5 MiB" or "200 kB" stand for; None for other text."""
     match = re.fullmatch(_SIZE, text)
     factor = _UNITS.get(match[2].upper()) if match else None
     return int(float(match[1]) * factor) if match and factor else None
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent where that is readable."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    digits = max(0, min(6, 2 - math.floor(math.log10(abs(value)))))
+    return f"{value:.{max(digits, 3) if abs(value) <= 1 else digits}f}"
 
 
 def count(number: int, noun: str) -> str:

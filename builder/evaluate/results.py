@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from builder.console.words import number
 from builder.evaluate.statistics import Figure
 from builder.keys import Key
 from builder.spec.types import Condition
@@ -118,3 +119,11 @@ def _holds(condition: Condition, value: float) -> bool:
         case ">":
             return value > condition.value
     return value < condition.value
+
+
+def interval_text(figure: Figure) -> str:
+    """Its 95 % interval: "0.941 to 0.995"; empty where there is none."""
+    if figure.interval is None:
+        return ""
+    low, high = figure.interval
+    return f"{number(low)} to {number(high)}"

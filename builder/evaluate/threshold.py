@@ -170,3 +170,10 @@ def _reason(project: Project, model: str) -> BuildError:
 
 def _all_known(results: Mapping[str, object], plan: TargetPlan) -> bool:
     return {condition.suite for condition in plan.target.model.require} <= set(results)
+
+
+def answer(search: Search) -> str:
+    """What was found, and what was not looked at."""
+    if not search.unasked:
+        return f"{search.found} is the smallest that passes"
+    return f"{search.found} is the smallest found; smaller ones not measured: {', '.join(search.unasked)}"

@@ -10,7 +10,7 @@ from builder.project.project import Project
 
 
 def digest(project: Project, path: Path, emit: Emit) -> Digest:
-    """The digest of a file, hashed if it is not known; what is hashed is emitted as it goes. Raises OSError."""
+    """The digest of a file, hashed if it is not known; progress is emitted. Raises OSError."""
     total = path.stat().st_size
     done = 0
 

@@ -1,7 +1,7 @@
 """A project: its declarations, its store, and what is known of its sources. Opening one builds nothing.
 
-Planning hashes only what is small: a base that has never been fingerprinted is Unknown until its task has run, so that
-listing tasks stays instant whatever the size of the weights.
+Planning hashes only what is small: a base that has never been fingerprinted is Unknown until its task has
+run, so that listing tasks stays instant whatever the size of the weights.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Project:
         return Seen(self.store, self.cache)
 
     def is_built(self, name: str) -> bool:
-        """Whether a target is up to date, at once if it is; builder.project.state decides when this says no."""
+        """Whether a target is up to date, at once if it is; `state` decides when this says no."""
         key = self.keys.get(name)
         return key is not None and self.seen.shows(name, key)
 

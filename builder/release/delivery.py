@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
@@ -11,7 +10,7 @@ from builder.build.learned import build_learned
 from builder.build.one_pass import Built, build
 from builder.build.prepare import prepare_target
 from builder.console.events import Emit, Note, TargetDone
-from builder.console.words import from_here, size_text
+from builder.console.words import size_text
 from builder.errors import BuildError
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
@@ -108,26 +107,3 @@ def clean(project: Project, names: Sequence[str], emit: Emit) -> None:
         views.remove(project.store, folder)
     freed = prune.drop(project.store, keys, ())
     emit(Note(f"dropped {', '.join(names)}: {freed.blobs} blobs, {size_text(freed.bytes)} freed"))
-
-
-def show(results: Sequence[Built]) -> None:
-    """The path and one table row of each target, on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("target", "size", "bits/weight", "blocks built", "reused", "seconds"):
-        table.add_column(heading, justify="left" if heading == "target" else "right", no_wrap=True)
-    for built in results:
-        table.add_row(
-            built.name,
-            size_text(built.size),
-            f"{built.bits_per_weight:.3f}",
-            str(built.made),
-            str(built.reused),
-            f"{built.seconds:.1f}",
-        )
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 100)
-    for built in results:
-        console.print(from_here(built.path), soft_wrap=True)
-    console.print(table)

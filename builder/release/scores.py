@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from builder.build import card
 from builder.build.card import Score
+from builder.console.words import number
 from builder.evaluate.circumstances import told
-from builder.evaluate.results import Result
+from builder.evaluate.results import Result, interval_text
 from builder.evaluate.run import measured
-from builder.evaluate.show import interval, number
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.store import records, views
@@ -39,7 +39,7 @@ def refresh(project: Project, plan: TargetPlan) -> None:
 def scores(results: Mapping[str, Result]) -> list[Score]:
     """Every figure that was measured, as text."""
     return [
-        Score(f"{suite}.{name}", number(figure.value), interval(figure), figure.counted)
+        Score(f"{suite}.{name}", number(figure.value), interval_text(figure), figure.counted)
         for suite, result in results.items()
         for name, figure in result.figures.items()
     ]

@@ -1,7 +1,7 @@
-"""What is known of each declared source: facts for planning, from the files and from what the store remembers.
+"""What is known of each declared source, from its files and from what the store remembers.
 
-Nothing is downloaded, imported or inspected here (`builder.build.prepare` does that), and only small files are hashed
-without being asked.
+Nothing is downloaded, imported or inspected here (`builder.build.prepare` does that), and only small files
+are hashed without being asked.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Catalog:
         return directory
 
     def files(self, base: Base) -> tuple[Path, ...]:
-        """Every file whose bytes decide what is made of a base; none while it is not in the cache of downloads.
+        """Every file whose bytes decide what is made of a base; none before its download.
 
         Raises SourceError.
         """

@@ -1,4 +1,4 @@
-"""What planning must know of a source, as frozen values: its digests, its structure, or why neither is known."""
+"""What planning must know of a source, as frozen values; or why it is not known."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def snapshot(repo: str, revision: str) -> Path | None:
 
 
 def download(repo: str, revision: str, table: str) -> None:
-    """Everything of a repository that mlx-lm loads, into the cache. `table` is the declaration named in errors.
+    """Everything of a repository that mlx-lm loads, into the cache. `table` names the declaration in errors.
 
     Raises Undownloaded.
     """

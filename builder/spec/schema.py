@@ -1,4 +1,4 @@
-"""The JSON Schema of artifacts.toml, made from `builder.spec.fields`, so that editors complete and check the file.
+"""The JSON Schema of artifacts.toml, made from `fields`, so that editors complete and check the file.
 
 It says what JSON Schema can say: keys, types, choices, what needs or excludes what. That names exist and
 paths lead somewhere is checked when the file is read.

@@ -1,4 +1,4 @@
-"""Check a TOML document against `builder.spec.fields`: tables, keys, types, names, choices. Not what they mean."""
+"""Check a TOML document against `fields`: tables, keys, types, names, choices. Not what they mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""[suite.NAME] and [model.NAME.require]: what they mean once `builder.spec.shape` has found their types right."""
+"""[suite.NAME] and [model.NAME.require]: what they mean once `shape` has found their types right."""
 
 from __future__ import annotations
 

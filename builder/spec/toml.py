@@ -1,8 +1,8 @@
 """A TOML file that a person wrote: read, and told on which line each key stands, which tomllib does not say.
 
-Whatever keeps the file from being read is one SpecError. The lines are found in text that tomllib has accepted,
-so the scan needs to know only where strings, keys and brackets begin and end. A scan that loses its way costs exact
-line numbers and nothing else: `Lines.at` falls back to the table.
+Whatever keeps the file from being read is one SpecError. The lines are found in text that tomllib has
+accepted, so the scan needs to know only where strings, keys and brackets begin and end. A scan that loses its
+way costs exact line numbers and nothing else: `Lines.at` falls back to the table.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DEEPEST = 8  # nothing that is looked up lies deeper
 
 
 class Lines:
-    """KeyPath -> line, from 1. A path is the keys that lead to a value, and the indices of arrays on the way."""
+    """Path -> line, from 1. A path is the keys that lead to a value, and the indices of arrays on the way."""
 
     def __init__(self, written: dict[KeyPath, int], implied: dict[KeyPath, int]) -> None:
         self._written = written

@@ -66,5 +66,5 @@ class Store:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is one path component that the store may use: not empty, not hidden, no slash, no NUL."""
+    """Whether a name is one path component that the store may use: not empty, not hidden."""
     return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name

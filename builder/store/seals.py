@@ -1,10 +1,10 @@
-"""Two free checks that nobody edited what the store wrote: the seal of a blob, and the last line of a small text.
+"""Two free checks that nobody edited what the store wrote: a blob's seal, and the last line of a text.
 
-A blob is sealed by its mtime: the microseconds follow from its digest. `stat` is enough to see that somebody wrote
-to the file, also through a hard link in a view: a write sets the mtime to the present, whose microseconds match the
-digest once in a million. The seconds stay true. A file system with coarse times (a multiple of 10 ms) tells
-nothing, and nothing is concluded. A broken seal does not prove damage either (a copied store has new mtimes): the
-bytes are hashed, and sealed again.
+A blob is sealed by its mtime: the microseconds follow from its digest. `stat` is enough to see that somebody
+wrote to the file, also through a hard link in a view: a write sets the mtime to the present, whose
+microseconds match the digest once in a million. The seconds stay true. A file system with coarse times (a
+multiple of 10 ms) tells nothing, and nothing is concluded. A broken seal does not prove damage either (a
+copied store has new mtimes): the bytes are hashed, and sealed again.
 
 A small text ends with the line `# b3 <BLAKE3 of all bytes above it>`; `sed '$d' FILE | b3sum` recomputes it.
 """

@@ -81,12 +81,13 @@ class BuildTarget(Step):
 
     def run(self) -> None:
         from builder.console.display import mode, showing
-        from builder.release.delivery import deliver, show
+        from builder.release.delivery import deliver
+        from builder.tasks.tables import print_built
 
         with showing() as emit:
             results = deliver(self.project, self.name, self.selection.targets, self.selection.named, emit)
         if mode() in ("live", "plain"):
-            show(results)
+            print_built(results)
 
 
 @dataclass
@@ -97,8 +98,8 @@ class Evaluate(Step):
         from builder.console.display import mode, showing
         from builder.evaluate.process import EvaluationFailed
         from builder.evaluate.run import check, evaluate
-        from builder.evaluate.show import show
         from builder.release.scores import refresh
+        from builder.tasks.tables import print_results
 
         self.project.forget_plan()
         plan = self.project.plan.targets[self.name]
@@ -108,7 +109,7 @@ class Evaluate(Step):
             results = evaluate(self.project, plan, emit)
         refresh(self.project, plan)
         if mode() in ("live", "plain"):
-            show(self.name, results)
+            print_results(self.name, results)
         check(plan, results)
 
 
@@ -118,10 +119,10 @@ class FindThreshold(Step):
 
     def run(self) -> None:
         from builder.console.display import mode, showing
-        from builder.evaluate.show import show_threshold
         from builder.evaluate.threshold import find_threshold
         from builder.project.result_keys import needs_directory
         from builder.release.delivery import deliver
+        from builder.tasks.tables import print_threshold
 
         self.project.forget_plan()
         with showing() as emit:
@@ -132,7 +133,7 @@ class FindThreshold(Step):
 
             found = find_threshold(self.project, self.model, build, emit)
         if mode() in ("live", "plain"):
-            show_threshold(self.project, found)
+            print_threshold(self.project, found)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`python -m builder.engine.learned REQUEST.json`: one learned quantizer of mlx_lm.quant, in its own process.
+"""`python -m builder.engine.quantizer REQUEST.json`: one learned quantizer, in a process of its own.
 
 It runs mlx-lm's own `main` of the method, with the calibration text that was declared in place of what it
 would fetch from the network or read from the user's home.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 
-from builder.console.markdown import table
+from builder.console.markdown import table as table_lines
 from builder.report import notes, tables
 from builder.report.facts import ModelReport, Report
 from builder.report.plots import Plot
@@ -97,7 +97,7 @@ def summary(model: ModelReport) -> str:
 
 
 def markdown_table(made: Table) -> list[str]:
-    return table(made.headings, made.rows, made.text)
+    return table_lines(made.headings, made.rows, made.text)
 
 
 def _title(sections: Sequence[Section]) -> str:

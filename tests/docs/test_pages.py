@@ -1,0 +1,230 @@
+"""The docs do what they say: the tutorial is run line by line, every other command block is accounted for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from builder.commands import COMMANDS, STANDALONE
+from builder.project.state import Kind as State
+from builder.store.care.findings import Kind
+from tests.conftest import ROOT, Ran, Sandbox
+
+BIN = Path(sys.executable).parent
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        ROOT / "bench/README.md",
+        ROOT / "example/README.md",
+    ]
+)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run(command: str, folder: Path) -> Ran:
+    """In a shell, as a person would, with this environment's programs first."""
+    env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1", "COLUMNS": "120"}
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return Ran(done.returncode, done.stdout, "")
+
+
+def shape(text: str) -> set[str]:
+    """Lines without their digits, ages and spaces: what must be the same from run to run."""
+    ages = re.sub(r"\b(just now|\d+ (min|h|d) ago)\b", "AGE", text)
+    lines = (re.sub(r"[\d.+-]+", "0", line) for line in ages.splitlines())
+    return {re.sub(r"\s+", " ", line).strip() for line in lines} - {""}
+
+
+# -- the tutorial, line by line -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the tutorial begins with: the example's base as a folder, its adapter, 40 of its questions."""
+    home = tmp_path_factory.mktemp("tutorial")
+    box = copy_of_the_repository(home / "repository")
+    assert box.doit("base:smollm2").code == 0
+    here = home / "project"
+    base = here / "SmolLM2-135M-Instruct"
+    (here / "data").mkdir(parents=True)
+    base.mkdir()
+    for file in (box.root / "store/bases/smollm2").iterdir():
+        if file.name != "artifact.toml":
+            shutil.copyfile(file, base / file.name)
+    shutil.copytree(ROOT / "example/adapters/phase8", here / "adapters/phase8")
+    rows = (ROOT / "example/data/test.jsonl").read_text().splitlines()[:40]
+    (here / "data/test.jsonl").write_text("\n".join(rows) + "\n")
+    return here
+
+
+def steps(page: str) -> Iterator[tuple[str, str, str]]:
+    """("run", command, output), ("edit", old, new), ("cut", heading, ""), ("append", text, ""), in order."""
+    text = page
+    pattern = re.compile(r"<!-- (edit|cut|append):? ?(.*?)-->|" + FENCE.pattern, FENCE.flags)
+    append = False
+    for match in pattern.finditer(text):
+        kind, about, language, body = match.groups()
+        if kind == "edit":
+            old, _, new = about.rstrip().replace("\\n", "\n").partition(" -> ")
+            yield "edit", old, new
+        elif kind == "cut":
+            yield "cut", about.strip(), ""
+        elif kind == "append":
+            append = True
+        elif language == "toml" and append:
+            append = False
+            yield "append", body, ""
+        elif body and body.startswith("$ "):
+            for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+                command, _, output = part.partition("\n")
+                yield "run", command, output
+
+
+@pytest.mark.slow
+def test_the_tutorial(folder: Path) -> None:
+    toml = folder / "artifacts.toml"
+    ran = 0
+    for kind, first, second in steps((ROOT / "docs/tutorial.md").read_text()):
+        text = toml.read_text() if toml.exists() else ""
+        if kind == "run":
+            done = run(first, folder)
+            assert done.code in (0, 1), done.text
+            assert "Traceback" not in done.text
+            missing = shape(second) - shape(done.text)
+            assert not missing, f"{first}: {missing} is not in\n{done.text}"
+            ran += 1
+        elif kind == "edit":
+            assert first in text, first
+            toml.write_text(text.replace(first, second, 1))
+        elif kind == "cut":
+            assert first in text
+            toml.write_text(re.sub(rf"^{re.escape(first)}\n.*?(?=^\[)", "", text, flags=re.M | re.S))
+        else:
+            toml.write_text(f"{text.rstrip()}\n\n{first}")
+    assert ran >= 14
+
+
+# -- every other block ------------------------------------------------------------------------------------
+
+# How a command of the docs is tried when it cannot be run as it stands: pattern -> (what is run, why).
+INSTEAD: tuple[tuple[str, str, str], ...] = (
+    (r"uv run pytest.*|.*pytest .*", "pytest --version", "this test is a part of it"),
+    (
+        r"(?:uv run )?python (bench/\w+\.py).*",
+        r"python \1 --help",
+        "minutes; docs/performance.md has the results",
+    ),
+    (r"(?:uv run )?doit -d example/study (.*)", r"doit -d example/study list", "12 minutes of measuring"),
+    (r"uv sync.*|(?:uv )?pip install.*|git clone.*", "true", "installs; CI begins with it"),
+    (r"uv run (ruff|mypy).*", r"\1 --version", "CI runs it"),
+    (r"uv run mlx_lm\.(\w+) .*", r"python -m mlx_lm \1 --help", "minutes of training"),
+    (r"mlx_lm\.server .*", "python -m mlx_lm server --help", "does not end"),
+    (r".*completion (zsh|fish).*", r"builder completion \1 > /dev/null", "these shells may not be installed"),
+    (r"(?:uv run )?doit (?:eval|threshold|release|rollback)\b.*", "doit list", "the tutorial runs it"),
+    (
+        r"(?:uv run )?python example/make_data.py.*",
+        "python example/make_data.py made",
+        "its default is the repository",
+    ),
+    (r"(?:uv run )?python docs/reference_pages.py", "python docs/reference_pages.py", "in the copy"),
+    (r"(?s)mlx_lm\.fuse .*", "python -m mlx_lm fuse --help", "bench/build.py runs it"),
+    (r".*b3sum.*", "doit verify", "b3sum may not be installed"),
+    (r"bash \.ci/run", "bash -n .ci/run", "runs this test"),
+)
+
+
+def commands(page: str) -> list[str]:
+    """Every command of the page's blocks: lines of `sh`, `bash` as a whole, lines after `$ ` elsewhere."""
+    found = []
+    for language, body in FENCE.findall(page):
+        if language == "bash":  # a script
+            found.append(body.strip())
+            continue
+        for line in body.splitlines():
+            line = re.sub(r"\s+#.*$", "", line)
+            if language in ("sh", "console"):
+                found.append(line.strip().removeprefix("$ "))
+            elif not language and line.startswith("$ "):
+                found.append(line[2:])
+    return [line for line in found if line and not line.startswith("#")]
+
+
+def copy_of_the_repository(root: Path) -> Sandbox:
+    """What git knows of this repository, with a store of its own."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    return Sandbox(root)
+
+
+@pytest.mark.slow
+def test_every_other_command(tmp_path: Path) -> None:
+    box = copy_of_the_repository(tmp_path / "copy")
+    assert box.doit().code == 0
+    tried: dict[str, str] = {}
+    for page in PAGES:
+        if page == "docs/tutorial.md":
+            continue
+        for command in commands((ROOT / page).read_text()):
+            tried.setdefault(instead(command), f"{page}: {command}")
+    assert len(tried) > 20
+    wrong = {}
+    for command, where in tried.items():
+        done = run(command, box.root)
+        if done.code not in (0, 1) or "Traceback" in done.text:
+            wrong[where] = f"{command}: {done.code}\n{done.text[-400:]}"
+    assert not wrong, "\n".join(f"{where}: {what}" for where, what in wrong.items())
+
+
+def instead(command: str) -> str:
+    for pattern, replacement, _why in INSTEAD:
+        if match := re.fullmatch(pattern, command):
+            return match.expand(replacement)
+    return command.removeprefix("uv run ")
+
+
+def test_pages_link_to_what_is_there() -> None:
+    for page in PAGES:
+        file = ROOT / page
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", file.read_text()):
+            assert (file.parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_command_line_page_lists_every_word_that_a_program_may_read() -> None:
+    page = (ROOT / "docs/cli.md").read_text()
+    sources = [file.read_text() for file in (ROOT / "builder/commands").glob("*.py")]
+    documents = {name for text in sources for name in re.findall(r'print_json\(\s*"(\w+)"', text)}
+    assert {"gc", "status", "verify"} <= documents
+    words = [f"modelkiln/{name}/1" for name in documents]
+    words += [kind.name.lower() for kind in Kind]
+    words += [*get_args(State), "failed gate", *COMMANDS, *STANDALONE]
+    assert [word for word in words if word not in page] == []
+
+
+def test_the_readmes_table_is_the_reports() -> None:
+    """To renew it: `doit -d example/study report -o docs/study`; put phase8-table.md between the marks."""
+    page = (ROOT / "README.md").read_text()
+    found = re.search(r"<!-- study: (\S+), .* -->\n(.*)<!-- /study -->\n", page, re.DOTALL)
+    assert found is not None
+    assert found[2] == (ROOT / found[1]).read_text()

@@ -1,0 +1,155 @@
+"""Memory is a block, not a model: it does not grow while a stream walks through sixty of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from builder.engine.block import Block
+from builder.engine.inspect import inspect
+from builder.engine.loading import load_base
+from builder.engine.stream import Request, Stream
+from builder.errors import EngineError
+from builder.keys import Key
+from builder.plan.planning import make_plan
+from builder.plan.types import Action, Sources, TargetPlan
+from builder.project import preflight
+from builder.spec.types import Adapter, Base, Model, PathSource, Quantization, Spec, Variant
+from builder.weights.structure import Parameter, TensorSpec
+from tests.architectures import checkpoint, dense, moe
+from tests.comparison import lora
+from tests.conftest import ROOT
+from tests.plan.test_planning import ADAPTER, BASE
+
+LAYERS = 60
+BLOCK = 10e6  # bytes in the base, roughly
+DENSE = dense("llama", hidden_size=512, intermediate_size=2560, num_hidden_layers=LAYERS, head_dim=128)
+# Sixteen tensors for each of the stacks: `sanitize` puts them together lazily.
+EXPERTS = moe(
+    "qwen3_moe",
+    original=True,
+    hidden_size=256,
+    moe_intermediate_size=384,
+    num_experts=16,
+    num_hidden_layers=LAYERS,
+)
+
+WALK = """
+import json, sys
+from pathlib import Path
+from unittest import mock
+import mlx.core as mx
+from builder.engine import stream as streams
+from builder.engine.inspect import inspect
+from builder.engine.loading import load_base
+from builder.resolve import resolve
+from builder.spec import Quantization, Variant
+from tests.comparison import loaded
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+base, adapter, compiled = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "kernels"
+variants = [
+    Variant("4bit", quantization=Quantization(4, 64)),
+    Variant("8bit", quantization=Quantization(8, 64)),
+    Variant("f16", dtype="float16"),
+]
+structure = inspect(base)
+requests = [
+    streams.Request(v, v.dtype or structure.default_dtype, resolve(structure, v)[0]) for v in variants
+]
+with mock.patch.object(streams, "COMPILED_FROM", 0 if compiled else 1 << 62):
+    stream = streams.Stream(*load_base(base), requests, loaded(adapter))
+seen = []
+for block in structure.blocks:
+    stream.take(block, [v.name for v in variants], "test")
+    stream.drop(block)
+    seen.append(resident())
+print(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module", params=[DENSE, EXPERTS], ids=lambda a: a.kind)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("large") / "base", request.param)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kernels", "mlx"])
+def test_memory_does_not_grow_with_the_blocks(base: Path, how: str, tmp_path: Path) -> None:
+    structure = inspect(base)
+    assert structure.nbytes > LAYERS * BLOCK * 0.9
+    adapter = lora(base, structure, tmp_path / "adapter")
+    command = [sys.executable, "-c", WALK, str(base), str(adapter), how]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    seen = json.loads(done.stdout)
+    early, late = max(seen[:10]), max(seen[10:])
+    print(f"resident after 10 blocks {early / 1e6:.0f} MB, at most {late / 1e6:.0f} MB after {len(seen)}")
+    assert late - early < 3 * BLOCK
+
+
+def test_reading_ahead_needs_room_in_the_budget() -> None:
+    action = Action(Key("k1"), "a", "f", (), 10, False)
+    actions = [action, replace(action, key=Key("k2"), block="b")]
+    source = {"a": 1000, "b": 4000}
+    peak = preflight.block_peaks(actions, source)["a"]
+    assert preflight.reads_ahead(actions, source, None) == {"a": 4000}
+    assert preflight.reads_ahead(actions, source, peak + 4000) == {"a": 4000}
+    assert preflight.reads_ahead(actions, source, peak + 3999) == {}
+    assert preflight.peak_memory(actions, source) == max(
+        peak + 4000, preflight.block_peaks(actions, source)["b"]
+    )
+
+
+def test_the_delta_of_adapted_experts_is_counted() -> None:
+    stack = Parameter(TensorSpec("layers.1.experts.up.weight", "BF16", (8, 32, 64)))
+    structure = replace(BASE.structure, parameters=(*BASE.structure.parameters, stack))
+    facts = replace(ADAPTER, paths=frozenset({"layers.1.experts.up", "layers.1.down_proj"}))
+    spec = Spec(
+        Path("/project/artifacts.toml"),
+        Path("/project/store"),
+        bases={"b": Base("b", PathSource(Path("/base")))},
+        adapters={"a": Adapter("a", "b", Path("/adapter"))},
+        variants={"v": Variant("v", quantization=Quantization(4, 64))},
+        models={"m": Model("m", "b", "a", ("v",))},
+    )
+    plan = make_plan(spec, Sources({"b": replace(BASE, structure=structure)}, {"a": facts})).targets["m_v"]
+    assert isinstance(plan, TargetPlan)
+    assert preflight.deltas(plan) == {"layers.1": 4 * 8 * 32 * 64}
+    plain = preflight.block_peaks(plan.actions, structure.block_nbytes)
+    counted = preflight.block_peaks(plan.actions, structure.block_nbytes, preflight.deltas(plan))
+    assert counted == {**plain, "layers.1": plain["layers.1"] + 4 * 8 * 32 * 64}
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "[metal::malloc] Attempting to allocate 9663676416 bytes which is greater than the maximum allowed.",
+        "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallback)",
+        "cudaMallocAsync(&data, size, stream) failed: out of memory",
+    ],
+)
+def test_too_little_memory_on_a_gpu_is_one_line(says: str, tmp_path: Path) -> None:
+    """What mlx raises there; on a CPU its allocator does not come back from a refusal of the system."""
+    base = checkpoint(tmp_path / "base", dense("qwen3"))
+    stream = Stream(*load_base(base), [Request(Variant("own"), None, {})])
+    with (
+        mock.patch.object(Block, "shards", side_effect=RuntimeError(says)),
+        pytest.raises(EngineError) as caught,
+    ):
+        stream.take("model.norm", ["own"], "m_own")
+    assert caught.value.message == (
+        f'm_own: memory does not suffice for block "model.norm" ({says.rstrip(".")}).'
+    )
+    with (
+        mock.patch.object(Block, "shards", side_effect=RuntimeError("[matmul] shapes")),
+        pytest.raises(RuntimeError, match="matmul"),
+    ):
+        stream.take("model.norm", ["own"], "m_own")

@@ -1,0 +1,290 @@
+"""doit report: what the store holds as a page, as Markdown and as JSON; nothing is loaded for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder.commands.report import finite
+from builder.evaluate.comparison import Difference
+from builder.evaluate.statistics import Figure
+from builder.report.facts import Compared, ModelReport, Provenance, Row
+from builder.report.tables import study, verdict
+from tests.conftest import Sandbox, make_sandbox
+from tests.evaluate.test_run import figures, project
+from tests.tiny import DECLARATION
+
+CONTROL = """
+[model.plain]
+base = "base"
+variants = ["f16", "4bit"]
+suites = ["routing", "fidelity"]
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """Two variants with an adapter and the same without, measured."""
+    box = project(lambda text: make_sandbox(tmp_path_factory.mktemp("report") / "p", text))
+    text = box.toml.read_text()
+    base = re.search(r"\[base\.(\w+)\]", DECLARATION)
+    assert base is not None
+    asked = text.replace('suites = ["routing", "calls", "ppl", "fidelity", "said", "own"]',
+                         'suites = ["routing", "fidelity", "said"]')  # fmt: skip
+    box.toml.write_text(asked.replace('">= 0"', '">= 0.9"') + CONTROL.replace('"base"', f'"{base[1]}"', 1))
+    targets = ("m_4bit", "m_5bit", "m_f16", "plain_4bit", "plain_f16")
+    ran = box.doit("run", "--continue", *(f"eval:{target}" for target in targets))
+    assert len(figures(box)) == 13, ran.text
+    return box
+
+
+def test_the_page_says_what_was_measured(measured: Sandbox) -> None:
+    ran = measured.doit("report")
+    assert ran.code == 0, ran.text
+    page = (measured.root / "store/report/index.html").read_text()
+    text = (measured.root / "store/report/report.md").read_text()
+    found = figures(measured)
+    greedy = f"{100 * found['m_4bit', 'routing']['greedy']:.3g} %"
+    kl = f"{found['m_4bit', 'fidelity']['kl']:.3g}"
+    beside = f"{found['plain_4bit', 'fidelity']['kl']:.3g}"
+    for number in (greedy, kl, beside):
+        assert number in page
+        assert number in text
+    assert "Whose loss is it?" in page
+    assert "no difference shown (n = 6)" in text
+    manifest = (measured.view("m_4bit") / "artifact.toml").read_text()
+    key = re.search(r'key = "(\w+)"', manifest)
+    assert key is not None
+    assert key[1][:12] in page
+    assert "store/report/index.html" in ran.out.splitlines()
+
+
+def test_the_page_needs_nothing_from_elsewhere(measured: Sandbox) -> None:
+    measured.doit("report")
+    page = (measured.root / "store/report/index.html").read_text()
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!#)[^"'>\s]""", page.replace("xlink:href", "xlink"))
+    assert "@import" not in page
+    assert "<script" not in page
+    linked = set(re.findall(r'xlink:href="#([^"]+)"', page))
+    assert linked <= set(re.findall(r'\bid="([^"]+)"', page))
+    assert linked, "the plots are missing"
+
+
+def test_the_same_store_gives_the_same_bytes(measured: Sandbox) -> None:
+    def made(folder: str) -> dict[str, bytes]:
+        assert measured.doit("report", "-o", folder).code == 0
+        return {path.name: path.read_bytes() for path in sorted((measured.root / folder).iterdir())}
+
+    first, second = made("one"), made("two")
+    assert first == second
+    assert {"index.html", "report.md", "m-kl.svg", "m-size.svg", "m-error.svg", "m-table.md"} <= set(first)
+
+
+def test_no_model_is_loaded(measured: Sandbox, tmp_path: Path) -> None:
+    """Importing mlx is an error: the report is still there, and the same."""
+    copy = tmp_path / "copy"
+    shutil.copytree(measured.root, copy, symlinks=True)
+    box = Sandbox(copy)
+    before = measured.doit("report", "--json")
+    (copy / "mlx.py").write_text("raise ImportError('not here')")
+    ran = box.doit("report", "--json", env={"PYTHONPATH": str(copy)})
+    assert ran.code == 0, ran.text
+    mine, theirs = json.loads(ran.out), json.loads(before.out)
+    assert mine["schema"] == "modelkiln/report/1"
+    assert mine["models"][0]["rows"] == theirs["models"][0]["rows"]
+
+
+def test_nothing_built_and_an_unknown_model(sandbox: Callable[[str], Sandbox]) -> None:
+    box = sandbox(DECLARATION)
+    ran = box.doit("report")
+    assert ran.code == 0, ran.text
+    assert "nothing is built" in ran.out
+    wrong = box.doit("report", "n")
+    assert wrong.code == 3
+    assert wrong.err.startswith('ERROR: there is no model "n"')
+
+
+def test_two_targets_are_called_different_only_by_a_test() -> None:
+    def said(kind: str, metric: str, difference: Difference) -> str:
+        return verdict(Compared("s", kind, metric, "a", "b", difference))
+
+    none = Difference(-0.1, -0.2, 0.01, 40, 0.02, 0.2, False)
+    some = Difference(-0.1, -0.2, -0.01, 40, 0.02, 0.04, True)
+    assert said("choice", "greedy", none) == "no difference shown (n = 40)"
+    assert said("choice", "greedy", some) == "-10.0 points (-20.0 to -1.0, n = 40)"
+    assert said("fidelity", "agreement", some) == "-10.0 points (-20.0 to -1.0, n = 40)"
+    assert said("fidelity", "kl", some) == "-0.1 nats/token (-0.2 to -0.01, n = 40)"
+
+
+def browser() -> str:
+    """Chromium or Chrome. A change must pass with one; on a machine without, this is skipped."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None and (os.environ.get("CI") or os.environ.get("MODELKILN_CI")):
+        pytest.fail("no Chromium or Chrome on PATH: .ci/run installs Debian's where it may")
+    return found or pytest.skip("no Chromium or Chrome on PATH")
+
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+CHECK = """
+<script>
+addEventListener("load", () => {
+  const seen = [...document.querySelectorAll("svg")].map(e => e.getBoundingClientRect());
+  const style = getComputedStyle(document.body);
+  const ink = getComputedStyle(document.querySelector("svg text")).fill;
+  const boxes = [...document.querySelectorAll("h1, h2, p, figure, .box, details")];
+  const said = [Math.max(...boxes.map(e => e.getBoundingClientRect().right)), seen.length,
+    Math.min(...seen.map(r => r.width)), Math.max(...seen.map(r => r.right)),
+    style.color, style.backgroundColor, ink].join("|");
+  const e = document.createElement("p"); e.id = "said"; e.textContent = said; document.body.append(e);
+});
+</script>
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_looks_right_in_a_browser(measured: Sandbox, tmp_path: Path, width: int, dark: bool) -> None:
+    """Nothing is wider than the page, which is narrowed: Chromium's windows are at least 500 wide."""
+    chrome = browser()
+    measured.doit("report")
+    page = (measured.root / "store/report/index.html").read_text()
+    file = tmp_path / "page.html"
+    file.write_text(page.replace("</body>", f"<style>html {{ width: {width}px }}</style>{CHECK}</body>"))
+    scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    command = [chrome, *FLAGS, f"--user-data-dir={tmp_path}/c"]
+    command += [f"--window-size={max(width, 500)},900", *scheme, "--dump-dom", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    found = re.search(r'<p id="said">([^<]*)</p>', done.stdout)
+    assert found is not None, done.stderr[-500:]
+    edge, count, narrowest, right, color, paper, ink = found[1].split("|")
+    assert float(edge) <= width, "the page scrolls sideways"
+    assert int(count) >= 2
+    assert float(narrowest) > 200
+    assert float(right) <= width, "a plot is wider than the page"
+    assert contrast(color, paper) >= 7
+    assert contrast(ink, paper) >= 7
+    assert (luminance(paper) < 0.1) == dark
+
+
+def luminance(color: str) -> float:
+    """Relative luminance, WCAG 2.2."""
+    parts = [int(value) / 255 for value in re.findall(r"\d+", color)[:3]]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(share * p for share, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def report(kinds: dict[str, str], figures: dict[str, Figure], **more: Any) -> ModelReport:
+    """Of one target with these figures."""
+    said = Provenance("m_4bit", "k", "", "", "", "", "", "", "", "", None)
+    row = Row("m_4bit", "4bit", 4, 20_000_000, 4.5, figures, None, (), "passes", (), {}, said)
+    row = dataclasses.replace(row, **{k: v for k, v in more.items() if k == "doubts"})
+    return ModelReport("m", "b", None, (row,), tuple(figures), kinds, {}, (), (), None)
+
+
+def cells(model: ModelReport) -> dict[str, str]:
+    table = study(model)
+    return dict(zip(table.headings, table.rows[0], strict=True))
+
+
+def test_a_figure_without_width_has_no_interval() -> None:
+    kinds = {"f": "fidelity", "s": "choice", "g": "generate"}
+    found = cells(
+        report(
+            kinds,
+            {
+                "f.kl": Figure(0.5, 0.5, 0.5, 3),
+                "s.greedy": Figure(0.5, 0.25, 0.75, 3),
+                "g.seconds": Figure(2.0, -math.inf, math.inf, 1),
+            },
+        )
+    )
+    assert found["KL"] == "0.5"
+    assert found["s greedy"] == "50 % (25 to 75)"
+    assert found["g s/query"] == "2"
+
+
+def test_the_kind_of_a_suite_says_what_a_figure_is_not_its_name() -> None:
+    own = {"own.memory": Figure(20_000_000, None, None, 1), "own.accuracy": Figure(97.5, None, None, 40)}
+    found = cells(report({"own": "command"}, own))
+    assert found["own memory"] == "2e+07"
+    assert found["own accuracy"] == "97.5"
+    assert "memory" not in found  # nobody measured the peak, and the size on disk is none
+    generated = cells(report({"g": "generate"}, {"g.memory": Figure(0.02, None, None, 5)}))
+    assert generated["memory"] == "20.0 MB"
+
+
+def test_a_pass_whose_interval_reaches_below_says_so() -> None:
+    figures = {"s.greedy": Figure(0.967, 0.917, 0.987, 120)}
+    found = cells(report({"s": "choice"}, figures, doubts={"s.greedy": 0.917}))
+    assert found["result"] == "passes (interval reaches s greedy 91.7 %)"
+
+
+def test_the_base_alone_stands_in_the_table(measured: Sandbox) -> None:
+    measured.doit("report")
+    text = (measured.root / "store/report/report.md").read_text()
+    row = re.search(r"^\| f16, no adapter \| - \|.*$", text, re.MULTILINE)
+    assert row is not None
+    greedy = figures(measured)["plain_f16", "routing"]["greedy"]
+    assert f"{100 * greedy:.3g} %" in row[0]
+    assert "Without a control, since plain has none built: 5bit." in text
+    table = (measured.root / "store/report/m-table.md").read_text()
+    assert "| f16, no adapter |" in table
+    assert "Measured from base and adapter, not on disk: f16; the size is what it takes." in text
+    assert "In brackets the 95 % interval (routing n = 6, fidelity n =" in table
+    assert re.search(r"fidelity n = \d+ tokens of 6 answers", table)
+
+
+def test_it_says_when_and_on_what_was_measured(measured: Sandbox) -> None:
+    model = json.loads(measured.doit("report", "--json").out)["models"][0]
+    told = model["rows"][0]["provenance"]["measured"]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ( to 20.*Z)?", told["when"])
+    assert told["where"]
+    assert re.search(r"mlx \d+.*mlx-lm \d+.*precision", told["how"])
+
+
+def test_missing_questions_cost_their_suite_alone(measured: Sandbox, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(measured.root, copy, symlinks=True)
+    box = Sandbox(copy)
+    said = copy / "said.jsonl"
+    said.write_text((copy / "rows.jsonl").read_text())
+    text = box.toml.read_text()
+    place = text.index('data = "rows.jsonl"', text.index("[suite.said]"))
+    box.toml.write_text(text[:place] + 'data = "said.jsonl"' + text[place + len('data = "rows.jsonl"') :])
+    assert box.doit("report").code == 0
+    assert "not measured: questions missing" not in (copy / "store/report/report.md").read_text()
+    said.unlink()
+    ran = box.doit("report")
+    assert ran.code == 0, ran.text
+    report = (copy / "store/report/report.md").read_text()
+    assert "said: not measured: questions missing (said.jsonl: No such file or directory)." in report
+    assert "routing n = 6" in report
+
+
+def test_numbers_that_json_lacks_are_null() -> None:
+    assert finite({"a": [math.inf, 1.5, (math.nan, "x")]}) == {"a": [None, 1.5, [None, "x"]]}

@@ -14,15 +14,15 @@ TABLE = Path(__file__).resolve().parent.parent / "docs" / "architectures.md"
 
 HEAD = """# Architectures
 
-What `tests/engine/test_architectures.py` compares for every model in mlx-lm {version}: a tiny random checkpoint,
-a LoRA on two thirds of the paths that can carry one, and {variants}; once by this
-project, block by block, and once by `mlx_lm.fuse` followed by `mlx_lm.convert`. Every tensor must have the
-same bytes, and config.json must say the same. Written by `python -m tests.architecture_table`.
+What `tests/engine/test_architectures.py` compares for every model in mlx-lm {version}: a tiny random
+checkpoint, a LoRA on two thirds of the paths that can carry one, and {variants}; once by this project, block
+by block, and once by `mlx_lm.fuse` followed by `mlx_lm.convert`. Every tensor must have the same bytes, and
+config.json must say the same. Written by `python -m tests.architecture_table`.
 
-`tests/engine/test_architectures_adapted.py` compares these models with DoRA, with a full fine-tune and with a LoRA
-on a dequantized base, but for the few marked below and llama-biased. mlx-lm cannot dequantize
-the latent attention of deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa, kimi_k25, kimi_k3, kimi_linear,
-kimi_vl, longcat_flash, longcat_flash_ngram and mistral4: that is refused by name.
+`tests/engine/test_architectures_adapted.py` compares these models with DoRA, with a full fine-tune and with a
+LoRA on a dequantized base, but for the few marked below and llama-biased. mlx-lm cannot dequantize the latent
+attention of deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa, kimi_k25, kimi_k3, kimi_linear, kimi_vl,
+longcat_flash, longcat_flash_ngram and mistral4: that is refused by name.
 
 `original` checkpoints have the names and shapes of Hugging Face, the others those of mlx-lm.
 

@@ -17,7 +17,7 @@ import pytest
 from builder.errors import BuildError
 from docs.reference_pages import error_classes
 from tests.architectures import REGISTRY, checkpoint, moe
-from tests.conftest import Ran, Sandbox
+from tests.conftest import ROOT, Ran, Sandbox
 from tests.tiny import DECLARATION, make_adapter, make_base
 
 Make = Callable[..., Sandbox]

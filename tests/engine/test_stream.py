@@ -48,8 +48,8 @@ import mlx.core as mx
 from builder.engine import stream as streams
 from builder.engine.inspect import inspect
 from builder.engine.loading import load_base
-from builder.resolve import resolve
-from builder.spec import Quantization, Variant
+from builder.plan.quantization import resolve
+from builder.spec.types import Quantization, Variant
 from tests.comparison import loaded
 
 def resident():
@@ -96,7 +96,7 @@ def test_memory_does_not_grow_with_the_blocks(base: Path, how: str, tmp_path: Pa
 
 
 def test_reading_ahead_needs_room_in_the_budget() -> None:
-    action = Action(Key("k1"), "a", "f", (), 10, False)
+    action = Action(Key("k1"), "a", "f", (), 10)
     actions = [action, replace(action, key=Key("k2"), block="b")]
     source = {"a": 1000, "b": 4000}
     peak = preflight.block_peaks(actions, source)["a"]

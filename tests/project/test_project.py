@@ -23,13 +23,19 @@ def test_every_command_is_registered_in_both_places() -> None:
     assert PYPROJECT["tool"]["doit"]["plugins"]["command"] == dict(COMMANDS)
 
 
+LONG = {
+    "builder/spec/fields.py": "a table of data: every key that may stand in artifacts.toml",
+    "builder/engine/kernels/jitted.py": "what is compiled stays in one file",
+}
+
+
 def test_no_file_grew_past_its_reason() -> None:
     long = {
-        str(path.relative_to(ROOT)): count
+        str(path.relative_to(ROOT))
         for path in [*(ROOT / "builder").rglob("*.py"), ROOT / "dodo.py"]
-        if (count := len(path.read_text().splitlines())) > 420
+        if len(path.read_text().splitlines()) > 300
     }
-    assert not long
+    assert long == set(LONG)
 
 
 def test_the_declaration_of_tasks_stays_small() -> None:

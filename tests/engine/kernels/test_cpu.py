@@ -16,7 +16,8 @@ import pytest
 pytest.importorskip("numba")
 import mlx.core as mx
 
-from builder.engine.kernels import agreement, compiled, kernels
+from builder.engine.kernels import agreement, compiled
+from builder.engine.kernels import cpu as kernels
 from builder.engine.kernels.cpu import SETTINGS, NonFinite, fuse_lora, quantize_widths
 
 DTYPES = ["bfloat16", "float16", "float32"]
@@ -299,7 +300,8 @@ def test_not_available_on_another_device(monkeypatch: pytest.MonkeyPatch) -> Non
 WORK = """
 import sys, warnings
 import numpy as np
-from builder.engine import agreement, compiled, kernels
+from builder.engine.kernels import agreement, compiled, signatures
+from builder.engine.kernels import cpu as kernels
 print(kernels.ready())
 made = kernels.quantize_widths(np.full((8, 64), 0x3F80, np.uint16), "bfloat16", [(4, 64)])
 print("numba" in sys.modules, agreement.verify("bfloat16") == kernels.SETTINGS)
@@ -357,7 +359,8 @@ def test_two_processes_may_compile_at_once(tmp_path: Path) -> None:
 def test_another_numba_means_mlx_and_a_warning(tmp_path: Path, change: str, says: str) -> None:
     code = f"""
 import numba, numpy as np
-from builder.engine import agreement, compiled, jitted, kernels
+from builder.engine.kernels import agreement, compiled, jitted, signatures
+from builder.engine.kernels import cpu as kernels
 getpid = numba.types.ExternalFunction("getpid", numba.types.int32())
 {change}
 print(kernels.available(), agreement.verify("bfloat16"))

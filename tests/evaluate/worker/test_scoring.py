@@ -175,8 +175,8 @@ MEMORY = """
 import sys
 import mlx.core as mx
 from pathlib import Path
-from builder.evaluate import layerwise, scoring
-from builder.evaluate.questions import Ask
+from builder.evaluate.worker import layerwise, scoring
+from builder.evaluate.worker.questions import Ask
 model = scoring.load_float32(Path(sys.argv[1]))
 asks = [Ask(tuple(range(i, i + 20)), 5) for i in range(4)]
 how = {"all": scoring.score, "layer": layerwise.score_by_layer}[sys.argv[2]]

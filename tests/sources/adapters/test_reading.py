@@ -18,7 +18,7 @@ from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding
 
 from builder.errors import SourceError, SourceInvalid
-from builder.sources.adapters import reading as adapters
+from builder.sources.adapters import tensors as adapter_bytes
 from builder.sources.adapters.reading import adapter_files, read_adapter
 from builder.sources.adapters.tensors import check_finite, load_tensors, slice_digests
 from builder.spec.types import Adapter
@@ -229,7 +229,7 @@ def test_two_layouts_at_once_are_refused(tmp_path: Path) -> None:
 def test_one_bad_value_is_found_in_any_piece(
     tmp_path: Path, dtype: mx.Dtype, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters, "_PIECE", 64)
+    monkeypatch.setattr(adapter_bytes, "_PIECE", 64)
     tensors = {name: tensor.astype(dtype) for name, tensor in mlx_pair().items()}
     declared = mlx(tmp_path, tensors)
     check_finite(read_adapter(declared), declared)

@@ -297,7 +297,7 @@ BUILDER = """
 import sys, time
 from pathlib import Path
 from builder.keys import make_key
-from builder.record import FileEntry, Manifest, Record
+from builder.store.types import FileEntry, Manifest, Record
 from builder.store import blobs, locks, records, views
 from builder.store.format import open_store
 store = open_store(Path(sys.argv[1]))

@@ -259,7 +259,7 @@ def test_the_table_for_a_readme_has_six_columns_and_its_doubts_below() -> None:
     assert summary(report({"s": "choice", "f": "fidelity"}, GREEDY | KL, **DOUBTED)) == (
         "| variant | size | bits per weight | accuracy | KL | verdict |\n"
         "| --- | ---: | ---: | ---: | ---: | --- |\n"
-        "| 4bit | 20.0 MB | 4.50 | 96.7 % | 0.0868 | passes, but not with certainty |\n"
+        "| 4bit | 20.0 MB | 4.50 | 96.7 % | 0.0868 | passes, not certain |\n"
         "\n"
         "Accuracy is s.greedy (n = 120). KL is f.kl (n = 1917 tokens of 120 answers). "
         "Required: s.greedy >= 0.95, f.kl <= 0.1. Not certain for 4bit: the true accuracy may be as low as "

@@ -108,7 +108,7 @@ def divergence(model: ModelReport) -> str:
 
 
 def _short_verdict(row: Row) -> str:
-    return f"{row.verdict}, but not with certainty" if row.verdict == "passes" and row.doubts else row.verdict
+    return f"{row.verdict}, not certain" if row.verdict == "passes" and row.doubts else row.verdict
 
 
 def doubted(model: ModelReport) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from builder.report.facts import ModelReport
-from builder.report.tables import is_distance, memory
+from builder.report.tables import accuracy, divergence, is_distance, memory
 
 
 def notes(model: ModelReport) -> list[str]:
@@ -18,7 +18,7 @@ def notes(model: ModelReport) -> list[str]:
     if any(row.survival and row.survival.db is not None for row in model.rows):
         said.append(
             "Survival: the adapter's change against the rounding error, in dB, in the adapted weights; "
-            "0 dB means that both are of one size. Estimated from a sample of the rows of each weight."
+            "at 0 dB both are equally large. Estimated from a sample of the rows of each weight."
         )
     if any(row.survival for row in model.rows):
         said.append(
@@ -59,6 +59,16 @@ def counted(model: ModelReport) -> str:
         if figures:
             asked.append(f"{suite} n = {max(figures, key=lambda figure: figure.n).counted}")
     return f"In brackets the 95 % interval ({', '.join(asked)})." if asked else ""
+
+
+def meant(model: ModelReport) -> str:
+    """Which figures the two columns of the short table are, and how many observations they come from."""
+    said = []
+    for name, metric in (("Accuracy", accuracy(model)), ("KL", divergence(model))):
+        figures = [row.figures[metric] for row in model.rows if metric in row.figures]
+        if figures:
+            said.append(f"{name} is {metric} (n = {max(figures, key=lambda figure: figure.n).counted}).")
+    return " ".join(said)
 
 
 def _of_fidelity(model: ModelReport) -> list[str]:

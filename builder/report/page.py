@@ -91,9 +91,9 @@ def markdown(
 
 
 def summary(model: ModelReport) -> str:
-    """The study's table for a README, with what its brackets say."""
-    said = [notes.counted(model), *notes.required(model)]
-    return "\n".join([*markdown_table(tables.study(model, few=True)), "", " ".join(filter(None, said)), ""])
+    """For a README: the answer in six columns, and below it what is counted, required and uncertain."""
+    said = [notes.meant(model), *notes.required(model), *tables.doubted(model)]
+    return "\n".join([*markdown_table(tables.answer(model)), "", " ".join(filter(None, said)), ""])
 
 
 def markdown_table(made: Table) -> list[str]:

@@ -83,7 +83,7 @@ def _size(model: ModelReport) -> Plot | None:
         axes.plot(row.size / 1e6, 100 * row.control[metric].value, "x", color=_INK)
     said = f"{len(rows)} variants of {model.name}: size on disk against {metric}, with 95 % intervals."
     if controls:
-        said += " Crosses: the base without adapter, quantized alike."
+        said += " Crosses: the base without adapter, quantized in the same way."
     if metric in model.required:
         operator, least = model.required[metric]
         axes.axhline(100 * least, color=_INK, linestyle="--", linewidth=0.8)
@@ -186,7 +186,9 @@ def _kl(model: ModelReport) -> Plot | None:
     axes.margins(x=0.1)
     said = "Mean KL divergence from the unquantized model to each variant, 95 % intervals, logarithmic."
     if any(metric in (row.control or {}) for row in rows):
-        said += " Crosses: the base without adapter, quantized alike, against its own unquantized self."
+        said += (
+            " Crosses: the base without adapter, quantized in the same way, against its own unquantized self."
+        )
     return _plot("kl", "KL by variant", said, figure)
 
 

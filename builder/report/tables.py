@@ -6,7 +6,7 @@ different only where a paired test says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from builder.console.words import size_text
@@ -75,6 +75,51 @@ def study(model: ModelReport, *, few: bool = False, brief: bool = False) -> Tabl
     return Table("What each variant costs and can do", *_trim(headings, rows), frozenset({0, 1}))
 
 
+def answer(model: ModelReport) -> Table:
+    """The study in six columns, without intervals: what a README says. `doubted` has what they leave open."""
+    rate, distance = accuracy(model), divergence(model)
+    headings = ["variant", "size", "bits per weight", "accuracy", "KL", "verdict"]
+    rows = []
+    for row in ((model.plain,) if model.plain else ()) + model.rows:
+        alone = row is model.plain
+        cells = [
+            f"{row.variant}, no adapter" if alone else row.variant,
+            size_text(row.size),
+            f"{row.bits_per_weight:.2f}",
+            _cell(model, rate, row.figures.get(rate), brief=True),
+            _cell(model, distance, None if alone else row.figures.get(distance), brief=True),
+            "-" if alone else _short_verdict(row),
+        ]
+        rows.append(cells)
+    trimmed, body = _trim(headings, rows)
+    return Table("The answer", trimmed, body, frozenset({0, len(trimmed) - 1}))
+
+
+def accuracy(model: ModelReport) -> str:
+    """The rate that stands for what a model can do: the first that is required, else the first; or ""."""
+    rates = [m for m in model.metrics if shown_as(model, m) == "%" and not is_distance(model, m)]
+    return next((m for m in model.required if m in rates), rates[0] if rates else "")
+
+
+def divergence(model: ModelReport) -> str:
+    """The distance to the unquantized model: the first that is required, else the first; or ""."""
+    found = [m for m in model.metrics if is_distance(model, m) and m.endswith(".kl")]
+    return next((m for m in model.required if m in found), found[0] if found else "")
+
+
+def _short_verdict(row: Row) -> str:
+    return f"{row.verdict}, not certain" if row.verdict == "passes" and row.doubts else row.verdict
+
+
+def doubted(model: ModelReport) -> list[str]:
+    """A sentence about the targets that pass, and whose true figures may not."""
+    said: dict[str, list[str]] = {}
+    for row in model.rows:
+        if row.verdict == "passes" and row.doubts:
+            said.setdefault(_ends(model, row, {accuracy(model): "accuracy"}), []).append(row.variant)
+    return [f"Not certain for {', '.join(variants)}: {ends}." for ends, variants in said.items()]
+
+
 def _second(model: ModelReport, metric: str) -> bool:
     """Whether another figure of its suite says more or less the same."""
     if metric in model.required:
@@ -99,8 +144,17 @@ def _result(model: ModelReport, row: Row, *, brief: bool) -> str:
     """The verdict, and what of it the intervals leave open."""
     if brief or row.verdict != "passes" or not row.doubts:
         return row.verdict
-    ends = (f"{_heading(model, metric)} {_number(model, metric, end)}" for metric, end in row.doubts.items())
-    return f"{row.verdict} (interval reaches {', '.join(ends)})"
+    return f"{row.verdict} ({_ends(model, row)})"
+
+
+def _ends(model: ModelReport, row: Row, names: Mapping[str, str] = {}) -> str:
+    """How far the intervals reach to the wrong side; `names` replaces the headings of metrics."""
+    ends = []
+    for metric, end in row.doubts.items():
+        name = names.get(metric) or _heading(model, metric)
+        side = "high" if model.required[metric][0].startswith("<") else "low"
+        ends.append(f"the true {name} may be as {side} as {_number(model, metric, end)}")
+    return " and ".join(ends)
 
 
 _NO_KL = 0.0001  # less is rounding of float32

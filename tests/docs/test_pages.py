@@ -1,4 +1,4 @@
-"""The docs do what they say: the tutorial is run line by line, every other command block is accounted for."""
+"""The docs do what they say: the tutorial is run block by block, all other commands are accounted for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -52,73 +51,42 @@ def shape(text: str) -> set[str]:
     return {re.sub(r"\s+", " ", line).strip() for line in lines} - {""}
 
 
-# -- the tutorial, line by line -----------------------------------------------------------------------------
+# -- the tutorial, block by block ---------------------------------------------------------------------------
+
+TUTORIAL = "docs/start.md"
+TYPED = re.compile(r"^```sh\n(#.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+MARK = "@@@"
+# A reader needs longer than the two seconds for which the store does not trust a new file's times.
+PAUSE = "sleep 3\n"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the tutorial begins with: the example's base as a folder, its adapter, 40 of its questions."""
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds nothing but `modelkiln`, which stands for the clone after `uv sync`.
+
+    The page takes two things from its clone: the example's files, and the environment. Both are links here.
+    """
     home = tmp_path_factory.mktemp("tutorial")
-    box = copy_of_the_repository(home / "repository")
-    assert box.doit("base:smollm2").code == 0
-    here = home / "project"
-    base = here / "SmolLM2-135M-Instruct"
-    (here / "data").mkdir(parents=True)
-    base.mkdir()
-    for file in (box.root / "store/bases/smollm2").iterdir():
-        if file.name != "artifact.toml":
-            shutil.copyfile(file, base / file.name)
-    shutil.copytree(ROOT / "example/adapters/phase8", here / "adapters/phase8")
-    rows = (ROOT / "example/data/test.jsonl").read_text().splitlines()[:40]
-    (here / "data/test.jsonl").write_text("\n".join(rows) + "\n")
-    return here
-
-
-def steps(page: str) -> Iterator[tuple[str, str, str]]:
-    """("run", command, output), ("edit", old, new), ("cut", heading, ""), ("append", text, ""), in order."""
-    text = page
-    pattern = re.compile(r"<!-- (edit|cut|append):? ?(.*?)-->|" + FENCE.pattern, FENCE.flags)
-    append = False
-    for match in pattern.finditer(text):
-        kind, about, language, body = match.groups()
-        if kind == "edit":
-            old, _, new = about.rstrip().replace("\\n", "\n").partition(" -> ")
-            yield "edit", old, new
-        elif kind == "cut":
-            yield "cut", about.strip(), ""
-        elif kind == "append":
-            append = True
-        elif language == "toml" and append:
-            append = False
-            yield "append", body, ""
-        elif body and body.startswith("$ "):
-            for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
-                command, _, output = part.partition("\n")
-                yield "run", command, output
+    (home / "modelkiln").mkdir()
+    (home / "modelkiln/example").symlink_to(ROOT / "example")
+    (home / "modelkiln/.venv").symlink_to(sys.prefix)
+    return home
 
 
 @pytest.mark.slow
-def test_the_tutorial(folder: Path) -> None:
-    toml = folder / "artifacts.toml"
-    ran = 0
-    for kind, first, second in steps((ROOT / "docs/tutorial.md").read_text()):
-        text = toml.read_text() if toml.exists() else ""
-        if kind == "run":
-            done = run(first, folder)
-            assert done.code in (0, 1), done.text
-            assert "Traceback" not in done.text
-            missing = shape(second) - shape(done.text)
-            assert not missing, f"{first}: {missing} is not in\n{done.text}"
-            ran += 1
-        elif kind == "edit":
-            assert first in text, first
-            toml.write_text(text.replace(first, second, 1))
-        elif kind == "cut":
-            assert first in text
-            toml.write_text(re.sub(rf"^{re.escape(first)}\n.*?(?=^\[)", "", text, flags=re.M | re.S))
-        else:
-            toml.write_text(f"{text.rstrip()}\n\n{first}")
-    assert ran >= 14
+def test_the_tutorial(empty: Path) -> None:
+    """All blocks that begin with a comment, in one shell, as a reader types them. Edits are commands too."""
+    blocks = TYPED.findall((ROOT / TUTORIAL).read_text())
+    assert len(blocks) >= 14
+    typed = "".join(f"{block}echo {MARK}$?\n{PAUSE if 'cp ' in block else ''}" for block, _output in blocks)
+    done = run(typed, empty)
+    said = re.split(rf"^{MARK}(\d+)\n", done.text, flags=re.MULTILINE)
+    assert len(said) == 2 * len(blocks) + 1, done.text
+    for (block, output), printed, code in zip(blocks, said[::2], said[1::2], strict=False):
+        assert int(code) in (0, 1), f"{block}{printed}"
+        assert "Traceback" not in printed, f"{block}{printed}"
+        missing = shape(output) - shape(printed)
+        assert not missing, f"{block}{missing} is not in\n{printed}"
 
 
 # -- every other block ------------------------------------------------------------------------------------
@@ -184,7 +152,7 @@ def test_every_other_command(tmp_path: Path) -> None:
     assert box.doit().code == 0
     tried: dict[str, str] = {}
     for page in PAGES:
-        if page == "docs/tutorial.md":
+        if page == TUTORIAL:
             continue
         for command in commands((ROOT / page).read_text()):
             tried.setdefault(instead(command), f"{page}: {command}")

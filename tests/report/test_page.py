@@ -19,6 +19,7 @@ from builder.commands.report import finite
 from builder.evaluate.comparison import Difference
 from builder.evaluate.statistics import Figure
 from builder.report.facts import Compared, ModelReport, Provenance, Row
+from builder.report.page import summary
 from builder.report.tables import study, verdict
 from tests.conftest import Sandbox, make_sandbox
 from tests.evaluate.test_run import figures, project
@@ -202,8 +203,9 @@ def report(kinds: dict[str, str], figures: dict[str, Figure], **more: Any) -> Mo
     """Of one target with these figures."""
     said = Provenance("m_4bit", "k", "", "", "", "", "", "", "", "", None)
     row = Row("m_4bit", "4bit", 4, 20_000_000, 4.5, figures, None, (), "passes", (), {}, said)
-    row = dataclasses.replace(row, **{k: v for k, v in more.items() if k == "doubts"})
-    return ModelReport("m", "b", None, (row,), tuple(figures), kinds, {}, (), (), None)
+    row = dataclasses.replace(row, **{k: v for k, v in more.items() if k in ("doubts", "verdict")})
+    required = more.get("required", {})
+    return ModelReport("m", "b", None, (row,), tuple(figures), kinds, required, (), (), None)
 
 
 def cells(model: ModelReport) -> dict[str, str]:
@@ -238,10 +240,42 @@ def test_the_kind_of_a_suite_says_what_a_figure_is_not_its_name() -> None:
     assert generated["memory"] == "20.0 MB"
 
 
-def test_a_pass_whose_interval_reaches_below_says_so() -> None:
-    figures = {"s.greedy": Figure(0.967, 0.917, 0.987, 120)}
-    found = cells(report({"s": "choice"}, figures, doubts={"s.greedy": 0.917}))
-    assert found["result"] == "passes (interval reaches s greedy 91.7 %)"
+GREEDY = {"s.accuracy": Figure(1.0, 0.9, 1.0, 120), "s.greedy": Figure(0.967, 0.917, 0.987, 120)}
+KL = {"f.kl": Figure(0.0868, 0.071, 0.103, 1917, 120)}
+DOUBTED: dict[str, Any] = {
+    "required": {"s.greedy": (">=", 0.95), "f.kl": ("<=", 0.1)},
+    "doubts": {"s.greedy": 0.917, "f.kl": 0.103},
+}
+
+
+def test_a_pass_whose_interval_reaches_to_the_wrong_side_says_so() -> None:
+    found = cells(report({"s": "choice", "f": "fidelity"}, GREEDY | KL, **DOUBTED))
+    assert found["result"] == (
+        "passes (the true s greedy may be as low as 91.7 % and the true KL may be as high as 0.103)"
+    )
+
+
+def test_the_table_for_a_readme_has_six_columns_and_its_doubts_below() -> None:
+    assert summary(report({"s": "choice", "f": "fidelity"}, GREEDY | KL, **DOUBTED)) == (
+        "| variant | size | bits per weight | accuracy | KL | verdict |\n"
+        "| --- | ---: | ---: | ---: | ---: | --- |\n"
+        "| 4bit | 20.0 MB | 4.50 | 96.7 % | 0.0868 | passes, not certain |\n"
+        "\n"
+        "Accuracy is s.greedy (n = 120). KL is f.kl (n = 1917 tokens of 120 answers). "
+        "Required: s.greedy >= 0.95, f.kl <= 0.1. Not certain for 4bit: the true accuracy may be as low as "
+        "91.7 % and the true KL may be as high as 0.103.\n"
+    )
+
+
+def test_the_accuracy_of_that_table_is_the_required_rate_else_the_first() -> None:
+    free = summary(report({"s": "choice"}, GREEDY, verdict="nothing required"))
+    assert "| 4bit | 20.0 MB | 4.50 | 100 % | nothing required |" in free
+    assert "Accuracy is s.accuracy (n = 120)." in free
+    certain = summary(report({"s": "choice"}, GREEDY, required={"s.greedy": (">=", 0.9)}))
+    assert "| 4bit | 20.0 MB | 4.50 | 96.7 % | passes |" in certain
+    assert certain.endswith("Required: s.greedy >= 0.9.\n")
+    bare = summary(report({}, {}, verdict="nothing required"))
+    assert bare.splitlines()[0] == "| variant | size | bits per weight | verdict |"
 
 
 def test_the_base_alone_stands_in_the_table(measured: Sandbox) -> None:
@@ -255,8 +289,10 @@ def test_the_base_alone_stands_in_the_table(measured: Sandbox) -> None:
     table = (measured.root / "store/report/m-table.md").read_text()
     assert "| f16, no adapter |" in table
     assert "Measured from base and adapter, not on disk: f16; the size is what it takes." in text
-    assert "In brackets the 95 % interval (routing n = 6, fidelity n =" in table
-    assert re.search(r"fidelity n = \d+ tokens of 6 answers", table)
+    assert "In brackets the 95 % interval (routing n = 6, fidelity n =" in text
+    assert re.search(
+        r"^Accuracy is routing.\w+ \(n = 6\)\. KL is fidelity.kl \(n = \d+ tokens of 6 answers\)", table, re.M
+    )
 
 
 def test_it_says_when_and_on_what_was_measured(measured: Sandbox) -> None:

@@ -14,6 +14,7 @@ from typing import get_args
 import pytest
 
 from builder.commands import COMMANDS, STANDALONE
+from builder.progress import Event
 from builder.state import Kind as State
 from builder.store.findings import Kind
 from tests.conftest import ROOT, Ran, Sandbox
@@ -211,15 +212,22 @@ def test_pages_link_to_what_is_there() -> None:
             assert (file.parent / link).exists(), f"{page}: {link}"
 
 
-def test_the_command_line_page_lists_every_word_that_a_program_may_read() -> None:
+def test_the_command_line_page_lists_every_command_and_state() -> None:
     page = (ROOT / "docs/cli.md").read_text()
+    words = [*get_args(State), "failed gate", *COMMANDS, *STANDALONE]
+    assert [word for word in words if word not in page] == []
+
+
+def test_the_json_page_lists_every_word_that_a_program_may_read() -> None:
+    page = (ROOT / "docs/json.md").read_text()
     sources = [file.read_text() for file in (ROOT / "builder/commands").glob("*.py")]
     documents = {name for text in sources for name in re.findall(r'print_json\(\s*"(\w+)"', text)}
     assert {"gc", "status", "verify"} <= documents
     words = [f"modelkiln/{name}/1" for name in documents]
     words += [kind.name.lower() for kind in Kind]
-    words += [*get_args(State), "failed gate", *COMMANDS, *STANDALONE]
-    assert [word for word in words if word not in page] == []
+    words += get_args(State)
+    words += [kind.__name__ for kind in get_args(Event)]
+    assert [word for word in words if f"`{word}`" not in page] == []
 
 
 def test_the_readmes_table_is_the_reports() -> None:

@@ -205,6 +205,17 @@ def instead(command: str) -> str:
     return command.removeprefix("uv run ")
 
 
+def test_the_python_page(tmp_path: Path) -> None:
+    box = copy_of_the_repository(tmp_path / "copy")
+    page = (ROOT / "docs/python.md").read_text()
+    blocks = FENCE.findall(page)
+    program = "\n".join(body for language, body in blocks if language == "python")
+    done = subprocess.run([sys.executable, "-c", program], cwd=box.root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = "".join(body for language, body in blocks if language == "text")
+    assert shape(expected) - shape(done.stdout) == set(), done.stdout
+
+
 def test_pages_link_to_what_is_there() -> None:
     for page in PAGES:
         file = ROOT / page

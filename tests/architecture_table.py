@@ -14,18 +14,19 @@ TABLE = Path(__file__).resolve().parent.parent / "docs" / "architectures.md"
 
 HEAD = """# Architectures
 
-Does this project make the same bytes as mlx-lm? Yes, for {identical} of {all} checkpoints. {differs} differ. mlx-lm {version}
-cannot load the rest here.
+Does this project make the same bytes as mlx-lm? Yes, for {identical} of {all} checkpoints. {differs}
+differ. mlx-lm {version} cannot load the rest here.
 
-Each row is a tiny random checkpoint with a LoRA on two thirds of the paths that can carry a LoRA. It is built twice in
-{variants}: once by this project, block by block, and once by `mlx_lm.fuse` followed by `mlx_lm.convert`.
-Every tensor must have the same bytes, and config.json must say the same. The test is `tests/test_architectures.py`. This page is
-written by `python -m tests.architecture_table`.
+Each row is a tiny random checkpoint with a LoRA on two thirds of the paths that can carry a LoRA. It is
+built twice in {variants}: once by this project, block by block, and once by `mlx_lm.fuse` followed by
+`mlx_lm.convert`. Every tensor must have the same bytes, and config.json must say the same. The test is
+`tests/test_architectures.py`. This page is written by `python -m tests.architecture_table`.
 
-`tests/test_architectures_adapted.py` compares the same models with DoRA, with a full fine-tune, and with a LoRA on a
-dequantized base. It leaves out the few that are marked below, and llama-biased. mlx-lm cannot dequantize the latent attention
-of deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa, kimi_k25, kimi_k3, kimi_linear, kimi_vl, longcat_flash,
-longcat_flash_ngram and mistral4. This project refuses that with an error that names the part.
+`tests/test_architectures_adapted.py` compares the same models with DoRA, with a full fine-tune, and with
+a LoRA on a dequantized base. It leaves out the few that are marked below, and llama-biased. mlx-lm cannot
+dequantize the latent attention of deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa, kimi_k25,
+kimi_k3, kimi_linear, kimi_vl, longcat_flash, longcat_flash_ngram and mistral4. This project refuses that
+with an error that names the part.
 
 A checkpoint named `original` has the names and shapes of Hugging Face. The others have those of mlx-lm.
 
@@ -33,11 +34,12 @@ A checkpoint named `original` has the names and shapes of Hugging Face. The othe
 |---|---|---|---|---|---|
 """
 NOTES = """
-- *changed again*: mlx-lm's `sanitize` normalises the output head of this model each time it is loaded. So fuse followed by
-  convert normalises it twice. This project normalises it once. It is compared with the code of mlx-lm's fuse and convert, run
-  without writing the fused model and reading it again.
-- mlx_lm.convert reads `torch_dtype` (or `text_config.dtype`), and not `dtype`. Without `torch_dtype`, layers that DoRA or a full
-  fine-tune made float32 stay float32. Here a variant without `dtype` keeps the type of the base.
+- *changed again*: mlx-lm's `sanitize` normalises the output head of this model each time it is loaded. So
+  fuse followed by convert normalises it twice. This project normalises it once. It is compared with the
+  code of mlx-lm's fuse and convert, run without writing the fused model and reading it again.
+- mlx_lm.convert reads `torch_dtype` (or `text_config.dtype`), and not `dtype`. Without `torch_dtype`,
+  layers that DoRA or a full fine-tune made float32 stay float32. Here a variant without `dtype` keeps the
+  type of the base.
 - *packed*: the checkpoint is quantized already. Adapters and new bits on top of it are refused.
 - *mlx-lm fails*: mlx-lm itself cannot load or quantize this model in that variant.
 """

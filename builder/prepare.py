@@ -24,7 +24,7 @@ from builder.unchanged import SourceChanged, require_adapter
 class Undownloaded(SourceError):
     """[{table}] {repo} at revision {revision} could not be downloaded: {what}"""
 
-    hint = "Download it once while online; afterwards builds work offline."
+    hint = "Download it once while you are online. After that, builds work offline."
 
 
 def prepare_base(project: Project, base: Base, emit: Emit, *, inspect_again: bool = False) -> BaseFacts:

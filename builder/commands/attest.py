@@ -17,7 +17,7 @@ from builder.status import find_targets
 class NotBuilt(BuildError):
     """{target} is not built."""
 
-    hint = "`builder build {target}` builds it, `builder why {target}` says why it is not."
+    hint = "`builder build {target}` builds it. `builder why {target}` says why it is not built."
 
 
 OPT_SHA256: Mapping[str, Any] = {

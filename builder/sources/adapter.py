@@ -78,7 +78,7 @@ def adapter_files(adapter: Adapter) -> tuple[Path, Path]:
         raise SourceMissing(table=table, path=config)
     found = [name for name in (_MLX, _PEFT) if (adapter.path / name).is_file()]
     if len(found) > 1:
-        _refuse(adapter, adapter.path, f"holds both {_MLX} and {_PEFT}: which one is meant cannot be told")
+        _refuse(adapter, adapter.path, f"holds both {_MLX} and {_PEFT}; remove one of them")
     if found:
         return config, adapter.path / found[0]
     if pickle := next((name for name in _PICKLES if (adapter.path / name).exists()), None):
@@ -185,7 +185,7 @@ def _pieces(path: Path, tensor: TensorInfo) -> Iterator[tuple[bool, bool]]:
 def _read_mlx(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFile) -> AdapterInfo:
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora", "full"):
-        what = f"fine_tune_type {reprlib.repr(kind)} is none of lora, dora, full"
+        what = f"fine_tune_type {reprlib.repr(kind)} is not one of lora, dora, full"
         _refuse(adapter, adapter.path / CONFIG, what)
     tensors = tuple(_as_stored(info) for info in file.tensors)
     scales: dict[str, float] = {}
@@ -194,7 +194,7 @@ def _read_mlx(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFile
         parts = {"lora_a", "lora_b"} | ({"m"} if kind == "dora" else set())
         for tensor in tensors:
             if tensor.part not in parts:
-                what = f'tensor "{tensor.name}" is no part of a {kind} adapter ({", ".join(sorted(parts))})'
+                what = f'tensor "{tensor.name}" is not part of a {kind} adapter ({", ".join(sorted(parts))})'
                 _refuse(adapter, file.path, what)
             scales[tensor.path] = scale
         _check_pairs(adapter, file.path, kind, tensors)
@@ -309,7 +309,7 @@ def _check_ranks(
     for path in sorted({tensor.path for tensor in tensors if tensor.part == "lora_a"}):
         a, b = shapes[f"{path}.lora_a"], shapes[f"{path}.lora_b"]
         if len(a) != len(b) or len(a) not in (2, 3) or a[:-2] != b[:-2]:
-            _refuse(adapter, file, f'tensors of "{path}" have shapes {a} and {b}, which are no pair')
+            _refuse(adapter, file, f'tensors of "{path}" have shapes {a} and {b}, which do not fit together')
         ranks = (a[1], b[0]) if len(a) == 2 else (a[1], b[2])
         if ranks[0] != ranks[1]:
             _refuse(adapter, file, f'tensors of "{path}" have ranks {ranks[0]} and {ranks[1]}')
@@ -321,7 +321,7 @@ def _check_ranks(
 def _read_config(path: Path, table: str) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > _MAX_CONFIG:
-            raise ValueError("it is larger than any configuration")
+            raise ValueError("it is too large for a configuration")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         raise SourceInvalid(table=table, path=path, what=f"is not JSON ({str(error)[:80]})") from error

@@ -90,7 +90,7 @@ def _section(table: Table) -> str:
     title = f"[{table.key}.NAME]" if table.named else f"[{table.key}]"
     lines = [f"## {title}", "", table.doc, ""]
     if table.one_of:
-        lines += [f"Exactly one of {_code_list(table.one_of)} is given.", ""]
+        lines += [f"Give exactly one of {_code_list(table.one_of)}.", ""]
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     lines += [_row(field) for field in table.fields]
     lines += ["", "```toml", f"[{table.key}.NAME]" if table.named else title]

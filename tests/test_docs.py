@@ -17,6 +17,7 @@ from builder.commands import COMMANDS, STANDALONE
 from builder.progress import Event
 from builder.state import Kind as State
 from builder.store.findings import Kind
+from builder.store.layout import Store
 from tests.conftest import ROOT, Ran, Sandbox
 
 BIN = Path(sys.executable).parent
@@ -239,6 +240,18 @@ def test_the_json_page_lists_every_word_that_a_program_may_read() -> None:
     words += get_args(State)
     words += [kind.__name__ for kind in get_args(Event)]
     assert [word for word in words if f"`{word}`" not in page] == []
+
+
+def test_the_store_format_names_every_place(tmp_path: Path) -> None:
+    page = (ROOT / "docs/store-format.md").read_text()
+    tree = next(body for _, body in FENCE.findall(page) if body.startswith("store/"))
+    places = [getattr(Store(tmp_path), name).name for name, is_a in vars(Store).items() if is_place(is_a)]
+    assert {"blobs", "state.sqlite"} <= {*places}
+    assert [place for place in places if f"\n  {place}" not in tree] == []
+
+
+def is_place(attribute: object) -> bool:
+    return isinstance(attribute, property)
 
 
 def test_the_readmes_table_is_the_reports() -> None:

@@ -26,7 +26,7 @@ OPT_SHA256: Mapping[str, Any] = {
     "type": bool,
     "inverse": "no-sha256",
     "default": True,
-    "help": "SHA-256 of every file, which reads all of them; else only BLAKE3, which few tools check",
+    "help": "add the SHA-256 of every file, which reads all files. BLAKE3 alone is known to few tools",
 }
 
 

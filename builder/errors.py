@@ -54,7 +54,7 @@ class SpecError(BuildError):
 
 
 class SourceError(BuildError):
-    """A source (base, adapter, data file) that cannot be used. {what}"""
+    """a source cannot be used: {what}"""
 
 
 class SourceMissing(SourceError):

@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 HEAD = """# What it looks like
 
-Captured from real terminals by `docs/capture.py` (tmux; colours are not shown here). On a terminal the
-table of `doit status` colours the state (green built, yellow stale, red missing and failed gate); nothing is
-told by colour alone. `NO_COLOR=1` turns colour off. A narrow terminal does without some columns.
+These screens were captured from real terminals of 80 and 140 columns, and from a pipe, by
+`docs/capture.py` (tmux). Colours are not shown here. On a terminal, `doit status` colours the state: green
+is built, yellow is stale, red is missing or failed gate. Every colour also has a word. `NO_COLOR=1` turns
+colour off. A narrow terminal shows fewer columns.
 """
 
 
@@ -96,10 +97,11 @@ def main() -> None:
                 if columns == 80:
                     half, done = terminal.run("doit eval:phase8_5bit", during=8)
                     parts += ["While it measures, and when it is done:", "", block(half), block(done)]
-                    parts += ["What cannot be:", "", block(terminal.run("doit why phase8_9bit")[1])]
+                    parts += ["When a name is wrong:", "", block(terminal.run("doit why phase8_9bit")[1])]
                 text = (folder / "artifacts.toml").read_text()
                 five = "[variant.5bit]\nbits = 5\ngroup_size = 64"
                 (folder / "artifacts.toml").write_text(text.replace(five, five.replace("64", "32")))
+                parts += ["After the group size of the 5-bit variant was changed:", ""]
                 for command in ("doit status", "doit why phase8_5bit", "doit plan"):
                     parts.append(block(terminal.run(command)[1]))
             finally:

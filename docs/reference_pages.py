@@ -60,18 +60,21 @@ def main() -> int:
 _INTRODUCTION = """\
 # artifacts.toml
 
-What is built, and from what. This page is generated from `builder/spec/fields.py`, which also checks the
-file: `python docs/reference_pages.py` writes it. `builder init` proposes a file, `builder add-variant`
-extends one.
+This file declares what is built, and from what. `builder init` proposes a file. `builder add-variant`
+adds a variant. This page is generated from the code that checks the file
+(`python docs/reference_pages.py`).
 
-The first line, `#:schema ./.artifacts.schema.json`, makes editors with Taplo (Even Better TOML, for one)
-complete and check the file. The path is relative to it: `builder init` puts a copy of the schema beside it,
-to be committed with it, for a path into one machine's environment means nothing on another.
-`builder init --schema` writes the copy anew after an upgrade.
+**Names.** Names consist of letters, digits, `.`, `_` and `-`. A target is a model and a variant:
+`[model.phase8]` with the variant `5bit` is `phase8_5bit`.
 
-Tables may stand in any order. Paths are relative to the file's folder; `~` is the home folder. Names consist
-of letters, digits, `.`, `_` and `-`. A target is a model and a variant: `[model.phase8]` with the variant
-`5bit` is `phase8_5bit`. Comments, order and format never rebuild anything.
+**Paths.** Paths are relative to the folder of the file. `~` is the home folder.
+
+**Order.** Tables may stand in any order. Comments, order and format never rebuild anything.
+
+**Editors.** The first line, `#:schema ./.artifacts.schema.json`, lets editors with Taplo (for example
+Even Better TOML) complete and check the file. `builder init` puts a copy of the schema beside the file.
+Commit both. A path into the Python environment of your machine would mean nothing on another machine.
+After an upgrade, `builder init --schema` writes the copy anew.
 """
 
 
@@ -87,8 +90,8 @@ def _section(table: Table) -> str:
     title = f"[{table.key}.NAME]" if table.named else f"[{table.key}]"
     lines = [f"## {title}", "", table.doc, ""]
     if table.one_of:
-        lines += [f"Exactly one of {_code_list(table.one_of)} is given.", ""]
-    lines += ["| key | type | default | |", "|---|---|---|---|"]
+        lines += [f"Give exactly one of {_code_list(table.one_of)}.", ""]
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     lines += [_row(field) for field in table.fields]
     lines += ["", "```toml", f"[{table.key}.NAME]" if table.named else title]
     lines += _examples(table)
@@ -160,18 +163,20 @@ def _shown(value: object) -> str:
 _ERRORS = """\
 # Errors
 
-Everything that can go wrong and that a person can do something about. This page is generated from the
-classes: `python docs/reference_pages.py` writes it. Words in braces stand for what it is about. An error is
-one to three lines on stderr, which name it in brackets, and an exit code; a traceback is a bug of this
-program.
+This page lists every error that you can put right, with its message, its hint and its exit code.
+[troubleshooting.md](troubleshooting.md) starts from the symptom instead. This page is generated from the
+code.
 
-| exit code | |
+An error is one to three lines on stderr. It ends with its name in brackets. Words in braces stand for
+what the error is about. A traceback is a bug of this program.
+
+| exit code | meaning |
 |---|---|
 | 0 | done, or up to date |
-| 1 | failed; with `status`, `why` and `plan`: something is to be done |
+| 1 | failed. With `status`, `why` and `plan`: something is to be done |
 | 2 | an error while running |
 | 3 | a bad declaration, or an unknown name |
-| 130 | interrupted with Ctrl-C; finished blocks are kept |
+| 130 | interrupted with Ctrl-C. Finished blocks are kept |
 """
 
 

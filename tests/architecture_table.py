@@ -14,28 +14,34 @@ TABLE = Path(__file__).resolve().parent.parent / "docs" / "architectures.md"
 
 HEAD = """# Architectures
 
-What `tests/engine/test_architectures.py` compares for every model in mlx-lm {version}: a tiny random
-checkpoint, a LoRA on two thirds of the paths that can carry one, and {variants}; once by this project, block
-by block, and once by `mlx_lm.fuse` followed by `mlx_lm.convert`. Every tensor must have the same bytes, and
-config.json must say the same. Written by `python -m tests.architecture_table`.
+Does this project make the same bytes as mlx-lm? Yes, for {identical} of {all} checkpoints. {differs}
+differ. mlx-lm {version} cannot load the rest here.
 
-`tests/engine/test_architectures_adapted.py` compares these models with DoRA, with a full fine-tune and with a
-LoRA on a dequantized base, but for the few marked below and llama-biased. mlx-lm cannot dequantize the latent
-attention of deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa, kimi_k25, kimi_k3, kimi_linear, kimi_vl,
-longcat_flash, longcat_flash_ngram and mistral4: that is refused by name.
+Each row is a tiny random checkpoint with a LoRA on two thirds of the paths that can carry a LoRA. It is
+built twice in {variants}: once by this project, block by block, and once by `mlx_lm.fuse` followed by
+`mlx_lm.convert`. Every tensor must have the same bytes, and config.json must say the same. The test is
+`tests/engine/test_architectures.py`. This page is written by `python -m tests.architecture_table`.
 
-`original` checkpoints have the names and shapes of Hugging Face, the others those of mlx-lm.
+`tests/engine/test_architectures_adapted.py` compares the same models with DoRA, with a full fine-tune, and with
+a LoRA on a dequantized base. It leaves out the few that are marked below, and llama-biased. mlx-lm cannot
+dequantize the latent attention of deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa, kimi_k25,
+kimi_k3, kimi_linear, kimi_vl, longcat_flash, longcat_flash_ngram and mistral4. This project refuses that
+with an error that names the part.
+
+A checkpoint named `original` has the names and shapes of Hugging Face. The others have those of mlx-lm.
 
 | architecture | kind | adapted paths | tensors compared | variants | result |
 |---|---|---|---|---|---|
 """
 NOTES = """
-- *changed again*: mlx-lm's `sanitize` normalises the output head of this model each time it is loaded, so
-  fuse followed by convert does it twice. Here it is done once; the comparison is with the code of mlx-lm's
-  fuse and convert, run without writing the fused model and reading it again.
-- mlx_lm.convert reads `torch_dtype` (or `text_config.dtype`), not `dtype`. Without it, layers that DoRA or a
-  full fine-tune made float32 stay so. Here a variant without `dtype` keeps the type of the base.
-- *packed*: the checkpoint is quantized already; adapters and new bits on top of it are refused.
+- *changed again*: mlx-lm's `sanitize` normalises the output head of this model each time it is loaded. So
+  fuse followed by convert normalises it twice. This project normalises it once. It is compared with the
+  code of mlx-lm's fuse and convert, run without writing the fused model and reading it again.
+- mlx_lm.convert reads `torch_dtype` (or `text_config.dtype`), and not `dtype`. Without `torch_dtype`,
+  layers that DoRA or a full fine-tune made float32 stay float32. Here a variant without `dtype` keeps the
+  type of the base.
+- *packed*: the checkpoint is quantized already. Adapters and new bits on top of it are refused.
+- *mlx-lm fails*: mlx-lm itself cannot load or quantize this model in that variant.
 """
 
 
@@ -64,8 +70,12 @@ def verdict(result: Comparison) -> str:
 
 def table(results: Iterable[Comparison]) -> str:
     variants = "the variants " + ", ".join(variant.name for variant in VARIANTS)
-    head = HEAD.format(version=version("mlx-lm"), variants=variants)
-    return head + "\n".join(row(result) for result in results) + "\n" + NOTES
+    rows = [row(result) for result in results]
+    differs = sum("**differs**" in line for line in rows)
+    identical = sum("identical" in line for line in rows)
+    counts = {"all": len(rows), "identical": identical, "differs": differs or "None"}
+    head = HEAD.format(version=version("mlx-lm"), variants=variants, **counts)
+    return head + "\n".join(rows) + "\n" + NOTES
 
 
 def main() -> None:

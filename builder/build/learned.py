@@ -54,10 +54,10 @@ class StepFailed(BuildError):
 
 
 class SourceNotBuilt(BuildError):
-    """{target}: it is made from {source}, which is not on disk."""
+    """{target} is made from {source}, and {source} is not on disk."""
 
     exit_code = 2
-    hint = "`doit model:{source}` makes it."
+    hint = "`doit model:{source}` builds it."
 
 
 def build_learned(project: Project, plan: TargetPlan, emit: Emit) -> Built:

@@ -31,14 +31,14 @@ class LockInvalid(BuildError):
     """{path}: {what}."""
 
     exit_code = 3
-    hint = "`builder lock` writes it anew."
+    hint = "`builder lock` writes a new one."
 
 
 class LockDiffers(BuildError):
-    """{path} does not agree: {what}."""
+    """{path} does not match: {what}."""
 
     exit_code = 3
-    hint = "Get the same inputs, or accept these with `builder lock`."
+    hint = "Get the same inputs, or accept the inputs of this machine with `builder lock`."
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from builder.weights import survival
 
 
 class BlobMissing(BuildError):
-    """{target}: the block "{block}" vanished from the store during the build."""
+    """{target}: the block "{block}" disappeared from the store during the build."""
 
     exit_code = 2
     hint = "Another program deletes from the store. Run the same command again."

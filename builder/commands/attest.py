@@ -17,7 +17,7 @@ from builder.project.targets import find_targets
 class NotBuilt(BuildError):
     """{target} is not built."""
 
-    hint = "`builder build {target}` builds it, `builder why {target}` says why it is not."
+    hint = "`builder build {target}` builds it. `builder why {target}` says why it is not built."
 
 
 OPT_SHA256: Mapping[str, Any] = {
@@ -26,7 +26,7 @@ OPT_SHA256: Mapping[str, Any] = {
     "type": bool,
     "inverse": "no-sha256",
     "default": True,
-    "help": "SHA-256 of every file, which reads all of them; else only BLAKE3, which few tools check",
+    "help": "add the SHA-256 of every file, which reads all files. BLAKE3 alone is known to few tools",
 }
 
 

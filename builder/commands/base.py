@@ -24,7 +24,7 @@ OPT_JSON: Mapping[str, Any] = {
     "long": "json",
     "type": bool,
     "default": False,
-    "help": "print one JSON document (docs/cli.md describes it)",
+    "help": "print one JSON document (docs/json.md describes it)",
 }
 
 

@@ -20,7 +20,7 @@ OPT_CHECK: Mapping[str, Any] = {
     "long": "check",
     "type": bool,
     "default": False,
-    "help": "write nothing: say what differs; exit code 1 if anything does",
+    "help": "write nothing and say what differs. Exit code 1 if something differs",
 }
 
 

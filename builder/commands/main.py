@@ -86,7 +86,7 @@ def _doit(given: list[str]) -> int:
 
         tasks = buildable(declared())
         if given[0] not in tasks and ":" not in given[0]:  # with one, `build` says what is wrong with it
-            return _refused(f'no command "{given[0]}"{suggestion(given[0], [*known, *tasks])}')
+            return _refused(f'there is no command "{given[0]}"{suggestion(given[0], [*known, *tasks])}')
         given = ["build", *given]
     if "-h" in given[1:2] or "--help" in given[1:2]:
         given = ["help", given[0]]

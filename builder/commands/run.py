@@ -51,7 +51,7 @@ class UnknownTask(BuildError):
     """there is no task or target "{name}"{near}"""
 
     exit_code = 3
-    hint = "`doit list` shows what there is, `doit help` the commands."
+    hint = "`doit list` shows all tasks. `doit help` shows the commands."
 
 
 class Run(DoitRun):  # type: ignore[misc]

@@ -30,14 +30,14 @@ class Verify(ProjectCommand):
             "long": "repair",
             "type": bool,
             "default": False,
-            "help": "put damaged files aside and rebuild exactly what they held",
+            "help": "put damaged files aside and build again exactly what they held",
         },
         {
             "name": "sample",
             "long": "sample",
             "type": str,
             "default": "1",
-            "help": "rehash only this part of the files (0.1), chosen at random",
+            "help": "hash only this share of the files (0.1), chosen at random",
         },
         {
             "name": "seed",

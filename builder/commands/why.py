@@ -16,7 +16,7 @@ from builder.project.why import why
 
 class Why(ProjectCommand):
     name = "why"
-    doc_purpose = "say why a target would be built: what changed, and which blocks that makes anew"
+    doc_purpose = "say why a target would be built: what changed, and which blocks a build makes"
     doc_usage = "[TARGET...]"
     doc_description = "Exit code 0: the targets are up to date. 1: something is to be done."
     cmd_options = (OPT_JSON,)

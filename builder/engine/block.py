@@ -32,10 +32,10 @@ Shard = Mapping[str, RawTensor]
 
 
 class NotFinite(BuildError):
-    """{target}: tensor "{tensor}" holds NaN or infinity; quantizing it is undefined."""
+    """{target}: tensor "{tensor}" holds NaN or infinity. Such values cannot be quantized."""
 
     exit_code = 2
-    hint = "The checkpoint or the adapter is damaged (a diverged training run, a bad download)."
+    hint = "The checkpoint or the adapter is damaged, for example by a training run that diverged."
 
 
 @dataclass(frozen=True)

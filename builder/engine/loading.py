@@ -24,21 +24,21 @@ class ModelUnloadable(BuildError):
     """{path}: mlx-lm cannot load this model: {what}"""
 
     exit_code = 2
-    hint = "Check that config.json and the safetensors files belong together and that mlx-lm knows the type."
+    hint = "Do config.json and the safetensors files belong together? Does mlx-lm know the model type?"
 
 
 class RemoteCode(BuildError):
     """{path}: config.json asks to run the model's own code ({what})."""
 
     exit_code = 2
-    hint = "Set `trust_remote_code = true` on the base if you have read that code and trust it."
+    hint = "Read that code. If you trust it, set `trust_remote_code = true` in the table of the base."
 
 
 class NotDequantizable(BuildError):
     """{path}: mlx-lm cannot dequantize "{what}" (a {kind})."""
 
     exit_code = 2
-    hint = "Take the original, unquantized checkpoint as the base."
+    hint = "Use the original, unquantized checkpoint as the base."
 
 
 class AdapterMismatch(BuildError):
@@ -147,7 +147,7 @@ def _check_place(adapter: str, name: str, tensor: mx.array, place: mx.array | No
         raise AdapterMismatch(
             adapter=adapter,
             tensor=name,
-            what=f"has shape {tuple(tensor.shape)}, the model needs {tuple(place.shape)}",
+            what=f"has shape {tuple(tensor.shape)}, but the model needs {tuple(place.shape)}",
         )
 
 

@@ -39,7 +39,7 @@ _MEMORY = re.compile(r"malloc|memory", re.IGNORECASE)
 
 
 class LayoutChanged(BuildError):
-    """{target}: mlx-lm now lays this model out differently than when the base was inspected: {what}"""
+    """{target}: mlx-lm now lays out this model in another way than when the base was inspected: {what}"""
 
     exit_code = 2
     hint = "mlx-lm was upgraded: run `doit -a base:<name>` to inspect the base again."
@@ -49,7 +49,7 @@ class Unquantizable(BuildError):
     """{target}: mlx-lm cannot quantize this model: {what}"""
 
     exit_code = 2
-    hint = "The model type does not support these settings; the upstream library has to learn them first."
+    hint = "mlx-lm does not support these settings for this model type. Declare other settings."
 
 
 @dataclass(frozen=True)

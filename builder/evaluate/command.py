@@ -21,7 +21,7 @@ class CommandFailed(BuildError):
     """suite {suite}: {command}: {what}"""
 
     exit_code = 2
-    hint = "The command must end with 0 and print its figures as one JSON object of numbers."
+    hint = "It must end with exit code 0 and print its figures as one JSON object of numbers."
 
 
 def run_command(suite: Suite, model: Path, folder: Path) -> dict[str, Figure]:
@@ -32,7 +32,7 @@ def run_command(suite: Suite, model: Path, folder: Path) -> dict[str, Figure]:
     code, out, err = _run(suite, model, folder)
     if code:
         last = (err.strip() or out.strip()).splitlines()[-1:]
-        raise _failed(suite, f"ended with {code}" + (f": {last[0]}" if last else ""))
+        raise _failed(suite, f"ended with exit code {code}" + (f": {last[0]}" if last else ""))
     for text in (out, out.strip().rpartition("\n")[2]):
         try:
             data = json.loads(text)
@@ -40,7 +40,7 @@ def run_command(suite: Suite, model: Path, folder: Path) -> dict[str, Figure]:
             continue
         if figures := _figures(data, lambda what: _failed(suite, what)):
             return figures
-    raise _failed(suite, "printed no JSON object of numbers")
+    raise _failed(suite, "did not print a JSON object of numbers")
 
 
 def _failed(suite: Suite, what: str) -> CommandFailed:
@@ -83,11 +83,11 @@ def _figures(data: object, failed: Callable[[str], CommandFailed]) -> dict[str, 
             continue
         value = _finite(said)
         if value is None:
-            raise failed(f"{name} is {said}, which is no figure")
+            raise failed(f"{name} is {said}, which is not a finite number")
         said_n = counts.get(name) if isinstance(counts, Mapping) else counts
         n = 1 if said_n is None else _count(said_n)
         if n is None:
-            raise failed(f"n is {said_n}, which is no count")
+            raise failed(f"n is {said_n}, which is not a count")
         figures[name] = Figure(value, None, None, n)
         if said_n is not None and 0 <= value <= 1:
             low, high = wilson(round(value * n), n)

@@ -37,7 +37,7 @@ class ChangedMeanwhile(BuildError):
     """eval:{target}: {what} changed while it was being measured."""
 
     exit_code = 2
-    hint = "Nothing of that was kept. Run the same command again."
+    hint = "Nothing was kept. Run the same command again."
 
 
 class RequirementMissed(BuildError):
@@ -127,7 +127,7 @@ def _check_unchanged(
 ) -> None:
     """Raises ChangedMeanwhile when a measurement may be of other questions or of another model."""
     if result_key(project, target.key, suite) != key:
-        raise ChangedMeanwhile(target=target.name, what=f"what suite {suite.name} asks")
+        raise ChangedMeanwhile(target=target.name, what=f"the questions of suite {suite.name}")
     if directory is None:
         _check_sources(project, target)
     elif views.current_key(directory) != target.key:
@@ -166,7 +166,7 @@ def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -
             with unchanged(project, target):  # the worker reads base and adapter again
                 ask(target.name, request, emit)
             if reference_key(project, target, suite) != key:
-                raise ChangedMeanwhile(target=target.name, what=f"what suite {suite.name} asks")
+                raise ChangedMeanwhile(target=target.name, what=f"the questions of suite {suite.name}")
             how: dict[str, str | int | float | bool] = {"top_k": suite.top_k, "precision": PRECISION}
             record = Record(key, "reference", blobs.ingest_file(project.store, file), how)
         records.write(project.store, record)

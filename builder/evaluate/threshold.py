@@ -24,7 +24,7 @@ class NothingToRequire(BuildError):
 
 
 class NonePasses(BuildError):
-    """threshold:{model}: no target meets the requirements; {name}, the largest, misses {what}"""
+    """threshold:{model}: no target meets the requirements. {name}, the largest, misses {what}"""
 
 
 @dataclass(frozen=True)

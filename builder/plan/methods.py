@@ -33,7 +33,7 @@ def refusal(learned: Learned, how: Quantization, structure: Structure) -> tuple[
     method, kind = learned.method, structure.model_type
     if method == "awq" and kind not in AWQ_TYPES:
         known = ", ".join(sorted(AWQ_TYPES))
-        what = f'method "awq" does not know model type "{kind}" (it knows {known}).'
+        what = f'method "awq" does not support model type "{kind}" (it supports {known}).'
         return what, 'Use "dwq", "gptq" or "dynamic", or plain `bits`.'
     if how.bits not in BITS[method]:
         known = ", ".join(map(str, sorted(BITS[method])))

@@ -53,8 +53,8 @@ def resolve(structure: Structure, variant: Variant) -> tuple[dict[str, Quantizat
                 raise PlanError(
                     table=f"variant.{variant.name}",
                     what=f'override "{rule.pattern}" does nothing for "{module.path}": mlx-lm leaves it'
-                    f" alone, as the variant's own groups of {group} do not divide its {width} columns.",
-                    hint="Give the variant a `group_size` that divides, or set that path to `false` before.",
+                    f" alone, because the variant's groups of {group} do not divide its {width} columns.",
+                    hint="Give the variant a `group_size` that divides, or first set that path to `false`.",
                 )
             continue
         if rule is not None:

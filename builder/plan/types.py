@@ -84,7 +84,7 @@ class TargetPlan:
             group = self.target.variant.common_group
             found.insert(
                 0,
-                f"{self.name}: stays unquantized, as groups of {group} do not divide its columns:"
+                f"{self.name}: stays unquantized, because groups of {group} do not divide its columns:"
                 f" {listed(self.skipped)}",
             )
         return tuple(found)

@@ -22,17 +22,17 @@ SLACK = 4 << 20  # records, manifests and the blocks of the file system
 
 
 class NoRoom(BuildError):
-    """this build writes {needed}, and {path} has {free} free."""
+    """this build writes {needed}, but the disk of {path} has only {free} free."""
 
     exit_code = 2
-    hint = "`doit gc` could free {freeable}; `doit gc --dry-run` shows what."
+    hint = "`doit gc` could free {freeable}. `doit gc --dry-run` shows what it would delete."
 
 
 class NoMemory(BuildError):
-    """block "{block}" of {model} needs about {needed} of memory, and [build] memory is {budget}."""
+    """block "{block}" of {model} needs about {needed} of memory, but [build] memory is {budget}."""
 
     exit_code = 2
-    hint = "One block is the least that can be held: raise [build] memory, or build fewer variants at once."
+    hint = "A build holds at least one block. Raise [build] memory, or build fewer variants at once."
 
 
 def check(project: Project, plan: TargetPlan, actions: Iterable[Action]) -> None:

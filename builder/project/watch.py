@@ -24,7 +24,7 @@ class SourceChanged(BuildError):
     """{source}: {path} changed while it was being read."""
 
     exit_code = 2
-    hint = "Nothing wrong was kept. Run the same command again."
+    hint = "No wrong result was kept. Run the same command again."
 
 
 @contextmanager

@@ -17,9 +17,9 @@ PRODUCTION = "production"
 
 
 class ReleaseRefused(BuildError):
-    """{target} is not released: {what}. models/production is what it was."""
+    """{target} is not released: {what}. models/production has not changed."""
 
-    hint = "`doit eval:{target}` shows its figures, [model.{model}.require] what they must be."
+    hint = "`doit eval:{target}` shows its figures. [model.{model}.require] says what they must be."
 
 
 class NoFormer(BuildError):
@@ -44,7 +44,7 @@ def release(project: Project, emit: Emit) -> None:
     target = str(project.spec.production)
     model = project.spec.target(target).model.name
     if plan is None:
-        raise ReleaseRefused(target=target, model=model, what="its sources are not there")
+        raise ReleaseRefused(target=target, model=model, what="its sources are missing")
     with build_session(project.store, [plan.key, *plan.keys]):
         manifest = records.read_manifest(project.store, plan.key)
         if manifest is None or not holds(project.store, manifest):

@@ -19,7 +19,7 @@ class BadVariant(BuildError):
     """variant "{name}": {what}."""
 
     exit_code = 3
-    hint = "For example: builder add-variant MODEL 6bit, or NAME --bits 5 --group-size 32."
+    hint = "For example `builder add-variant MODEL 6bit`, or `... MODEL NAME --bits 5 --group-size 32`."
 
 
 class NoSuchModel(BuildError):
@@ -38,7 +38,7 @@ def guess_settings(name: str) -> dict[str, Any]:
         return {"mode": name}
     if name in RECIPES:
         return {"recipe": name}
-    raise BadVariant(name=name, what="its name does not say how weights are stored, and no option does")
+    raise BadVariant(name=name, what="neither its name nor an option says how weights are stored")
 
 
 def read_exactly(file: Path) -> str:

@@ -90,7 +90,7 @@ def _check_index(table: str, directory: Path, shards: set[str]) -> None:
             table=table,
             path=directory,
             what=f"holds {stale[0]}, which {INDEX} does not name",
-            hint="mlx-lm would load it all the same: remove the left-over shard.",
+            hint="mlx-lm would load it too. Remove this old shard.",
         )
 
 

@@ -11,7 +11,7 @@ from builder.errors import SourceError
 class Undownloaded(SourceError):
     """[{table}] {repo} at revision {revision} could not be downloaded: {what}"""
 
-    hint = "Download it once while online; afterwards builds work offline."
+    hint = "Download it once while you are online. After that, builds work offline."
 
 
 def cache() -> Path:

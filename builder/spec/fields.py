@@ -59,21 +59,21 @@ _QUANTIZATION = (
     Field(
         "bits",
         "integer",
-        "Bits per weight. Without `mode` this is affine quantization.",
+        "Bits per weight. Without `mode` the quantization is affine.",
         choices=_BITS,
         example="bits = 5",
     ),
     Field(
         "group_size",
         "integer",
-        "How many weights share one scale. Default: the usual one of the mode.",
+        "How many weights share one scale. Default: the usual group size of the mode.",
         choices=_GROUP_SIZES,
         example="group_size = 64",
     ),
     Field(
         "mode",
         "string",
-        "How weights are quantized. Without `bits` the mode's usual bits.",
+        "How weights are quantized. Without `bits` it uses the usual bits of the mode.",
         choices=tuple(MODES),
         example='mode = "affine"',
     ),
@@ -82,7 +82,7 @@ _BITS_FIELD, _GROUP_SIZE_FIELD, _MODE_FIELD = _QUANTIZATION
 
 STORE = Table(
     "store",
-    "Where everything that is built is kept.",
+    "Where the store is. It holds everything that is built.",
     (Field("path", "path", "The folder of the store.", default="store", example='path = "store"'),),
     named=False,
 )
@@ -94,21 +94,21 @@ BUILD = Table(
         Field(
             "strict_toolchain",
             "bool",
-            "Rebuild when the version of mlx or mlx-lm changes.",
+            "Build again when the version of mlx or mlx-lm changes.",
             default=False,
             example="strict_toolchain = true",
         ),
         Field(
             "survival",
             "bool",
-            "While building, estimate from a sample of rows how much of the adapter is left.",
+            "Estimate during a build how much of the adapter is left, from a sample of rows.",
             default=True,
             example="survival = false",
         ),
         Field(
             "memory",
             "size",
-            "The most memory that a build may take. Default: no limit.",
+            "The most memory that a build may use. Default: no limit.",
             example='memory = "16GB"',
         ),
     ),
@@ -128,7 +128,7 @@ BASE = Table(
         Field(
             "hf",
             "string",
-            "A Hugging Face repository, found in the local cache first.",
+            "A Hugging Face repository. The local cache is searched first.",
             example='hf = "org/name"',
             needs=("revision",),
         ),
@@ -142,20 +142,20 @@ BASE = Table(
         Field(
             "gguf",
             "path",
-            "A GGUF file: its path, or `package:file` for one that an installed Python package carries.",
+            "The path of a GGUF file, or `package:file` for a file in an installed Python package.",
             example='gguf = "models/base.gguf"',
         ),
         Field(
             "dequantize",
             "bool",
-            "Take a base that is quantized already, and dequantize it before anything else.",
+            "The base is quantized already. Dequantize it first.",
             default=False,
             example="dequantize = true",
         ),
         Field(
             "trust_remote_code",
             "bool",
-            "Let the model and the tokenizer run the Python code that comes with them.",
+            "Let the model and the tokenizer run the Python code that comes with them. Read that code first.",
             default=False,
             example="trust_remote_code = true",
         ),
@@ -187,12 +187,12 @@ ADAPTER = Table(
 
 VARIANT = Table(
     "variant",
-    "How weights are stored; declared once, used by any model.",
+    "How weights are stored. Declared once, used by any model.",
     (
         Field(
             "dtype",
             "string",
-            "The type of whatever stays unquantized. Default: the base's own.",
+            "The type of all weights that stay unquantized. Default: the type in the base.",
             choices=DTYPES,
             example='dtype = "float16"',
         ),
@@ -209,7 +209,7 @@ VARIANT = Table(
         Field(
             "recipe",
             "string",
-            "One of mlx-lm's mixed recipes, which choose the bits of each layer.",
+            "A mixed recipe of mlx-lm. It chooses the bits of each layer.",
             choices=RECIPES,
             example='recipe = "mixed_4_6"',
             excludes=("bits", "mode"),
@@ -217,7 +217,7 @@ VARIANT = Table(
         Field(
             "method",
             "string",
-            "A learned quantizer of mlx-lm (mlx_lm.quant), run on the model that `from` names.",
+            "A learned quantizer of mlx-lm (mlx_lm.quant). It reads the variant that `from` names.",
             choices=METHODS,
             example='method = "dwq"',
             excludes=("recipe", "mode", "overrides", "dtype"),
@@ -225,7 +225,8 @@ VARIANT = Table(
         Field(
             "from",
             "name",
-            "With `method`: the unquantized variant that it reads; it is made when needed, and pruned after.",
+            "For `method`: the unquantized variant that it reads. That variant is built when it is needed. "
+            "An intermediate is pruned afterwards.",
             refers="variant",
             example='from = "f16"',
             needs=("method",),
@@ -233,14 +234,14 @@ VARIANT = Table(
         Field(
             "calibration",
             "path",
-            "With `method`: the text it learns from, a .txt file or a .jsonl of `text` or `messages`.",
+            "For `method`: the text that it learns from: a .txt file, or a .jsonl of `text` or `messages`.",
             example='calibration = "data/train.jsonl"',
             needs=("method",),
         ),
         Field(
             "seed",
             "integer",
-            "With `method`: the seed of its random choices.",
+            "For `method`: the seed of its random choices.",
             default=0,
             example="seed = 0",
             needs=("method",),
@@ -248,7 +249,7 @@ VARIANT = Table(
         Field(
             "samples",
             "integer",
-            "With `method`: how many pieces of the text are used at most.",
+            "For `method`: how many pieces of the text it uses at most.",
             default=128,
             example="samples = 128",
             needs=("method",),
@@ -256,7 +257,7 @@ VARIANT = Table(
         Field(
             "sequence_length",
             "integer",
-            "With `method`: tokens in each piece.",
+            "For `method`: tokens in each piece.",
             default=512,
             example="sequence_length = 512",
             needs=("method",),
@@ -264,14 +265,14 @@ VARIANT = Table(
         Field(
             "learning_rate",
             "number",
-            "With `method` dwq: the step of its optimizer.",
+            "For `method` dwq: the learning rate of its optimizer.",
             example="learning_rate = 1e-6",
             needs=("method",),
         ),
         Field(
             "high_bits",
             "integer",
-            "With `method` dynamic: the bits of sensitive layers; `bits` are those of the others.",
+            "For `method` dynamic: the bits of sensitive layers. The other layers have `bits`.",
             choices=_BITS,
             example="high_bits = 8",
             needs=("method",),
@@ -279,22 +280,22 @@ VARIANT = Table(
         Field(
             "target_bpw",
             "number",
-            "With `method` dynamic: the bits per weight to aim at.",
+            "For `method` dynamic: the bits per weight that it aims at.",
             example="target_bpw = 5.0",
             needs=("method",),
         ),
         Field(
             "intermediate",
             "bool",
-            "Exists only while something needs it.",
+            "The target is kept only while something needs it, or when you build it by name.",
             default=False,
             example="intermediate = true",
         ),
         Field(
             "overrides",
             "globs",
-            "What holds for the module paths that a pattern matches, `false`: they stay unquantized. "
-            "The first pattern that matches wins; what an entry does not say, it takes from the variant.",
+            "Other settings for the module paths that a pattern matches. `false` keeps them unquantized. "
+            "The first pattern that matches wins. Settings that an entry leaves out come from the variant.",
             example='"lm_head" = { bits = 8 }',
             needs=("bits", "mode", "recipe"),
             entry=_QUANTIZATION,
@@ -304,14 +305,14 @@ VARIANT = Table(
 
 MODEL = Table(
     "model",
-    "An adapter, or a base as it is, and the variants to make of it: each is a target, MODEL_VARIANT.",
+    "An adapter, or a plain base, and its variants. Each variant gives one target, MODEL_VARIANT.",
     (
         Field("adapter", "name", "The adapter to fuse.", refers="adapter", example='adapter = "NAME"'),
-        Field("base", "name", "The base to use as it is.", refers="base", example='base = "NAME"'),
+        Field("base", "name", "The base to use without an adapter.", refers="base", example='base = "NAME"'),
         Field(
             "variants",
             "names",
-            "The variants to make.",
+            "The variants to build.",
             required=True,
             refers="variant",
             example='variants = ["4bit"]',
@@ -319,14 +320,14 @@ MODEL = Table(
         Field(
             "suites",
             "names",
-            "What measures each of its targets: `doit eval:TARGET`.",
+            "The suites that measure each target of the model: `doit eval:TARGET`.",
             refers="suite",
             example='suites = ["routing"]',
         ),
         Field(
             "require",
             "texts",
-            "What a target must reach: SUITE.METRIC and a comparison (>=, <=, >, <) with a number.",
+            "What a target must reach: SUITE.FIGURE, and a comparison (>=, <=, >, <) with a number.",
             example='"routing.accuracy" = ">= 0.95"',
             needs=("suites",),
         ),
@@ -336,15 +337,15 @@ MODEL = Table(
 
 SUITE = Table(
     "suite",
-    "Questions that targets are measured by.",
+    "Questions that measure a target.",
     (
         Field(
             "kind",
             "string",
-            "`choice`: the likeliest of the candidates as the answer. `exact`: would greedy decoding write "
-            "the reference answer (found in one pass over it). `generate`: greedy, checked, timed. "
-            "`perplexity`: of the answers or of a text. `fidelity`: distance to the unquantized fused model. "
-            "`command`: whatever a command measures.",
+            "`choice`: is the likeliest candidate the right answer? `exact`: would greedy decoding write the "
+            "reference answer? `generate`: the model writes an answer, which is checked and timed. "
+            "`perplexity`: of the answers, or of a text. `fidelity`: the distance to the unquantized fused "
+            "model. `command`: what your own command measures.",
             choices=tuple(METRICS),
             required=True,
             example='kind = "choice"',
@@ -353,34 +354,35 @@ SUITE = Table(
             "data",
             "path",
             "A .jsonl as mlx_lm.lora takes it: `messages` that end with the right answer (and `tools`), or "
-            "`prompt` and `completion`; `text` and a .txt too for perplexity and fidelity.",
+            "`prompt` and `completion`. `perplexity` and `fidelity` also take `text`, or a .txt file.",
             example='data = "data/test.jsonl"',
         ),
         Field(
             "candidates",
             "texts",
-            "For `choice`: how each possible answer begins, by its label.",
+            "For `choice`: how each possible answer begins. The keys are the labels.",
             example="""tool = '{"tool":', direct = "Answer:\"""",
         ),
         Field(
             "answer",
             "string",
-            "For `choice`: the key of a row that holds the accepted label, or a list of them.",
+            "For `choice`: the key of a row that holds the right label, or a list of right labels.",
             default="label",
             example='answer = "label"',
         ),
         Field(
             "where",
             "texts",
-            "Only the rows that hold these values are asked.",
+            "Ask only the rows that hold these values.",
             example='label = "tool"',
         ),
         Field(
             "check",
             "string",
             "For `generate`: how the generated text is compared with the reference answer. `exact`: the same "
-            "text. `regex`: the answer is a regular expression for the whole text. `json`: the same value. "
-            "`tool_call`: the same JSON objects in the same order, whatever stands around them.",
+            "text. `regex`: the answer is a regular expression for the whole text. `json`: the same JSON "
+            "value. `tool_call`: the same JSON objects in the same order. Other text around them does not "
+            "matter.",
             choices=CHECKS,
             default="exact",
             example='check = "json"',
@@ -388,56 +390,56 @@ SUITE = Table(
         Field(
             "max_tokens",
             "integer",
-            "For `generate`: the longest answer.",
+            "For `generate`: the longest answer, in tokens.",
             default=256,
             example="max_tokens = 256",
         ),
         Field(
             "top_k",
             "integer",
-            "For `fidelity`: the reference's likeliest tokens kept for each position; the others are one "
-            "remainder.",
+            "For `fidelity`: how many of the likeliest tokens of the unquantized model are compared at each "
+            "position. All other tokens count as one.",
             default=64,
             example="top_k = 64",
         ),
         Field(
             "window",
             "integer",
-            "For plain text: it is cut into pieces of so many tokens, and each is scored by itself.",
+            "For plain text: it is cut into pieces of so many tokens. Each piece is scored by itself.",
             default=512,
             example="window = 512",
         ),
         Field(
             "batch",
             "integer",
-            "How many rows are scored at once, at most: long rows and wide vocabularies take fewer.",
+            "How many rows are scored at once at most. Long rows and large vocabularies take fewer.",
             default=8,
             example="batch = 8",
         ),
         Field(
             "command",
             "string",
-            "For `command`: prints a JSON object of figures; `{model}` is the target's folder. Measured "
-            "again when the command, `data` or a file that it names changes. `n` beside the figures says "
-            'how many observations they come from, for all or by figure (`"n": {"accuracy": 100}`); a '
-            "figure from 0 to 1 with an `n` is taken for a rate.",
+            "For `command`: a command that prints a JSON object of figures. `{model}` is the target's "
+            "folder. It runs again when the command, `data`, or a file that the command names changes. `n` "
+            "beside the figures is the number of observations, for all figures or for each "
+            '(`"n": {"accuracy": 100}`). A figure from 0 to 1 with an `n` counts as a rate.',
             example='command = "python measure.py {model}"',
         ),
         Field(
             "timeout",
             "integer",
-            "For `command`: after so many seconds it is stopped and has failed. Default: it may take as long "
-            "as it likes.",
+            "For `command`: after so many seconds the command is stopped and counts as failed. Default: no "
+            "limit.",
             example="timeout = 3600",
         ),
     ),
 )
 
-_PRODUCTION = """What `models/production` in the store shows. What it showed before stays beside it as \
-`models/production.former`, for `doit rollback:production`; gc keeps both."""
+_PRODUCTION = """The target that `models/production` in the store shows. The former target stays beside it \
+as `models/production.former`, for `doit rollback:production`. gc keeps both."""
 RELEASE = Table(
     "release",
-    "What is in use. `doit release:production` moves it, and only to a target that meets its requirements.",
+    "What is in use. `doit release:production` moves it. The target must meet its requirements.",
     (Field("production", "string", _PRODUCTION, example='production = "MODEL_VARIANT"'),),
     named=False,
 )

@@ -19,7 +19,7 @@ def name_problem(name: str) -> str | None:
         if char not in _LEGAL:
             return f"the name has {_described(char)}; {_ALLOWED}"
     if len(name) > LONGEST:
-        return f"the name has {len(name)} characters; {LONGEST} are possible"
+        return f"the name has {len(name)} characters; at most {LONGEST} are possible"
     if name[0] in "._-":
         return f"the name begins with {quoted(name[0])}; begin it with a letter or a digit"
     if ".." in name:

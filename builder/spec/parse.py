@@ -157,7 +157,7 @@ def _check_targets(declared: Declared, problems: Problems) -> None:
         for name, values in declared[kind].items():
             if (target := made.get(name.lower())) and target[0] == name:
                 by = f"model {quoted(target[1])}, variant {quoted(target[2])}"
-                problems.add(values.place, f"the name is also that of a target ({by}); rename one")
+                problems.add(values.place, f"the name is also the name of a target ({by}); rename one")
 
 
 def _check_release(declared: Declared, problems: Problems) -> None:
@@ -168,7 +168,7 @@ def _check_release(declared: Declared, problems: Problems) -> None:
         what = f"production = {quoted(name)} is not a target{suggestion(name, made)}"
         problems.add(values.place.key("production"), what)
     if values and (variant := declared["variant"].get("production")):
-        problems.add(variant.place, "the name is also that of the release; rename it")
+        problems.add(variant.place, "the name is also the name of the release; rename it")
 
 
 def _model(name: str, values: Values, declared: Declared, require: tuple[Condition, ...]) -> Model:
@@ -258,9 +258,7 @@ def _override(
     entry: Values, around: Quantization, recipe: str | None, problems: Problems
 ) -> Quantization | None:
     if recipe and not entry.says("bits") and not entry.says("mode"):
-        what = (
-            f"bits are missing, since recipe {quoted(recipe)} has no one number; add, for example, bits = 8"
-        )
+        what = f"bits are missing: recipe {quoted(recipe)} uses several bits; add, for example, bits = 8"
         problems.add(entry.place, what)
     return _quantization(entry, around, problems)
 

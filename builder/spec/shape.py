@@ -83,7 +83,7 @@ def _named_tables(table: Table, value: dict[str, Any], problems: Problems) -> di
         if other != name:
             title = table_place(table.key, other)
             where = f"{title.title} (line {problems.line(title)})"
-            problems.add(place, f"differs from {where} only by letter case, one folder to macOS; rename one")
+            problems.add(place, f"differs from {where} only in letter case, which macOS ignores; rename one")
         tables[name] = _table(table.fields, content, place, problems)
         _check_one_of(table.one_of, table.fields, tables[name], problems)
     return tables
@@ -198,7 +198,7 @@ def _scalar_problem(field: Field, content: object) -> str | None:
 
 def _path_problem(field: Field, text: str) -> str | None:
     if "\x00" in text:
-        return f"{field.name} = {quoted(text)} has a NUL character, as no path has"
+        return f"{field.name} = {quoted(text)} has a NUL character, which a path cannot have"
     try:
         Path(text).expanduser()
     except RuntimeError:

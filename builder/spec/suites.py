@@ -33,7 +33,7 @@ def suite(name: str, values: Values, folder: Path, problems: Problems) -> Suite:
     for key, least in _LEAST.items():
         if key in values.given and values.given[key] < least:
             problems.add(
-                values.place.key(key), f"{key} = {values.given[key]} is too small; {least} is the least"
+                values.place.key(key), f"{key} = {values.given[key]} is too small; it must be {least} or more"
             )
     if "command" in values.given and (what := _no_command(values.given["command"])):
         problems.add(values.place.key("command"), f"command = {shown(values.given['command'])} {what}")
@@ -91,8 +91,8 @@ def _condition(
     name, dot, metric = key.rpartition(".")
     measured = [each for each in values.given.get("suites", ()) if each is not None]
     if not dot or name not in measured:
-        what = f"{quoted(key)} is no figure of a suite of this model"
-        problems.add(place, f"{what}; write SUITE.METRIC, the suite one of {listed(measured)}")
+        what = f"{quoted(key)}: this model has no suite with a figure of that name"
+        problems.add(place, f"{what}; write SUITE.FIGURE (suites: {listed(measured)})")
         return None
     metrics = METRICS[suites[name].kind] if name in suites else {}
     if metrics and metric not in metrics:
@@ -105,7 +105,7 @@ def _condition(
     except ValueError:
         value = float("nan")
     if operator is None or value != value:
-        what = f"{quoted(key)} = {shown(text)} is no condition"
+        what = f"{quoted(key)} = {shown(text)} is not a condition"
         problems.add(place, f'{what}; write, for example, "{key}" = ">= 0.95"')
         return None
     return Condition(name, metric, operator, value)

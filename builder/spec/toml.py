@@ -199,7 +199,7 @@ def _read_bytes(file: Path, label: str) -> bytes:
         reason = getattr(error, "strerror", None) or str(error)
         raise SpecError(problems=f"{label} cannot be read: {reason}.") from None
     if len(raw) > MOST_BYTES:
-        raise SpecError(problems=f"{label} is larger than 1 MiB, which no declaration is.")
+        raise SpecError(problems=f"{label} is larger than 1 MiB, so it is not a declaration.")
     return raw
 
 

@@ -90,7 +90,7 @@ def _read(file: Path) -> Checkout:
         raise StoreError(
             path=file,
             what="the roots of a checkout cannot be read",
-            hint="Run doit in that checkout to write them anew; if it is gone for good, delete the file.",
+            hint="Run doit in that checkout to write them again. If it is gone for good, delete the file.",
         )
     data = json.loads(text)
     return Checkout(Path(data["checkout"]), frozenset(Key(key) for key in data["keys"]))

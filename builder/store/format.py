@@ -50,7 +50,7 @@ def _read_version(store: Store) -> int:
         shown = text[:32].decode(errors="replace").strip()
         raise StoreError(
             path=store.root,
-            what=f"its format is {shown!r}, this program reads {FORMAT}",
+            what=f"its format is {shown!r}, but this program reads {FORMAT}",
             hint="Use the program version that wrote it, or declare another [store] path.",
         )
     return known[text]

@@ -171,7 +171,7 @@ def _read_session(file: Path) -> Session | None:
     if text is None:
         raise StoreError(
             path=file,
-            what="a running build is registered here, and what it needs cannot be read",
+            what="a running build is registered here, but what it needs cannot be read",
             hint="Wait until it ends.",
         )
     return Session(file.stem, frozenset(Key(key) for key in json.loads(text)["keys"]), started)

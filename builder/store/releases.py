@@ -54,7 +54,7 @@ def manifest_of(store: Store, folder: Path, key: Key) -> Manifest:
     if manifest is None:
         raise StoreError(
             path=folder,
-            what="what it shows has no manifest, so it cannot be kept",
+            what="the target that it shows has no manifest, so it cannot be kept",
             hint=f"Copy it if you need it, then `doit clean:{folder.name}`.",
         )
     return manifest

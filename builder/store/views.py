@@ -42,7 +42,7 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "") 
             raise StoreError(path=folder, what=f"{entry.name!r} cannot be the name of a file in a view")
         if not blobs.has(store, entry.blob):
             place = blobs.path(store, entry.blob.digest)
-            raise StoreError(path=place, what=f"missing or damaged, needed for {entry.name} of {folder.name}")
+            raise StoreError(path=place, what=f"missing or damaged, needed by {entry.name} of {folder.name}")
     with durable.explained(folder), tmp.new_folder(store) as staged:
         put = _Placer(store)
         for entry in manifest.files:

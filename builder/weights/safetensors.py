@@ -117,7 +117,7 @@ def _check_layout(tensors: list[TensorInfo], data: int, size: int, path: Path, t
             _refuse(path, table, f'tensor "{tensor.name}" overlaps another or leaves a gap')
         at = tensor.end
     if at > size:
-        _refuse(path, table, f"is truncated: {at} bytes announced, {size} there")
+        _refuse(path, table, f"is truncated: its header says {at} bytes, but it has {size}")
     if at < size:
         _refuse(path, table, f"has {size - at} bytes after its last tensor")
 

@@ -219,7 +219,7 @@ def test_awq_refuses_an_unknown_type_before_any_work(project: Callable[[str], Sa
     box.edit('adapter = "tuned"', 'base = "tiny"')
     ran = run(box, "model:m_learned")
     assert ran.code != 0
-    assert '[variant.learned] method "awq" does not know model type "seed_oss"' in ran.text
+    assert '[variant.learned] method "awq" does not support model type "seed_oss"' in ran.text
     assert "Traceback" not in ran.text
     assert not box.view("m_f16").exists()
 

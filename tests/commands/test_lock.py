@@ -59,7 +59,7 @@ def test_another_adapter_is_named_and_refused(box: Sandbox) -> None:
     ]
     refused = box.doit("--locked")  # LockDiffers
     assert refused.code == 3
-    assert refused.err.startswith("ERROR: artifacts.lock does not agree: adapter.tuned, target.m_4bit")
+    assert refused.err.startswith("ERROR: artifacts.lock does not match: adapter.tuned, target.m_4bit")
 
 
 def test_a_lock_written_where_nothing_is_built_says_the_same(box: Sandbox) -> None:
@@ -86,7 +86,7 @@ def test_what_is_not_in_the_lock_is_said_and_refused(box: Sandbox) -> None:
     assert ran.out.splitlines() == ["base.new: not in artifacts.lock", "target.n_4bit: not in artifacts.lock"]
     refused = box.doit("--locked", "model:n_4bit")
     assert refused.code == 3
-    assert "does not agree: base.new is not in it, target.n_4bit is not in it." in refused.err
+    assert "does not match: base.new is not in it, target.n_4bit is not in it." in refused.err
     assert not box.view("n_4bit").exists()
     assert builder(box, "lock").code == 0
     box.toml.write_text(declared)

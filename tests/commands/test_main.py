@@ -225,8 +225,8 @@ def test_help_and_unknown_commands(sandbox: Make) -> None:
     box = sandbox(DECLARATION)
     assert "builder add-variant MODEL VARIANT" in builder(box).out
     wrong = builder(box, "staus")
-    assert (wrong.code, wrong.err) == (3, 'ERROR: no command "staus"; did you mean "status"?\n')
-    assert builder(box, "m_4bt").err == 'ERROR: no command "m_4bt"; did you mean "m_4bit"?\n'
+    assert (wrong.code, wrong.err) == (3, 'ERROR: there is no command "staus"; did you mean "status"?\n')
+    assert builder(box, "m_4bt").err == 'ERROR: there is no command "m_4bt"; did you mean "m_4bit"?\n'
     for command in ("build", "status", "why", "plan", "init", "add-variant", "completion"):
         assert "PURPOSE" in builder(box, "help", command).out
         assert builder(box, command, "--help").out == builder(box, "help", command).out

@@ -13,8 +13,10 @@ from typing import get_args
 import pytest
 
 from builder.commands import COMMANDS, STANDALONE
+from builder.console.events import Event
 from builder.project.state import Kind as State
 from builder.store.care.findings import Kind
+from builder.store.layout import Store
 from tests.conftest import ROOT, Ran, Sandbox
 
 BIN = Path(sys.executable).parent
@@ -172,6 +174,17 @@ def instead(command: str) -> str:
     return command.removeprefix("uv run ")
 
 
+def test_the_python_page(tmp_path: Path) -> None:
+    box = copy_of_the_repository(tmp_path / "copy")
+    page = (ROOT / "docs/python.md").read_text()
+    blocks = FENCE.findall(page)
+    program = "\n".join(body for language, body in blocks if language == "python")
+    done = subprocess.run([sys.executable, "-c", program], cwd=box.root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = "".join(body for language, body in blocks if language == "text")
+    assert shape(expected) - shape(done.stdout) == set(), done.stdout
+
+
 def test_pages_link_to_what_is_there() -> None:
     for page in PAGES:
         file = ROOT / page
@@ -179,15 +192,34 @@ def test_pages_link_to_what_is_there() -> None:
             assert (file.parent / link).exists(), f"{page}: {link}"
 
 
-def test_the_command_line_page_lists_every_word_that_a_program_may_read() -> None:
+def test_the_command_line_page_lists_every_command_and_state() -> None:
     page = (ROOT / "docs/cli.md").read_text()
+    words = [*get_args(State), "failed gate", *COMMANDS, *STANDALONE]
+    assert [word for word in words if word not in page] == []
+
+
+def test_the_json_page_lists_every_word_that_a_program_may_read() -> None:
+    page = (ROOT / "docs/json.md").read_text()
     sources = [file.read_text() for file in (ROOT / "builder/commands").glob("*.py")]
     documents = {name for text in sources for name in re.findall(r'print_json\(\s*"(\w+)"', text)}
     assert {"gc", "status", "verify"} <= documents
     words = [f"modelkiln/{name}/1" for name in documents]
     words += [kind.name.lower() for kind in Kind]
-    words += [*get_args(State), "failed gate", *COMMANDS, *STANDALONE]
-    assert [word for word in words if word not in page] == []
+    words += get_args(State)
+    words += [kind.__name__ for kind in get_args(Event)]
+    assert [word for word in words if f"`{word}`" not in page] == []
+
+
+def test_the_store_format_names_every_place(tmp_path: Path) -> None:
+    page = (ROOT / "docs/store-format.md").read_text()
+    tree = next(body for _, body in FENCE.findall(page) if body.startswith("store/"))
+    places = [getattr(Store(tmp_path), name).name for name, is_a in vars(Store).items() if is_place(is_a)]
+    assert {"blobs", "state.sqlite"} <= {*places}
+    assert [place for place in places if f"\n  {place}" not in tree] == []
+
+
+def is_place(attribute: object) -> bool:
+    return isinstance(attribute, property)
 
 
 def test_the_readmes_table_is_the_reports() -> None:

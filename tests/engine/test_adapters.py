@@ -359,17 +359,17 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str, str]] = {
     "too narrow": (
         {A: (32, 4), B: (4, 64)},
         "lora",
-        f'tensor "{A}" has shape (32, 4), the model needs (64, 4)',
+        f'tensor "{A}" has shape (32, 4), but the model needs (64, 4)',
     ),
     "too tall": (
         {A: (64, 4), B: (4, 65)},
         "lora",
-        f'tensor "{B}" has shape (4, 65), the model needs (4, 64)',
+        f'tensor "{B}" has shape (4, 65), but the model needs (4, 64)',
     ),
     "other ranks": (
         {A: (64, 3), B: (4, 64)},
         "lora",
-        f'tensor "{A}" has shape (64, 3), the model needs (64, 4)',
+        f'tensor "{A}" has shape (64, 3), but the model needs (64, 4)',
     ),
     "alone": ({A: (64, 4)}, "lora", f'tensor "{A}" has no lora_b beside it'),
     "on a norm": (
@@ -385,7 +385,7 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str, str]] = {
     "full, another shape": (
         {"model.norm.weight": (32,)},
         "full",
-        'tensor "model.norm.weight" has shape (32,), the model needs (64,)',
+        'tensor "model.norm.weight" has shape (32,), but the model needs (64,)',
     ),
 }
 

@@ -116,7 +116,7 @@ def test_measured_once_then_known(sandbox: Callable[[str], Sandbox]) -> None:
     (box.root / "rows.jsonl").write_text((box.root / "rows.jsonl").read_text().replace("no", "nn"))
     wrong = box.doit("eval:m_4bit")
     assert wrong.code == 1
-    assert "label is 'nn', which is no candidate (yes, no)" in wrong.text
+    assert "label is 'nn', which is not a candidate (yes, no)" in wrong.text
     assert "Traceback" not in wrong.text
 
 
@@ -165,7 +165,7 @@ def watching(box: Sandbox, code: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ("open('rows.jsonl', 'a').write('\\n')", "what suite calls asks changed"),
+        ("open('rows.jsonl', 'a').write('\\n')", "the questions of suite calls changed"),
         ("import shutil; shutil.rmtree('store/models/m_4bit')", "m_4bit changed"),
     ],
 )
@@ -233,8 +233,8 @@ def test_an_unquantized_intermediate_is_measured_without_being_built(
     [
         ("{", "exact", "", "line 1:"),
         ('{"text": "a"}', "generate", "", "kind generate needs rows with an answer, not plain text"),
-        ('{"prompt": "a", "completion": "("}', "generate", 'check = "regex"', "is no regular expression"),
-        ('{"prompt": "a", "completion": "{"}', "generate", 'check = "json"', "is no JSON"),
+        ('{"prompt": "a", "completion": "("}', "generate", 'check = "regex"', "is not a regular expression"),
+        ('{"prompt": "a", "completion": "{"}', "generate", 'check = "json"', "is not JSON"),
         ('{"prompt": "a", "completion": "b"}', "generate", 'check = "tool_call"', "has no JSON object"),
     ],
 )
@@ -259,14 +259,14 @@ def test_wrong_questions_are_a_failure_with_their_own_words(
     [
         ("unbalanced '", "No closing quotation"),
         ("", "no words"),
-        (f"{sys.executable} -c 'print(dict(n=1))'", "printed no JSON object of numbers"),
-        ("""printf '{"a": NaN}'""", "a is nan, which is no figure"),
-        ("""printf '{"a": 1, "n": Infinity}'""", "n is inf, which is no count"),
-        ("""printf '{"a": 1, "n": 2.5}'""", "n is 2.5, which is no count"),
-        ("printf '\\377'", "printed no JSON object of numbers"),
+        (f"{sys.executable} -c 'print(dict(n=1))'", "did not print a JSON object of numbers"),
+        ("""printf '{"a": NaN}'""", "a is nan, which is not a finite number"),
+        ("""printf '{"a": 1, "n": Infinity}'""", "n is inf, which is not a count"),
+        ("""printf '{"a": 1, "n": 2.5}'""", "n is 2.5, which is not a count"),
+        ("printf '\\377'", "did not print a JSON object of numbers"),
         ("no-such-program-1 {model}", "No such file"),
-        (f"{sys.executable} -c 'raise SystemExit(3)'", "ended with 3"),
-        (f"{sys.executable} -c 'print(1)'", "printed no JSON object of numbers"),
+        (f"{sys.executable} -c 'raise SystemExit(3)'", "ended with exit code 3"),
+        (f"{sys.executable} -c 'print(1)'", "did not print a JSON object of numbers"),
     ],
 )
 def test_a_failing_command_is_named(tmp_path: Path, command: str, what: str) -> None:

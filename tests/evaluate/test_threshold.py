@@ -91,7 +91,7 @@ def test_threshold_builds_only_what_it_needs(sandbox: Callable[[str], Sandbox]) 
     box.edit("<= 100", "<= -1")
     none = box.doit("threshold:m")
     assert none.code == 1
-    assert "no target meets the requirements; m_f16, the largest, misses fidelity.kl <= -1" in none.text
+    assert "no target meets the requirements. m_f16, the largest, misses fidelity.kl <= -1" in none.text
     assert not box.view("m_f16").exists()  # measured all the same
     status = json.loads(box.doit("status", "--json").out)["targets"]
     code = "import json; from dataclasses import asdict; from builder import Project\n"

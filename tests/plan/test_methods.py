@@ -60,8 +60,8 @@ def test_what_each_method_can_do() -> None:
 REFUSED = {
     "type": (
         {"method": "awq", "kind": "mamba"},
-        'method "awq" does not know model type "mamba" (it knows deepseek_v2, gemma3, gemma3_text, llama,'
-        " llava, ministral3, mistral, mistral3, qwen2, qwen3).",
+        'method "awq" does not support model type "mamba" (it supports deepseek_v2, gemma3, gemma3_text,'
+        " llama, llava, ministral3, mistral, mistral3, qwen2, qwen3).",
         'Use "dwq", "gptq" or "dynamic", or plain `bits`.',
     ),
     "gptq bits": (

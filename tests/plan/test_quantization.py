@@ -92,9 +92,9 @@ def test_an_override_of_what_mlx_lm_leaves_alone() -> None:
     with pytest.raises(PlanError) as caught:
         resolve(structure(), overridden("he*"))
     assert str(caught.value) == (
-        '[variant.v] override "he*" does nothing for "head": mlx-lm leaves it alone, as the variant\'s own'
+        '[variant.v] override "he*" does nothing for "head": mlx-lm leaves it alone, because the variant\'s'
         " groups of 64 do not divide its 48 columns.\n"
-        "  Give the variant a `group_size` that divides, or set that path to `false` before."
+        "  Give the variant a `group_size` that divides, or first set that path to `false`."
     )
     assert resolve(structure(), overridden("*", off=("head",)))[1] == ()
 
@@ -142,7 +142,7 @@ def test_a_pattern_that_another_model_may_need_is_only_remarked(pattern: str, ne
 
 def test_remarks() -> None:
     assert planned("4bit", False, BASE).remarks == (
-        "m_v: stays unquantized, as groups of 64 do not divide its columns: head",
+        "m_v: stays unquantized, because groups of 64 do not divide its columns: head",
     )
     assert planned("f16", False, BASE).remarks == ()
     assert planned("router", False, BASE).remarks[1:] == ('m_v: override "router" matches nothing',)

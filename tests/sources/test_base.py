@@ -145,7 +145,7 @@ def config(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"fine_tune_type": "ia3"}, "fine_tune_type 'ia3' is none of lora, dora, full"),
+        ({"fine_tune_type": "ia3"}, "fine_tune_type 'ia3' is not one of lora, dora, full"),
         ({"lora_parameters": {"alpha": 16}}, "mlx-lm wants scale = alpha / rank"),
         ({"lora_parameters": {"scale": "x"}}, "scale = 'x' is not a finite number"),
         ({"lora_parameters": None}, "has no lora_parameters"),

@@ -213,7 +213,7 @@ def test_syntax(tmp_path: Path, text: str, expected: str, monkeypatch: pytest.Mo
     [
         (b"a = 1\nb = '\xff'\n", ":2: not UTF-8 (byte 0xff); save the file as UTF-8"),
         ("a = 1".encode("utf-16"), ":1: not UTF-8 (byte 0xff); save the file as UTF-8"),
-        (b"#" * (MOST_BYTES + 1), " is larger than 1 MiB, which no declaration is."),
+        (b"#" * (MOST_BYTES + 1), " is larger than 1 MiB, so it is not a declaration."),
         (b"a = " + b"[" * 100_000, ": arrays or tables are nested too deep to be read"),
         (b"a = " + b"1" * 5_000, ": a number is too long to be read"),
     ],

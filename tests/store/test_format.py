@@ -55,7 +55,7 @@ def test_an_unknown_version_is_named_and_refused(tmp_path: Path, text: str) -> N
         store_format.open_store(tmp_path)
     shown = text.strip()
     assert str(caught.value) == (
-        f"store {tmp_path}: its format is {shown!r}, this program reads 1.\n"
+        f"store {tmp_path}: its format is {shown!r}, but this program reads 1.\n"
         "  Use the program version that wrote it, or declare another [store] path."
     )
 

@@ -156,7 +156,7 @@ def test_a_missing_blob_leaves_the_old_view(store: Store) -> None:
     folder = views.folder_of(store, old)
     views.materialize(store, folder, old)
     blobs.path(store, new.files[1].blob.digest).unlink()
-    with pytest.raises(StoreError, match=r"missing or damaged, needed for config.json of m_5bit"):
+    with pytest.raises(StoreError, match=r"missing or damaged, needed by config.json of m_5bit"):
         views.materialize(store, folder, new)
     assert views.is_current(store, folder, old)
 

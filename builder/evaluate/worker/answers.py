@@ -34,7 +34,7 @@ def _called(suite: Suite, call: object) -> dict[str, Any]:
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
-            raise wrong(suite, f"the arguments of a tool call are no JSON: {_short(arguments)}") from None
+            raise wrong(suite, f"the arguments of a tool call are not JSON: {_short(arguments)}") from None
     return {"name": made["name"], "arguments": arguments}
 
 
@@ -46,7 +46,7 @@ def _problem(check: str, text: str) -> str | None:
         elif check == "json":
             json.loads(text)
     except (ValueError, OverflowError, RecursionError, re.error) as error:
-        return f"is no {'regular expression' if check == 'regex' else 'JSON'}: {error}"
+        return f"is not {'a regular expression' if check == 'regex' else 'JSON'}: {error}"
     return "has no JSON object" if check == "tool_call" and not objects(text) else None
 
 

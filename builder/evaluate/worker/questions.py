@@ -53,7 +53,7 @@ def read_rows(suite: Suite) -> list[Row]:
         rows = [_row(suite, number, line) for number, line in lines if line.strip()]
     asked = [row for row in rows if all(row.get(key) == value for key, value in suite.where.items())]
     if not asked:
-        raise wrong(suite, "no row is asked" if rows else "is empty")
+        raise wrong(suite, "no row has the values of `where`" if rows else "is empty")
     if suite.kind not in ("perplexity", "fidelity") and not all("messages" in row for row in asked):
         raise wrong(suite, f"kind {suite.kind} needs rows with an answer, not plain text")
     return asked
@@ -76,7 +76,7 @@ def _row(suite: Suite, number: int, line: str) -> Row:
     if not isinstance(messages, list) or len(messages) < 2 or not all(map(_is_message, messages)):
         raise wrong(suite, f"line {number}: {_EXPECTED}")
     if not isinstance(row.get("tools"), list | None):
-        raise wrong(suite, f"line {number}: `tools` is no list")
+        raise wrong(suite, f"line {number}: `tools` is not a list")
     return row
 
 
@@ -98,7 +98,7 @@ def answer_asks(suite: Suite, rows: Iterable[Row], tokenizer: Any) -> list[Ask]:
             asks.extend(_windows(tuple(tokenizer.encode(row["text"])), suite.window))
     scored = [ask for ask in asks if ask.start < len(ask.tokens)]
     if not scored:
-        raise wrong(suite, "has no token to score")
+        raise wrong(suite, "holds no token that can be scored")
     return scored
 
 
@@ -113,7 +113,7 @@ def _answer(suite: Suite, tokenizer: Any, row: Row) -> Ask:
     start = shared(before, whole)
     if start == 0:
         raise wrong(
-            suite, f"the answer would be scored from its first token on, after nothing: {_short(row)}"
+            suite, f"nothing stands before the answer, so its first token cannot be scored: {_short(row)}"
         )
     ends = [i for i in range(start, len(whole)) if whole[i] in tokenizer.eos_token_ids]
     return Ask(tuple(whole[: ends[-1] + 1] if ends else whole), start)
@@ -186,7 +186,7 @@ def accepted(suite: Suite, row: Row) -> tuple[str, ...]:
     value = row.get(suite.answer)
     labels = tuple(value) if isinstance(value, list) else (value,)
     if not labels or not all(isinstance(label, str) and label in suite.candidates for label in labels):
-        what = f"{suite.answer} is {value!r}, which is no candidate ({', '.join(suite.candidates)})"
+        what = f"{suite.answer} is {value!r}, which is not a candidate ({', '.join(suite.candidates)})"
         raise wrong(suite, what)
     return tuple(str(label) for label in labels)
 

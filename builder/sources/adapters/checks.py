@@ -51,7 +51,7 @@ def check_ranks(
     for path in sorted({tensor.path for tensor in tensors if tensor.part == "lora_a"}):
         a, b = shapes[f"{path}.lora_a"], shapes[f"{path}.lora_b"]
         if len(a) != len(b) or len(a) not in (2, 3) or a[:-2] != b[:-2]:
-            refuse(adapter, file, f'tensors of "{path}" have shapes {a} and {b}, which are no pair')
+            refuse(adapter, file, f'tensors of "{path}" have shapes {a} and {b}, which do not fit together')
         ranks = (a[1], b[0]) if len(a) == 2 else (a[1], b[2])
         if ranks[0] != ranks[1]:
             refuse(adapter, file, f'tensors of "{path}" have ranks {ranks[0]} and {ranks[1]}')

@@ -133,8 +133,8 @@ def _compiled(name: str, pattern: str) -> re.Pattern[str]:
     """The pattern as PEFT anchors it; not one that could take for ever to match."""
     wild = sum(pattern.count(sign) for sign in "*+{")
     if len(pattern) > _MAX_PATTERN or wild > _MAX_QUANTIFIERS or _QUANTIFIER.search(pattern):
-        raise Unfit(f"{name} has a pattern that is too involved: {reprlib.repr(pattern)}")
+        raise Unfit(f"{name} has a pattern that is too complex: {reprlib.repr(pattern)}")
     try:
         return re.compile(rf"(.*\.)?({pattern})$")
     except (re.error, RecursionError, OverflowError):
-        raise Unfit(f"{name} has a pattern that is no regular expression: {reprlib.repr(pattern)}") from None
+        raise Unfit(f"{name} has a pattern that is not a valid regex: {reprlib.repr(pattern)}") from None

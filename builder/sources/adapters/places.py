@@ -165,10 +165,10 @@ def _check_set(
 
 def _problems(info: AdapterInfo, found: Mapping[int, AdapterTensor], count: int) -> Iterator[str]:
     if missing := sorted(set(range(count)) - set(found)):
-        yield f"the adapter holds {len(found)} of {count} (not number {missing[0]})"
+        yield f"the adapter holds {len(found)} of {count} (number {missing[0]} is missing)"
     if stray := sorted(set(found) - set(range(count))):
-        yield f"the adapter holds one of number {stray[0]}, where there are {count}"
+        yield f"the adapter holds number {stray[0]}, but there are only {count}"
     if len({(tensor.shape, tensor.dtype) for tensor in found.values()}) > 1:
-        yield "the adapter's pairs are of different shapes or types"
+        yield "the adapter's pairs have different shapes or types"
     if len({info.scales[tensor.path] for tensor in found.values()}) > 1:
         yield "the adapter's pairs have different scales"

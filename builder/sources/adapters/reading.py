@@ -35,7 +35,7 @@ def adapter_files(adapter: Adapter) -> tuple[Path, Path]:
         raise SourceMissing(table=table, path=config)
     found = [name for name in (_MLX, _PEFT) if (adapter.path / name).is_file()]
     if len(found) > 1:
-        refuse(adapter, adapter.path, f"holds both {_MLX} and {_PEFT}: which one is meant cannot be told")
+        refuse(adapter, adapter.path, f"holds both {_MLX} and {_PEFT}; remove one of them")
     if found:
         return config, adapter.path / found[0]
     if pickle := next((name for name in _PICKLES if (adapter.path / name).exists()), None):
@@ -71,7 +71,7 @@ def read_adapter(adapter: Adapter) -> AdapterInfo:
 def _read_mlx(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFile) -> AdapterInfo:
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora", "full"):
-        what = f"fine_tune_type {reprlib.repr(kind)} is none of lora, dora, full"
+        what = f"fine_tune_type {reprlib.repr(kind)} is not one of lora, dora, full"
         refuse(adapter, adapter.path / CONFIG, what)
     tensors = tuple(_as_stored(info) for info in file.tensors)
     scales: dict[str, float] = {}
@@ -80,7 +80,7 @@ def _read_mlx(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFile
         parts = {"lora_a", "lora_b"} | ({"m"} if kind == "dora" else set())
         for tensor in tensors:
             if tensor.part not in parts:
-                what = f'tensor "{tensor.name}" is no part of a {kind} adapter ({", ".join(sorted(parts))})'
+                what = f'tensor "{tensor.name}" is not part of a {kind} adapter ({", ".join(sorted(parts))})'
                 refuse(adapter, file.path, what)
             scales[tensor.path] = scale
         check_pairs(adapter, file.path, kind, tensors)
@@ -137,7 +137,7 @@ def _from_peft(info: TensorInfo, place: peft.Place) -> AdapterTensor:
 def _read_config(path: Path, table: str) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > _MAX_CONFIG:
-            raise ValueError("it is larger than any configuration")
+            raise ValueError("it is too large for a configuration")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         raise SourceInvalid(table=table, path=path, what=f"is not JSON ({str(error)[:80]})") from error

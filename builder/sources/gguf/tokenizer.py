@@ -49,7 +49,7 @@ def tokenizer_files(metadata: Mapping[str, Any], context: int, rows: int) -> dic
     }
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
-        raise Unsupported("has a chat template that is no text")
+        raise Unsupported("has a chat template that is not text")
     if template:
         files["chat_template.jinja"] = template.encode()
     return files
@@ -89,7 +89,7 @@ def _vocabulary(metadata: Mapping[str, Any]) -> _Vocabulary:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(tokens):
-            raise Unsupported(f"has {key}_token_id {str(value)[:80]}, which is no token")
+            raise Unsupported(f"has {key}_token_id {str(value)[:80]}, which is not a token")
         ids[name] = value
     if "eos" not in ids:
         raise Unsupported("does not say which token ends a text (tokenizer.ggml.eos_token_id)")
@@ -106,7 +106,7 @@ def _texts(metadata: Mapping[str, Any], name: str) -> list[str]:
 def _pair(merge: str, known: set[str]) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     if not left or not right or not {left, right, left + right} <= known:
-        raise Unsupported(f"merges {merge[:80]!a}, which are no tokens")
+        raise Unsupported(f"merges {merge[:80]!a}, which are not tokens")
     return left, right
 
 

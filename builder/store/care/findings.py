@@ -21,7 +21,7 @@ class Kind(Enum):
     EDITED = "it is not what the manifest says"
     FOREIGN = "it does not belong here"
     WRITABLE = "it can be written to"
-    DANGLING = "its blob is gone (pruned, or lost), it will be made again when it is needed"
+    DANGLING = "its blob is gone (pruned or lost); a build makes it again when it is needed"
 
     @property
     def is_damage(self) -> bool:

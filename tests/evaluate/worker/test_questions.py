@@ -107,12 +107,12 @@ def test_a_text_is_cut_into_windows(tmp_path: Path) -> None:
         ("perplexity", "text.txt", " \n", "is empty."),
         ("fidelity", "text.txt", "", "is empty."),
         ("perplexity", "rows.jsonl", "", "is empty."),
-        ("perplexity", "text.txt", "a", "has no token to score."),
+        ("perplexity", "text.txt", "a", "holds no token that can be scored."),
         ("exact", "rows.jsonl", '{"text": "a b"}', "kind exact needs rows with an answer, not plain text."),
         ("exact", "rows.jsonl", '{"prompt": 1, "completion": "a"}', "line 1: expected"),
         ("exact", "rows.jsonl", '{"prompt": "q"}', "line 1: expected"),
         ("exact", "rows.jsonl", '{"messages": [{"content": null}, {"content": "a"}]}', "line 1: expected"),
-        ("exact", "rows.jsonl", '{"prompt": "q", "completion": "a", "tools": {}}', "`tools` is no list."),
+        ("exact", "rows.jsonl", '{"prompt": "q", "completion": "a", "tools": {}}', "`tools` is not a list."),
         ("exact", "rows.jsonl", "[" * 5000, "line 1: "),
     ],
 )
@@ -127,7 +127,7 @@ def test_wrong_data_is_named(tmp_path: Path, kind: SuiteKind, name: str, text: s
     ("template", "what"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[-1]['content'] }}", "scored from its first token on"),
+        ("{{ messages[-1]['content'] }}", "its first token cannot be scored"),
     ],
 )
 def test_a_template_that_does_not_fit_is_named(tmp_path: Path, template: str, what: str) -> None:

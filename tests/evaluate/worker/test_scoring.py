@@ -158,7 +158,7 @@ def test_an_answer_ends_with_the_end_token(tmp_path: Path) -> None:
             'line 1: expected {"messages": [..., the right answer]}, {"prompt": ..., "completion": ...} or',
         ),
         ([row("q", "a", "x"), {"messages": []}], "line 2: expected"),
-        ([row("q", "abc", "other")], "label is 'other', which is no candidate (one, two)"),
+        ([row("q", "abc", "other")], "label is 'other', which is not a candidate (one, two)"),
     ],
 )
 def test_wrong_data_is_named(tmp_path: Path, rows: list[Any], what: str) -> None:

@@ -231,7 +231,7 @@ def test_a_set_of_experts_that_is_not_whole(
     adapter = save_peft(tmp_path / "peft", some)
     assert refusal(structure, adapter) == (
         f'adapter.a: {adapter.path}: the experts of "model.layers.1.mlp.switch_mlp.up_proj" are one weight in'
-        f" mlx-lm, and the adapter holds {count - 1} of {count} (not number 1).\n"
+        f" mlx-lm, and the adapter holds {count - 1} of {count} (number 1 is missing).\n"
         "  Train the same low-rank pair on every expert of a layer, or on none."
     )
     more = {
@@ -240,7 +240,7 @@ def test_a_set_of_experts_that_is_not_whole(
         if ".experts.0." in name
     }
     adapter = save_peft(tmp_path / "more", tensors | more)
-    assert f"one of number 99, where there are {count}" in refusal(structure, adapter)
+    assert f"number 99, but there are only {count}" in refusal(structure, adapter)
 
 
 def test_experts_that_differ(experts: tuple[Structure, dict[str, mx.array]], tmp_path: Path) -> None:
@@ -248,13 +248,13 @@ def test_experts_that_differ(experts: tuple[Structure, dict[str, mx.array]], tmp
     scales = save_peft(tmp_path / "scales", tensors, alpha_pattern={r"experts\.0\.up_proj": 2})
     assert "the adapter's pairs have different scales" in refusal(structure, scales)
     half = {n: t.astype(mx.float16) if ".experts.0." in n else t for n, t in tensors.items()}
-    assert "of different shapes or types" in refusal(structure, save_peft(tmp_path / "half", half))
+    assert "have different shapes or types" in refusal(structure, save_peft(tmp_path / "half", half))
     ranks = {n: t for n, t in tensors.items() if ".experts.0." not in n}
     for name, tensor in tensors.items():
         if ".experts.0." in name:
             ranks[name] = tensor[:2] if "lora_A" in name else mx.contiguous(tensor[:, :2])
     adapter = save_peft(tmp_path / "ranks", ranks, rank_pattern={r"experts\.0\.up_proj": 2})
-    assert "of different shapes or types" in refusal(structure, adapter)
+    assert "have different shapes or types" in refusal(structure, adapter)
 
 
 def test_an_adapter_of_another_model_keeps_its_names(tmp_path: Path) -> None:

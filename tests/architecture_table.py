@@ -22,8 +22,8 @@ built twice in {variants}: once by this project, block by block, and once by `ml
 `mlx_lm.convert`. Every tensor must have the same bytes, and config.json must say the same. The test is
 `tests/engine/test_architectures.py`. This page is written by `python -m tests.architecture_table`.
 
-`tests/engine/test_architectures_adapted.py` compares the same models with DoRA, with a full fine-tune, and with
-a LoRA on a dequantized base. It leaves out the few that are marked below, and llama-biased. mlx-lm cannot
+`tests/engine/test_architectures_adapted.py` compares the same models with DoRA, with a full fine-tune, and
+with a LoRA on a dequantized base. It leaves out the few that are marked below, and llama-biased. mlx-lm cannot
 dequantize the latent attention of deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa, kimi_k25,
 kimi_k3, kimi_linear, kimi_vl, longcat_flash, longcat_flash_ngram and mistral4. This project refuses that
 with an error that names the part.

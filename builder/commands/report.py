@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +46,9 @@ class Report(ProjectCommand):
                 fingerprint(project, emit)
         report = collect(project, [_known(project, name.removeprefix("model:")) for name in names])
         if options["json"]:
-            models = [finite(asdict(model)) for model in report.models]
+            from builder.report.document import document
+
+            models = [document(model) for model in report.models]
             print_json("report", version=report.version, models=models)
             return 0
         folder = Path(options["out"]) if options["out"] else project.store.root / "report"
@@ -78,15 +78,6 @@ def write(project: Project, report: Any, folder: Path) -> list[Path]:
         for name, text in texts.items():
             replace_text(folder / name, text)
     return [folder / name for name in sorted(texts)]
-
-
-def finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(each) for key, each in value.items()}
-    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def show(report: Any) -> None:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from builder.evaluate.statistics import holm, mcnemar, paired_rates, sign_flip, standard_error, t95
 
 LEVEL = 0.05
-# The rows of these are right (1) or wrong (0).
+# (kind of suite, name of a figure): the rows of these are right (1) or wrong (0).
 RATES = frozenset({("choice", "accuracy"), ("choice", "greedy"), ("exact", "rate"), ("generate", "rate")})
-# The metrics with a row for each question, the main one first: it is compared where nothing is required.
+# The figures with a row for each question, the main one first: it is compared where nothing is required.
 PAIRED: Mapping[str, tuple[str, ...]] = {
     "choice": ("accuracy", "greedy"),
     "exact": ("rate",),
@@ -51,9 +51,12 @@ class Difference:
 
 
 def compare(
-    kind: str, metric: str, first: Sequence[float], second: Sequence[float], *, seed: int = 0
+    kind: str, name: str, first: Sequence[float], second: Sequence[float], *, seed: int = 0
 ) -> Difference:
-    """The rows of two results of one suite, in the order of its questions. Raises ValueError for others."""
+    """The rows of a figure in two results of one suite of that kind, in the order of its questions.
+
+    Raises ValueError where the numbers of questions differ.
+    """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} questions against {len(second)}: not the same suite")
     differences = [b - a for a, b in zip(first, second, strict=True)]
@@ -61,7 +64,7 @@ def compare(
     if n == 0:
         return Difference(0.0, None, None, 0, 1.0, 1.0, False)
     value = math.fsum(differences) / n
-    if (kind, metric) in RATES:
+    if (kind, name) in RATES:
         right = [row == 1 for row in first], [row == 1 for row in second]
         p = mcnemar(*right)
         low, high = paired_rates(*right)

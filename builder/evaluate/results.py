@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from builder.console.words import number
 from builder.evaluate.statistics import Figure
 from builder.keys import Key
-from builder.spec.types import Condition
+from builder.spec.types import Condition, Metric
 from builder.store import seals
 from builder.store.layout import Store
 
@@ -19,8 +20,10 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Result:
-    """`rows`, by metric, has one outcome for each question, for paired tests; `made` says how, when and on
-    what it was measured.
+    """What one suite measured of one target: `figures`, by name.
+
+    `rows`, by the name of a figure, has one outcome for each question, for paired tests. `made` says how,
+    when and on what it was measured.
     """
 
     key: Key
@@ -34,7 +37,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Doubt:
-    """A condition that a target meets while the interval of its figure reaches `end`, which does not."""
+    """A condition that a target meets, but not with certainty: one `end` of the interval does not meet it."""
 
     condition: Condition
     end: float
@@ -83,12 +86,17 @@ def write(store: Store, result: Result) -> None:
     seals.write(store, path(store, result.key), text + "\n")
 
 
+def figure_of(results: Mapping[str, Result], metric: Metric) -> Figure | None:
+    """What was measured of a metric, in results by suite."""
+    result = results.get(metric.suite)
+    return result.figures.get(metric.name) if result else None
+
+
 def missed(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> list[Missed]:
     """The conditions that do not hold for these results (by suite), in order of declaration."""
     found = []
     for condition in conditions:
-        result = results.get(condition.suite)
-        figure = result.figures.get(condition.metric) if result else None
+        figure = figure_of(results, condition.metric)
         value = figure.value if figure else None
         if value is None or not _holds(condition, value):
             found.append(Missed(condition, value))
@@ -99,12 +107,11 @@ def doubts(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> 
     """The conditions that hold, but not for the whole interval, in order of declaration."""
     found = []
     for condition in conditions:
-        result = results.get(condition.suite)
-        figure = result.figures.get(condition.metric) if result else None
+        figure = figure_of(results, condition.metric)
         if figure is None or figure.interval is None or not _holds(condition, figure.value):
             continue
         low, high = figure.interval
-        end = low if condition.operator in (">=", ">") else high
+        end = low if side(condition.operator) == "low" else high
         if not _holds(condition, end):
             found.append(Doubt(condition, end))
     return found
@@ -119,6 +126,11 @@ def _holds(condition: Condition, value: float) -> bool:
         case ">":
             return value > condition.value
     return value < condition.value
+
+
+def side(operator: str) -> Literal["low", "high"]:
+    """Where a value that does not meet such a condition lies."""
+    return "high" if operator.startswith("<") else "low"
 
 
 def interval_text(figure: Figure) -> str:

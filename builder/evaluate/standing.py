@@ -20,14 +20,13 @@ def scored(project: Project, row: Status) -> Status:
     key = project.keys.get(row.target)
     if not target.model.require or key is None or row.state == "missing":
         return row
-    from builder.evaluate.results import missed
+    from builder.evaluate.results import figure_of, missed
     from builder.evaluate.run import known_of
 
     try:
         known = known_of(project, target, key)
     except BuildError:  # its questions are not there: then nothing is known of it
         return row
-    first = target.model.require[0]
-    figure = known[first.suite].figures.get(first.metric) if first.suite in known else None
+    figure = figure_of(known, target.model.require[0].metric)
     short = [miss for miss in missed(target.model.require, known) if miss.value is not None]
     return replace(row, score=figure.value if figure else None, misses=tuple(map(str, short)))

@@ -16,7 +16,7 @@ from builder.project.project import Project
 from builder.project.result_keys import QuestionsMissing, result_key, suite_key
 from builder.project.state import usable_record
 from builder.report.facts import BlockSurvival, Compared, ModelReport, Provenance, Report, Row, Verdict
-from builder.spec.types import Model, Variant
+from builder.spec.types import Metric, Model, Variant
 from builder.store import records
 from builder.store.types import Manifest, Scalar
 from builder.weights.survival import Survival, rows, total
@@ -46,9 +46,9 @@ def _model(project: Project, model: Model) -> ModelReport:
         base=model.base,
         adapter=model.adapter,
         rows=tuple(made),
-        metrics=tuple(dict.fromkeys(name for row in made for name in row.figures)),
+        metrics=tuple(dict.fromkeys(metric for row in made for metric in row.figures)),
         kinds=kinds,
-        required={f"{c.suite}.{c.metric}": (c.operator, c.value) for c in model.require},
+        required={each.metric: (each.operator, each.value) for each in model.require},
         compared=tuple(_compared(model, kinds, [row.target for row in made], results)),
         absent=tuple(
             f"{model.name}_{variant}"
@@ -137,7 +137,7 @@ def _row(
         blocks=blocks,
         verdict=verdict,
         misses=tuple(map(str, short)),
-        doubts={f"{d.condition.suite}.{d.condition.metric}": d.end for d in doubts(require, results)},
+        doubts={doubt.condition.metric: doubt.end for doubt in doubts(require, results)},
         provenance=_provenance(plan, manifest, results),
         control_name=beside.name if beside else None,
         control=_figures(_measured(project, beside)) if beside else None,
@@ -161,9 +161,9 @@ def _bits(variant: Variant) -> int | None:
     return variant.quantization.bits
 
 
-def _figures(results: Mapping[str, Result]) -> dict[str, Figure]:
+def _figures(results: Mapping[str, Result]) -> dict[Metric, Figure]:
     return {
-        f"{suite}.{name}": figure
+        Metric(suite, name): figure
         for suite, result in results.items()
         for name, figure in result.figures.items()
     }
@@ -222,32 +222,36 @@ def _compared(
     order: Sequence[str],
     results: Mapping[str, Mapping[str, Result]],
 ) -> list[Compared]:
-    """Neighbours in size, and each with the largest, by what is required of a suite (else its main metric).
+    """Neighbours in size, and each with the largest, by what is required of a suite (else its main figure).
 
     All of them are judged together.
     """
     pairs = dict.fromkeys([*pairwise(order), *((order[0], other) for other in order[1:])])
-    asked: list[tuple[str, str, str, str]] = []
+    asked: list[tuple[Metric, str, str]] = []
     found: list[Difference] = []
     for suite, kind in kinds.items():
         for metric in _tested(model, suite, kind):
             for first, second in pairs:
-                one, other = (_rows(results[name].get(suite), metric) for name in (first, second))
+                one, other = (_rows(results[target], metric) for target in (first, second))
                 if one and len(one) == len(other):
-                    asked.append((suite, metric, first, second))
-                    found.append(compare(kind, metric, one, other))
+                    asked.append((metric, first, second))
+                    found.append(compare(kind, metric.name, one, other))
     judged = zip(asked, together(found), strict=True)
     return [
-        Compared(suite, kinds[suite], metric, first, second, difference)
-        for (suite, metric, first, second), difference in judged
+        Compared(metric, kinds[metric.suite], first, second, difference)
+        for (metric, first, second), difference in judged
     ]
 
 
-def _tested(model: Model, suite: str, kind: str) -> list[str]:
-    """The metrics of a suite that are compared: those required that have a value for each question."""
-    required = dict.fromkeys(condition.metric for condition in model.require if condition.suite == suite)
-    return [metric for metric in required if metric in PAIRED.get(kind, ())] or [*PAIRED.get(kind, ())[:1]]
+def _tested(model: Model, suite: str, kind: str) -> list[Metric]:
+    """The figures of a suite that are compared: those required that have a value for each question."""
+    paired = PAIRED.get(kind, ())
+    required = dict.fromkeys(each.metric for each in model.require if each.suite == suite)
+    return [metric for metric in required if metric.name in paired] or [
+        Metric(suite, name) for name in paired[:1]
+    ]
 
 
-def _rows(result: Result | None, metric: str) -> tuple[float, ...]:
-    return result.rows.get(metric, ()) if result else ()
+def _rows(results: Mapping[str, Result], metric: Metric) -> tuple[float, ...]:
+    result = results.get(metric.suite)
+    return result.rows.get(metric.name, ()) if result else ()

@@ -9,6 +9,7 @@ from typing import Literal
 from builder.evaluate.circumstances import Told
 from builder.evaluate.comparison import Difference
 from builder.evaluate.statistics import Figure
+from builder.spec.types import Metric
 from builder.weights.survival import Survival
 
 Verdict = Literal["passes", "misses", "not measured", "nothing required"]
@@ -43,9 +44,9 @@ class Provenance:
 class Row:
     """One target that is built, or was measured from its sources; then `size` (bytes) is what it would take.
 
-    `figures` by "suite.metric"; `control` are those of the target that quantizes the base without adapter
-    alike, and `control_name` is its name. `doubts`: by metric, how far the interval of a figure that meets
-    its requirement reaches where it would not.
+    `control` are the figures of the target that quantizes the base without adapter in the same way, and
+    `control_name` is its name. `doubts`: of each figure that meets its requirement, but not with certainty,
+    the end of the interval that does not meet it.
     """
 
     target: str
@@ -53,15 +54,15 @@ class Row:
     bits: int | None
     size: int
     bits_per_weight: float
-    figures: Mapping[str, Figure]
+    figures: Mapping[Metric, Figure]
     survival: Survival | None
     blocks: tuple[BlockSurvival, ...]
     verdict: Verdict
     misses: tuple[str, ...]
-    doubts: Mapping[str, float]
+    doubts: Mapping[Metric, float]
     provenance: Provenance
     control_name: str | None = None
-    control: Mapping[str, Figure] | None = None
+    control: Mapping[Metric, Figure] | None = None
     is_built: bool = True
 
     @property
@@ -74,11 +75,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two targets on the questions of one suite, by one of its metrics."""
+    """Two targets on the questions of one suite of that kind, by one of its figures."""
 
-    suite: str
+    metric: Metric
     kind: str
-    metric: str
     first: str
     second: str
     difference: Difference
@@ -88,18 +88,19 @@ class Compared:
 class ModelReport:
     """One model: its built targets from large to small, and what can be said about pairs of them.
 
-    `metrics` in the order of declaration; `required`: operator and value by metric. `absent`: declared
-    targets that are not built. `control`: the model without adapter, when one is declared, and `plain` its
-    unquantized target. `unread`: what is wrong with the questions of a suite, by suite. `top_k` by suite.
+    `metrics` in the order of declaration. `kinds` by suite. `required`: operator and value by metric.
+    `absent`: declared targets that are not built. `control`: the model without adapter, when one is declared,
+    and `plain` its unquantized target. `unread`: what is wrong with the questions of a suite, by suite.
+    `top_k` by suite.
     """
 
     name: str
     base: str
     adapter: str | None
     rows: tuple[Row, ...]
-    metrics: tuple[str, ...]
+    metrics: tuple[Metric, ...]
     kinds: Mapping[str, str]
-    required: Mapping[str, tuple[str, float]]
+    required: Mapping[Metric, tuple[str, float]]
     compared: tuple[Compared, ...]
     absent: tuple[str, ...]
     control: str | None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from builder.report.cells import accuracy, divergence, is_distance, memory
 from builder.report.facts import ModelReport
-from builder.report.tables import accuracy, divergence, is_distance, memory
 
 
 def notes(model: ModelReport) -> list[str]:
@@ -47,7 +47,7 @@ def notes(model: ModelReport) -> list[str]:
 
 
 def required(model: ModelReport) -> list[str]:
-    conditions = [f"{name} {operator} {value:g}" for name, (operator, value) in model.required.items()]
+    conditions = [f"{metric} {operator} {value:g}" for metric, (operator, value) in model.required.items()]
     return [f"Required: {', '.join(conditions)}."] if conditions else []
 
 
@@ -55,7 +55,7 @@ def counted(model: ModelReport) -> str:
     """What the intervals are, and how many observations they come from; empty if nothing is measured."""
     asked = []
     for suite in model.kinds:
-        figures = [f for row in model.rows for m, f in row.figures.items() if m.partition(".")[0] == suite]
+        figures = [f for row in model.rows for metric, f in row.figures.items() if metric.suite == suite]
         if figures:
             asked.append(f"{suite} n = {max(figures, key=lambda figure: figure.n).counted}")
     return f"In brackets the 95 % interval ({', '.join(asked)})." if asked else ""
@@ -65,7 +65,7 @@ def meant(model: ModelReport) -> str:
     """Which figures the two columns of the short table are, and how many observations they come from."""
     said = []
     for name, metric in (("Accuracy", accuracy(model)), ("KL", divergence(model))):
-        figures = [row.figures[metric] for row in model.rows if metric in row.figures]
+        figures = [row.figures[metric] for row in model.rows if metric and metric in row.figures]
         if figures:
             said.append(f"{name} is {metric} (n = {max(figures, key=lambda figure: figure.n).counted}).")
     return " ".join(said)

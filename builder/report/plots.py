@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from builder.report.cells import accuracy, divergence
 from builder.report.facts import ModelReport, Row
-from builder.report.tables import shown_as
+from builder.spec.types import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,12 +55,10 @@ def plots(model: ModelReport) -> list[Plot]:
 
 def _size(model: ModelReport) -> Plot | None:
     """Disk size against the first required rate (else the first rate), with what is required."""
-    rates = [m for m in model.metrics if shown_as(model, m) == "%" and not m.endswith(".agreement")]
-    rates.sort(key=lambda metric: metric not in model.required)
-    rows = [row for row in model.rows if rates and rates[0] in row.figures]
-    if len(rows) < 2:
+    metric = accuracy(model)
+    rows = [row for row in model.rows if metric and metric in row.figures]
+    if metric is None or len(rows) < 2:
         return None
-    metric = rates[0]
     figure, axes = _figure()
     for at, row in enumerate(rows):
         value = row.figures[metric]
@@ -164,7 +163,7 @@ def _ticks(axes: Axes, blocks: Sequence[str]) -> None:
 
 def _kl(model: ModelReport) -> Plot | None:
     """KL to the unquantized model by variant, and the control's beside it."""
-    metric = next((m for m in model.metrics if m.endswith(".kl") and shown_as(model, m) == "KL"), None)
+    metric = divergence(model)
     if metric is None:
         return None
     rows = [row for row in model.rows if metric in row.figures and row.figures[metric].value > 1e-6]
@@ -192,7 +191,7 @@ def _kl(model: ModelReport) -> Plot | None:
     return _plot("kl", "KL by variant", said, figure)
 
 
-def _point(axes: Axes, row: Row, at: int, metric: str, required: tuple[str, float] | None) -> None:
+def _point(axes: Axes, row: Row, at: int, metric: Metric, required: tuple[str, float] | None) -> None:
     value = row.figures[metric]
     low, high = value.interval or (value.value, value.value)
     span = [[value.value - max(low, value.value / 10)], [high - value.value]]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from builder.console.words import listed, quoted, shown, suggestion
 from builder.spec.fields import SUITE
 from builder.spec.problems import Problems
 from builder.spec.shape import Values
-from builder.spec.types import METRICS, Condition, Suite, SuiteKind
+from builder.spec.types import METRICS, Condition, Metric, Suite, SuiteKind
 
 # kind -> the keys that it needs, those it may have, beside kind
 KEYS: Mapping[SuiteKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -88,16 +88,10 @@ def _condition(
     key: str, text: str, values: Values, suites: Mapping[str, Suite], problems: Problems
 ) -> Condition | None:
     place = values.place.key("require", key)
-    name, dot, metric = key.rpartition(".")
     measured = [each for each in values.given.get("suites", ()) if each is not None]
-    if not dot or name not in measured:
-        what = f"{quoted(key)}: this model has no suite with a figure of that name"
-        problems.add(place, f"{what}; write SUITE.FIGURE (suites: {listed(measured)})")
-        return None
-    metrics = METRICS[suites[name].kind] if name in suites else {}
-    if metrics and metric not in metrics:
-        what = f"suite {quoted(name)} has no figure {quoted(metric)}"
-        problems.add(place, what + suggestion(metric, list(metrics)))
+    metric = _metric(key, measured, suites)
+    if not isinstance(metric, Metric):
+        problems.add(place, metric)
         return None
     operator = next((each for each in _OPERATORS if text.startswith(each)), None)
     try:
@@ -108,4 +102,31 @@ def _condition(
         what = f"{quoted(key)} = {shown(text)} is not a condition"
         problems.add(place, f'{what}; write, for example, "{key}" = ">= 0.95"')
         return None
-    return Condition(name, metric, operator, value)
+    return Condition(metric, operator, value)
+
+
+def _metric(key: str, measured: Sequence[str], suites: Mapping[str, Suite]) -> Metric | str:
+    """The figure that a key names, or what is wrong with the key.
+
+    Names may hold dots, so a key such as "a.b.c" can be read in two ways. The declared suites and the figures
+    of their kinds decide. A command's figures are known only once it has run: such a reading counts where no
+    kind has the figure.
+    """
+    readings = [
+        Metric(name, key[len(name) + 1 :])
+        for name in sorted(set(measured), key=len, reverse=True)
+        if key.startswith(f"{name}.") and len(key) > len(name) + 1
+    ]
+    if not readings:
+        what = f"{quoted(key)}: this model has no suite with a figure of that name"
+        return f"{what}; write SUITE.FIGURE (suites: {listed(measured)})"
+    figures = {name: METRICS[suites[name].kind] if name in suites else {} for name, _ in readings}
+    declared = [each for each in readings if each.name in figures[each.suite]]
+    possible = declared or [each for each in readings if not figures[each.suite]]
+    if not possible:
+        suite, name = readings[0]
+        return f"suite {quoted(suite)} has no figure {quoted(name)}" + suggestion(name, list(figures[suite]))
+    if len(possible) > 1:
+        ways = [f"figure {quoted(each.name)} of suite {quoted(each.suite)}" for each in possible]
+        return f"{quoted(key)} can mean {listed(ways, 'or')}; rename one of the suites"
+    return possible[0]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 DTYPES = ("float16", "bfloat16", "float32")
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
@@ -171,17 +171,30 @@ class Suite:
     timeout: int | None = None
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What a figure of a suite must be: `metric` `operator` `value`; the operator is >=, <=, > or <."""
+class Metric(NamedTuple):
+    """A figure of a suite, by its name. Both names may hold dots, so the text form is never cut again."""
 
     suite: str
-    metric: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.suite}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a figure of a suite must be: `metric` `operator` `value`. The operator is >=, <=, > or <."""
+
+    metric: Metric
     operator: str
     value: float
 
+    @property
+    def suite(self) -> str:
+        return self.metric.suite
+
     def __str__(self) -> str:
-        return f"{self.suite}.{self.metric} {self.operator} {self.value:g}"
+        return f"{self.metric} {self.operator} {self.value:g}"
 
 
 @dataclass(frozen=True)

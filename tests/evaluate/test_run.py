@@ -18,7 +18,7 @@ from builder.evaluate.run import by_layer
 from builder.evaluate.statistics import Figure, wilson
 from builder.evaluate.worker.answers import CHECKS
 from builder.keys import make_key
-from builder.spec.types import Condition, Suite
+from builder.spec.types import Condition, Metric, Suite
 from builder.store.format import open_store
 from tests.conftest import Sandbox
 from tests.tiny import DECLARATION, make_adapter, make_base
@@ -307,14 +307,14 @@ def test_a_changed_script_is_measured_again(sandbox: Callable[[str], Sandbox]) -
 def test_a_miss_says_by_how_much() -> None:
     key = make_key("eval/1", "x")
     known = {"s": Result(key, "t", "s", "choice", {"accuracy": Figure(0.9, 0.8, 0.95, 120)})}
-    conditions = [Condition("s", "accuracy", op, 0.9) for op in (">=", "<=", ">", "<")]
-    found = missed((*conditions, Condition("other", "kl", "<", 1)), known)
+    conditions = [Condition(Metric("s", "accuracy"), op, 0.9) for op in (">=", "<=", ">", "<")]
+    found = missed((*conditions, Condition(Metric("other", "kl"), "<", 1)), known)
     assert found == [
         Missed(conditions[2], 0.9),
         Missed(conditions[3], 0.9),
-        Missed(Condition("other", "kl", "<", 1), None),
+        Missed(Condition(Metric("other", "kl"), "<", 1), None),
     ]
-    assert str(Missed(Condition("s", "accuracy", ">=", 0.95), 0.9)) == (
+    assert str(Missed(Condition(Metric("s", "accuracy"), ">=", 0.95), 0.9)) == (
         "s.accuracy >= 0.95: measured 0.9, misses by 0.05"
     )
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from builder.commands.report import finite
 from builder.evaluate.comparison import Difference
 from builder.evaluate.statistics import Figure
+from builder.report.document import as_json
 from builder.report.facts import Compared, ModelReport, Provenance, Row
 from builder.report.page import summary
 from builder.report.tables import study, verdict
+from builder.spec.types import Metric
 from tests.conftest import Sandbox, make_sandbox
 from tests.evaluate.test_run import figures, project
 from tests.tiny import DECLARATION
@@ -117,7 +118,7 @@ def test_nothing_built_and_an_unknown_model(sandbox: Callable[[str], Sandbox]) -
 
 def test_two_targets_are_called_different_only_by_a_test() -> None:
     def said(kind: str, metric: str, difference: Difference) -> str:
-        return verdict(Compared("s", kind, metric, "a", "b", difference))
+        return verdict(Compared(Metric("s", metric), kind, "a", "b", difference))
 
     none = Difference(-0.1, -0.2, 0.01, 40, 0.02, 0.2, False)
     some = Difference(-0.1, -0.2, -0.01, 40, 0.02, 0.04, True)
@@ -199,11 +200,11 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def report(kinds: dict[str, str], figures: dict[str, Figure], **more: Any) -> ModelReport:
+def report(kinds: dict[str, str], figures: dict[Metric, Figure], **more: Any) -> ModelReport:
     """Of one target with these figures."""
     said = Provenance("m_4bit", "k", "", "", "", "", "", "", "", "", None)
     row = Row("m_4bit", "4bit", 4, 20_000_000, 4.5, figures, None, (), "passes", (), {}, said)
-    row = dataclasses.replace(row, **{k: v for k, v in more.items() if k in ("doubts", "verdict")})
+    row = dataclasses.replace(row, **{k: v for k, v in more.items() if k in ("doubts", "verdict", "control")})
     required = more.get("required", {})
     return ModelReport("m", "b", None, (row,), tuple(figures), kinds, required, (), (), None)
 
@@ -219,9 +220,9 @@ def test_a_figure_without_width_has_no_interval() -> None:
         report(
             kinds,
             {
-                "f.kl": Figure(0.5, 0.5, 0.5, 3),
-                "s.greedy": Figure(0.5, 0.25, 0.75, 3),
-                "g.seconds": Figure(2.0, -math.inf, math.inf, 1),
+                Metric("f", "kl"): Figure(0.5, 0.5, 0.5, 3),
+                Metric("s", "greedy"): Figure(0.5, 0.25, 0.75, 3),
+                Metric("g", "seconds"): Figure(2.0, -math.inf, math.inf, 1),
             },
         )
     )
@@ -231,24 +232,30 @@ def test_a_figure_without_width_has_no_interval() -> None:
 
 
 def test_the_kind_of_a_suite_says_what_a_figure_is_not_its_name() -> None:
-    own = {"own.memory": Figure(20_000_000, None, None, 1), "own.accuracy": Figure(97.5, None, None, 40)}
+    own = {
+        Metric("own", "memory"): Figure(20_000_000, None, None, 1),
+        Metric("own", "accuracy"): Figure(97.5, None, None, 40),
+    }
     found = cells(report({"own": "command"}, own))
     assert found["own memory"] == "2e+07"
     assert found["own accuracy"] == "97.5"
     assert "memory" not in found  # nobody measured the peak, and the size on disk is none
-    generated = cells(report({"g": "generate"}, {"g.memory": Figure(0.02, None, None, 5)}))
+    generated = cells(report({"g": "generate"}, {Metric("g", "memory"): Figure(0.02, None, None, 5)}))
     assert generated["memory"] == "20.0 MB"
 
 
-GREEDY = {"s.accuracy": Figure(1.0, 0.9, 1.0, 120), "s.greedy": Figure(0.967, 0.917, 0.987, 120)}
-KL = {"f.kl": Figure(0.0868, 0.071, 0.103, 1917, 120)}
+GREEDY = {
+    Metric("s", "accuracy"): Figure(1.0, 0.9, 1.0, 120),
+    Metric("s", "greedy"): Figure(0.967, 0.917, 0.987, 120),
+}
+KL = {Metric("f", "kl"): Figure(0.0868, 0.071, 0.103, 1917, 120)}
 DOUBTED: dict[str, Any] = {
-    "required": {"s.greedy": (">=", 0.95), "f.kl": ("<=", 0.1)},
-    "doubts": {"s.greedy": 0.917, "f.kl": 0.103},
+    "required": {Metric("s", "greedy"): (">=", 0.95), Metric("f", "kl"): ("<=", 0.1)},
+    "doubts": {Metric("s", "greedy"): 0.917, Metric("f", "kl"): 0.103},
 }
 
 
-def test_a_pass_whose_interval_reaches_to_the_wrong_side_says_so() -> None:
+def test_a_pass_that_is_not_certain_says_so() -> None:
     found = cells(report({"s": "choice", "f": "fidelity"}, GREEDY | KL, **DOUBTED))
     assert found["result"] == (
         "passes (the true s greedy may be as low as 91.7 % and the true KL may be as high as 0.103)"
@@ -271,7 +278,7 @@ def test_the_accuracy_of_that_table_is_the_required_rate_else_the_first() -> Non
     free = summary(report({"s": "choice"}, GREEDY, verdict="nothing required"))
     assert "| 4bit | 20.0 MB | 4.50 | 100 % | nothing required |" in free
     assert "Accuracy is s.accuracy (n = 120)." in free
-    certain = summary(report({"s": "choice"}, GREEDY, required={"s.greedy": (">=", 0.9)}))
+    certain = summary(report({"s": "choice"}, GREEDY, required={Metric("s", "greedy"): (">=", 0.9)}))
     assert "| 4bit | 20.0 MB | 4.50 | 96.7 % | passes |" in certain
     assert certain.endswith("Required: s.greedy >= 0.9.\n")
     bare = summary(report({}, {}, verdict="nothing required"))
@@ -323,4 +330,4 @@ def test_missing_questions_cost_their_suite_alone(measured: Sandbox, tmp_path: P
 
 
 def test_numbers_that_json_lacks_are_null() -> None:
-    assert finite({"a": [math.inf, 1.5, (math.nan, "x")]}) == {"a": [None, 1.5, [None, "x"]]}
+    assert as_json({"a": [math.inf, 1.5, (math.nan, "x")]}) == {"a": [None, 1.5, [None, "x"]]}

@@ -23,6 +23,7 @@ from builder.spec.types import (
     Condition,
     GgufSource,
     HfSource,
+    Metric,
     Model,
     Override,
     PathSource,
@@ -111,9 +112,9 @@ def test_everything_that_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
                 ("f16", "5bit", "mx.fp4"),
                 ("routing.five", "fidelity", "own"),
                 (
-                    Condition("routing.five", "accuracy", ">=", 0.95),
-                    Condition("fidelity", "kl", "<", 0.1),
-                    Condition("own", "anything", ">", 3.0),
+                    Condition(Metric("routing.five", "accuracy"), ">=", 0.95),
+                    Condition(Metric("fidelity", "kl"), "<", 0.1),
+                    Condition(Metric("own", "anything"), ">", 3.0),
                 ),
             ),
             "plain": Model("plain", "file", None, ("mixed",)),
@@ -172,6 +173,88 @@ def test_memory_that_is_no_size(tmp_path: Path, text: str, monkeypatch: pytest.M
     assert message(tmp_path, f'[build]\nmemory = "{text}"\n', monkeypatch) == (
         f'artifacts.toml:2: [build] memory: expected a size such as "16GB", found the string "{text}"'
     )
+
+
+DOTS = """
+[base.b]
+path = "b"
+[variant.v]
+bits = 4
+[suite."routing.v2"]
+kind = "choice"
+data = "d.jsonl"
+candidates = { yes = "y", no = "n" }
+[suite.routing]
+kind = "command"
+command = "measure"
+[suite."routing.v2.own"]
+kind = "command"
+command = "measure"
+[suite.ppl]
+kind = "perplexity"
+data = "d.txt"
+[suite."ppl.own"]
+kind = "command"
+command = "measure"
+[model.m]
+base = "b"
+variants = ["v"]
+suites = SUITES
+[model.m.require]
+"KEY" = ">= 1"
+"""
+
+
+@pytest.mark.parametrize(
+    "suites, key, metric",
+    [
+        (["routing.v2"], "routing.v2.accuracy", Metric("routing.v2", "accuracy")),
+        (["routing"], "routing.latency.p99", Metric("routing", "latency.p99")),
+        (["routing"], "routing.v2.accuracy", Metric("routing", "v2.accuracy")),  # v2 is not of this model
+        (["routing", "routing.v2"], "routing.v2.greedy", Metric("routing.v2", "greedy")),  # its kind has it
+        (["routing", "routing.v2"], "routing.v2.p99", Metric("routing", "v2.p99")),  # its kind lacks it
+        (["routing", "routing.v2"], "routing.accuracy", Metric("routing", "accuracy")),
+        (["routing.v2", "routing.v2.own"], "routing.v2.own.p.99", Metric("routing.v2.own", "p.99")),
+        (["ppl", "ppl.own"], "ppl.own.p99", Metric("ppl.own", "p99")),
+        (["ppl", "ppl.own"], "ppl.perplexity", Metric("ppl", "perplexity")),
+    ],
+)
+def test_a_figure_is_found_where_names_hold_dots(
+    tmp_path: Path, suites: list[str], key: str, metric: Metric
+) -> None:
+    spec = parse_text(tmp_path, DOTS.replace("SUITES", str(suites)).replace("KEY", key))
+    assert spec.models["m"].require == (Condition(metric, ">=", 1.0),)
+    assert str(spec.models["m"].require[0]) == f"{key} >= 1"
+
+
+@pytest.mark.parametrize(
+    "suites, key, what",
+    [
+        (
+            ["routing", "routing.v2.own"],
+            "routing.v2.own.p99",
+            '"routing.v2.own.p99" can mean figure "p99" of suite "routing.v2.own" or '
+            'figure "v2.own.p99" of suite "routing"; rename one of the suites',
+        ),
+        (
+            ["routing.v2"],
+            "routing.v2.greed",
+            'suite "routing.v2" has no figure "greed"; did you mean "greedy"?',
+        ),
+        (
+            ["routing"],
+            "routing.",
+            '"routing.": this model has no suite with a figure of that name; '
+            "write SUITE.FIGURE (suites: routing)",
+        ),
+    ],
+)
+def test_a_figure_that_is_not_found_where_names_hold_dots(
+    tmp_path: Path, suites: list[str], key: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = DOTS.replace("SUITES", str(suites)).replace("KEY", key)
+    line = text.splitlines().index(f'"{key}" = ">= 1"') + 1
+    assert message(tmp_path, text, monkeypatch) == f"artifacts.toml:{line}: [model.m] {what}"
 
 
 # -- what is wrong

@@ -1,0 +1,55 @@
+"""A ModelReport as the JSON that docs/json.md describes, where a metric becomes a key of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from builder.console.words import listed, quoted
+from builder.errors import BuildError
+from builder.report.facts import ModelReport
+from builder.spec.types import Metric
+
+
+class FiguresOfOneName(BuildError):
+    """model "{model}": "{text}" can mean {ways}."""
+
+    exit_code = 3
+    hint = "Rename one of the suites in artifacts.toml: in JSON both figures would have this name."
+
+
+def document(model: ModelReport) -> dict[str, Any]:
+    """What `json.dumps` takes. Raises FiguresOfOneName where two figures would have one key."""
+    _check_names(model)
+    compared = []
+    for each in model.compared:
+        suite, name = each.metric
+        compared.append({"suite": suite, "kind": each.kind, **asdict(each), "metric": name})
+    made: dict[str, Any] = as_json({**asdict(model), "compared": compared})
+    return made
+
+
+def as_json(value: Any) -> Any:
+    """The same values, with metrics as text, and null for the numbers that JSON does not have."""
+    if isinstance(value, Metric):
+        return str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {as_json(key): as_json(each) for key, each in value.items()}
+    return [as_json(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _check_names(model: ModelReport) -> None:
+    rows = [*model.rows, *([model.plain] if model.plain else [])]
+    found = dict.fromkeys([*model.metrics, *model.required])
+    found |= dict.fromkeys(metric for row in rows for metric in (*row.figures, *(row.control or {})))
+    named: dict[str, list[str]] = {}
+    for metric in found:
+        way = f"figure {quoted(metric.name)} of suite {quoted(metric.suite)}"
+        named.setdefault(str(metric), []).append(way)
+    for text, ways in named.items():
+        if len(ways) > 1:
+            raise FiguresOfOneName(model=model.name, text=text, ways=listed(ways, "or"))

@@ -43,7 +43,7 @@ class Doubt:
     end: float
 
     def __str__(self) -> str:
-        return f"{self.condition}: the interval reaches {self.end:.4g}"
+        return f"{self.condition}: the true value may be as {side(self.condition.operator)} as {self.end:.4g}"
 
 
 @dataclass(frozen=True)

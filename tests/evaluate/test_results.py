@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from builder.evaluate.results import Missed, Result, doubts, figure_of, missed
+import pytest
+
+from builder.evaluate.results import Doubt, Missed, Result, doubts, figure_of, missed
 from builder.evaluate.statistics import Figure
 from builder.keys import make_key
 from builder.spec.types import Condition, Metric
@@ -23,6 +25,20 @@ def test_a_figure_is_found_by_both_names() -> None:
     least = [Condition(Metric("a", "b.c"), ">=", 1.5), Condition(Metric("a.b", "c"), ">=", 1.5)]
     assert missed(tuple(least), results) == [Missed(least[0], 1.0)]
     assert str(missed(tuple(least), results)[0]) == "a.b.c >= 1.5: measured 1, misses by 0.5"
+
+
+@pytest.mark.parametrize(
+    ("operator", "said"),
+    [(">=", "low as 0.8"), (">", "low as 0.8"), ("<=", "high as 0.95"), ("<", "high as 0.95")],
+)
+def test_a_doubt_says_how_low_or_high_the_true_value_may_be(operator: str, said: str) -> None:
+    results = known("routing.v2", "choice", greedy=Figure(0.9, 0.8, 0.95, 120))
+    condition = Condition(
+        Metric("routing.v2", "greedy"), operator, 0.85 if operator.startswith(">") else 0.92
+    )
+    (doubt,) = doubts((condition,), results)
+    assert doubt == Doubt(condition, 0.8 if operator.startswith(">") else 0.95)
+    assert str(doubt) == f"{condition}: the true value may be as {said}"
 
 
 def test_a_whole_interval_that_meets_a_condition_leaves_no_doubt() -> None:

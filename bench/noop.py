@@ -88,7 +88,7 @@ def make_project(root: Path, targets: int) -> None:
     os.chdir(root)
     project = Project.load()
     know(project, base / "model.safetensors")
-    weights, _ = project.sources.base_files(project.spec.bases["big"])  # type: ignore[misc]
+    weights = project.sources.base_identity(project.spec.bases["big"]).weights  # type: ignore[union-attr]
     text = to_text(structure()).encode()
     blob = blobs.ingest(project.store, [text])
     records.write(project.store, Record(structure_key(weights), "structure", blob, {}))

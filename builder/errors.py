@@ -19,7 +19,7 @@ class BuildError(Exception):
 
     def __init__(self, *, hint: str | None = None, **fields: object) -> None:
         self.fields = fields
-        self.hint_text = (self.hint if hint is None else hint).format(**fields)
+        self.hint_text = self.hint.format(**fields) if hint is None else hint  # given text is not a template
         super().__init__(self.message)
 
     @property
@@ -65,6 +65,13 @@ class SourceMissing(SourceError):
 
 class SourceInvalid(SourceError):
     """{table}: {path}: {what}."""
+
+
+class SourceChanged(BuildError):
+    """{source}: {path} changed while it was being read."""
+
+    exit_code = 2
+    hint = "No wrong result was kept. Run the same command again."
 
 
 class StoreError(BuildError):

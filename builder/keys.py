@@ -58,6 +58,11 @@ def make_key(domain: str, *parts: object) -> Key:
     return Key(blake3.blake3(encode([domain, *parts])).hexdigest())
 
 
+def named_key(domain: str, parts: Mapping[str, object]) -> Key:
+    """The key of named parts: whatever is in the key has a name, so a change of the key can be explained."""
+    return make_key(domain, parts)
+
+
 def digest_bytes(data: bytes | memoryview) -> Digest:
     return Digest(blake3.blake3(data).hexdigest())
 

@@ -65,9 +65,14 @@ def build(store: Store, which: str, log: Callable[[str], None]) -> None:
     if manifest is None:
         manifest = Manifest(target_key(which), "target", NAMES[which], "2025-01-01T00:00:00Z", tuple(files))
         records.write_manifest(store, manifest)
-    folder = views.folder_of(store, manifest)
+    folder = folder_of(store, manifest)
     if not views.is_current(store, folder, manifest):
         views.materialize(store, folder, manifest)
+
+
+def folder_of(store: Store, manifest: Manifest) -> Path:
+    """Where a target's view lies, by its own name; an import's by its key."""
+    return store.bases / manifest.key if manifest.kind == "base" else store.models / manifest.name
 
 
 def prepare(root: Path) -> None:
@@ -85,7 +90,7 @@ def run(root: Path, log: Callable[[str], None]) -> None:
         build(store, "new", log)
         pins.pin(store, "m")
         pins.unpin(store, "m")
-        prune.drop(store, [target_key("between")], mine=session)
+        prune.drop(store, {NAMES["between"]: [target_key("between")]}, mine=session)
     policy = gc.Policy(grace_s=0)
     keys = keys_of("between") + keys_of("new")
     gc.apply_gc(store, gc.plan_gc(inventory.survey(store), keys, policy, time.time_ns()))

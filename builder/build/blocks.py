@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from builder.build.prepare import waiting
 from builder.console.events import BlockDone, Emit
 from builder.keys import Key
 from builder.plan.types import Action, TargetPlan
@@ -151,7 +152,7 @@ def _write_block(
 ) -> None:
     """Lock, recheck, wait for the tensors, ingest each shard and then its record."""
     try:
-        with acquire(store, actions):
+        with acquire(store, actions, waiting(emit)):
             wanted = {k: v for k, v in actions.items() if usable_record(store, k) is None}
             block.wanted.set_result(wanted)
             if not wanted:

@@ -34,11 +34,15 @@ class Circumstances(Protocol):
 
 
 def render(
-    manifest: Manifest, base: Base, scores: Sequence[Score] = (), measured: Circumstances | None = None
+    manifest: Manifest,
+    base: Base,
+    name: str,
+    scores: Sequence[Score] = (),
+    measured: Circumstances | None = None,
 ) -> str:
-    """The card as Markdown, with the front matter that model hubs read."""
-    parts = [_front(base), f"# {manifest.name}", _summary(manifest, base), _facts(manifest)]
-    parts += [_scores(scores, measured), _loading(manifest.name)]
+    """The card of the target `name` as Markdown, with the front matter that model hubs read."""
+    parts = [_front(base), f"# {name}", _summary(manifest, base), _facts(manifest)]
+    parts += [_scores(scores, measured), _loading(name)]
     return "\n\n".join(parts) + "\n"
 
 

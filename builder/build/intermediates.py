@@ -11,22 +11,36 @@ from collections.abc import Iterable
 
 from builder.console.events import Emit, Note
 from builder.console.words import size_text
-from builder.plan.types import TargetPlan
+from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.project.state import target_state
 from builder.store import pins, views
-from builder.store.care import drop as prune
+from builder.store.care import drop
 
 
-def prunable(plans: Iterable[TargetPlan], built: frozenset[str], pinned: frozenset[str]) -> list[TargetPlan]:
-    """The intermediates that nobody needs on disk any more. Pure."""
+def prunable(
+    plans: Iterable[TargetPlan | Unresolved], built: frozenset[str], pinned: frozenset[str]
+) -> list[TargetPlan]:
+    """The intermediates that nobody needs on disk any more. Pure.
+
+    A target that cannot be planned now (its calibration text is not there) still needs what it is made from.
+    """
     everything = list(plans)
-    waiting = {plan.needs for plan in everything if plan.needs and plan.name not in built}
+    waiting = {source for plan in everything if plan.name not in built and (source := _source(plan))}
     return [
         plan
         for plan in everything
-        if plan.target.variant.intermediate and plan.name not in pinned and plan.name not in waiting
+        if isinstance(plan, TargetPlan)
+        and plan.target.variant.intermediate
+        and plan.name not in pinned
+        and plan.name not in waiting
     ]
+
+
+def _source(plan: TargetPlan | Unresolved) -> str | None:
+    """The target that a learned target is made from."""
+    learned = plan.target.variant.learned
+    return f"{plan.target.model.name}_{learned.source}" if learned else None
 
 
 def prune_intermediates(project: Project, emit: Emit) -> None:
@@ -40,10 +54,10 @@ def prune_intermediates(project: Project, emit: Emit) -> None:
     if not on_disk:
         return
     built = frozenset(p.name for p in plans if p.needs and target_state(project.store, p).built)
-    chosen = {plan.name for plan in prunable(plans, built, pins.pinned(project.store))}
+    chosen = {p.name for p in prunable(project.plan.targets.values(), built, pins.pinned(project.store))}
     for plan in on_disk:
         if plan.name in chosen:
             shown = views.current_key(project.store.models / plan.name)
             keys = [key for key in (shown, plan.key) if key]
-            freed = prune.drop(project.store, keys)
+            freed = drop.drop(project.store, {plan.name: keys}, project.spec.file.parent)
             emit(Note(f"pruned {plan.name}: {size_text(freed.bytes)} freed"))

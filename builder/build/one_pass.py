@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING
 from builder.build import card
 from builder.build.blocks import Tally, make_blocks
 from builder.build.manifests import manifest_of
+from builder.build.prepare import waiting
 from builder.console.events import Emit, Note, PassDone, PassStarted
+from builder.errors import SourceChanged
 from builder.plan.types import TargetPlan
 from builder.project import preflight, speed
 from builder.project.project import Project
-from builder.project.roots import register
+from builder.project.roots import keys_of, register
 from builder.project.state import holds, missing_actions, usable_record
 from builder.project.toolchain import made_by
-from builder.project.watch import SourceChanged, unchanged
+from builder.project.watch import base_folder, unchanged
 from builder.store import blobs, records, views
 from builder.store.layout import Store
 from builder.store.locks import acquire, build_session
@@ -56,14 +58,14 @@ def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[B
     """
     start = time.perf_counter()
     store = project.store
-    keys = [key for target in targets for key in (target.key, *target.keys)]
+    keys = [key for target in targets for key in keys_of(target)]
     _check_room(project, targets)
     with _ONE_PASS, build_session(store, keys):
         tally = Tally()
         register(project)
         _make_missing(project, targets, tally, emit)
         for target in targets:
-            _ingest_aux(project, target)
+            copy_aux(project, target)
         seconds = time.perf_counter() - start
         return [_finish(project, target, tally, seconds) for target in targets]
 
@@ -99,7 +101,7 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: Tally,
     with unchanged(project, targets[0]) as check:
         stream = open_stream(project, lacking, unsettled)
         for target in unsettled:
-            _make_config(store, target, stream, check)
+            _make_config(store, target, stream, check, emit)
         fused = preflight.deltas(targets[0])
         ahead = preflight.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
         make_blocks(store, lacking, todo, stream, ahead, check, tally, emit)
@@ -121,7 +123,7 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     first = targets[0].target.model
     base = project.spec.bases[first.base]
     model, config = load_base(
-        project.sources.base_directory(base),
+        base_folder(project, targets[0]),
         dequantize=base.dequantize,
         trust_remote_code=base.trust_remote_code,
     )
@@ -139,8 +141,10 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     return Stream(model, config, requests, adapter, configs=configs, survival=project.spec.build.survival)
 
 
-def _make_config(store: Store, target: TargetPlan, stream: Stream, check: Callable[[], None]) -> None:
-    with acquire(store, [target.config]):
+def _make_config(
+    store: Store, target: TargetPlan, stream: Stream, check: Callable[[], None], emit: Emit
+) -> None:
+    with acquire(store, [target.config], waiting(emit)):
         check()
         if usable_record(store, target.config) is None:
             blob = blobs.ingest(store, [stream.config(target.target.variant.name)])
@@ -150,31 +154,32 @@ def _make_config(store: Store, target: TargetPlan, stream: Stream, check: Callab
 # -- targets ---------------------------------------------------------------------------------------------
 
 
-def _ingest_aux(project: Project, target: TargetPlan) -> None:
+def copy_aux(project: Project, target: TargetPlan) -> None:
     """The files copied from the base, as blobs."""
     missing = [entry for entry in target.base.aux if not blobs.has(project.store, entry.blob)]
     if not missing:
         return
-    base = project.spec.bases[target.target.model.base]
-    directory = project.sources.base_directory(base)
+    directory = base_folder(project, target)
     for entry in missing:
         blob = blobs.ingest_file(project.store, directory / entry.name)
         if blob != entry.blob:
-            raise SourceChanged(source=f"base:{base.name}", path=directory / entry.name)
+            raise SourceChanged(source=f"base:{target.target.model.base}", path=directory / entry.name)
 
 
 def _finish(project: Project, target: TargetPlan, tally: Tally, seconds: float) -> Built:
     """Manifest, then view."""
     store = project.store
     made = sum(tally.made.get(action.key) == target.name for action in target.actions)
-    manifest = records.read_manifest(store, target.key)
-    if manifest is None or not holds(store, manifest):
-        manifest = manifest_of(store, target, made)
-        records.write_manifest(store, manifest)
-    view = store.models / target.name
-    if not views.is_current(store, view, manifest):
-        base = project.spec.bases[target.target.model.base]
-        views.materialize(store, view, manifest, card.render(manifest, base))
+    with acquire(store, [target.key]):
+        manifest = records.read_manifest(store, target.key)
+        if manifest is None or not holds(store, manifest):
+            manifest = records.write_manifest(store, manifest_of(store, target, made))
+        else:
+            records.mark_used(store, target.key)
+        view = store.models / target.name
+        if not views.is_current(store, view, manifest):
+            base = project.spec.bases[target.target.model.base]
+            views.materialize(store, view, manifest, card.render(manifest, base, target.name))
     return Built(
         target.name,
         view,

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from builder.console.events import Emit, Note
-from builder.errors import SourceInvalid
-from builder.keys import Digest
+from builder.errors import SourceChanged, SourceInvalid
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.hashing import digest
 from builder.project.project import Project
 from builder.project.toolchain import now
-from builder.project.watch import SourceChanged, require_adapter
+from builder.project.watch import require_adapter, show_import
 from builder.sources import base as bases
 from builder.sources import hub
 from builder.sources.adapters.places import Places, placed, places_of
 from builder.sources.adapters.reading import adapter_files, read_adapter
 from builder.sources.adapters.tensors import check_finite
 from builder.sources.adapters.types import AdapterInfo
-from builder.sources.catalog import imported_facts, structure_key
-from builder.sources.facts import AdapterFacts, BaseFacts, Unknown
+from builder.sources.catalog import structure_key
+from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Unknown
 from builder.spec.types import Adapter, Base, GgufSource, HfSource, Target, Variant
-from builder.store import blobs, records, views
+from builder.store import blobs, records
 from builder.store.locks import acquire
 from builder.store.types import FileEntry, Manifest, Record
 from builder.weights import structure as structures
@@ -31,21 +33,25 @@ def prepare_base(project: Project, base: Base, emit: Emit, *, inspect_again: boo
     Raises SourceError, and what inspecting raises.
     """
     if isinstance(base.source, GgufSource):
-        weights, aux = imported_facts(base, import_gguf_base(project, base, emit))
+        manifest = import_gguf_base(project, base, emit)
+        identity = project.sources.imported_identity(base, manifest)
+        directory = show_import(project.store, manifest)
     else:
         if isinstance(base.source, HfSource) and bases.locate(base) is None:
             emit(Note(f"base:{base.name}: downloading {base.source.repo} at {base.source.revision}"))
             hub.download(base.source.repo, base.source.revision, f"base.{base.name}")
         for path in project.sources.files(base):
             digest(project, path, emit)
-        known = project.sources.base_files(base)
-        assert not isinstance(known, Unknown)
-        weights, aux = known
-    structure = None if inspect_again else project.sources.structure(weights)
+        directory = project.sources.base_directory(base)
+        known = project.sources.base_identity(base)
+        if isinstance(known, Unknown):
+            raise SourceChanged(source=f"base:{base.name}", path=directory)
+        identity = known
+    structure = None if inspect_again else project.sources.structure(identity.weights)
     if structure is None:
-        structure = _inspect(project, base, weights)
+        structure = _inspect(project, base, directory, identity)
     project.forget_plan()
-    return BaseFacts(weights, structure, aux)
+    return BaseFacts(identity, structure)
 
 
 def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
@@ -63,7 +69,8 @@ def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
     plan = project.plan.targets[target.name]
     if isinstance(plan, Unresolved) and plan.error is not None:
         raise plan.error
-    assert isinstance(plan, TargetPlan)
+    if not isinstance(plan, TargetPlan):  # a source was replaced since it was prepared
+        raise SourceChanged(source=f"model:{target.name}", path=plan.reason)
     return plan
 
 
@@ -118,38 +125,41 @@ def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:
     source = resolve_gguf(base.source.package, base.source.path, f"base.{base.name}")
     digest(project, source, emit)
     key = project.sources.gguf_key(base)
-    assert key is not None
-    with acquire(project.store, [key]):
+    if key is None:
+        raise SourceChanged(source=f"base:{base.name}", path=source)
+    with acquire(project.store, [key], waiting(emit)):
         manifest = project.sources.imported(base)
-        if manifest is None:
+        if manifest is None or manifest.key != key:
             emit(Note(f"base:{base.name}: importing {source.name}"))
             entries = tuple(
                 FileEntry(file.name, blobs.ingest(project.store, file.chunks))
                 for file in import_gguf(source, table=f"base.{base.name}")
             )
-            manifest = Manifest(
-                key, "base", base.name, now(), entries, inputs={"gguf": project.sources.digest(source)}
+            if project.sources.gguf_key(base) != key:  # replaced while it was read
+                raise SourceChanged(source=f"base:{base.name}", path=source)
+            inputs = {"gguf": project.sources.digest(source)}
+            manifest = records.write_manifest(
+                project.store, Manifest(key, "base", base.name, now(), entries, inputs=inputs)
             )
-            records.write_manifest(project.store, manifest)
-        folder = project.store.bases / base.name
-        if not views.is_current(project.store, folder, manifest):
-            views.materialize(project.store, folder, manifest)
+        show_import(project.store, manifest)
     return manifest
 
 
-def _inspect(project: Project, base: Base, weights: Digest) -> structures.Structure:
+def waiting(emit: Emit) -> Callable[[], None]:
+    """What a run says when it waits for another one."""
+    return lambda: emit(Note("waiting for another run, which builds the same"))
+
+
+def _inspect(project: Project, base: Base, directory: Path, identity: BaseIdentity) -> structures.Structure:
     from builder.engine.inspect import inspect
 
-    structure = inspect(
-        project.sources.base_directory(base),
-        dequantize=base.dequantize,
-        trust_remote_code=base.trust_remote_code,
-    )
-    now_there = project.sources.base_files(base)
-    if isinstance(now_there, Unknown) or now_there[0] != weights:
-        raise SourceChanged(source=f"base:{base.name}", path=project.sources.base_directory(base))
+    structure = inspect(directory, dequantize=base.dequantize, trust_remote_code=base.trust_remote_code)
+    if identity.imported is None:
+        now_there = project.sources.base_identity(base)
+        if isinstance(now_there, Unknown) or now_there.weights != identity.weights:
+            raise SourceChanged(source=f"base:{base.name}", path=directory)
     blob = blobs.ingest(project.store, [structures.to_text(structure).encode()])
-    records.write(
-        project.store, Record(structure_key(weights), "structure", blob, {"base": base.name, "made": now()})
-    )
+    key = structure_key(identity.weights)
+    made = {"base": base.name, "made": now()}
+    records.write(project.store, Record(key, "structure", blob, made))
     return structure

@@ -9,10 +9,12 @@ from builder.build.learned import build_learned
 from builder.build.one_pass import build
 from builder.build.prepare import prepare_base
 from builder.console.events import Emit
+from builder.errors import SourceError
+from builder.keys import Key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.state import reads_source, target_state
-from builder.spec.types import GgufSource
+from builder.spec.types import Base, GgufSource
 from builder.store import records
 from builder.store.care.findings import Finding
 
@@ -24,7 +26,7 @@ def restore(project: Project, findings: Iterable[Finding], emit: Emit) -> tuple[
     rebuilt = []
     for base in project.spec.bases.values():
         if isinstance(base.source, GgufSource) and _touches(
-            project, project.sources.gguf_key(base), base.name, damaged
+            project, _import_key(project, base), base.name, damaged
         ):
             prepare_base(project, base, emit)
             rebuilt.append(base.name)
@@ -56,9 +58,17 @@ def _build(project: Project, plans: list[TargetPlan], emit: Emit) -> None:
         prune_intermediates(project, emit)
 
 
-def _touches(project: Project, key: object, name: str, damaged: set[str]) -> bool:
+def _import_key(project: Project, base: Base) -> Key | None:
+    """None for a source that is not there: then nothing of it can be restored, and its own task says so."""
+    try:
+        return project.sources.gguf_key(base)
+    except SourceError:
+        return None
+
+
+def _touches(project: Project, key: Key | None, name: str, damaged: set[str]) -> bool:
     """Whether a manifest, one of its blobs, or its view was damaged."""
-    if name in damaged or f"{key}.toml" in damaged:
+    if {name, str(key), f"{key}.toml"} & damaged:
         return True
-    manifest = records.read_manifest(project.store, key) if key else None  # type: ignore[arg-type]
+    manifest = records.read_manifest(project.store, key) if key else None
     return manifest is not None and not damaged.isdisjoint(manifest.digests)

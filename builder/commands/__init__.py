@@ -23,6 +23,7 @@ STANDALONE: Mapping[str, str] = {
     "build": "builder.commands.build:Build",
     "init": "builder.commands.init:Init",
     "add-variant": "builder.commands.add_variant:AddVariant",
+    "path": "builder.commands.path:Path",
     "attest": "builder.commands.attest:Attest",
     "lock": "builder.commands.lock:Lock",
     "completion": "builder.commands.completion:Completion",

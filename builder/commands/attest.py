@@ -9,16 +9,9 @@ from typing import Any
 from doit.exceptions import InvalidCommand
 
 from builder.commands.base import ProjectCommand
-from builder.errors import BuildError
+from builder.project.opened import NotBuilt
 from builder.project.project import Project
 from builder.project.targets import find_targets
-
-
-class NotBuilt(BuildError):
-    """{target} is not built."""
-
-    hint = "`builder build {target}` builds it. `builder why {target}` says why it is not built."
-
 
 OPT_SHA256: Mapping[str, Any] = {
     "name": "sha256",

@@ -46,6 +46,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "init": ("--schema",),
     "add-variant": ("--bits", "--group-size", "--mode", "--dtype", "--recipe"),
     "attest": ("--sha256",),
+    "path": (),
     "lock": ("--check",),
     "completion": (),
     "list": ("--all", "--quiet", "--status", "--private", "--deps", "--template", "--sort"),
@@ -87,7 +88,7 @@ def candidates(
         found |= {*_targets(declared), *_models(declared)} if program == "builder" and last else set()
     elif command == "build":
         found = {*_targets(declared), *_models(declared), *tasks}
-    elif command in ("status", "why", "plan", "attest", "verify"):
+    elif command in ("status", "why", "plan", "attest", "verify", "path"):
         found = {*_targets(declared), *_models(declared)}
     elif command == "report":
         found = set(_models(declared))

@@ -7,6 +7,7 @@ builder report [MODEL...]            tables, plots and provenance of what was bu
 builder init                         propose an artifacts.toml for this folder
 builder add-variant MODEL VARIANT    declare one more variant
 builder lock [--check]               pin or check all inputs in artifacts.lock (`build --locked` checks too)
+builder path TARGET                  the folder of a built target, or of base:NAME
 builder attest TARGET                an in-toto statement about a built target
 builder completion bash|zsh|fish     completion for `builder` and `doit`
 builder -d FOLDER COMMAND            the same in another folder

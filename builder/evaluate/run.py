@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from builder.console.events import Emit, Note
-from builder.errors import BuildError
+from builder.errors import BuildError, SourceChanged
 from builder.evaluate import results
 from builder.evaluate.circumstances import circumstances
 from builder.evaluate.command import run_command
@@ -22,12 +23,12 @@ from builder.keys import Key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.result_keys import PRECISION, needs_directory, reference_key, result_key
-from builder.project.roots import register
+from builder.project.roots import keys_of, register
 from builder.project.state import usable_record
-from builder.project.watch import unchanged
+from builder.project.watch import Shown, base_folder, unchanged
 from builder.spec.types import Suite, Target
-from builder.store import blobs, records, views
-from builder.store.locks import measuring
+from builder.store import blobs, records
+from builder.store.locks import build_session, measuring
 from builder.store.types import Record
 
 _OF_MEMORY = 0.7  # the share that weights may take; activations and logits need the rest
@@ -47,17 +48,18 @@ class RequirementMissed(BuildError):
 def measured(project: Project, target: TargetPlan) -> dict[str, Result]:
     """What the store knows of a target, by suite. Raises SourceError for data that is not there."""
     found = (
-        (suite, results.read(project.store, result_key(project, target.key, suite)))
+        (suite, results.read(project.store, _key(project, target, suite)))
         for suite in _suites(project, target)
     )
     return {suite.name: result for suite, result in found if result is not None}
 
 
-def known_of(project: Project, target: Target, key: Key) -> dict[str, Result]:
+def known_of(project: Project, target: Target, measured: Key) -> dict[str, Result]:
     """What the store knows of the suites that a target's requirements name. Plans nothing."""
     names = dict.fromkeys(condition.suite for condition in target.model.require)
     suites = (project.spec.suites[name] for name in names)
-    found = ((s, results.read(project.store, result_key(project, key, s))) for s in suites)
+    keys = ((suite, result_key(project, target.model, measured, suite)) for suite in suites)
+    found = ((suite, results.read(project.store, key)) for suite, key in keys)
     return {suite.name: result for suite, result in found if result is not None}
 
 
@@ -68,26 +70,38 @@ def complete(project: Project, target: TargetPlan) -> bool:
     return set(model.suites) <= set(known) and not missed(model.require, known)
 
 
-def evaluate(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Result]:
-    """Measure what is not known yet, one evaluation at a time; all results, by suite. Raises BuildError."""
-    known = measured(project, target)
+def evaluate(project: Project, target: TargetPlan, emit: Emit, *, again: bool = False) -> dict[str, Result]:
+    """Measure what is not known yet, one evaluation at a time; all results, by suite. Raises BuildError.
+
+    again: measure all of it, and replace what is known.
+    """
+    known = {} if again else measured(project, target)
     if set(known) < set(target.target.model.suites):
-        with measuring(project.store, lambda: emit(Note("waiting for another evaluation to end"))):
-            known = measured(project, target) | _measure(project, target, emit)
+        with (
+            measuring(project.store, lambda: emit(Note("waiting for another evaluation to end"))),
+            build_session(project.store, keys_of(target)),
+        ):
+            known = {} if again else measured(project, target)
+            known |= _measure(project, target, emit, known)
+    records.mark_used(project.store, target.key)
     return {name: known[name] for name in target.target.model.suites}
 
 
-def _measure(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Result]:
-    """The results that the store lacks. Their keys are those of before: what changes meanwhile is refused."""
-    keys = {suite.name: result_key(project, target.key, suite) for suite in _suites(project, target)}
-    todo = [
-        suite for suite in _suites(project, target) if results.read(project.store, keys[suite.name]) is None
-    ]
-    directory = _directory(project, target)
+def _measure(
+    project: Project, target: TargetPlan, emit: Emit, known: Mapping[str, Result]
+) -> dict[str, Result]:
+    """What is not in `known`. The keys are those of before: what changes meanwhile is refused."""
+    keys = {suite.name: _key(project, target, suite) for suite in _suites(project, target)}
+    todo = [suite for suite in _suites(project, target) if suite.name not in known]
+    shown = _shown(project, target)
+    directory = shown.folder if shown else None
     found: dict[str, Result] = {}
 
     def keep(suite: Suite, figures: Mapping[str, Figure], said: Mapping[str, Any]) -> None:
-        _check_unchanged(project, target, suite, keys[suite.name], directory)
+        if _key(project, target, suite) != keys[suite.name]:
+            raise ChangedMeanwhile(target=target.name, what=f"the questions of suite {suite.name}")
+        if shown is not None and not shown.is_shown:
+            raise ChangedMeanwhile(target=target.name, what=shown.folder)
         rows = {metric: tuple(values) for metric, values in said.get("rows", {}).items()}
         key, made = keys[suite.name], said["made"]
         found[suite.name] = Result(key, target.name, suite.name, suite.kind, figures, rows, made)
@@ -98,8 +112,9 @@ def _measure(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Resu
     generated = [[suite] for suite in todo if suite.kind == "generate"]
     for together in [scored, *generated] if scored else generated:  # those that are scored share one pass
         emit(Note(f"measuring {target.name}: {', '.join(suite.name for suite in together)}"))
-        request = _request(project, target, together, directory)
-        answer = ask(target.name, {**request, "references": references}, emit)
+        request = {**_request(project, target, together, directory), "references": references}
+        with _sources_unchanged(project, target) if directory is None else nullcontext():
+            answer = ask(target.name, request, emit)
         for suite in together:
             said = answer["results"][suite.name]
             figures = {name: Figure(**figure) for name, figure in said["figures"].items()}
@@ -112,34 +127,25 @@ def _measure(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Resu
     return found
 
 
-def _directory(project: Project, target: TargetPlan) -> Path | None:
-    """Where the target lies; None for one that is measured from its sources. Raises EvaluationFailed."""
+def _shown(project: Project, target: TargetPlan) -> Shown | None:
+    """The view of the target, watched; None for one that is measured from its sources. Raises EvaluationFailed."""
     directory = project.store.models / target.name
-    if views.current_key(directory) == target.key:
-        return directory
+    manifest = records.read_manifest(project.store, target.key)
+    if manifest is not None and (shown := Shown(project.store, directory, manifest)).is_shown:
+        return shown
     if needs_directory(project.spec, target.target):
         raise EvaluationFailed(target=target.name, what=f"{directory} does not show this target as it is now")
     return None
 
 
-def _check_unchanged(
-    project: Project, target: TargetPlan, suite: Suite, key: Key, directory: Path | None
-) -> None:
-    """Raises ChangedMeanwhile when a measurement may be of other questions or of another model."""
-    if result_key(project, target.key, suite) != key:
-        raise ChangedMeanwhile(target=target.name, what=f"the questions of suite {suite.name}")
-    if directory is None:
-        _check_sources(project, target)
-    elif views.current_key(directory) != target.key:
-        raise ChangedMeanwhile(target=target.name, what=directory)
-
-
-def _check_sources(project: Project, target: TargetPlan) -> None:
-    """Raises ChangedMeanwhile when the base or the adapter is not what was planned with."""
-    project.forget_plan()
-    now = project.plan.targets[target.name]
-    if not isinstance(now, TargetPlan) or now.key != target.key:
-        raise ChangedMeanwhile(target=target.name, what="its base or adapter")
+@contextmanager
+def _sources_unchanged(project: Project, target: TargetPlan) -> Iterator[None]:
+    """Raises ChangedMeanwhile when base or adapter are not, all the while, what was planned with."""
+    try:
+        with unchanged(project, target):
+            yield
+    except SourceChanged as error:
+        raise ChangedMeanwhile(target=target.name, what="its base or adapter") from error
 
 
 def check(target: TargetPlan, known: Mapping[str, Result]) -> list[Missed]:
@@ -185,7 +191,7 @@ def _request(
         "directory": str(directory) if directory else None,
         "stored": {"dtype": target.dtype},
         "base": {
-            "directory": str(project.sources.base_directory(base)),
+            "directory": str(base_folder(project, target)),
             "dequantize": base.dequantize,
             "trust_remote_code": base.trust_remote_code,
         },
@@ -215,6 +221,10 @@ def suite_from(described: Mapping[str, Any]) -> Suite:
     known = {field.name for field in fields(Suite)}
     suite = Suite(**{key: value for key, value in described.items() if key in known})
     return replace(suite, data=Path(str(suite.data)) if suite.data else None)
+
+
+def _key(project: Project, target: TargetPlan, suite: Suite) -> Key:
+    return result_key(project, target.target.model, target.measured, suite)
 
 
 def _suites(project: Project, target: TargetPlan) -> list[Suite]:

@@ -17,14 +17,14 @@ def scored_survey(project: Project) -> tuple[Status, ...]:
 def scored(project: Project, row: Status) -> Status:
     """With what is known of the model's requirements."""
     target = project.spec.target(row.target)
-    key = project.keys.get(row.target)
-    if not target.model.require or key is None or row.state == "missing":
+    known_keys = project.known.get(row.target)
+    if not target.model.require or known_keys is None or row.state == "missing":
         return row
     from builder.evaluate.results import figure_of, missed
     from builder.evaluate.run import known_of
 
     try:
-        known = known_of(project, target, key)
+        known = known_of(project, target, known_keys.measured)
     except BuildError:  # its questions are not there: then nothing is known of it
         return row
     figure = figure_of(known, target.model.require[0].metric)

@@ -9,9 +9,32 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from builder.plan.methods import METHOD_SETTINGS
 from builder.plan.types import Action, TargetPlan
 from builder.store.types import Manifest
 
+_LABELS = frozenset({"base", "adapter", "variant", "source"})  # names: recorded for a reader, in no key
+_DERIVED = frozenset(
+    {
+        "slices_digest",
+        "tensors_digest",
+        "quantization_digest",
+        "paths_digest",
+        "vocabulary_digest",
+        "generation_digest",
+    }
+)
+_SHOWN = {
+    "config_digest": "config.json",
+    "generation_digest": "generation_config.json",
+    "vocabulary_digest": "tokenizer",
+    "calibration_digest": "calibration",
+    "calibration_format": "calibration format",
+    "tensors_digest": "names, types or shapes of tensors",
+    "quantization_digest": "quantization of some paths",
+    "paths_digest": "quantization of some paths",
+    "slices_digest": "what the adapter changes",
+}
 _SHORT = 12  # hex digits of a digest that are shown
 _NUMBERED = re.compile(r"(.*\.)(\d+)")
 
@@ -61,7 +84,6 @@ def explain(
     reason: str,
     former: Manifest | None,
     missing: Sequence[Action],
-    toolchain: str = "",
 ) -> Why:
     """What changed since `former`, and what `missing` (the actions without a usable record) will cost."""
     known = former is not None and former.key != plan.key
@@ -69,7 +91,7 @@ def explain(
         plan.name,
         state,
         reason,
-        changes(plan, former, toolchain) if known and former else (),
+        changes(plan, former) if known and former else (),
         tuple(action.block for action in missing),
         len(plan.actions),
         sum(action.size for action in missing),
@@ -77,21 +99,22 @@ def explain(
     )
 
 
-def changes(plan: TargetPlan, old: Manifest, toolchain: str = "") -> tuple[Change, ...]:
-    """Everything that differs between a former build and what would be built now.
+def changes(plan: TargetPlan, old: Manifest) -> tuple[Change, ...]:
+    """Everything that differs between a former build and what would be built now, and can be in a key.
 
-    `toolchain`: the versions now in use, if they are part of the keys.
+    Names that a person gave are in no key: a new name is said only where its content changed too. What follows from
+    something else (the tensors, the quantization of each path) is said only where nothing else explains it.
     """
-    found = []
     inputs, settings = inputs_of(plan), settings_of(plan)
-    for name in sorted({*inputs, *old.inputs}):
-        before, now = _text(old.inputs, name), _text(inputs, name)
-        if before != now:
-            digest = name.endswith("_digest") and None not in (before, now)
-            found.append(Change(name.removesuffix("_digest"), before, now, is_digest=digest))
-    if any(not c.is_digest and c.what in ("base", "adapter") for c in found):  # another one, other bytes
-        found = [c for c in found if not c.is_digest and not _is_hash(c.before or c.now)]
-    for name in sorted({*settings, *old.settings}):
+    found = []
+    for label in ("base", "adapter"):
+        before, now = _text(old.inputs, f"{label}_digest"), _text(inputs, f"{label}_digest")
+        names = _text(old.inputs, label), _text(inputs, label)
+        if before != now and names[0] != names[1]:
+            found.append(Change(label, *names))
+        elif before != now:
+            found.append(Change(label, before, now, is_digest=None not in (before, now)))
+    for name in sorted({*settings, *old.settings} - _LABELS):
         before, now = _text(old.settings, name), _text(settings, name)
         if before != now:
             found.append(Change(name, before, now))
@@ -102,9 +125,14 @@ def changes(plan: TargetPlan, old: Manifest, toolchain: str = "") -> tuple[Chang
         if former.get(name) != copied.get(name):
             both = name in former and name in copied
             found.append(Change(name, former.get(name), copied.get(name), is_digest=both))
-    before = _text(old.toolchain, "toolchain")
-    if toolchain and before and toolchain != before:
-        found.append(Change("toolchain", before, toolchain))
+    explained = bool(found)
+    for name in sorted({*inputs, *old.inputs} - _LABELS - {"base_digest", "adapter_digest"}):
+        before, now = _text(old.inputs, name), _text(inputs, name)
+        if before != now and not (explained and name in _DERIVED):
+            digest = name.endswith("_digest") and None not in (before, now)
+            found.append(
+                Change(_SHOWN.get(name, name.removesuffix("_digest")), before, now, is_digest=digest)
+            )
     return tuple(found)
 
 
@@ -114,31 +142,32 @@ def summary(found: Sequence[Change]) -> str:
 
 
 def inputs_of(plan: TargetPlan) -> Mapping[str, str]:
-    """What a manifest records of a target's inputs."""
-    inputs = {"base": plan.target.model.base, "base_digest": str(plan.base.weights)}
+    """What a manifest records of a target's inputs: everything that is in its keys, and the names of its sources."""
+    labels = {"base": plan.target.model.base}
     if plan.adapter is not None and plan.target.model.adapter is not None:
-        inputs |= {"adapter": plan.target.model.adapter, "adapter_digest": str(plan.adapter.digest)}
-    if plan.calibration is not None:
-        inputs["calibration_digest"] = str(plan.calibration)
-    return inputs
+        labels["adapter"] = plan.target.model.adapter
+    return {**labels, **plan.inputs}
 
 
 def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
     """What a manifest records of a target's settings."""
     variant = plan.target.variant
     settings: dict[str, str | int | bool] = {"variant": variant.name, "dtype": plan.dtype or "as the base"}
+    if variant.dtype is not None:
+        settings["dtype_asked"] = variant.dtype
     if variant.quantization is not None:
         how = variant.quantization
         settings |= {"bits": how.bits, "group_size": how.group_size, "mode": how.mode}
     if variant.recipe is not None:
         settings |= {"recipe": variant.recipe, "group_size": variant.group_size}
     if (learned := variant.learned) is not None:
-        settings |= {k: str(v) for k, v in asdict(learned).items() if k != "calibration"}
-    for override in variant.overrides:
+        used = {"method", "source", *METHOD_SETTINGS[learned.method]}
+        settings |= {k: str(v) for k, v in asdict(learned).items() if k in used}
+    for number, override in enumerate(variant.overrides, start=1):
         how_text = "as it is"
         if (q := override.quantization) is not None:
             how_text = f"{q.bits} bits, group {q.group_size}, {q.mode}"
-        settings[f"override {override.pattern}"] = how_text
+        settings[f"override {override.pattern}"] = f"{number}: {how_text}"
     return settings
 
 

@@ -28,6 +28,15 @@ _ANY_WIDTH = frozenset(
 )  # it alone asks mlx_lm.utils.quantize_model, which passes by what does not fit
 
 
+# The settings that each method reads (builder.engine.quantizer.arguments); the others are not in its key.
+METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
+    "dwq": frozenset({"seed", "samples", "sequence_length", "learning_rate"}),
+    "awq": frozenset({"seed", "samples", "sequence_length"}),
+    "gptq": frozenset({"seed", "samples", "sequence_length"}),
+    "dynamic": frozenset({"seed", "samples", "sequence_length", "high_bits", "target_bpw"}),
+}
+
+
 def refusal(learned: Learned, how: Quantization, structure: Structure) -> tuple[str, str] | None:
     """Why a method cannot do what is asked of it, and what to do; None if it can."""
     method, kind = learned.method, structure.model_type

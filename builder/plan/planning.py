@@ -2,9 +2,14 @@
 
 All keys are known before anything is built:
 
-  block key  = H(base weights, block, this block's slice of the adapter, dtype, quantization of its paths)
-  config key = H(base weights, dtype, settings of the variant, generation_config.json if there is one)
-  target key = H(name, its block keys, its config key, the files copied from the base)
+  block key    = H(base weights, block, this block's slice of the adapter, dtype, its tensors, their quantization)
+  learned key  = H(the source's block keys, the calibration text and how it becomes tokens, settings of the method)
+  config key   = H(config.json of the base, generation_config.json, dtype, settings, quantization of each path)
+  target key   = H(its block keys or its learned key, its config key, the files copied from the base)
+  measured key = H(the same, but of the copied files only those that make prompts)
+
+Every key is made of named parts, and the names and values go into the manifest: so `why` can name whatever changed.
+No key holds a name that a person gave: renaming a model or a variant makes nothing again.
 
 A target whose base or adapter has not been fingerprinted yet, or whose declaration cannot be met, is
 Unresolved: it says why, and leaves all others as they are.
@@ -12,15 +17,15 @@ Unresolved: it says why, and leaves all others as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from builder.keys import Digest, Key, make_key
-from builder.plan.methods import refusal
+from builder.keys import Digest, Key, make_key, named_key
+from builder.plan.methods import METHOD_SETTINGS, refusal
 from builder.plan.quantization import PlanError, resolve
 from builder.plan.types import GENERATION, Action, Plan, Sources, TargetPlan, Unresolved
-from builder.sources.facts import AdapterFacts, BaseFacts, Unknown
+from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
 from builder.spec.types import Quantization, Spec, Target, Variant
 from builder.weights import overrides
 from builder.weights.shards import encoded_size
@@ -87,9 +92,9 @@ def _refuse_packed(target: Target, base: BaseFacts) -> None:
 
 
 def plan_learned(
-    target: Target, source: TargetPlan | Unresolved, calibration: Digest | Unknown
+    target: Target, source: TargetPlan | Unresolved, calibration: Calibration | Unknown
 ) -> TargetPlan | Unresolved:
-    """A whole-model step: one key from the blocks of its source, its text, its seed and parameters.
+    """A whole-model step: one key from the blocks of its source, its text and the settings that its method uses.
 
     Raises PlanError for what the method cannot do.
     """
@@ -102,28 +107,35 @@ def plan_learned(
     assert how is not None
     if refused := refusal(learned, how, source.base.structure):
         raise PlanError(table=f"variant.{variant.name}", what=refused[0], hint=refused[1])
-    settings = {k: v for k, v in asdict(learned).items() if k not in ("calibration", "source")}
-    key = make_key(
-        "learned/2" if learned.method == "gptq" else "learned/1",  # gptq/1 overflowed in float16
-        target.name,
-        [[action.file, action.key] for action in source.actions],
-        source.config,
-        [[entry.name, entry.blob.digest] for entry in source.base.aux],
-        settings,
-        [how.bits, how.group_size],
-        calibration,
-    )
+    base = source.base.identity
+    used = METHOD_SETTINGS[learned.method]
+    step: dict[str, object] = {
+        "method": learned.method,
+        **{name: value for name, value in asdict(learned).items() if name in used},
+        "bits": how.bits,
+        "group_size": how.group_size,
+        "calibration_digest": calibration.digest,
+        "calibration_format": calibration.format,
+        "vocabulary_digest": base.vocabulary,
+    }
+    blocks = [[action.file, action.key] for action in source.actions]
+    key = named_key("learned/3", {**step, "source_blocks": blocks})
+    config = named_key("learned-config/1", {"learned": key, "source_config": source.config})
+    shown = {name: str(value) for name, value in step.items() if name not in _SETTINGS}
     return TargetPlan(
         target,
-        key,
+        _target_key([["learned", key]], config, base),
         source.base,
         source.adapter,
         source.dtype,
         {},
         (),
-        source.config,
+        config,
         (),
-        calibration,
+        {**source.inputs, **shown},
+        _measured_key([["learned", key]], config, base),
+        calibration.digest,
+        key,
         source.name,
     )
 
@@ -134,7 +146,8 @@ class _BlockLayout:
     file: str
     tensors: tuple[TensorSpec, ...]
     size: int
-    quantization: Key
+    layout: Digest  # of the tensors' names, types and shapes
+    quantization: Digest
 
 
 @dataclass(frozen=True)
@@ -159,10 +172,10 @@ def _layout(target: Target, base: BaseFacts) -> _Layout:
     blocks = []
     for index, (block, parameters) in enumerate(structure.by_block.items(), start=1):
         tensors = shard_tensors(parameters, dtype, quantization)
-        quantized = make_key("quantization/1", by_block.get(block, []))
-        blocks.append(
-            _BlockLayout(block, shard_name(index, count), tensors, encoded_size(tensors), quantized)
-        )
+        quantized = Digest(make_key("quantization/1", by_block.get(block, [])))
+        layout = Digest(make_key("tensors/1", [[t.name, t.dtype, t.shape] for t in tensors]))
+        size = encoded_size(tensors)
+        blocks.append(_BlockLayout(block, shard_name(index, count), tensors, size, layout, quantized))
     idle = overrides.idle(structure, variant) if variant.is_quantized else ()
     return _Layout(dtype, quantization, skipped, idle, tuple(blocks))
 
@@ -182,30 +195,19 @@ def _plan_target(
             what=f'changes "{stray[0]}", which base "{target.model.base}" does not have.',
             hint="Was it trained on another model? Correct `base` or `path` in artifacts.toml.",
         )
-    extra = [toolchain] if toolchain else []
+    parts = {
+        b.block: _block_parts(base, b, slices.get(b.block), layout.dtype, toolchain) for b in layout.blocks
+    }
     actions = tuple(
-        Action(
-            make_key(
-                "block/1", base.weights, b.block, slices.get(b.block), layout.dtype, b.quantization, *extra
-            ),
-            b.block,
-            b.file,
-            b.tensors,
-            b.size,
-        )
+        Action(named_key("block/2", parts[b.block]), b.block, b.file, b.tensors, b.size)
         for b in layout.blocks
     )
-    config = _config_key(target.variant, base, layout.dtype, extra)
-    key = make_key(
-        "target/1",
-        target.name,
-        [[action.file, action.key] for action in actions],
-        config,
-        [[entry.name, entry.blob.digest] for entry in base.aux],
-    )
+    settings = _config_parts(target.variant, base, layout, toolchain)
+    config = named_key("config/3", settings)
+    blocks = [[action.file, action.key] for action in actions]
     return TargetPlan(
         target,
-        key,
+        _target_key(blocks, config, base.identity),
         base,
         adapter,
         layout.dtype,
@@ -213,25 +215,79 @@ def _plan_target(
         actions,
         config,
         layout.skipped,
+        {**_in_words([*parts.values(), settings]), **_adapter_in_words(adapter)},
+        _measured_key(blocks, config, base.identity),
         idle=layout.idle,
     )
 
 
-def _config_key(variant: Variant, base: BaseFacts, dtype: str | None, extra: list[str]) -> Key:
-    """The key of config.json. What mlx-lm merges into it is a part only where there is something to merge."""
-    merged = [entry.blob.digest for entry in base.aux if entry.name == GENERATION]
-    domain = "config/2" if merged else "config/1"
-    return make_key(domain, base.weights, dtype, _settings(variant), *merged, *extra)
-
-
-def _settings(variant: Variant) -> object:
-    """Everything of a variant that reaches config.json, as encodable values."""
-    how = variant.quantization
+def _block_parts(
+    base: BaseFacts, block: _BlockLayout, adapted: Key | None, dtype: str | None, toolchain: str
+) -> dict[str, object]:
+    """Everything that can change the bytes of one block of one variant, by name."""
     return {
-        "quantization": None if how is None else [how.bits, how.group_size, how.mode],
+        "base_digest": base.weights,
+        "block": block.block,
+        "slices_digest": adapted,
+        "dtype": dtype,
+        "tensors_digest": block.layout,
+        "quantization_digest": block.quantization,
+        "toolchain": toolchain or None,
+    }
+
+
+def _config_parts(variant: Variant, base: BaseFacts, layout: _Layout, toolchain: str) -> dict[str, object]:
+    """Everything that can change config.json, by name: mlx-lm merges generation_config.json into it."""
+    how = variant.quantization
+    merged = [entry.blob.digest for entry in base.aux if entry.name == GENERATION]
+    paths = sorted([path, q.bits, q.group_size, q.mode] for path, q in layout.quantization.items())
+    return {
+        "config_digest": base.identity.config,
+        "generation_digest": merged[0] if merged else None,
+        "dtype": layout.dtype,
+        "dtype_asked": variant.dtype,
+        "paths_digest": make_key("paths/1", paths),
+        "common": None if how is None else [how.bits, how.group_size, how.mode],
         "recipe": variant.recipe and [variant.recipe, variant.group_size],
         "overrides": [
             [o.pattern, None if (q := o.quantization) is None else [q.bits, q.group_size, q.mode]]
             for o in variant.overrides
         ],
+        "toolchain": toolchain or None,
     }
+
+
+def _target_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:
+    copied = [[entry.name, entry.blob.digest] for entry in base.aux]
+    return named_key("target/3", {"made": made, "config": config, "copied": copied})
+
+
+def _measured_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:
+    return named_key("measured/1", {"made": made, "config": config, "prompts": base.prompts})
+
+
+# -- what is in the keys, in words ---------------------------------------------------------------------------
+
+# What a manifest says as settings (builder.plan.changes.settings_of), or what names a block.
+_SETTINGS = frozenset(
+    {"block", "dtype", "dtype_asked", "common", "recipe", "overrides", "bits", "group_size", "method"}
+)
+_SETTINGS |= frozenset().union(*METHOD_SETTINGS.values())
+
+
+def _in_words(keyed: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """The named parts of several keys as text, digests of many values as one; settings stand for themselves."""
+    values: dict[str, list[object]] = {}
+    for parts in keyed:
+        for name, value in parts.items():
+            if name not in _SETTINGS and value is not None:
+                values.setdefault(name, []).append(value)
+    words = {}
+    for name, found in values.items():
+        alike = all(value == found[0] for value in found)
+        words[name] = str(found[0]) if alike else make_key("several/1", found)
+    return words
+
+
+def _adapter_in_words(adapter: AdapterFacts | None) -> dict[str, str]:
+    return {} if adapter is None else {"adapter_digest": str(adapter.digest)}

@@ -9,7 +9,7 @@ from functools import cached_property
 from builder.console.words import listed
 from builder.errors import BuildError
 from builder.keys import Digest, Key
-from builder.sources.facts import AdapterFacts, BaseFacts, Unknown
+from builder.sources.facts import AdapterFacts, BaseFacts, Calibration, Unknown
 from builder.spec.types import Quantization, Target
 from builder.weights import overrides
 from builder.weights.structure import TensorSpec
@@ -23,7 +23,7 @@ class Sources:
     bases: Mapping[str, BaseFacts | Unknown]
     adapters: Mapping[str, AdapterFacts | Unknown]
     toolchain: str = ""  # part of every key only with [build] strict_toolchain
-    calibrations: Mapping[str, Digest | Unknown] = field(default_factory=dict)  # by variant
+    calibrations: Mapping[str, Calibration | Unknown] = field(default_factory=dict)  # by variant
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,13 @@ class Action:
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """Everything a target is made of. `skipped`: quantizable paths whose width the group does not divide,
-    `idle`: overrides that match nothing."""
+    """Everything a target is made of.
+
+    `key` is what the target is, whatever it is called. `inputs` says in words what is in its keys. `measured` is what
+    can change a figure that is measured of it. `learned`: the key of a whole-model step, `needs`: the target that must
+    be on disk for that step. `skipped`: quantizable paths whose width the group does not divide, `idle`: overrides that
+    match nothing.
+    """
 
     target: Target
     key: Key
@@ -51,8 +56,11 @@ class TargetPlan:
     actions: tuple[Action, ...]
     config: Key
     skipped: tuple[str, ...]
+    inputs: Mapping[str, str]
+    measured: Key
     calibration: Digest | None = None
-    needs: str | None = None  # a learned target: the target that must be on disk to make it, whole
+    learned: Key | None = None
+    needs: str | None = None
     idle: tuple[overrides.Idle, ...] = ()
 
     @property
@@ -61,7 +69,9 @@ class TargetPlan:
 
     @cached_property
     def keys(self) -> tuple[Key, ...]:
-        return (*(action.key for action in self.actions), self.config)
+        """The keys of everything that is made for it: blocks or a whole-model step, and config.json."""
+        step = (self.learned,) if self.learned else ()
+        return (*(action.key for action in self.actions), *step, self.config)
 
     @cached_property
     def size(self) -> int:

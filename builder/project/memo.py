@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from builder import keys
 from builder.errors import BuildError
@@ -37,13 +38,20 @@ CODE = (
 _KIND = "index"
 
 
-def recall(cache: StatCache, inputs: Key) -> dict[str, Key] | None:
+class Known(NamedTuple):
+    """The keys of a target: of what it is, and of what can change a figure that is measured of it."""
+
+    key: Key
+    measured: Key
+
+
+def recall(cache: StatCache, inputs: Key) -> dict[str, Known] | None:
     """The keys that a plan of these inputs gave; None when nothing is remembered."""
     text = cache.get(_KIND, inputs)
-    return dict(json.loads(text)) if text else None
+    return {name: Known(*keys) for name, keys in json.loads(text).items()} if text else None
 
 
-def remember(cache: StatCache, inputs: Key, known: Mapping[str, Key]) -> None:
+def remember(cache: StatCache, inputs: Key, known: Mapping[str, Known]) -> None:
     cache.put(_KIND, inputs, json.dumps(dict(known)).encode())
 
 
@@ -53,15 +61,15 @@ def inputs(spec: Spec, sources: Catalog) -> Key | None:
     try:
         declared = digest_bytes(spec.file.read_bytes())
         for name in sorted({model.base for model in spec.models.values()}):
-            located = sources.base_files(spec.bases[name])
-            if isinstance(located, Unknown):
+            base = sources.base_identity(spec.bases[name])
+            if isinstance(base, Unknown):
                 return None
-            weights, aux = located
-            structure = records.read(sources.store, structure_key(weights))
+            structure = records.read(sources.store, structure_key(base.weights))
             if structure is None:
                 return None
-            files = [[entry.name, entry.blob.digest, entry.blob.size] for entry in aux]
-            parts.append([name, weights, structure.blob.digest, files])
+            files = [[entry.name, entry.blob.digest, entry.blob.size] for entry in base.aux]
+            digests = [base.weights, base.config, base.vocabulary, base.prompts]
+            parts.append([name, digests, structure.blob.digest, files])
         for name in sorted({model.adapter for model in spec.models.values() if model.adapter}):
             key = sources.adapter_key(spec.adapters[name])
             if key is None:
@@ -71,11 +79,11 @@ def inputs(spec: Spec, sources: Catalog) -> Key | None:
             text = sources.calibration(spec.variants[name])
             if isinstance(text, Unknown):
                 return None
-            parts.append([name, text])
+            parts.append([name, text.digest, text.format])
     except (BuildError, OSError):
         return None
     strict = toolchain() if spec.build.strict_toolchain else ""
-    return make_key("index/1", _code(), declared, parts, strict)
+    return make_key("index/2", _code(), declared, parts, strict)
 
 
 @cache

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from builder.errors import SourceError
-from builder.keys import Key
+from builder.keys import Key, digest_bytes
 from builder.plan.planning import make_plan
 from builder.plan.types import Plan, Sources
-from builder.project import memo
+from builder.project import memo, store_memory
 from builder.project.toolchain import toolchain
 from builder.sources.catalog import Catalog
 from builder.sources.facts import Unknown
@@ -44,7 +44,7 @@ class Project:
     def load(cls, file: Path = Path("artifacts.toml")) -> Project:
         """Raises SpecError, StoreError."""
         spec = parse_spec(file)
-        store = open_store(spec.store)
+        store = store_of(spec)
         cache = StatCache(store)
         return cls(spec, store, cache, Catalog(spec, store, cache))
 
@@ -56,10 +56,15 @@ class Project:
     @cached_property
     def keys(self) -> Mapping[str, Key]:
         """The current key of every target that can be planned; without planning if nothing changed."""
+        return {name: known.key for name, known in self.known.items()}
+
+    @cached_property
+    def known(self) -> Mapping[str, memo.Known]:
+        """All keys of every target that can be planned; without planning if nothing changed."""
         inputs = memo.inputs(self.spec, self.sources)
         if inputs and (known := memo.recall(self.cache, inputs)):
             return known
-        keys = {target.name: target.key for target in self.plan.resolved()}
+        keys = {target.name: memo.Known(target.key, target.measured) for target in self.plan.resolved()}
         if inputs and len(keys) == len(self.plan.targets):
             memo.remember(self.cache, inputs, keys)
         return keys
@@ -76,7 +81,7 @@ class Project:
 
     def forget_plan(self) -> None:
         """Plan afresh: a source has been fingerprinted, or its files may have changed."""
-        for name in ("plan", "keys", "seen"):
+        for name in ("plan", "keys", "known", "seen"):
             self.__dict__.pop(name, None)
 
     def _planned_from(self) -> Sources:
@@ -89,6 +94,36 @@ class Project:
             toolchain() if self.spec.build.strict_toolchain else "",
             {v.name: self.sources.calibration(v) for v in self.spec.variants.values() if v.learned},
         )
+
+
+def store_of(spec: Spec, *, asked: bool = False) -> Store:
+    """The store of a declaration. One in the declaration's folder is made where there is none.
+
+    Another one is made too, but not in the place of a store that was there, nor on a disk that is not mounted, unless
+    it is `asked` for. Raises StoreError, StoreGone.
+    """
+    name = checkout_name(spec)
+    if not name:
+        return open_store(spec.store)
+    create = asked or not store_memory.is_known(spec.store)
+    store = open_store(spec.store, name, create=create, parents=asked)
+    store_memory.remember(spec.store)
+    return store
+
+
+def checkout_name(spec: Spec) -> str:
+    """How a store that several checkouts may share calls this one; empty for a store that lies in its folder.
+
+    What a person names (views, pins, releases) belongs to one checkout. A store inside the folder moves with it, so it
+    needs no name; another one is told apart by the path of the folder.
+    """
+    folder = spec.file.parent.resolve()
+    if spec.store.resolve().is_relative_to(folder):
+        return ""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in folder.name).lstrip(
+        "."
+    )
+    return f"{plain or 'checkout'}-{digest_bytes(bytes(folder))[:8]}"
 
 
 def _usable(facts: Callable[[_Source], _Facts | Unknown], source: _Source) -> _Facts | Unknown:

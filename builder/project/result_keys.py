@@ -10,10 +10,12 @@ from builder.errors import BuildError
 from builder.keys import Digest, Key, make_key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
-from builder.spec.types import Spec, Suite, Target
+from builder.project.toolchain import machine_name
+from builder.spec.types import Model, Spec, Suite, Target
 
 SCORER = "scoring/2"  # change it when the same model and questions give other numbers
 PRECISION = "float32"  # of what is scored, the reference too
+_OF_A_MACHINE = ("tokens_per_second", "seconds", "memory")
 _NOT_CONTENT = ("name", "data", "batch", "timeout")  # of a suite: what never changes a figure
 
 
@@ -39,8 +41,9 @@ def suite_key(project: Project, suite: Suite) -> Key:
     """What is asked, whatever it is called. Raises QuestionsMissing when the data cannot be read."""
     content = {k: v for k, v in asdict(suite).items() if k not in _NOT_CONTENT}
     data = _digest(project, suite, suite.data) if suite.data else None
+    read_as = None if suite.data is None else "jsonl" if suite.data.suffix == ".jsonl" else "text"
     named = [_digest(project, suite, file) for file in command_files(suite, project.spec.file.parent)]
-    return make_key("suite/2", content, data, named)
+    return make_key("suite/3", content, data, read_as, named)
 
 
 def _digest(project: Project, suite: Suite, file: Path) -> Digest:
@@ -64,14 +67,28 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def result_key(project: Project, target: Key, suite: Suite) -> Key:
-    """Of one suite on the target with this key. Raises QuestionsMissing."""
-    return make_key("eval/1", target, suite_key(project, suite), SCORER)
+def result_key(project: Project, model: Model, measured: Key, suite: Suite) -> Key:
+    """Of one suite on a target of a model, `measured` as TargetPlan says. Raises QuestionsMissing.
+
+    The target counts by what can change a figure: not by its name, nor by files that make no prompt. Where the model
+    requires a time or a memory, the machine counts too.
+    """
+    timed = any(c.suite == suite.name and c.metric.name in _OF_A_MACHINE for c in model.require)
+    where = machine_name() if timed and suite.kind in ("generate", "command") else None
+    return make_key("eval/2", measured, suite_key(project, suite), SCORER, where)
 
 
 def reference_key(project: Project, target: TargetPlan, suite: Suite) -> Key:
     """Of the unquantized model's log-probs. Raises QuestionsMissing."""
-    aux = sorted((entry.name, entry.blob.digest) for entry in target.base.aux)
-    adapter = target.adapter.digest if target.adapter else None
+    base = target.base
+    slices = sorted(target.adapter.slices.items()) if target.adapter else None
     asked = suite_key(project, suite)  # top_k among it
-    return make_key("reference/2", target.base.weights, adapter, aux, asked, PRECISION, SCORER)
+    return make_key("reference/3", base.weights, slices, base.identity.prompts, asked, PRECISION, SCORER)
+
+
+def measured_keys(project: Project, target: TargetPlan, suite: Suite) -> frozenset[Key]:
+    """Everything that is kept of one suite on one target. Raises QuestionsMissing."""
+    result = result_key(project, target.target.model, target.measured, suite)
+    if suite.kind != "fidelity":
+        return frozenset({result})
+    return frozenset({result, reference_key(project, target, suite)})

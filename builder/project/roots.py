@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from builder.console.events import Emit
@@ -13,7 +14,7 @@ from builder.plan.types import TargetPlan
 from builder.project import memo
 from builder.project.hashing import digest
 from builder.project.project import Project
-from builder.project.result_keys import reference_key
+from builder.project.result_keys import measured_keys
 from builder.sources.catalog import structure_key
 from builder.spec.types import GgufSource
 from builder.store import checkouts
@@ -25,31 +26,60 @@ _TRIED: set[tuple[Path, Path, int]] = (
 )  # once a run: asked for every target, and the store may be read-only
 
 
-def root_keys(project: Project) -> frozenset[Key]:
-    """Keys of every declared target, its actions, and the imports and structures of its base."""
+@dataclass(frozen=True)
+class Roots:
+    """What a checkout needs. `doubts`: what could not be found out, one clause each; then the last known roots stay."""
+
+    keys: frozenset[Key]
+    doubts: tuple[str, ...]
+
+
+def keys_of(plan: TargetPlan) -> frozenset[Key]:
+    """Everything that a target consists of or is made from, in the store."""
+    imported = plan.base.identity.imported
+    made_from = {structure_key(plan.base.weights), *([imported] if imported else [])}
+    return frozenset({plan.key, *plan.keys, *made_from})
+
+
+def roots_of(project: Project) -> Roots:
+    """Keys of every declared target, its actions, the imports and structures of its base, and what was measured.
+
+    One source that is not there, or one suite whose questions are missing, is a doubt about itself and nothing else.
+    """
     keys: set[Key] = set()
+    doubts: list[str] = []
     for plan in project.plan.targets.values():
-        if isinstance(plan, TargetPlan):
-            keys |= {plan.key, *plan.keys, structure_key(plan.base.weights)}
-            keys |= _references(project, plan)
+        if not isinstance(plan, TargetPlan):
+            doubts.append(f"{plan.name}: {plan.reason}")
+            continue
+        keys |= keys_of(plan)
+        for name in plan.target.model.suites:
+            try:
+                keys |= measured_keys(project, plan, project.spec.suites[name])
+            except (BuildError, OSError) as error:
+                doubts.append(f"suite {name}: {error}")
     for base in project.spec.bases.values():
-        if isinstance(base.source, GgufSource) and (key := project.sources.gguf_key(base)):
-            keys.add(key)
-    return frozenset(keys)
+        if isinstance(base.source, GgufSource):
+            try:
+                keys |= {key} if (key := project.sources.gguf_key(base)) else set()
+            except (BuildError, OSError) as error:
+                doubts.append(f"base {base.name}: {error}")
+    return Roots(frozenset(keys), tuple(doubts))
 
 
-def _references(project: Project, plan: TargetPlan) -> set[Key]:
-    """What the unquantized model said to the questions of its fidelity suites: dear to make again."""
-    suites = (project.spec.suites[name] for name in plan.target.model.suites)
-    with suppress(BuildError):
-        return {reference_key(project, plan, suite) for suite in suites if suite.kind == "fidelity"}
-    return set()
+def known_roots(project: Project) -> Roots:
+    """The roots, and where there is a doubt those that this checkout had last: doubt keeps. Raises StoreError."""
+    roots, folder = roots_of(project), project.spec.file.parent.resolve()
+    if not roots.doubts:
+        return roots
+    ours = (c.keys for c in checkouts.registered(project.store) if c.folder == folder)
+    return Roots(roots.keys.union(*ours), roots.doubts)
 
 
 def register(project: Project) -> None:
     """Tell the store what this checkout needs, for a gc that runs from another one."""
     folder = project.spec.file.parent
-    checkouts.register(project.store, folder, root_keys(project))
+    checkouts.register(project.store, folder, known_roots(project).keys)
     if inputs := memo.inputs(project.spec, project.sources):
         project.cache.put("registered", inputs, checkouts.identity(project.store, folder))
 
@@ -89,19 +119,18 @@ def fingerprint(project: Project, emit: Emit) -> None:
 def gc_plan(project: Project, policy: Policy) -> GcPlan:
     """What a gc would delete now. Raises GcRefused, StoreError.
 
-    While a target cannot be planned (its source is not there), this checkout's last known roots stay too:
-    what is not known is not deleted.
+    While something cannot be found out (a source is not there), this checkout's last known roots stay too: what is not
+    known is not deleted.
     """
-    unknown = [plan for plan in project.plan.targets.values() if not isinstance(plan, TargetPlan)]
-    folder = project.spec.file.parent
-    roots = root_keys(project)
-    if unknown:
-        ours = (c.keys for c in checkouts.registered(project.store) if c.folder == folder.resolve())
-        roots = roots.union(*ours)
-    if unknown and not roots and not policy.allow_no_roots:
-        what = f"what the declared targets need is not known ({unknown[0].name}: {unknown[0].reason}), so"
-        raise GcRefused(what=f"{what} everything would be deleted", hint="`doit plan` says what is missing.")
-    return plan_gc(survey(project.store), roots, policy, time.time_ns(), folder)
+    roots, folder = known_roots(project), project.spec.file.parent
+    if roots.doubts and not roots.keys and not policy.allow_no_roots:
+        what = (
+            f"what the declared targets need is not known ({roots.doubts[0]}), so everything would be deleted"
+        )
+        raise GcRefused(what=what, hint="`doit plan` says what is missing.")
+    names = None if roots.doubts else {target.name for target in project.spec.targets}
+    found = survey(project.store, folder)
+    return plan_gc(found, roots.keys, policy, time.time_ns(), folder, names)
 
 
 def freeable(project: Project) -> int:

@@ -29,6 +29,13 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
+def machine_name() -> str:
+    """This machine, for figures that mean nothing on another one: its name and its kind."""
+    import platform
+
+    return f"{platform.node()} {machine()}"
+
+
 def now() -> str:
     """RFC 3339, UTC, seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -11,20 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from builder.errors import BuildError
+from builder.errors import SourceChanged
 from builder.plan.types import GENERATION, TargetPlan
 from builder.project.project import Project
 from builder.sources import base as bases
 from builder.sources.adapters.reading import adapter_files
-from builder.spec.types import Adapter, Base, GgufSource
+from builder.spec.types import Adapter, Base
+from builder.store import blobs, records, views
 from builder.store.disk.identity import identity_of
-
-
-class SourceChanged(BuildError):
-    """{source}: {path} changed while it was being read."""
-
-    exit_code = 2
-    hint = "No wrong result was kept. Run the same command again."
+from builder.store.layout import Store
+from builder.store.types import Manifest
 
 
 @contextmanager
@@ -36,7 +32,7 @@ def unchanged(project: Project, target: TargetPlan) -> Iterator[Callable[[], Non
     base = project.spec.bases[target.target.model.base]
     name = target.target.model.adapter
     adapter = project.spec.adapters[name] if name else None
-    before = {path: (source, _content(path)) for source, path in _files(project, base, adapter)}
+    before = {path: (source, _content(path)) for source, path in _files(project, target, base, adapter)}
     require_base(project, base, target)
     if adapter is not None:
         require_adapter(project, adapter, target.adapter.digest if target.adapter else None)
@@ -54,14 +50,37 @@ def unchanged(project: Project, target: TargetPlan) -> Iterator[Callable[[], Non
     check()
 
 
+def base_folder(project: Project, target: TargetPlan) -> Path:
+    """The folder of the base that a target was planned from; an import is found by its key, never by a name.
+
+    Raises SourceError, SourceChanged when what was planned from is gone, StoreError.
+    """
+    base = project.spec.bases[target.target.model.base]
+    imported = target.base.identity.imported
+    if imported is None:
+        return project.sources.base_directory(base)
+    manifest = records.read_manifest(project.store, imported)
+    if manifest is None or not all(blobs.has(project.store, entry.blob) for entry in manifest.files):
+        raise SourceChanged(source=f"base:{base.name}", path=records.manifest_path(project.store, imported))
+    return show_import(project.store, manifest)
+
+
+def show_import(store: Store, manifest: Manifest) -> Path:
+    """The view of an import, made if it is not there: its folder is named by its key. Raises StoreError."""
+    folder = store.bases / manifest.key
+    if not views.is_current(store, folder, manifest):
+        views.materialize(store, folder, manifest)
+    return folder
+
+
 def require_base(project: Project, base: Base, target: TargetPlan) -> None:
     """Raises SourceChanged unless a base's files are those of the plan. An import is in the store, sealed."""
-    if isinstance(base.source, GgufSource):
+    if target.base.identity.imported is not None:
         return
     directory = project.sources.base_directory(base)
     files = bases.list_files(base, directory)
     _digest(project, (*files.weights, *files.copied))
-    if project.sources.base_files(base) != (target.base.weights, target.base.aux):
+    if project.sources.base_identity(base) != target.base.identity:
         raise SourceChanged(source=f"base:{base.name}", path=directory)
 
 
@@ -73,8 +92,10 @@ def require_adapter(project: Project, adapter: Adapter, planned: str | None) -> 
         raise SourceChanged(source=f"adapter:{adapter.name}", path=files[1])
 
 
-def _files(project: Project, base: Base, adapter: Adapter | None) -> Iterator[tuple[str, Path]]:
-    directory = project.sources.base_directory(base)
+def _files(
+    project: Project, target: TargetPlan, base: Base, adapter: Adapter | None
+) -> Iterator[tuple[str, Path]]:
+    directory = base_folder(project, target)
     for path in (*bases.list_files(base, directory).weights, directory / GENERATION):
         yield f"base:{base.name}", path
     if adapter is not None:
@@ -92,3 +113,26 @@ def _digest(project: Project, paths: Sequence[Path]) -> None:
 def _content(path: Path) -> tuple[int, ...] | None:
     found = identity_of(path)
     return found.content if found else None
+
+
+class Shown:
+    """A view that is read for a while: the same folder, unedited, from the first look to the last.
+
+    A folder that shows the same key again is another one if it was replaced in between: it may have been read while it
+    showed something else.
+    """
+
+    def __init__(self, store: Store, folder: Path, manifest: Manifest) -> None:
+        self._store, self.folder, self._manifest = store, folder, manifest
+        self._inode = self._look()
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the folder shows the manifest now, and has done so all the time since."""
+        return self._inode is not None and self._look() == self._inode
+
+    def _look(self) -> int | None:
+        found = identity_of(self.folder, follow_symlinks=False)
+        if found is None or not views.is_current(self._store, self.folder, self._manifest):
+            return None
+        return found.inode

@@ -6,7 +6,6 @@ from builder.plan.changes import Change, Why, changes, explain
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.project.state import missing_actions, target_state
-from builder.project.toolchain import toolchain
 from builder.store import records, views
 from builder.store.types import Manifest
 
@@ -18,7 +17,7 @@ def why(project: Project, name: str) -> Why:
     if isinstance(plan, Unresolved):
         return Why(plan.name, state.kind, state.reason, (), (), 0, 0, None)
     missing = missing_actions(project.store, plan)
-    return explain(plan, state.kind, state.reason, former_of(project, plan), missing, _strict(project))
+    return explain(plan, state.kind, state.reason, former_of(project, plan), missing)
 
 
 def former_of(project: Project, plan: TargetPlan) -> Manifest | None:
@@ -35,8 +34,4 @@ def changes_of(project: Project, plan: TargetPlan) -> tuple[Change, ...]:
     """What differs from the build that the view shows; nothing where it shows none."""
     shown = views.current_key(project.store.models / plan.name)
     former = records.read_manifest(project.store, shown) if shown and shown != plan.key else None
-    return changes(plan, former, _strict(project)) if former else ()
-
-
-def _strict(project: Project) -> str:
-    return toolchain() if project.spec.build.strict_toolchain else ""
+    return changes(plan, former) if former else ()

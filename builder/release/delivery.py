@@ -10,14 +10,15 @@ from builder.build.learned import build_learned
 from builder.build.one_pass import Built, build
 from builder.build.prepare import prepare_target
 from builder.console.events import Emit, Note, TargetDone
-from builder.console.words import size_text
+from builder.console.words import listed, size_text
 from builder.errors import BuildError
+from builder.keys import Key
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.project.state import reads_source, target_state
 from builder.release.scores import refresh
 from builder.store import pins, views
-from builder.store.care import drop as prune
+from builder.store.care import drop
 
 
 def deliver(
@@ -96,14 +97,18 @@ def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
 
 
 def clean(project: Project, names: Sequence[str], emit: Emit) -> None:
-    """Drop the bytes of targets: views and blobs that nobody else needs. Records stay."""
-    keys = []
+    """Drop views and bytes of targets, but for what others need, and say who that is. Records stay.
+
+    Raises StoreError.
+    """
+    targets: dict[str, list[Key]] = {}
     for name in names:
-        folder = project.store.models / name
-        shown = views.current_key(folder)
+        shown = views.current_key(project.store.models / name)
         plan = project.plan.targets[name]
-        keys += [key for key in (shown, plan.key if isinstance(plan, TargetPlan) else None) if key]
+        targets[name] = [key for key in (shown, plan.key if isinstance(plan, TargetPlan) else None) if key]
         pins.unpin(project.store, name)
-        views.remove(project.store, folder)
-    freed = prune.drop(project.store, keys, ())
+    freed = drop.drop(project.store, targets, project.spec.file.parent)
     emit(Note(f"dropped {', '.join(names)}: {freed.blobs} blobs, {size_text(freed.bytes)} freed"))
+    for name, keys in targets.items():
+        if who := dict.fromkeys(holder for key in keys for holder in freed.held.get(key, ())):
+            emit(Note(f"the bytes of {name} stay: {listed(list(who), 'and')} needs them"))

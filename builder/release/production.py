@@ -8,12 +8,13 @@ from builder.evaluate.results import missed
 from builder.evaluate.run import measured
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
+from builder.project.roots import keys_of
 from builder.project.state import holds
 from builder.release.scores import text_of
 from builder.store import records, releases, views
 from builder.store.locks import build_session
 
-PRODUCTION = "production"
+PRODUCTION = releases.PRODUCTION
 
 
 class ReleaseRefused(BuildError):
@@ -35,7 +36,9 @@ def is_current(project: Project) -> bool:
         return False
     manifest = records.read_manifest(project.store, plan.key)
     folder = project.store.models / PRODUCTION
-    return manifest is not None and views.is_current(project.store, folder, manifest)
+    if manifest is None or views.current_name(folder) != plan.name:
+        return False
+    return views.is_current(project.store, folder, manifest)
 
 
 def release(project: Project, emit: Emit) -> None:
@@ -45,7 +48,7 @@ def release(project: Project, emit: Emit) -> None:
     model = project.spec.target(target).model.name
     if plan is None:
         raise ReleaseRefused(target=target, model=model, what="its sources are missing")
-    with build_session(project.store, [plan.key, *plan.keys]):
+    with build_session(project.store, keys_of(plan)):
         manifest = records.read_manifest(project.store, plan.key)
         if manifest is None or not holds(project.store, manifest):
             raise ReleaseRefused(target=target, model=model, what="it is not built")
@@ -54,7 +57,8 @@ def release(project: Project, emit: Emit) -> None:
             raise ReleaseRefused(target=target, model=model, what="; ".join(map(str, short)))
         if not require:
             emit(Note(f"{target} is released unmeasured: [model.{model}.require] names no condition"))
-        releases.move(project.store, PRODUCTION, manifest, text_of(project, plan, manifest))
+        records.mark_used(project.store, plan.key)
+        releases.move(project.store, PRODUCTION, manifest, plan.name, text_of(project, plan, manifest))
 
 
 def rollback(project: Project) -> str:

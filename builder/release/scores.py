@@ -21,7 +21,9 @@ def text_of(project: Project, plan: TargetPlan, manifest: Manifest) -> str:
     """The card of a built target with what is known of it now. Raises BuildError."""
     base = project.spec.bases[plan.target.model.base]
     known = measured(project, plan)
-    return card.render(manifest, base, scores(known), told(result.made for result in known.values()))
+    return card.render(
+        manifest, base, plan.name, scores(known), told(result.made for result in known.values())
+    )
 
 
 def refresh(project: Project, plan: TargetPlan) -> None:

@@ -79,7 +79,10 @@ def _measured(project: Project, plan: TargetPlan) -> dict[str, Result]:
     found = {}
     for name in plan.target.model.suites:
         with suppress(QuestionsMissing):
-            result = read(project.store, result_key(project, plan.key, project.spec.suites[name]))
+            result = read(
+                project.store,
+                result_key(project, plan.target.model, plan.measured, project.spec.suites[name]),
+            )
             if result is not None:
                 found[name] = result
     return found

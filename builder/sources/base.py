@@ -7,19 +7,43 @@ files that are copied into every target as they are (tokenizer, chat template, g
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder.errors import SourceInvalid, SourceMissing
-from builder.keys import Digest, make_key
+from builder.keys import Digest, Key, digest_bytes, make_key
 from builder.sources import hub
+from builder.sources.facts import BaseIdentity
 from builder.spec.types import Base, HfSource, PathSource
+from builder.store.types import FileEntry
 
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# Keys of config.json that no model of mlx-lm reads (a test looks through all of them): editing them changes no weight.
+IGNORED = frozenset(
+    {
+        "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "unk_token_id", "mask_token_id",
+        "decoder_start_token_id", "transformers_version", "use_cache", "id2label", "label2id", "problem_type",
+        "return_dict", "output_hidden_states", "output_attentions", "torchscript", "finetuning_task",
+        "tokenizer_class", "prefix", "task_specific_params", "max_length", "min_length", "do_sample", "temperature",
+        "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "num_beams",
+        "num_beam_groups", "num_return_sequences", "diversity_penalty", "early_stopping", "bad_words_ids",
+        "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
+        "suppress_tokens", "begin_suppress_tokens", "output_scores", "return_dict_in_generate",
+        "encoder_no_repeat_ngram_size", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+        "_attn_implementation", "_attn_implementation_autoset", "router_aux_loss_coef", "output_router_logits",
+        "unsloth_version", "unsloth_fixed",
+    }
+)  # fmt: skip
+_VOCABULARY = frozenset(
+    {"tokenizer.json", "tokenizer.model", "tiktoken.model", "merges.txt", "vocab.txt", "vocab.json"}
+    | {"added_tokens.json", "special_tokens_map.json"}
+)
 _COPIED_NAMES = frozenset({"tokenizer.model", "tiktoken.model", "merges.txt", "vocab.txt"})
 _COPIED_SUFFIXES = (".json", ".jinja", ".tiktoken", ".py")
-_NOT_COPIED = frozenset({"config.json", INDEX, "artifact.toml", "hf_quant_config.json"})
+_NOT_COPIED = frozenset({CONFIG, INDEX, "artifact.toml", "hf_quant_config.json"})
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -55,7 +79,7 @@ def list_files(base: Base, directory: Path) -> BaseFiles:
     """
     table = f"base.{base.name}"
     names = sorted(entry.name for entry in directory.iterdir() if entry.is_file())
-    if "config.json" not in names:
+    if CONFIG not in names:
         raise SourceInvalid(table=table, path=directory, what="holds no config.json")
     shards = [name for name in names if name.startswith("model") and name.endswith(".safetensors")]
     if not shards:
@@ -66,7 +90,7 @@ def list_files(base: Base, directory: Path) -> BaseFiles:
     if INDEX in names:
         _check_index(table, directory, set(shards))
     code = [name for name in names if name.endswith(".py")] if base.trust_remote_code else []
-    weights = ["config.json", *(n for n in names if n == "hf_quant_config.json"), *code, *shards]
+    weights = [CONFIG, *(n for n in names if n == "hf_quant_config.json"), *code, *shards]
     copied = [
         name
         for name in names
@@ -94,9 +118,64 @@ def _check_index(table: str, directory: Path, shards: set[str]) -> None:
         )
 
 
-def weights_digest(files: list[tuple[str, Digest]], *, dequantize: bool) -> Digest:
-    """The identity of a base's weights: names and digests of config.json and the shards."""
-    return Digest(make_key("base/1", sorted(files), dequantize))
+def identity_of(
+    weights: Sequence[tuple[str, Digest]],
+    copied: Sequence[FileEntry],
+    read: Callable[[str], bytes],
+    *,
+    dequantize: bool,
+    trusted: bool,
+    imported: Key | None = None,
+) -> BaseIdentity:
+    """The identity of a base from the digests of its files. Raises OSError from `read`.
+
+    weights: names and digests of config.json, the shards and what else decides the tensors. read: the bytes of a small
+    file. trusted: the model's own code is run, and it may read any setting.
+    """
+    by_name = dict(weights)
+    config = by_name.pop(CONFIG)
+    settings = config if trusted else _without(_read(read, CONFIG, config), IGNORED)
+    words, prompts = [], []
+    for entry in copied:
+        name, digest = entry.name, entry.blob.digest
+        if name in _VOCABULARY or name.endswith((".tiktoken", ".py")):
+            words.append([name, digest])
+        elif name == TOKENIZER_CONFIG:
+            words.append([name, _without(_read(read, name, digest), frozenset({"chat_template"}))])
+            prompts.append([name, digest])
+        elif name.endswith(".jinja") or name == "chat_template.json":
+            prompts.append([name, digest])
+    return BaseIdentity(
+        weights=Digest(make_key("base/2", sorted(by_name.items()), settings, dequantize)),
+        config=Digest(make_key("base-config/1", config, dequantize)),
+        vocabulary=Digest(make_key("vocabulary/1", words)),
+        prompts=Digest(make_key("prompts/1", words, prompts)),
+        aux=tuple(copied),
+        imported=imported,
+        former=None if imported else Digest(make_key("base/1", sorted(weights), dequantize)),
+    )
+
+
+def _read(read: Callable[[str], bytes], name: str, digest: Digest) -> bytes:
+    """Raises OSError for a file that is not any more what its digest says."""
+    data = read(name)
+    if digest_bytes(data) != digest:
+        raise OSError(f"{name} has just been replaced")
+    return data
+
+
+def _without(text: bytes, ignored: frozenset[str]) -> Digest:
+    """The digest of a JSON object without some of its keys, also in its text_config; of the bytes if it is none."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return digest_bytes(text)
+    if not isinstance(data, dict):
+        return digest_bytes(text)
+    kept = {key: value for key, value in data.items() if key not in ignored}
+    if isinstance(inner := kept.get("text_config"), dict):
+        kept["text_config"] = {key: value for key, value in inner.items() if key not in ignored}
+    return digest_bytes(json.dumps(kept, sort_keys=True).encode())
 
 
 def digest_all(

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builder.errors import BuildError, SourceError, SourceMissing
+from builder.errors import BuildError, SourceChanged, SourceError, SourceMissing
 from builder.keys import Digest, Key, make_key
 from builder.sources import base as bases
-from builder.sources.facts import AdapterFacts, BaseFacts, Unknown
+from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
 from builder.sources.gguf.location import IMPORTER, resolve_gguf
 from builder.spec.types import Adapter, Base, GgufSource, Spec, Variant
 from builder.store import blobs, records
@@ -42,18 +42,19 @@ class Catalog:
 
     def base_facts(self, base: Base) -> BaseFacts | Unknown:
         """Raises SourceError for a base that can never be used as declared."""
-        located = self.base_files(base)
-        if isinstance(located, Unknown):
-            return located
-        weights, aux = located
-        structure = self.structure(weights)
-        return BaseFacts(weights, structure, aux) if structure else Unknown("has not been inspected yet")
+        identity = self.base_identity(base)
+        if isinstance(identity, Unknown):
+            return identity
+        structure = self.structure(identity.weights)
+        return BaseFacts(identity, structure) if structure else Unknown("has not been inspected yet")
 
-    def base_files(self, base: Base) -> tuple[Digest, tuple[FileEntry, ...]] | Unknown:
-        """Digest of the weights and the files that every target copies."""
+    def base_identity(self, base: Base) -> BaseIdentity | Unknown:
+        """Digests of everything in a base that can matter, if they are known. Raises SourceError."""
         if isinstance(base.source, GgufSource):
             manifest = self.imported(base)
-            return imported_facts(base, manifest) if manifest else Unknown("has not been imported yet")
+            return (
+                self.imported_identity(base, manifest) if manifest else Unknown("has not been imported yet")
+            )
         directory = bases.locate(base)
         if directory is None:
             return Unknown("is not in the local cache of downloads yet")
@@ -62,16 +63,66 @@ class Catalog:
         copied = bases.digest_all(files.copied, self.known_digest)
         if weights is None or copied is None:
             return Unknown(NOT_YET)
-        sizes = {path.name: path.stat().st_size for path in files.copied}
-        aux = tuple(FileEntry(name, Blob(digest, sizes[name])) for name, digest in copied)
-        return bases.weights_digest(weights, dequantize=base.dequantize), aux
+        try:
+            entries = [
+                FileEntry(path.name, Blob(digest, path.stat().st_size))
+                for path, (_, digest) in zip(files.copied, copied, strict=True)
+            ]
+            return self._identity(base, weights, entries, lambda name: (directory / name).read_bytes(), None)
+        except OSError:  # replaced while it was looked at
+            return Unknown("is being written")
+
+    def imported_identity(self, base: Base, manifest: Manifest) -> BaseIdentity:
+        """As `base_identity`, from the manifest of an import: nothing is hashed again."""
+        blob_of = {entry.name: entry.blob for entry in manifest.files}
+        weights = [
+            (n, b.digest) for n, b in blob_of.items() if n == bases.CONFIG or n.endswith(".safetensors")
+        ]
+        outer = {name for name, _ in weights} | {bases.INDEX}
+        copied = [entry for entry in manifest.files if entry.name not in outer]
+        return self._identity(
+            base, weights, copied, lambda name: blobs.read(self.store, blob_of[name]), manifest.key
+        )
+
+    def _identity(
+        self,
+        base: Base,
+        weights: list[tuple[str, Digest]],
+        copied: list[FileEntry],
+        read: Callable[[str], bytes],
+        imported: Key | None,
+    ) -> BaseIdentity:
+        """Remembered by the digests of the files: two small ones are parsed for it."""
+        listed = [[entry.name, entry.blob.digest, entry.blob.size] for entry in copied]
+        how = [base.dequantize, base.trust_remote_code, imported]
+        key = make_key("identity/1", sorted(weights), listed, how)
+        if known := self.cache.get("identity", key):
+            digests = [Digest(text) if text else None for text in json.loads(known)]
+            first, config, words, prompts, former = digests
+            assert first and config and words and prompts
+            return BaseIdentity(first, config, words, prompts, tuple(copied), imported, former)
+        found = bases.identity_of(
+            weights,
+            copied,
+            read,
+            dequantize=base.dequantize,
+            trusted=base.trust_remote_code,
+            imported=imported,
+        )
+        digests = [found.weights, found.config, found.vocabulary, found.prompts, found.former]
+        self.cache.put("identity", key, json.dumps(digests).encode())
+        return found
 
     def base_directory(self, base: Base) -> Path:
-        """The directory that mlx-lm loads; for a GGUF the view of its import. Raises SourceError."""
+        """The directory of a base's files; for a GGUF the view of its import as it is now. Raises SourceError."""
         if isinstance(base.source, GgufSource):
-            return self.store.bases / base.name
+            key = self.gguf_key(base)
+            if key is None:
+                raise SourceChanged(source=f"base:{base.name}", path=base.source.path)
+            return self.store.bases / key
         directory = bases.locate(base)
-        assert directory is not None, "a located base has been fingerprinted before"
+        if directory is None:
+            raise SourceChanged(source=f"base:{base.name}", path=Path(str(base.source)))
         return directory
 
     def files(self, base: Base) -> tuple[Path, ...]:
@@ -158,10 +209,10 @@ class Catalog:
 
     def _check_key(self, adapter: Adapter) -> Key | None:
         key = self.adapter_key(adapter)
-        located = self.base_files(self.spec.bases[adapter.base])
+        located = self.base_identity(self.spec.bases[adapter.base])
         if key is None or isinstance(located, Unknown):
             return None
-        return make_key("adapter-checked/1", key, located[0])
+        return make_key("adapter-checked/1", key, located.weights)
 
     def read_adapter(
         self, adapter: Adapter, key: Key, base: BaseFacts | None, fact: Key
@@ -184,14 +235,17 @@ class Catalog:
         self.cache.put("adapter", fact, _adapter_to_text(facts).encode())
         return facts
 
-    def calibration(self, variant: Variant) -> Digest | Unknown:
-        """The digest of a learned variant's text."""
+    def calibration(self, variant: Variant) -> Calibration | Unknown:
+        """The text of a learned variant, and how it is read (builder.engine.quantizer.texts)."""
         assert variant.learned is not None
         path = variant.learned.calibration
         if not path.is_file():
             missing = SourceMissing(table=f"variant.{variant.name}", path=path)
             return Unknown(f"variant {variant.name}: its calibration file {path} does not exist", missing)
-        return self.known_digest(path) or Unknown(f"variant {variant.name}: its calibration file {NOT_YET}")
+        digest = self.known_digest(path)
+        if digest is None:
+            return Unknown(f"variant {variant.name}: its calibration file {NOT_YET}")
+        return Calibration(digest, "jsonl" if path.suffix == ".jsonl" else "text")
 
     # -- digests -------------------------------------------------------------------------------------
 
@@ -218,17 +272,6 @@ class Catalog:
 
 def structure_key(weights: Digest) -> Key:
     return make_key("structure/1", weights)
-
-
-def imported_facts(base: Base, manifest: Manifest) -> tuple[Digest, tuple[FileEntry, ...]]:
-    """As Project.base_files, from a manifest: nothing is hashed again."""
-    weights, aux = [], []
-    for entry in manifest.files:
-        if entry.name == "config.json" or entry.name.endswith(".safetensors"):
-            weights.append((entry.name, entry.blob.digest))
-        elif entry.name != bases.INDEX:
-            aux.append(entry)
-    return bases.weights_digest(weights, dequantize=base.dequantize), tuple(aux)
 
 
 def _adapter_to_text(facts: AdapterFacts) -> str:

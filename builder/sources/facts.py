@@ -12,12 +12,38 @@ from builder.weights.structure import Structure
 
 
 @dataclass(frozen=True)
-class BaseFacts:
-    """A fingerprinted base: digest of its weights and config, its structure, the files copied as they are."""
+class BaseIdentity:
+    """A fingerprinted base, part by part, so that each key takes only what can change its bytes.
+
+    `weights`: the shards, and those settings of config.json that a model of mlx-lm reads. `config`: config.json as it
+    is. `vocabulary`: how text becomes tokens. `prompts`: the vocabulary and the chat templates. `aux`: the files that
+    every target copies as they are. `imported`: the key of the import that holds the files of a GGUF. `former`: the
+    identity of the weights in stores of format 1, None where it proves nothing.
+    """
 
     weights: Digest
-    structure: Structure
+    config: Digest
+    vocabulary: Digest
+    prompts: Digest
     aux: tuple[FileEntry, ...]
+    imported: Key | None = None
+    former: Digest | None = None
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """A fingerprinted base and its structure: all that planning needs."""
+
+    identity: BaseIdentity
+    structure: Structure
+
+    @property
+    def weights(self) -> Digest:
+        return self.identity.weights
+
+    @property
+    def aux(self) -> tuple[FileEntry, ...]:
+        return self.identity.aux
 
 
 @dataclass(frozen=True)
@@ -38,3 +64,11 @@ class Unknown:
 
     reason: str
     error: BuildError | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text of a learned variant: the digest of the file, and how it is read (`jsonl` or `text`)."""
+
+    digest: Digest
+    format: str

@@ -44,6 +44,7 @@ class Seen:
         self._cache = cache
         self._blobs = str(store.blobs)
         self._briefs: dict[Key, Brief] = {}
+        self._texts: dict[Key, bytes] = {}  # of the manifests that were read
         self._places: dict[str, tuple[int, int, int]] = {}  # digest -> size, device, inode
 
     def brief(self, key: Key) -> Brief | None:
@@ -56,9 +57,11 @@ class Seen:
         return brief
 
     def _read(self, key: Key) -> Brief | None:
-        text = seals.read(records.manifest_path(self._store, key))
-        if text is None:
+        data = records.manifest_bytes(self._store, key)
+        text = seals.unsealed(data) if data is not None else None
+        if data is None or text is None:
             return None
+        self._texts[key] = data
         digest = digest_bytes(text.encode())
         known = self._cache.get(_KIND, digest)
         if known is not None:
@@ -79,12 +82,12 @@ class Seen:
         folder = f"{self._store.models}/{name}"
         try:
             with open(f"{folder}/{MANIFEST}", "rb") as file:  # noqa: PTH123 a thousand times
-                head, device = file.read(512), os.fstat(file.fileno()).st_dev
+                same, device = file.read() == self._texts[key], os.fstat(file.fileno()).st_dev
             with os.scandir(folder) as entries:
                 inodes = {entry.name: entry.inode() for entry in entries}
         except OSError:
             return False
-        if f'\nkey = "{key}"\n'.encode() not in head:
+        if not same:
             return False
         return self._same(folder, device, inodes, brief.files)
 

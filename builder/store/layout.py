@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,12 @@ class Store:
     """A store's folder and the names in it. `builder.store.format.open_store` opens and creates a store."""
 
     root: Path
+    checkout: str = ""  # who opens it, where several checkouts share it; empty: the checkout that it lies in
+
+    @property
+    def _own(self) -> Path:
+        """Names that a person gave belong to one checkout: what they name must not depend on another checkout."""
+        return self.root / "checkouts" / self.checkout if self.checkout else self.root
 
     @property
     def blobs(self) -> Path:
@@ -26,7 +33,7 @@ class Store:
 
     @property
     def models(self) -> Path:
-        return self.root / "models"
+        return self._own / "models"
 
     @property
     def bases(self) -> Path:
@@ -50,7 +57,7 @@ class Store:
 
     @property
     def pins(self) -> Path:
-        return self.root / "pins"
+        return self._own / "pins"
 
     @property
     def roots(self) -> Path:
@@ -63,6 +70,16 @@ class Store:
     @property
     def version(self) -> Path:
         return self.root / "version"
+
+
+def homes(store: Store) -> tuple[Store, ...]:
+    """The store as each checkout opens it: the one that it lies in, and those that share it."""
+    with suppress(FileNotFoundError):
+        shared = sorted(
+            folder.name for folder in (store.root / "checkouts").iterdir() if is_plain(folder.name)
+        )
+        return (Store(store.root), *(Store(store.root, name) for name in shared))
+    return (Store(store.root),)
 
 
 def is_plain(name: str) -> bool:

@@ -50,9 +50,25 @@ def read_manifest(store: Store, key: Key) -> Manifest | None:
     return parse_manifest(seals.read(manifest_path(store, key)), key)
 
 
-def write_manifest(store: Store, manifest: Manifest) -> None:
-    """Remembers a target's files, durably and atomically, after all of them. Raises StoreError."""
+def write_manifest(store: Store, manifest: Manifest) -> Manifest:
+    """Remembers a target's files, durably and atomically, after all of them; what the store says of the key now.
+
+    A manifest is written once for a key: one that names the same files stays as it is, with its time and its
+    measures, since views hold a copy of it. The caller holds the lock of the key. Raises StoreError.
+    """
+    former = read_manifest(store, manifest.key)
+    if former is not None and former.files == manifest.files:
+        return former
     seals.write(store, manifest_path(store, manifest.key), manifest_to_text(manifest))
+    return manifest
+
+
+def manifest_bytes(store: Store, key: Key) -> bytes | None:
+    """The file of a manifest as it is; None when there is none."""
+    try:
+        return manifest_path(store, key).read_bytes()
+    except OSError:
+        return None
 
 
 def manifests(store: Store) -> Iterator[Manifest]:

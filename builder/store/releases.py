@@ -1,34 +1,40 @@
 """Released targets: views under a name of their own, and the former ones beside them.
 
-A view whose folder is not named after its manifest is a release. It says itself what it shows, so nothing
-else has to be kept in step: gc and pruning keep the bytes of whatever a release shows.
+A release says itself what it shows, so nothing else has to be kept in step: gc and pruning keep the bytes of whatever
+a release shows. Each checkout that shares a store has releases of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from builder.errors import StoreError
 from builder.keys import Key
 from builder.store import records, tmp, views
 from builder.store.disk import durable, swap
-from builder.store.layout import Store
+from builder.store.layout import Store, homes
 from builder.store.types import Manifest
 
+PRODUCTION = "production"
 FORMER = ".former"
+NAMES = frozenset({PRODUCTION, f"{PRODUCTION}{FORMER}"})  # no target can be called so: a target has a "_"
 
 
 def released(store: Store) -> Mapping[str, Key]:
-    """Folder name -> key of what it shows, of every release and its former. Raises StoreError."""
-    with durable.explained(store.models):
-        return dict(_released(store))
+    """Folder name -> key of what it shows, of this checkout's releases and their former ones."""
+    return {folder.name: key for folder in _folders(store) if (key := views.current_key(folder)) is not None}
 
 
-def move(store: Store, name: str, manifest: Manifest, card: str = "") -> None:
+def released_anywhere(store: Store) -> frozenset[Key]:
+    """What the releases of all checkouts show."""
+    return frozenset(key for home in homes(store) for key in released(home).values())
+
+
+def move(store: Store, name: str, manifest: Manifest, target: str, card: str = "") -> None:
     """Makes the release `name` the view of `manifest`; what it showed before becomes the former one.
 
-    `card`: its README.md.
+    `target`: what the manifest is called now, `card`: its README.md.
 
     Every moment can be the last: the release shows what it did or `manifest`, and what it showed stays
     somewhere. Raises StoreError.
@@ -36,8 +42,9 @@ def move(store: Store, name: str, manifest: Manifest, card: str = "") -> None:
     folder, former = store.models / name, store.models / f"{name}{FORMER}"
     shown = views.current_key(folder)
     if shown is not None and shown != manifest.key:
-        views.materialize(store, former, manifest_of(store, folder, shown), _card(folder))
-    views.materialize(store, folder, manifest, card)
+        was = views.current_name(folder) or ""
+        views.materialize(store, former, manifest_of(store, folder, shown), _card(folder), was)
+    views.materialize(store, folder, manifest, card, target)
 
 
 def back(store: Store, name: str) -> None:
@@ -67,10 +74,5 @@ def _card(folder: Path) -> str:
         return ""
 
 
-def _released(store: Store) -> Iterator[tuple[str, Key]]:
-    if not store.models.is_dir():
-        return
-    for folder in sorted(store.models.iterdir()):
-        key, name = views.current_key(folder), views.current_name(folder)
-        if key is not None and name is not None and name != folder.name:
-            yield folder.name, key
+def _folders(store: Store) -> tuple[Path, ...]:
+    return tuple(store.models / name for name in sorted(NAMES))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from builder.store.disk import durable
 from builder.store.layout import Store
+
+_NAME = re.compile(r"[0-9a-f]{32}").fullmatch
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def sweep(store: Store) -> int:
     """Deletes what dead processes left in tmp/; returns how many bytes that was. Never raises OSError."""
     freed = 0
     with suppress(OSError):
-        for entry in sorted(store.tmp.iterdir()):
+        for entry in _named_by_us(store):
             freed += _sweep_one(entry)
     return freed
 
@@ -87,12 +90,17 @@ def orphans(store: Store) -> tuple[Path, ...]:
     """What `sweep` would delete now."""
     found = []
     with suppress(OSError):
-        for entry in sorted(store.tmp.iterdir()):
+        for entry in _named_by_us(store):
             fd = try_lock(entry)
             if fd is not None:
                 os.close(fd)
                 found.append(entry)
     return tuple(found)
+
+
+def _named_by_us(store: Store) -> list[Path]:
+    """What lies in tmp/ under a name that `new_name` gives: anything else belongs to somebody else."""
+    return sorted(entry for entry in store.tmp.iterdir() if _NAME(entry.name))
 
 
 def _sweep_one(path: Path) -> int:

@@ -9,34 +9,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from builder.errors import StoreError
 from builder.keys import Key, is_digest
-from builder.store import blobs, seals, tmp
+from builder.store import blobs, records, seals, tmp
 from builder.store.disk import durable, swap
 from builder.store.layout import Store, is_plain
 from builder.store.types import Blob, Manifest, manifest_to_text
 
 MANIFEST = "artifact.toml"
 CARD = "README.md"
+NAME = ".name"
+REMOVED = "artifact.toml.removed"  # a view that is being deleted
 
 
-def folder_of(store: Store, manifest: Manifest) -> Path:
-    """Where the view of a target or base lies: models/<name> or bases/<name>. Raises StoreError."""
-    if not is_plain(manifest.name):
-        raise StoreError(path=store.root, what=f"{manifest.name!r} cannot be the name of a folder")
-    return (store.bases if manifest.kind == "base" else store.models) / manifest.name
+def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "", name: str = "") -> None:
+    """Makes `folder` the view of the manifest, in place of the view that is there, atomically and durably.
 
+    `card` becomes its README.md, which is for people and no part of what the view must be. `name`: the target, if the
+    folder is called otherwise (a release). Files are reflinks of the blobs, else hard links, else copies. `folder` must
+    be on the store's file system.
 
-def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "") -> None:
-    """Makes `folder` the view of the manifest, in place of whatever is there, atomically and durably.
-
-    `card` becomes its README.md, which is for people and no part of what the view must be.
-
-    Files are reflinks of the blobs, else hard links, else copies. `folder` must be on the store's file
-    system. Raises StoreError: a file name that is not plain, a blob that is missing or damaged, the disk.
+    Raises StoreError: a folder that is not a view (it is somebody's, and stays), a file name that is not plain, a blob
+    that is missing or damaged, the disk.
     """
+    refuse_foreign(folder)
     for entry in manifest.files:
         if not is_plain(entry.name) or entry.name == MANIFEST:
             raise StoreError(path=folder, what=f"{entry.name!r} cannot be the name of a file in a view")
@@ -49,12 +48,41 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "") 
             put(entry.blob, staged / entry.name)
         if card and not (staged / CARD).exists():
             _write(staged / CARD, card.encode())
-        _write(staged / MANIFEST, seals.sealed(manifest_to_text(manifest)))
+        if name:
+            _write(staged / NAME, seals.sealed(f"{name}\n"))
+        _write(staged / MANIFEST, _text_of(store, manifest))
         durable.sync_folder(staged)
         staged.chmod(0o755)
         durable.make_folder(folder.parent)
         swap.into_place(staged, folder, tmp.new_name(store))
+        if os.path.lexists(staged) and not is_view(staged):  # put there since we looked
+            swap.into_place(staged, folder, tmp.new_name(store))
+            refuse_foreign(folder)
         durable.sync_folder(folder.parent)
+
+
+def is_view(folder: Path) -> bool:
+    """Whether a folder is one that this program made: it says which manifest it shows."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return current_key(folder) is not None or (folder / REMOVED).is_file()
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises StoreError for something that is not a view: the program replaces and deletes only what it made."""
+    if os.path.lexists(folder) and not is_view(folder):
+        raise StoreError(
+            path=folder,
+            what="something is there that this program did not make, and it stays",
+            hint="Move it away, then run the same command again. (`doit verify --repair` moves a damaged view.)",
+        )
+
+
+def _text_of(store: Store, manifest: Manifest) -> bytes:
+    """The manifest exactly as the store has it: two copies of one text can be compared."""
+    data = records.manifest_bytes(store, manifest.key)
+    known = records.parse_manifest(seals.unsealed(data), manifest.key) if data is not None else None
+    return data if data is not None and known == manifest else seals.sealed(manifest_to_text(manifest))
 
 
 def current_key(folder: Path) -> Key | None:
@@ -64,8 +92,9 @@ def current_key(folder: Path) -> Key | None:
 
 
 def current_name(folder: Path) -> str | None:
-    """The name of the target or base that the folder claims to be a view of."""
-    return _said(folder, b"name")
+    """The name of the target that a release shows: what it was called then, else what its manifest says."""
+    text = seals.read(folder / NAME)
+    return text.strip() if text is not None else _said(folder, b"name")
 
 
 def _said(folder: Path, key: bytes) -> str | None:
@@ -83,11 +112,14 @@ def _said(folder: Path, key: bytes) -> str | None:
 
 
 def is_current(store: Store, folder: Path, manifest: Manifest) -> bool:
-    """Whether the folder is the manifest's view: same key, every file there, unedited by size and seal.
+    """Whether the folder is exactly the manifest's view: the same text, every file there, unedited by size and seal.
 
     A weights file that is not the manifest's makes it stale too, since loaders take all that they find.
     """
-    if current_key(folder) != manifest.key:
+    try:
+        if (folder / MANIFEST).read_bytes() != _text_of(store, manifest):
+            return False
+    except OSError:
         return False
     if not all(blobs.sound_file(folder / entry.name, entry.blob) for entry in manifest.files):
         return False
@@ -98,8 +130,9 @@ def is_current(store: Store, folder: Path, manifest: Manifest) -> bool:
 def remove(store: Store, folder: Path) -> None:
     """Takes a view away as a whole, then deletes it; nothing happens when there is none.
 
-    Works on a full disk. Raises StoreError.
+    Works on a full disk. Raises StoreError, also for a folder that is not a view.
     """
+    refuse_foreign(folder)
     doomed = store.tmp / os.urandom(16).hex()
     with durable.explained(folder):
         try:
@@ -108,10 +141,26 @@ def remove(store: Store, folder: Path) -> None:
         except FileNotFoundError:
             return
         except OSError:  # no room for a name in tmp/: at least nobody takes what is left for whole
-            (folder / MANIFEST).unlink(missing_ok=True)
-            doomed = folder
+            _remove_in_place(folder)
+            return
+        if not is_view(doomed):  # put there since we looked
+            swap.into_place(doomed, folder, tmp.new_name(store))
+            refuse_foreign(folder)
         durable.sync_folder(folder.parent)
     tmp.delete(doomed)
+
+
+def _remove_in_place(folder: Path) -> None:
+    """Deletes a view where it lies; what proves that it is a view goes last. Raises OSError."""
+    with suppress(FileNotFoundError):
+        (folder / MANIFEST).rename(folder / REMOVED)
+    durable.sync_folder(folder)
+    for entry in folder.iterdir():
+        if entry.name != REMOVED:
+            tmp.delete(entry)
+    (folder / REMOVED).unlink(missing_ok=True)
+    folder.rmdir()
+    durable.sync_folder(folder.parent)
 
 
 class _Placer:

@@ -14,7 +14,7 @@ import mlx.core as mx
 import pytest
 from blake3 import blake3
 
-from builder.build.learned import StepFailed, _losses
+from builder.build.learned_output import StepFailed, _losses
 from builder.build.prepare import prepare_adapter, prepare_base
 from builder.engine.arrays import raw
 from builder.plan.types import TargetPlan
@@ -108,7 +108,7 @@ def measures(box: Sandbox, name: str) -> dict[str, float]:
     (found,) = (
         manifest["measures"]
         for file in (box.root / "store/targets").rglob("*.toml")
-        if (manifest := tomllib.loads(file.read_text()))["name"] == name
+        if (manifest := tomllib.loads(file.read_text()))["name"] == name and manifest["kind"] == "target"
     )
     return dict(found)
 

@@ -12,7 +12,7 @@ from builder.plan.methods import AWQ_TYPES, BITS
 from builder.plan.planning import make_plan, plan_learned
 from builder.plan.quantization import PlanError
 from builder.plan.types import Sources, TargetPlan
-from builder.sources.facts import Unknown
+from builder.sources.facts import Calibration, Unknown
 from builder.spec.types import (
     METHODS,
     MODES,
@@ -27,7 +27,7 @@ from builder.spec.types import (
 )
 from tests.plan.test_planning import BASE, structure
 
-TEXT = Digest("c" * 64)
+TEXT = Calibration(Digest("c" * 64), "text")
 F16 = Variant("f16", dtype="float16")
 MODEL = Model("m", "b", None, ("f16", "v"))
 

@@ -11,7 +11,7 @@ from builder.keys import Digest, Key
 from builder.plan.planning import make_plan
 from builder.plan.quantization import PlanError
 from builder.plan.types import Plan, Sources, TargetPlan, Unresolved, nominal_size
-from builder.sources.facts import AdapterFacts, BaseFacts, Unknown
+from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
 from builder.spec.parse import parse_spec
 from builder.spec.types import Learned, Quantization, Spec, Variant
 from builder.store.types import Blob, FileEntry
@@ -65,7 +65,8 @@ def structure(layers: int = 2) -> Structure:
     )
 
 
-BASE = BaseFacts(Digest("b" * 64), structure(), ())
+IDENTITY = BaseIdentity(Digest("b" * 64), Digest("c" * 64), Digest("d" * 64), Digest("e" * 64), ())
+BASE = BaseFacts(IDENTITY, structure())
 ADAPTER = AdapterFacts(Digest("a" * 64), {"layers.1": Key("1" * 64)}, frozenset({"layers.1.down_proj"}))
 
 
@@ -132,7 +133,7 @@ def test_blocks_without_adapter_are_shared_with_the_plain_base(spec: Spec) -> No
 
 
 def test_another_base_changes_everything(spec: Spec) -> None:
-    other = replace(BASE, weights=Digest("d" * 64))
+    other = replace(BASE, identity=replace(IDENTITY, weights=Digest("d" * 64)))
     assert len(changed(plan(spec), plan(spec, base=other), "m_4bit")) == 4
 
 
@@ -205,9 +206,9 @@ def test_structure_text_round_trip() -> None:
 
 
 GOLDEN = {
-    "m_4bit": "32ba1b43f965edeccfba1de1fe12638aaa77c8b85346d690780e9599ae4368be",
-    "m_f16": "7de35455005783dcf93b2aa127d5ff80820d83f0932c3172fc7bcec1b7546687",
-    "m_mixed": "6c28e42a4d7013d4cd3b4f3b6b01deba7959757610a8ebcbd8d72de42a6ec728",
+    "m_4bit": "63c979997f0b35a966b824aab77236c6b36d514fd6d0585573fe86e5968b9ea9",
+    "m_f16": "77ba9bc48c985ac559fe3876832ef795fc56670f0f4b891bb7017dccaef02845",
+    "m_mixed": "15df3ce267e02faed9cc0a112b44b58608a3c35875157d2d60cd22fb11118609",
     "plain_4bit": "90702a5e08e474ec5079d4b4cfc1fbff9f6fd3945f683ab7a4d23e2cebbe56da",
 }
 
@@ -225,7 +226,7 @@ def test_a_learned_target_is_put_in_order_by_its_bits(spec: Spec) -> None:
     model = replace(spec.models["m"], variants=("4bit", "f16", "dwq"))
     made = make_plan(
         replace(spec, variants={**spec.variants, "dwq": learned}, models={"m": model}),
-        Sources({"b": BASE}, {"a": ADAPTER}, calibrations={"dwq": Digest("c" * 64)}),
+        Sources({"b": BASE}, {"a": ADAPTER}, calibrations={"dwq": Calibration(Digest("c" * 64), "text")}),
     )
     assert target(made, "m_dwq").whole_size is None
     assert 0 < nominal_size(target(made, "m_dwq")) < nominal_size(target(made, "m_f16"))
@@ -237,11 +238,16 @@ GENERATION = FileEntry("generation_config.json", Blob(Digest("e" * 64), 9))
 
 def test_what_mlx_lm_merges_into_config_json_is_in_its_key_alone(spec: Spec) -> None:
     other = FileEntry("tokenizer.json", GENERATION.blob)
-    bases = {name: replace(BASE, aux=(entry,)) for name, entry in (("merged", GENERATION), ("copied", other))}
+    bases = {
+        name: replace(BASE, identity=replace(IDENTITY, aux=(entry,)))
+        for name, entry in (("merged", GENERATION), ("copied", other))
+    }
     plain, merged, copied = (target(plan(spec, base), "m_4bit") for base in (BASE, *bases.values()))
     assert plain.config == copied.config != merged.config
     assert plain.actions == copied.actions == merged.actions
-    again = replace(BASE, aux=(replace(GENERATION, blob=Blob(Digest("f" * 64), 9)),))
+    again = replace(
+        BASE, identity=replace(IDENTITY, aux=(replace(GENERATION, blob=Blob(Digest("f" * 64), 9)),))
+    )
     assert target(plan(spec, again), "m_4bit").config not in (plain.config, merged.config)
     assert merged.config == GOLDEN_CONFIG
 

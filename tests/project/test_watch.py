@@ -14,9 +14,9 @@ from builder.build.learned import build_learned
 from builder.build.one_pass import build
 from builder.build.prepare import prepare_adapter, prepare_base
 from builder.console.events import BlockDone, Event
+from builder.errors import SourceChanged
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
-from builder.project.watch import SourceChanged
 from builder.release.delivery import deliver
 from tests.build.test_learned import LEARNED
 from tests.conftest import Sandbox

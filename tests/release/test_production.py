@@ -123,7 +123,7 @@ from builder.store import releases
 from builder.store.format import open_store
 from tests import store_scenario as scenario
 store = open_store(Path(sys.argv[1]))
-releases.move(store, "production", scenario.manifest_of("new", store))
+releases.move(store, "production", scenario.manifest_of("new", store), "m")
 """
 
 
@@ -140,7 +140,7 @@ def test_killed_at_any_moment_it_shows_the_old_or_the_new(tmp_path: Path) -> Non
     new = scenario.manifest_of("new", store)
     assert old is not None
     assert new is not None
-    releases.move(store, "production", old)
+    releases.move(store, "production", old, "m")
     calls = ("rename", "renameat2", "link", "linkat", "fsync", "unlink", "ioctl", "mkdir")
     command = [sys.executable, "-c", MOVE]
     killed = 0
@@ -155,7 +155,7 @@ def test_killed_at_any_moment_it_shows_the_old_or_the_new(tmp_path: Path) -> Non
             folders = [here.models / name for name in ("production", "production.former")]
             assert any(views.is_current(here, folders[0], manifest) for manifest in (old, new)), (call, when)
             assert any(views.is_current(here, folder, old) for folder in folders), (call, when)
-            releases.move(here, "production", new)
+            releases.move(here, "production", new, "m")
             assert views.is_current(here, folders[0], new)
             shutil.rmtree(root)
             if done.returncode == 0:

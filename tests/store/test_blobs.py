@@ -180,17 +180,18 @@ def test_vanished_folders_come_back(store: Store) -> None:
 
 
 def test_sweep_takes_what_nobody_holds(store: Store) -> None:
-    (store.tmp / "left").write_bytes(b"x" * 1000)
-    (store.tmp / "left-folder").mkdir()
-    (store.tmp / "left-folder" / "file").write_bytes(b"x" * 500)
+    left, folder_left = "1" * 32, "2" * 32
+    (store.tmp / left).write_bytes(b"x" * 1000)
+    (store.tmp / folder_left).mkdir()
+    (store.tmp / folder_left / "file").write_bytes(b"x" * 500)
     outside = store.root.parent / "outside"
     outside.mkdir()
     (outside / "precious").write_text("")
-    (store.tmp / "left-folder" / "link").symlink_to(outside)
+    (store.tmp / folder_left / "link").symlink_to(outside)
     with tmp.new_file(store) as staged, tmp.new_folder(store) as folder:
         os.write(staged.fd, b"abc")
         (folder / "file").write_text("abc")
-        assert {p.name for p in tmp.orphans(store)} == {"left", "left-folder"}
+        assert {p.name for p in tmp.orphans(store)} == {left, folder_left}
         assert tmp.sweep(store) >= 1500
         assert staged.path.exists()
         assert (folder / "file").exists()

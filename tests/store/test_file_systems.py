@@ -20,6 +20,7 @@ from builder.store.format import open_store
 from builder.store.layout import Store
 from builder.store.statcache import StatCache
 from builder.store.types import FileEntry, Manifest, Record
+from tests.store_scenario import folder_of
 
 MIB = 1 << 20
 KINDS = {
@@ -59,7 +60,7 @@ def build(store: Store, name: str, size: int) -> Manifest:
         files.append(FileEntry(part, blob))
     manifest = Manifest(make_key("target", name), "target", name, "2025-01-01T00:00:00Z", tuple(files))
     records.write_manifest(store, manifest)
-    views.materialize(store, views.folder_of(store, manifest), manifest)
+    views.materialize(store, folder_of(store, manifest), manifest)
     return manifest
 
 
@@ -116,7 +117,7 @@ def test_pruning_needs_no_room(disk: Path) -> None:
     store = open_store(disk / "store")
     target = build(store, "m_f16", 2 * MIB)
     fill(store)
-    assert prune.drop(store, [target.key]).blobs == 2
+    assert prune.drop(store, {target.name: [target.key]}).blobs == 2
     assert not (store.models / "m_f16").exists()
     assert blobs.present(store) == {}
 

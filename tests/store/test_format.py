@@ -10,13 +10,15 @@ import pytest
 
 from builder.errors import StoreError
 from builder.store import format as store_format
+from builder.store import tmp
 from builder.store.care.inventory import survey
 from builder.store.care.verify import verify
+from builder.store.format import StoreGone
 
 
 def test_a_new_store_has_a_version_and_little_else(tmp_path: Path) -> None:
     store = store_format.open_store(tmp_path / "deep" / "store")
-    assert store.version.read_text() == "1\n"
+    assert store.version.read_text() == "2\n"
     assert sorted(p.name for p in store.root.iterdir()) == [".gitignore", "locks", "tmp", "version"]
 
 
@@ -33,10 +35,44 @@ def test_a_new_store_is_ignored_by_git(tmp_path: Path) -> None:
     assert (store.root / ".gitignore").read_text() == "*\n"
 
 
-def test_a_folder_that_holds_something_is_not_hidden_from_git(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").touch()
-    store_format.open_store(tmp_path)
-    assert not (tmp_path / ".gitignore").exists()
+def listing(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("mine", ["thesis.txt", "tmp/notes.txt", "models/phase8_5bit/weights.bin", ".hidden"])
+def test_a_store_is_only_made_in_a_folder_of_its_own(tmp_path: Path, mine: str) -> None:
+    """[store] path = "." once emptied a person's tmp/ and replaced a folder in models/."""
+    file = tmp_path / mine
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine")
+    before = listing(tmp_path)
+    with pytest.raises(StoreError, match="it is not a store and not empty"):
+        store_format.open_store(tmp_path)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("left", [".gitkeep", ".gitignore", ".DS_Store", ".version.4711"])
+def test_what_git_or_a_desktop_or_a_dead_run_left_is_as_good_as_empty(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).write_text("x")
+    assert store_format.open_store(tmp_path).version.is_file()
+    assert (tmp_path / left).exists() == (left != ".version.4711")
+
+
+def test_a_store_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    with pytest.raises(StoreGone, match="it is gone"):
+        store_format.open_store(tmp_path / "store", create=False)
+    with pytest.raises(StoreGone, match="mounted/disk does not exist"):
+        store_format.open_store(tmp_path / "mounted" / "disk" / "store", parents=False)
+    assert listing(tmp_path) == {}
+
+
+def test_nothing_is_swept_that_has_a_name_of_somebody_else(tmp_path: Path) -> None:
+    store = store_format.open_store(tmp_path / "store")
+    (store.tmp / "thesis").mkdir()
+    (store.tmp / "thesis" / "chapter1").write_text("mine")
+    (store.tmp / ("a" * 32)).write_text("left by a dead run")
+    assert tmp.sweep(store) == len("left by a dead run")
+    assert (store.tmp / "thesis" / "chapter1").read_text() == "mine"
 
 
 def test_opening_an_existing_store_writes_nothing(tmp_path: Path) -> None:
@@ -48,14 +84,14 @@ def test_opening_an_existing_store_writes_nothing(tmp_path: Path) -> None:
     assert tmp_path.stat().st_mtime_ns == root
 
 
-@pytest.mark.parametrize("text", ["2\n", "", "1", "one\n", "1\n\0"])
+@pytest.mark.parametrize("text", ["3\n", "", "1", "one\n", "1\n\0"])
 def test_an_unknown_version_is_named_and_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "version").write_text(text)
     with pytest.raises(StoreError) as caught:
         store_format.open_store(tmp_path)
     shown = text.strip()
     assert str(caught.value) == (
-        f"store {tmp_path}: its format is {shown!r}, but this program reads 1.\n"
+        f"store {tmp_path}: its format is {shown!r}, but this program reads 2.\n"
         "  Use the program version that wrote it, or declare another [store] path."
     )
 
@@ -63,6 +99,7 @@ def test_an_unknown_version_is_named_and_refused(tmp_path: Path, text: str) -> N
 def test_an_older_version_is_migrated_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     store_format.open_store(tmp_path)
+    (tmp_path / "version").write_text("1\n")
     monkeypatch.setattr(store_format, "FORMAT", 3)
     monkeypatch.setattr(
         store_format,

@@ -30,7 +30,7 @@ def resolve_gguf(package: str | None, path: Path, table: str) -> Path:
     file = candidates[0]
     names = [entry.name for entry in file.parent.glob("*.gguf")] if file.parent.is_dir() else []
     near = difflib.get_close_matches(file.name, names, 1, 0.3)
-    hint = f'Did you mean "{near[0]}"?'.replace("{", "{{").replace("}", "}}") if near else None
+    hint = f'Did you mean "{near[0]}"?' if near else None
     raise SourceMissing(table=table, path=file, hint=hint)
 
 

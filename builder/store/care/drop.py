@@ -1,15 +1,18 @@
 """Dropping targets that are only a means (or that a person cleaned): bytes go, records stay.
 
-`plan_drop` decides and is pure, `apply_drop` acts, `drop` does both under the lock that makes it safe.
+`plan_drop` decides and is pure, `drop` asks who needs what, and acts under the lock that makes it safe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from builder.keys import Digest, Key
 from builder.store import blobs, locks, records, releases, tmp, views
+from builder.store.care.needs import Need, digests_of, holders, needs
 from builder.store.disk import durable
 from builder.store.layout import Store
 from builder.store.types import Blob, Manifest
@@ -25,10 +28,11 @@ class Drop:
 
 @dataclass(frozen=True)
 class Freed:
-    """How many blobs were deleted, and their bytes."""
+    """How many blobs were deleted, their bytes, and who keeps the bytes of which key."""
 
     blobs: int
     bytes: int
+    held: Mapping[Key, tuple[str, ...]] = field(default_factory=dict)
 
 
 def plan_drop(
@@ -52,54 +56,54 @@ def plan_drop(
     return Drop(chosen, tuple(blob for digest, blob in sorted(going.items()) if digest not in needed))
 
 
-def apply_drop(store: Store, plan: Drop) -> Freed:
-    """Deletes views, then blobs; the caller holds `locks.gc_lock`. Raises StoreError, and can be repeated."""
-    for manifest in plan.manifests:
-        folder = views.folder_of(store, manifest)
-        if views.current_key(folder) == manifest.key:
-            views.remove(store, folder)
+def drop(
+    store: Store,
+    targets: Mapping[str, Collection[Key]],
+    checkout: Path | None = None,
+    mine: locks.Session | None = None,
+) -> Freed:
+    """Deletes the views of targets and the bytes of their manifests, and nothing that others need.
+
+    targets: name -> the manifest keys that it stands for. checkout: the caller's, whose declarations do not count.
+    Whoever `needs` names keeps the bytes, and so does another view; a running build or evaluation keeps the view that
+    it reads too. Blobs that other whole manifests share stay. Records and manifests stay.
+
+    Raises StoreError; what was not deleted then is garbage that the next drop or gc deletes.
+    """
+    with locks.gc_lock(store):
+        found = needs(store, checkout, mine)
+        in_use = frozenset[Key]().union(*locks.live_sessions(store, but=mine))
+        for name, keys in targets.items():
+            folder = store.models / name
+            if (key := views.current_key(folder)) in keys and key not in in_use:
+                views.remove(store, folder)
+        chosen = frozenset(key for keys in targets.values() for key in keys)
+        found = (*found, *_shown(store, chosen))
+        held = {key: who for key in sorted(chosen) if (who := holders(found, key))}
+        everything = {manifest.key: manifest for manifest in records.manifests(store)}
+        going = [everything[key] for key in sorted(chosen) if key in everything and key not in held]
+        gone = {manifest.key for manifest in going}
+        others = [manifest for key, manifest in everything.items() if key not in gone]
+        protected = digests_of(store, frozenset[Key]().union(*(need.keys for need in found)))
+        plan = plan_drop(going, others, frozenset(held), blobs.present(store), protected)
+        count, freed = _delete(store, plan.blobs)
+        return Freed(count, freed, held)
+
+
+def _shown(store: Store, keys: frozenset[Key]) -> Iterator[Need]:
+    """This checkout's views that still show one of these keys."""
+    with suppress(FileNotFoundError):
+        for folder in sorted(store.models.iterdir()):
+            if folder.name not in releases.NAMES and (key := views.current_key(folder)) in keys and key:
+                yield Need(f"the target {folder.name}", frozenset({key}))
+
+
+def _delete(store: Store, doomed: Iterable[Blob]) -> tuple[int, int]:
     count = freed = 0
-    for blob in plan.blobs:
+    for blob in doomed:
         place = blobs.path(store, blob.digest)
         with durable.explained(store.root):
             size = tmp.size_of(place)
             place.unlink(missing_ok=True)
         count, freed = count + 1, freed + size
-    return Freed(count, freed)
-
-
-def drop(
-    store: Store, keys: Iterable[Key], keep: Iterable[Key] = (), mine: locks.Session | None = None
-) -> Freed:
-    """Deletes the views and bytes of the targets with these manifest keys, and nothing that others need.
-
-    Kept: the blobs of every other manifest that is whole or in `keep`, and whatever running builds and
-    releases need;
-    targets that a running build needs stay altogether. `mine` is the caller's own session, which does
-    not count. Records and manifests stay. Keys without a manifest are skipped.
-
-    Raises StoreError; what was not deleted then is garbage that the next drop or gc deletes.
-    """
-    with locks.gc_lock(store):
-        kept = frozenset(keep)
-        sessions = locks.live_sessions(store, but=mine)
-        in_use = frozenset[Key]().union(*sessions)
-        everything = {manifest.key: manifest for manifest in records.manifests(store)}
-        going = [everything[k] for k in dict.fromkeys(keys) if k in everything and k not in kept | in_use]
-        names = {manifest.key for manifest in going}
-        others = [manifest for key, manifest in everything.items() if key not in names]
-        protected = needed_by(store, in_use.union(releases.released(store).values()))
-        return apply_drop(store, plan_drop(going, others, kept, blobs.present(store), protected))
-
-
-def needed_by(store: Store, keys: Iterable[Key]) -> frozenset[Digest]:
-    """The blobs that action, target and base keys lead to, as far as they are built."""
-    found: set[Digest] = set()
-    for key in keys:
-        record = records.read(store, key)
-        if record is not None:
-            found.add(record.blob.digest)
-        manifest = records.read_manifest(store, key)
-        if manifest is not None:
-            found |= manifest.digests
-    return frozenset(found)
+    return count, freed

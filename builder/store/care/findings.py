@@ -21,12 +21,13 @@ class Kind(Enum):
     EDITED = "it is not what the manifest says"
     FOREIGN = "it does not belong here"
     WRITABLE = "it can be written to"
+    OUTDATED = "it shows another build of the same target, and is made again when it is needed"
     DANGLING = "its blob is gone (pruned or lost); a build makes it again when it is needed"
 
     @property
     def is_damage(self) -> bool:
         """Whether something that was built is not there any more as it was built."""
-        return self not in (Kind.FOREIGN, Kind.WRITABLE, Kind.DANGLING)
+        return self not in (Kind.FOREIGN, Kind.WRITABLE, Kind.DANGLING, Kind.OUTDATED)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
 """Deleting what nobody needs. `plan_gc` decides, purely; `apply_gc` acts on what is still so.
 
-Needed: what the root keys lead to (declared targets and their actions and bases, as passed in; those of other
-checkouts; those of running builds), pinned targets, releases and their former ones, and whatever is younger
-than a grace period. Blobs that no record speaks of go too, but never while a build runs: it may be about to
-write the record.
-Doubt leaks space, it never deletes. Evaluation results always stay.
+Needed: what the root keys lead to (what the caller declares), what `needs` says that others need, what is pinned,
+and whatever is younger than a grace period. Blobs that no record speaks of go too, but never while a build runs: it
+may be about to write the record.
+Doubt leaks space, it never deletes. What was measured stays unless the policy says otherwise.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +17,7 @@ from typing import TypeVar
 from builder.errors import GcRefused
 from builder.keys import Digest, Key
 from builder.store import blobs, locks, records, tmp, views
-from builder.store.care.inventory import Inventory, survey
+from builder.store.care.inventory import Inventory, View, survey
 from builder.store.disk import durable
 from builder.store.layout import Store
 from builder.store.types import Blob, Manifest
@@ -34,18 +33,23 @@ class Policy:
     """What to keep beyond the roots.
 
     Without `max_bytes`, everything unneeded that was not used for `keep_days` goes (None: 0 days). With it,
-    the least recently used goes until the blobs fit, and older than `keep_days` only if that is given.
+    the least recently used goes until the blobs fit, and older than `keep_days` only if that is given. `results`: what
+    was measured of nothing declared goes too.
     """
 
     keep_days: float | None = None
     max_bytes: int | None = None
     grace_s: float = 3600.0
     allow_no_roots: bool = False
+    results: bool = False
 
 
 @dataclass(frozen=True)
 class GcPlan:
-    """What goes. `bytes` counts blobs and temporaries, `over` is what the roots hold beyond `max_bytes`."""
+    """What goes. `bytes` counts blobs and temporaries, `over` is what the roots hold beyond `max_bytes`.
+
+    `spare_results`: how many results nothing declared needs; they go only where the policy says so.
+    """
 
     views: tuple[Path, ...]
     manifests: tuple[Manifest, ...]
@@ -58,11 +62,15 @@ class GcPlan:
     roots: frozenset[Key]
     policy: Policy
     checkout: Path | None
+    declared: frozenset[str] | None
     now_ns: int
+    results: tuple[Path, ...] = ()
+    spare_results: int = 0
 
     @property
     def is_empty(self) -> bool:
-        return not (self.views or self.manifests or self.records or self.blobs or self.temporaries)
+        gone = (self.views, self.manifests, self.records, self.blobs, self.temporaries, self.results)
+        return not any(gone)
 
 
 @dataclass(frozen=True)
@@ -83,24 +91,24 @@ class _Holder:
 
 
 def plan_gc(
-    inventory: Inventory, roots: Iterable[Key], policy: Policy, now_ns: int, checkout: Path | None = None
+    inventory: Inventory,
+    roots: Iterable[Key],
+    policy: Policy,
+    now_ns: int,
+    checkout: Path | None = None,
+    declared: Collection[str] | None = None,
 ) -> GcPlan:
-    """Decides what goes. `roots` are the keys of everything that `checkout` (the caller's) declares now.
+    """Decides what goes.
+
+    `roots`: the keys of everything that `checkout` (the caller's) declares now. `declared`: the names of its targets,
+    whose views alone stay; None: nothing is known of names.
 
     Raises GcRefused when there are no roots and the policy does not allow that.
     """
     own = frozenset(roots)
     if not own and not policy.allow_no_roots:
         raise GcRefused(what="no target is declared, so everything would be deleted")
-    live = own.union(
-        *(session.keys for session in inventory.sessions),
-        *(
-            other.keys
-            for other in inventory.checkouts
-            if checkout is None or other.folder != checkout.resolve()
-        ),
-        (view.key for view in inventory.views if view.released and view.key is not None),
-    )
+    live = own.union(*(need.keys for need in inventory.needs))
     young = now_ns - int(policy.grace_s * _SECOND)
     needed = _needed(inventory, live, young)
     holders = _holders(inventory, live, needed, young)
@@ -111,8 +119,9 @@ def plan_gc(
     keys = frozenset(holder.key for holder in evicted)
     manifests = tuple(held.manifest for key, held in sorted(inventory.manifests.items()) if key in keys)
     temporaries = tuple(inventory.temporaries)
+    unneeded = _unneeded_results(inventory, live, young)
     return GcPlan(
-        views=_dead_views(inventory, keys, live, young),
+        views=_dead_views(inventory, keys, live, young, declared),
         manifests=manifests,
         records=_dead_records(inventory, live, young, gone),
         blobs=tuple(Blob(digest, inventory.blobs[digest].size) for digest in sorted(gone)),
@@ -123,7 +132,10 @@ def plan_gc(
         roots=own,
         policy=policy,
         checkout=checkout,
+        declared=None if declared is None else frozenset(declared),
         now_ns=now_ns,
+        results=unneeded if policy.results else (),
+        spare_results=len(unneeded),
     )
 
 
@@ -134,7 +146,8 @@ def apply_gc(store: Store, plan: GcPlan, on_freed: Callable[[int], None] | None 
     simply be run again.
     """
     with locks.gc_lock(store):
-        now = plan_gc(survey(store), plan.roots, plan.policy, plan.now_ns, plan.checkout)
+        found = survey(store, plan.checkout)
+        now = plan_gc(found, plan.roots, plan.policy, plan.now_ns, plan.checkout, plan.declared)
         with durable.explained(store.root):
             for folder in _both(plan.views, now.views):
                 views.remove(store, folder)
@@ -142,6 +155,8 @@ def apply_gc(store: Store, plan: GcPlan, on_freed: Callable[[int], None] | None 
                 records.manifest_path(store, key).unlink(missing_ok=True)
             for key in _both(plan.records, now.records):
                 records.path(store, key).unlink(missing_ok=True)
+            for path in _both(plan.results, now.results):
+                path.unlink(missing_ok=True)
             count = freed = 0
             for blob in _both(plan.blobs, now.blobs):
                 blobs.path(store, blob.digest).unlink(missing_ok=True)
@@ -155,7 +170,7 @@ def _needed(inventory: Inventory, live: frozenset[Key], young: int) -> set[Diges
     """Blobs that must stay."""
     needed: set[Digest] = set()
     for key, held in inventory.manifests.items():
-        if key in live or held.manifest.name in inventory.pinned or held.used_ns > young:
+        if key in live or key in inventory.pinned or held.used_ns > young:
             needed |= held.manifest.digests
     for key, record in inventory.records.items():
         if key in live or record.written_ns > young:
@@ -172,7 +187,7 @@ def _holders(inventory: Inventory, live: frozenset[Key], needed: set[Digest], yo
     in_manifests: set[Digest] = set()
     for key, held in inventory.manifests.items():
         in_manifests |= held.manifest.digests
-        if key not in live and held.manifest.name not in inventory.pinned and held.used_ns <= young:
+        if key not in live and key not in inventory.pinned and held.used_ns <= young:
             found.append(_Holder(held.used_ns, key, held.manifest.digests))
     for key, record in inventory.records.items():
         if record.digest not in in_manifests and record.digest not in needed:
@@ -235,19 +250,32 @@ def _dead_records(
 
 
 def _dead_views(
-    inventory: Inventory, evicted: frozenset[Key], live: frozenset[Key], young: int
+    inventory: Inventory,
+    evicted: frozenset[Key],
+    live: frozenset[Key],
+    young: int,
+    declared: Collection[str] | None,
 ) -> tuple[Path, ...]:
-    """Views of manifests that go, and of ones that are long gone."""
+    """Views of manifests that go or are long gone, and views under names that are not declared any more."""
+
+    def dead(view: View) -> bool:
+        if view.released or view.key is None:
+            return False
+        if view.key in evicted:
+            return True
+        if view.changed_ns > young or view.key in inventory.pinned:
+            return False
+        lost = view.key not in inventory.manifests and view.key not in live
+        return lost or (view.mine and declared is not None and view.folder.name not in declared)
+
+    return tuple(view.folder for view in inventory.views if dead(view))
+
+
+def _unneeded_results(inventory: Inventory, live: frozenset[Key], young: int) -> tuple[Path, ...]:
     return tuple(
-        view.folder
-        for view in inventory.views
-        if view.key in evicted
-        or (
-            view.key is not None
-            and view.key not in inventory.manifests
-            and view.key not in live
-            and view.changed_ns <= young
-        )
+        path
+        for path, used_ns in sorted(inventory.results.items())
+        if path.stem not in live and used_ns <= young
     )
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder.keys import Digest, Key
-from builder.store import blobs, locks, pins, records, seals, tmp, views
-from builder.store import checkouts as roots
+from builder.store import blobs, locks, records, releases, seals, tmp, views
+from builder.store.care.needs import Need, needs, pinned_keys
 from builder.store.disk import durable
-from builder.store.layout import Store
+from builder.store.layout import Store, homes
 from builder.store.types import Manifest
 
 
@@ -37,12 +38,16 @@ class HeldRecord:
 
 @dataclass(frozen=True)
 class View:
-    """A folder that says of itself which manifest it is the view of; `released`: under another name."""
+    """A folder that says of itself which manifest it is the view of.
+
+    `mine`: a target's view of the checkout that looks; `released`: a release of whichever checkout.
+    """
 
     folder: Path
     key: Key | None
     changed_ns: int
     released: bool = False
+    mine: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,15 +58,16 @@ class Inventory:
     records: Mapping[Key, HeldRecord]
     blobs: Mapping[Digest, BlobFile]
     views: tuple[View, ...]
-    pinned: frozenset[str]
+    pinned: frozenset[Key]
+    results: Mapping[Path, int]
     sessions: tuple[locks.Session, ...]
-    checkouts: tuple[roots.Checkout, ...]
+    needs: tuple[Need, ...]
     temporaries: Mapping[Path, int]
     damaged: tuple[Path, ...]
 
 
-def survey(store: Store) -> Inventory:
-    """Reads what the store holds. Takes no lock; under `locks.gc_lock` no build can begin meanwhile.
+def survey(store: Store, checkout: Path | None = None) -> Inventory:
+    """Reads what the store holds, and who but `checkout` needs what. Takes no lock; under `locks.gc_lock` no build can begin meanwhile.
 
     Raises StoreError when something cannot be read: deciding on half of the truth would delete the rest.
     """
@@ -75,9 +81,10 @@ def survey(store: Store) -> Inventory:
             records=found,
             blobs={Digest(e.name): BlobFile(s.st_size, s.st_ctime_ns) for e, s in blobs.files(store)},
             views=tuple(_views(store)),
-            pinned=pins.pinned(store),
+            pinned=frozenset(key for home in homes(store) for key in pinned_keys(home).values()),
+            results=dict(_results(store)),
             sessions=sessions,
-            checkouts=roots.registered(store),
+            needs=needs(store, checkout),
             temporaries={path: tmp.size_of(path) for path in tmp.orphans(store)},
             damaged=tuple(damaged),
         )
@@ -119,9 +126,27 @@ def _read(path: Path) -> tuple[bytes, int] | None:
 
 
 def _views(store: Store) -> Iterator[View]:
-    for parent in (store.models, store.bases):
-        if parent.is_dir():
-            for folder in sorted(parent.iterdir()):
-                if (folder / views.MANIFEST).is_file() and not folder.is_symlink():
-                    released = parent == store.models and views.current_name(folder) != folder.name
-                    yield View(folder, views.current_key(folder), folder.stat().st_mtime_ns, released)
+    for home in homes(store):
+        for folder in _folders(home.models):
+            released = folder.name in releases.NAMES
+            mine = home.checkout == store.checkout and not released
+            yield from _view(folder, released=released, mine=mine)
+    for folder in _folders(store.bases):
+        yield from _view(folder)
+
+
+def _view(folder: Path, *, released: bool = False, mine: bool = False) -> Iterator[View]:
+    with suppress(FileNotFoundError):  # just replaced
+        if views.is_view(folder):
+            yield View(folder, views.current_key(folder), folder.stat().st_mtime_ns, released, mine)
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(parent.iterdir()) if parent.is_dir() else []
+
+
+def _results(store: Store) -> Iterator[tuple[Path, int]]:
+    """What was measured, with the time of its last use."""
+    for path in sorted(store.evals.rglob("*.json")) if store.evals.is_dir() else ():
+        with suppress(FileNotFoundError):
+            yield path, path.stat().st_mtime_ns

@@ -6,8 +6,9 @@ import os
 import random
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from builder.keys import Digest, Key, is_digest
 from builder.store import blobs, records, seals, views
 from builder.store.care.findings import Finding, Kind, found, stamp_of
 from builder.store.disk import durable
-from builder.store.layout import Store
+from builder.store.layout import Store, homes
 from builder.store.types import Blob, FileEntry, Manifest
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -33,6 +34,15 @@ class Report:
     def is_clean(self) -> bool:
         """No damage; notes do not count."""
         return not any(finding.kind.is_damage for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A view as it was found: the folder, what it shows, and which folder it was (views are replaced as a whole)."""
+
+    folder: Path
+    manifest: Manifest
+    inode: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ def verify(
     with durable.explained(store.root):
         manifests = {m.key: m for m in records.manifests(store) if only is None or m.key in only}
         sizes = _recorded_sizes(store, manifests.values(), only)
-        places = list(_views(store, manifests, only))
+        places = list(_places(store, manifests, only))
         wanted = None if only is None else {d for m in manifests.values() for d in m.digests}
         jobs = list(_blob_jobs(store, sizes, wanted)) + list(_view_jobs(store, places))
         results = [] if only is not None else list(_texts(store))
@@ -70,9 +80,31 @@ def verify(
         jobs = random.Random(seed).sample(jobs, round(len(jobs) * fraction))
     results += _hash_all(jobs, sizes, threads or min(4, os.cpu_count() or 1), on_progress)
     results += _spread(store, results, places)
-    unique = {(f.path, f.kind): f for f in results}
+    unique = {(f.path, f.kind): f for f in results if _still(f, places)}
     ordered = sorted(unique.values(), key=lambda f: (not f.kind.is_damage, str(f.path), f.kind.name))
     return Report(tuple(ordered), len(jobs), sum(job.blob.size for job in jobs))
+
+
+def _still(finding: Finding, places: Sequence[_Place]) -> bool:
+    """Whether a finding is true now: builders and gc go on beside us, and what they replaced is not damage."""
+    if finding.kind is Kind.MISSING:
+        holders = (p for p in places if finding.path.name in p.manifest.digests)
+        return not os.path.lexists(finding.path) and any(_inode(p.folder) == p.inode for p in holders)
+    if finding.view is not None:
+        if any(p.folder == finding.view and _inode(p.folder) != p.inode for p in places):
+            return False
+        if finding.path.name in (views.MANIFEST, views.NAME):
+            return finding.path.exists() and seals.read(finding.path) is None
+        if not views.is_view(finding.view):
+            return False
+    return stamp_of(finding.path) == finding.stamp
+
+
+def _inode(folder: Path) -> int | None:
+    try:
+        return folder.lstat().st_ino
+    except OSError:
+        return None
 
 
 def _recorded_sizes(
@@ -88,20 +120,21 @@ def _recorded_sizes(
     return sizes
 
 
-def _views(
+def _places(
     store: Store, manifests: Mapping[Key, Manifest], only: Collection[Key] | None
-) -> Iterator[tuple[Path, Manifest]]:
-    """The folders that say what they are the view of, with that manifest (their own copy if need be)."""
+) -> Iterator[_Place]:
+    """The folders that say what they are the view of, with the manifest that they hold themselves."""
     for folder in _view_folders(store):
-        key = views.current_key(folder)
-        if key is not None and (only is None or key in only):
-            manifest = manifests.get(key) or records.parse_manifest(seals.read(folder / views.MANIFEST), key)
-            if manifest is not None:
-                yield folder, manifest
+        inode, key = _inode(folder), views.current_key(folder)
+        if inode is None or key is None or (only is not None and key not in only):
+            continue
+        own = records.parse_manifest(seals.read(folder / views.MANIFEST), key)
+        if (manifest := own or manifests.get(key)) is not None:
+            yield _Place(folder, manifest, inode)
 
 
 def _view_folders(store: Store) -> Iterator[Path]:
-    for parent in (store.models, store.bases):
+    for parent in (*(home.models for home in homes(store)), store.bases):
         for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
             if (folder / views.MANIFEST).is_file() and not folder.is_symlink():
                 yield folder
@@ -116,12 +149,12 @@ def _blob_jobs(
             yield _Job(Path(entry.path), Blob(digest, sizes.get(digest, status.st_size)))
 
 
-def _view_jobs(store: Store, places: Iterable[tuple[Path, Manifest]]) -> Iterator[_Job]:
+def _view_jobs(store: Store, places: Iterable[_Place]) -> Iterator[_Job]:
     """The files of views that do not share their bytes with a blob."""
-    for folder, manifest in places:
-        for entry in manifest.files:
-            if not _is_link_to_blob(store, folder, entry):
-                yield _Job(folder / entry.name, entry.blob, folder)
+    for place in places:
+        for entry in place.manifest.files:
+            if not _is_link_to_blob(store, place.folder, entry):
+                yield _Job(place.folder / entry.name, entry.blob, place.folder)
 
 
 def _is_link_to_blob(store: Store, folder: Path, entry: FileEntry) -> bool:
@@ -142,8 +175,9 @@ def _texts(store: Store) -> Iterator[Finding]:
         if records.read_manifest(store, key) is None:
             yield from _if_there(found(Kind.BAD_TEXT, records.manifest_path(store, key)))
     for folder in _view_folders(store):
-        if seals.read(folder / views.MANIFEST) is None:
-            yield found(Kind.EDITED, folder / views.MANIFEST, view=folder)
+        for name in (views.MANIFEST, views.NAME):
+            if (folder / name).is_file() and seals.read(folder / name) is None:
+                yield found(Kind.EDITED, folder / name, view=folder)
     for folder in (store.evals, store.roots):
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
             if path.is_file() and seals.read(path) is None:
@@ -156,29 +190,36 @@ def _if_there(finding: Finding) -> Iterator[Finding]:
         yield finding
 
 
-def _missing(store: Store, places: Iterable[tuple[Path, Manifest]]) -> Iterator[Finding]:
+def _missing(store: Store, places: Iterable[_Place]) -> Iterator[Finding]:
     """Blobs that are gone although the view says that the target is there."""
-    for folder, manifest in places:
-        for entry in manifest.files:
+    for place in places:
+        for entry in place.manifest.files:
             path = blobs.path(store, entry.blob.digest)
-            if not os.path.lexists(path) and views.current_key(folder) == manifest.key:
-                yield Finding(Kind.MISSING, path, f"{entry.name} of {manifest.name}")
+            if not os.path.lexists(path):
+                yield Finding(Kind.MISSING, path, f"{entry.name} of {place.folder.name}")
 
 
-def _strangers(store: Store, places: Iterable[tuple[Path, Manifest]], everything: bool) -> Iterator[Finding]:
-    """Files in views and among the blobs that nothing put there, and edited manifests of views."""
-    for folder, manifest in places:
-        text = seals.read(folder / views.MANIFEST)
-        if text is not None and records.parse_manifest(text, manifest.key) != manifest:
-            yield found(Kind.EDITED, folder / views.MANIFEST, view=folder)
-        names = {entry.name for entry in manifest.files} | {views.MANIFEST, views.CARD}
-        for path in sorted(folder.iterdir()):
-            if path.name not in names and not path.name.startswith("."):
-                yield found(Kind.FOREIGN, path)
+def _strangers(store: Store, places: Iterable[_Place], everything: bool) -> Iterator[Finding]:
+    """Files in views and among the blobs that nothing put there, and views of another build of their key."""
+    for place in places:
+        own, known = (
+            seals.read(place.folder / views.MANIFEST),
+            records.manifest_bytes(store, place.manifest.key),
+        )
+        if own is not None and known is not None and seals.sealed(own) != known and seals.unsealed(known):
+            yield found(Kind.OUTDATED, place.folder / views.MANIFEST)
+        names = {entry.name for entry in place.manifest.files} | {views.MANIFEST, views.CARD}
+        with suppress(FileNotFoundError):  # replaced or taken away meanwhile
+            for path in sorted(place.folder.iterdir()):
+                if path.name not in names and not path.name.startswith("."):
+                    yield found(Kind.FOREIGN, path)
     if everything and store.blobs.is_dir():
         for path in sorted(store.blobs.rglob("*")):
             in_place = len(path.parent.name) == 2 and path.name.startswith(path.parent.name)
-            mode = path.lstat().st_mode
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                continue
             if stat.S_ISDIR(mode):
                 continue
             if not (in_place and is_digest(path.name) and stat.S_ISREG(mode)):
@@ -230,14 +271,12 @@ def _kind(job: _Job, actual: Blob, sizes: Mapping[Digest, int]) -> Kind:
     return Kind.CORRUPT if actual.size == job.blob.size else Kind.TRUNCATED
 
 
-def _spread(
-    store: Store, findings: Iterable[Finding], places: Iterable[tuple[Path, Manifest]]
-) -> list[Finding]:
+def _spread(store: Store, findings: Iterable[Finding], places: Iterable[_Place]) -> list[Finding]:
     """Damage of a blob is damage of the views that are hard links to it."""
     bad = {finding.path for finding in findings if finding.kind.is_damage and finding.view is None}
     return [
-        found(Kind.EDITED, folder / entry.name, "shares a damaged blob", folder)
-        for folder, manifest in places
-        for entry in manifest.files
-        if blobs.path(store, entry.blob.digest) in bad and _is_link_to_blob(store, folder, entry)
+        found(Kind.EDITED, place.folder / entry.name, "shares a damaged blob", place.folder)
+        for place in places
+        for entry in place.manifest.files
+        if blobs.path(store, entry.blob.digest) in bad and _is_link_to_blob(store, place.folder, entry)
     ]

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from builder.errors import StoreError
 from builder.keys import Digest, make_key
-from builder.store import blobs, locks, pins, records, views
+from builder.store import blobs, checkouts, locks, pins, records, releases, views
 from builder.store.care import drop as prune
 from builder.store.format import open_store
 from builder.store.layout import Store
 from builder.store.types import Blob, FileEntry, Manifest, Record
+from tests.store_scenario import folder_of
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def build(store: Store, name: str, parts: Mapping[str, str]) -> Manifest:
         files.append(FileEntry(file, blob))
     manifest = Manifest(make_key("target", name), "target", name, "2025-01-01T00:00:00Z", tuple(files))
     records.write_manifest(store, manifest)
-    views.materialize(store, views.folder_of(store, manifest), manifest)
+    views.materialize(store, folder_of(store, manifest), manifest)
     return manifest
 
 
@@ -43,47 +44,87 @@ def whole(store: Store, manifest: Manifest) -> bool:
 def test_bytes_go_records_stay_and_shared_bytes_too(store: Store) -> None:
     f16 = build(store, "m_f16", {"a": "f16 block", "norm": "shared"})
     q5 = build(store, "m_5bit", {"a": "5bit block", "norm": "shared"})
-    freed = prune.drop(store, [f16.key])
+    freed = prune.drop(store, {f16.name: [f16.key]})
     assert freed == prune.Freed(1, len("f16 block"))
     assert not (store.models / "m_f16").exists()
     assert whole(store, q5)
     assert views.is_current(store, store.models / "m_5bit", q5)
     assert records.read_manifest(store, f16.key) == f16
     assert records.read(store, make_key("block", "m_f16", "a")) is not None
-    assert prune.drop(store, [f16.key]) == prune.Freed(0, 0)
+    assert prune.drop(store, {f16.name: [f16.key]}) == prune.Freed(0, 0)
 
 
 def test_dropping_both_drops_what_they_shared(store: Store) -> None:
     one, two = build(store, "one", {"a": "1", "n": "shared"}), build(store, "two", {"a": "2", "n": "shared"})
-    assert prune.drop(store, [one.key, two.key]).blobs == 3
+    assert prune.drop(store, {one.name: [one.key], two.name: [two.key]}).blobs == 3
     assert blobs.present(store) == {}
 
 
-def test_a_target_that_is_not_whole_keeps_nothing_unless_asked(store: Store) -> None:
+def test_a_target_that_is_not_whole_keeps_nothing(store: Store) -> None:
     one, two = build(store, "one", {"a": "1", "n": "shared"}), build(store, "two", {"a": "2", "n": "shared"})
     blobs.path(store, two.files[0].blob.digest).unlink()
-    assert prune.drop(store, [one.key], keep=[two.key]).blobs == 1
-    assert blobs.has(store, two.files[1].blob)
-    assert prune.drop(store, [one.key]).blobs == 1
+    assert prune.drop(store, {one.name: [one.key]}).blobs == 2
     assert blobs.present(store) == {}
 
 
-def test_what_is_in_keep_is_not_dropped(store: Store) -> None:
+def test_another_checkout_that_needs_a_target_keeps_its_bytes(store: Store, tmp_path: Path) -> None:
     one = build(store, "one", {"a": "1"})
-    assert prune.drop(store, [one.key, make_key("nothing")], keep=[one.key]) == prune.Freed(0, 0)
+    checkouts.register(store, tmp_path / "other", [one.key])
+    freed = prune.drop(store, {one.name: [one.key]}, tmp_path / "mine")
+    assert freed.blobs == 0
+    assert freed.held == {one.key: (f"the checkout {tmp_path / 'other'}",)}
+    assert not (store.models / "one").exists()
+    assert prune.drop(store, {one.name: [one.key]}, tmp_path / "other").blobs == 1
+
+
+def test_another_name_of_the_same_content_keeps_it(store: Store) -> None:
+    one = build(store, "one", {"a": "1"})
+    views.materialize(store, store.models / "copy", one)
+    freed = prune.drop(store, {"one": [one.key]})
+    assert (freed.blobs, freed.held) == (0, {one.key: ("the target copy",)})
+    assert not (store.models / "one").exists()
+    assert views.is_current(store, store.models / "copy", one)
+
+
+def test_a_release_keeps_what_it_shows_and_says_so(store: Store) -> None:
+    one = build(store, "one", {"a": "1"})
+    releases.move(store, "production", one, "one")
+    assert prune.drop(store, {"one": [one.key]}).held == {one.key: ("the release production",)}
+    assert whole(store, one)
+
+
+def test_what_another_checkout_calls_the_same_is_its_own(store: Store) -> None:
+    one = build(store, "one", {"a": "1"})
+    other = Store(store.root, "other-1")
+    views.materialize(other, other.models / "one", one)
+    prune.drop(other, {"one": [one.key]})
     assert views.is_current(store, store.models / "one", one)
+    assert not (other.models / "one").exists()
+
+
+def test_a_folder_that_is_not_a_view_is_never_deleted(store: Store) -> None:
+    mine = store.models / "one"
+    mine.mkdir(parents=True)
+    (mine / "thesis.txt").write_text("mine")
+    prune.drop(store, {"one": [make_key("x")]})
+    with pytest.raises(StoreError, match="this program did not make"):
+        views.remove(store, mine)
+    one = Manifest(make_key("one"), "target", "one", "", (FileEntry("a", blobs.ingest(store, [b"1"])),))
+    with pytest.raises(StoreError, match="this program did not make"):
+        views.materialize(store, mine, one)
+    assert (mine / "thesis.txt").read_text() == "mine"
 
 
 def test_a_running_build_keeps_what_its_keys_lead_to(store: Store) -> None:
     one = build(store, "one", {"a": "1", "b": "2"})
     with locks.build_session(store, [one.key]):
-        assert prune.drop(store, [one.key]).blobs == 0
+        assert prune.drop(store, {one.name: [one.key]}).blobs == 0
         assert views.is_current(store, store.models / "one", one)
     with locks.build_session(store, [make_key("block", "one", "a")]):
-        assert prune.drop(store, [one.key]).blobs == 1
+        assert prune.drop(store, {one.name: [one.key]}).blobs == 1
         assert blobs.has(store, one.files[0].blob)
     with locks.build_session(store, [one.key]) as mine:
-        assert prune.drop(store, [one.key], mine=mine).blobs == 1
+        assert prune.drop(store, {one.name: [one.key]}, mine=mine).blobs == 1
 
 
 def test_a_view_of_another_key_under_the_same_name_stays(store: Store) -> None:
@@ -91,7 +132,7 @@ def test_a_view_of_another_key_under_the_same_name_stays(store: Store) -> None:
     new = Manifest(make_key("new"), "target", "m", "", (FileEntry("a", blobs.ingest(store, [b"new"])),))
     records.write_manifest(store, new)
     views.materialize(store, store.models / "m", new)
-    assert prune.drop(store, [old.key]).blobs == 1
+    assert prune.drop(store, {old.name: [old.key]}).blobs == 1
     assert views.is_current(store, store.models / "m", new)
 
 

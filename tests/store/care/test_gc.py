@@ -26,6 +26,7 @@ from builder.store.care.inventory import BlobFile, HeldManifest, HeldRecord, Inv
 from builder.store.format import open_store
 from builder.store.layout import Store
 from builder.store.types import Blob, FileEntry, Manifest, Record
+from tests.store_scenario import folder_of
 
 NOW = Policy(grace_s=0)
 DAY = 86_400 * 10**9
@@ -44,7 +45,7 @@ def build(store: Store, name: str, parts: Mapping[str, str], age_days: float = 0
         files.append(FileEntry(file, blob))
     manifest = Manifest(make_key("target", name), "target", name, "2025-01-01T00:00:00Z", tuple(files))
     records.write_manifest(store, manifest)
-    views.materialize(store, views.folder_of(store, manifest), manifest)
+    views.materialize(store, folder_of(store, manifest), manifest)
     used = time.time_ns() - int(age_days * DAY)
     os.utime(records.manifest_path(store, manifest.key), ns=(used, used))
     return manifest
@@ -59,7 +60,7 @@ def collect(store: Store, keys: list[Key], policy: Policy = NOW) -> gc.GcPlan:
 
 def is_whole(store: Store, manifest: Manifest) -> bool:
     return all(blobs.has(store, e.blob) for e in manifest.files) and views.is_current(
-        store, views.folder_of(store, manifest), manifest
+        store, folder_of(store, manifest), manifest
     )
 
 
@@ -178,13 +179,13 @@ def test_checkouts_that_share_the_store(store: Store, tmp_path: Path) -> None:
     roots.register(store, here, [mine.key, theirs.key])
     roots.register(store, there, [theirs.key])
     assert [c.exists for c in sorted(roots.registered(store), key=lambda c: c.folder)] == [True, False]
-    plan = plan_gc(survey(store), [make_key("changed")], NOW, time.time_ns(), checkout=here)
+    plan = plan_gc(survey(store, here), [make_key("changed")], NOW, time.time_ns(), checkout=here)
     assert [m.name for m in plan.manifests] == ["mine"]  # what this checkout declared before does not count
     apply_gc(store, plan)
     assert is_whole(store, theirs)
     assert roots.forget(store, there)
     assert not roots.forget(store, there)
-    plan = plan_gc(survey(store), [mine.key], NOW, time.time_ns(), checkout=here)
+    plan = plan_gc(survey(store, here), [mine.key], NOW, time.time_ns(), checkout=here)
     assert [m.name for m in plan.manifests] == ["theirs"]
 
 
@@ -214,11 +215,12 @@ def test_a_damaged_record_keeps_blobs_that_it_may_speak_of(store: Store) -> None
 
 def test_results_left_overs_and_strangers(store: Store) -> None:
     seals.write(store, store.evals / "result", "score = 1\n")
-    (store.tmp / "left").write_bytes(b"x" * 100)
+    left = store.tmp / ("1" * 32)
+    left.write_bytes(b"x" * 100)
     (store.models / "mine").mkdir(parents=True)
     (store.models / "mine" / "file").write_text("put here by a person")
     plan = collect(store, [make_key("root")])
-    assert plan.temporaries == (store.tmp / "left",)
+    assert plan.temporaries == (left,)
     assert plan.bytes == 100
     assert seals.read(store.evals / "result") == "score = 1\n"
     assert (store.models / "mine" / "file").exists()
@@ -269,7 +271,8 @@ def test_no_plan_ever_takes_what_a_root_needs(
         views=(),
         pinned=frozenset(),
         sessions=(),
-        checkouts=(),
+        needs=(),
+        results={},
         temporaries={},
         damaged=(),
     )

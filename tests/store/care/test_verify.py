@@ -20,6 +20,7 @@ from builder.store.care.findings import Kind
 from builder.store.format import open_store
 from builder.store.layout import Store
 from builder.store.types import FileEntry, Manifest, Record
+from tests.store_scenario import folder_of
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def build(store: Store, name: str, kind: str, parts: tuple[str, ...]) -> Manifes
         files.append(FileEntry(f"{part}.safetensors", blob))
     manifest = Manifest(make_key("target", name), kind, name, "2025-01-01T00:00:00Z", tuple(files))
     records.write_manifest(store, manifest)
-    views.materialize(store, views.folder_of(store, manifest), manifest)
+    views.materialize(store, folder_of(store, manifest), manifest)
     return manifest
 
 
@@ -184,7 +185,7 @@ def _edit_manifest_of_view(store: Store) -> set[tuple[Kind, str]]:
     file = store.models / "m_5bit" / views.MANIFEST
     file.chmod(0o644)
     file.write_bytes(seals.sealed(file.read_text().replace("2025", "2026").rpartition("# b3")[0]))
-    return {(Kind.EDITED, relative(store, file))}
+    return {(Kind.OUTDATED, relative(store, file))}
 
 
 def _add_to_view(store: Store) -> set[tuple[Kind, str]]:
@@ -209,8 +210,8 @@ def relative(store: Store, path: Path) -> str:
 
 
 DAMAGE = [_truncate, _lengthen, _corrupt, _corrupt_with_view, _swap, _lose, _unreadable, _misfile]
-DAMAGE += [_edit_view, _delete_in_view, _edit_manifest_of_view]
-NOTES = [_add_to_view, _writable, _strange]
+DAMAGE += [_edit_view, _delete_in_view]
+NOTES = [_edit_manifest_of_view, _add_to_view, _writable, _strange]
 
 
 @pytest.mark.parametrize("damage", DAMAGE + NOTES)
@@ -238,7 +239,7 @@ def test_after_quarantine_a_build_makes_it_whole_again(
         build(store, name, kind, parts)
     assert verify.verify(store).findings == ()
     again = manifest(store)
-    assert views.is_current(store, views.folder_of(store, again), again)
+    assert views.is_current(store, folder_of(store, again), again)
 
 
 def test_quarantine_moves_only_what_is_damaged(store: Store) -> None:
@@ -263,7 +264,7 @@ def test_what_was_replaced_since_it_was_looked_at_is_left_alone(store: Store) ->
 
 
 def test_a_pruned_target_is_no_damage(store: Store) -> None:
-    prune.drop(store, [make_key("target", "m_4bit")])
+    prune.drop(store, {"m_4bit": [make_key("target", "m_4bit")]})
     report = verify.verify(store)
     assert {f.kind for f in report.findings} == {Kind.DANGLING}
     assert report.is_clean

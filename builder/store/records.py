@@ -41,8 +41,11 @@ def read(store: Store, key: Key) -> Record | None:
 
 
 def write(store: Store, record: Record) -> None:
-    """Remembers an action's blob, durably and atomically, after the blob. Raises StoreError."""
-    seals.write(store, path(store, record.key), record_to_text(record))
+    """Remembers an action's blob, atomically, after the blob; the next manifest makes it durable.
+
+    Raises StoreError.
+    """
+    seals.write(store, path(store, record.key), record_to_text(record), order_only=True)
 
 
 def read_manifest(store: Store, key: Key) -> Manifest | None:
@@ -51,7 +54,10 @@ def read_manifest(store: Store, key: Key) -> Manifest | None:
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
-    """Remembers a target's files, durably and atomically, after all of them. Raises StoreError."""
+    """Remembers a target's files, durably and atomically, after all of them. Raises StoreError.
+
+    Its bytes are flushed in full before its name appears, and every earlier blob and record with them.
+    """
     seals.write(store, manifest_path(store, manifest.key), manifest_to_text(manifest))
 
 

@@ -50,8 +50,8 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "") 
         if card and not (staged / CARD).exists():
             _write(staged / CARD, card.encode())
         _write(staged / MANIFEST, seals.sealed(manifest_to_text(manifest)))
-        durable.sync_folder(staged)
-        staged.chmod(0o755)
+        durable.set_mode(staged, 0o755)
+        durable.sync_folder(staged)  # in full: the files before it asked for the order only
         durable.make_folder(folder.parent)
         swap.into_place(staged, folder, tmp.new_name(store))
         durable.sync_folder(folder.parent)
@@ -156,8 +156,8 @@ def _finish(destination: Path, source: Path, blob: Blob) -> None:
     fd = os.open(destination, os.O_RDONLY)
     try:
         seals.close(fd, source.stat(), blob.digest)
-        os.fchmod(fd, 0o444)
-        durable.sync_file(fd)
+        durable.set_mode(fd, 0o444)
+        durable.sync_file(fd, order_only=True)
     finally:
         os.close(fd)
 
@@ -166,6 +166,6 @@ def _write(destination: Path, data: bytes) -> None:
     fd = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
     try:
         durable.write_all(fd, memoryview(data))
-        durable.sync_file(fd)
+        durable.sync_file(fd, order_only=True)
     finally:
         os.close(fd)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from builder.store.disk.names import is_hidden
+
 
 @dataclass(frozen=True)
 class Store:
@@ -67,4 +69,4 @@ class Store:
 
 def is_plain(name: str) -> bool:
     """Whether a name is one path component that the store may use: not empty, not hidden."""
-    return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name
+    return bool(name) and not is_hidden(name) and "/" not in name and "\0" not in name

@@ -8,13 +8,14 @@ name is missing for an instant). Everything in a view can be made again from the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from builder.errors import StoreError
 from builder.keys import Key, is_digest
 from builder.store import blobs, seals, tmp
-from builder.store.disk import durable, swap
+from builder.store.disk import capability, durable, swap
+from builder.store.disk.names import alike, is_hidden
 from builder.store.layout import Store, is_plain
 from builder.store.types import Blob, Manifest, manifest_to_text
 
@@ -35,7 +36,8 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "") 
     `card` becomes its README.md, which is for people and no part of what the view must be.
 
     Files are reflinks of the blobs, else hard links, else copies. `folder` must be on the store's file
-    system. Raises StoreError: a file name that is not plain, a blob that is missing or damaged, the disk.
+    system. Raises StoreError: a file name that is not plain, two that differ only by case where
+    that is one name, a blob that is missing or damaged, the disk.
     """
     for entry in manifest.files:
         if not is_plain(entry.name) or entry.name == MANIFEST:
@@ -43,6 +45,7 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "") 
         if not blobs.has(store, entry.blob):
             place = blobs.path(store, entry.blob.digest)
             raise StoreError(path=place, what=f"missing or damaged, needed by {entry.name} of {folder.name}")
+    check_names(store, folder, (entry.name for entry in manifest.files))
     with durable.explained(folder), tmp.new_folder(store) as staged:
         put = _Placer(store)
         for entry in manifest.files:
@@ -92,7 +95,23 @@ def is_current(store: Store, folder: Path, manifest: Manifest) -> bool:
     if not all(blobs.sound_file(folder / entry.name, entry.blob) for entry in manifest.files):
         return False
     names = {entry.name for entry in manifest.files}
-    return all(file.name in names for file in folder.glob("*.safetensors"))
+    return not strangers(names, (file.name for file in folder.glob("*.safetensors")))
+
+
+def strangers(names: Collection[str], present: Iterable[str]) -> list[str]:
+    """The weights files among those present that a view of the files `names` does not hold."""
+    return [n for n in present if n.endswith(".safetensors") and n not in names and not is_hidden(n)]
+
+
+def check_names(store: Store, folder: Path, names: Iterable[str]) -> None:
+    """Raises StoreError if one of these files would take the place of another in a view."""
+    pair = alike((*names, MANIFEST))
+    if pair is not None and capability.ignores_case(store.tmp):
+        raise StoreError(
+            path=folder,
+            what=f'"{pair[0]}" and "{pair[1]}" differ only by case, and this file system holds one of them',
+            hint="Rename or remove one of the two in the base, or declare a [store] path on another disk.",
+        )
 
 
 def remove(store: Store, folder: Path) -> None:
@@ -119,7 +138,7 @@ class _Placer:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.ways: list[Callable[[Path, Path], None]] = [_reflink, _hardlink]
+        self.ways: list[Callable[[Path, Path], None]] = [capability.reflink, capability.hardlink]
 
     def __call__(self, blob: Blob, destination: Path) -> None:
         source = blobs.path(self.store, blob.digest)
@@ -139,16 +158,6 @@ class _Placer:
             shutil.copyfile(source, destination)
         if not destination.samefile(source):
             _finish(destination, source, blob)
-
-
-def _reflink(source: Path, destination: Path) -> None:
-    import reflink_copy
-
-    reflink_copy.reflink(source, destination)
-
-
-def _hardlink(source: Path, destination: Path) -> None:
-    destination.hardlink_to(source)
 
 
 def _finish(destination: Path, source: Path, blob: Blob) -> None:

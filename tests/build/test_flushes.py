@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from builder import Project
-from builder.store import views
+from builder.store.disk import capability
 from tests.drive import Drive
 from tests.tiny import make_adapter, make_base
 
@@ -43,7 +43,7 @@ def test_five_variants_of_49_blocks_empty_the_cache_a_few_times(
     drive = Drive(tmp_path)
     project = Project(declare(tmp_path))
     # As on APFS, where each file of a view is a clone, which is flushed for itself.
-    monkeypatch.setattr(views, "_reflink", shutil.copyfile)
+    monkeypatch.setattr(capability, "reflink", shutil.copyfile)
     drive.install(monkeypatch)
     project.build()
     actions = len(list((tmp_path / "store/actions").glob("*/*")))

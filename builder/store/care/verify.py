@@ -14,7 +14,8 @@ from pathlib import Path
 from builder.keys import Digest, Key, is_digest
 from builder.store import blobs, records, seals, views
 from builder.store.care.findings import Finding, Kind, found, stamp_of
-from builder.store.disk import durable
+from builder.store.disk import capability, durable
+from builder.store.disk.names import is_hidden
 from builder.store.layout import Store
 from builder.store.types import Blob, FileEntry, Manifest
 
@@ -146,7 +147,7 @@ def _texts(store: Store) -> Iterator[Finding]:
             yield found(Kind.EDITED, folder / views.MANIFEST, view=folder)
     for folder in (store.evals, store.roots):
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-            if path.is_file() and seals.read(path) is None:
+            if path.is_file() and not is_hidden(path.name) and seals.read(path) is None:
                 yield from _if_there(found(Kind.BAD_TEXT, path))
 
 
@@ -173,17 +174,17 @@ def _strangers(store: Store, places: Iterable[tuple[Path, Manifest]], everything
             yield found(Kind.EDITED, folder / views.MANIFEST, view=folder)
         names = {entry.name for entry in manifest.files} | {views.MANIFEST, views.CARD}
         for path in sorted(folder.iterdir()):
-            if path.name not in names and not path.name.startswith("."):
+            if path.name not in names and not is_hidden(path.name):
                 yield found(Kind.FOREIGN, path)
     if everything and store.blobs.is_dir():
         for path in sorted(store.blobs.rglob("*")):
             in_place = len(path.parent.name) == 2 and path.name.startswith(path.parent.name)
             mode = path.lstat().st_mode
-            if stat.S_ISDIR(mode):
+            if stat.S_ISDIR(mode) or is_hidden(path.name):
                 continue
             if not (in_place and is_digest(path.name) and stat.S_ISREG(mode)):
                 yield found(Kind.FOREIGN, path)
-            elif mode & 0o222:
+            elif mode & 0o222 and capability.keeps_modes(store.tmp):
                 yield found(Kind.WRITABLE, path)
 
 

@@ -1,6 +1,6 @@
 """What the file system of a folder can do. Tried once in a process, on tiny files that are deleted at once.
 
-A folder that cannot be written to tells nothing: then the answer is the one of an ordinary file system.
+A folder that cannot be written to tells nothing. Then links count as possible, and names as case-sensitive.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def ignores_case(folder: Path) -> bool:
 
 def keeps_modes(folder: Path) -> bool:
     """Whether a file can be made read-only there, and others stay writable."""
-    return _works(folder, _can_keep_modes)
+    return _works(folder, _can_keep_modes, otherwise=False)
 
 
 def reflink(source: Path, destination: Path) -> None:

@@ -77,7 +77,7 @@ def _check_room(project: Project, targets: Sequence[TargetPlan]) -> None:
     """Before anything is written, even the registration of this build. Raises NoRoom, NoMemory."""
     missing = (action for target in targets for action in missing_actions(project.store, target))
     unique = {action.key: action for action in missing}
-    preflight.check(project, targets[0], unique.values())
+    preflight.check(project, targets[0], unique.values(), targets)
 
 
 def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: Tally, emit: Emit) -> None:

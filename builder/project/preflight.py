@@ -10,9 +10,14 @@ from types import MappingProxyType
 
 from builder.console.words import size_text
 from builder.errors import BuildError
-from builder.plan.types import Action, TargetPlan
+from builder.plan.types import CONFIG, Action, TargetPlan
 from builder.project.project import Project
 from builder.project.roots import freeable
+from builder.project.state import target_state
+from builder.sources.base import INDEX
+from builder.store import views
+from builder.store.disk import capability
+from builder.store.layout import Store
 
 RESIDENT = 400 << 20  # Python, mlx and mlx-lm themselves
 COPIES = 2  # while one portion of a block is written, the next is computed
@@ -35,20 +40,34 @@ class NoMemory(BuildError):
     hint = "A build holds at least one block. Raise [build] memory, or build fewer variants at once."
 
 
-def check(project: Project, plan: TargetPlan, actions: Iterable[Action]) -> None:
-    """Before the actions of targets of one model, `plan` one of them. Raises NoRoom or NoMemory."""
-    todo = list(actions)
+def check(
+    project: Project, plan: TargetPlan, actions: Iterable[Action], targets: Iterable[TargetPlan] = ()
+) -> None:
+    """Before the actions of `targets`, all of one model, `plan` one of them.
+
+    Raises NoRoom, NoMemory, and StoreError for files that cannot lie in one view.
+    """
+    todo, store = list(actions), project.store
+    copied = (CONFIG, INDEX, *(entry.name for entry in plan.base.aux))
+    views.check_names(store, store.models / plan.name, copied)
     model, source = plan.target.model.name, plan.base.structure.block_nbytes
     check_memory(project.spec.build.memory, model, todo, source, deltas(plan))
-    needed = sum(action.size for action in todo) + SLACK
-    free = shutil.disk_usage(project.store.root).free
-    if todo and needed > free:
+    needed = sum(action.size for action in todo) + view_copies(store, targets)
+    free = shutil.disk_usage(store.root).free
+    if needed and needed + SLACK > free:
         raise NoRoom(
-            needed=size_text(needed),
+            needed=size_text(needed + SLACK),
             path=project.store.root,
             free=size_text(free),
             freeable=size_text(freeable(project)),
         )
+
+
+def view_copies(store: Store, targets: Iterable[TargetPlan]) -> int:
+    """Bytes of the views to be made, where the file system can neither clone nor link: they are copies."""
+    if capability.links(store.tmp):
+        return 0
+    return sum(target.whole_size or 0 for target in targets if not target_state(store, target).built)
 
 
 def check_memory(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.sources import hub
+from builder.store.disk.names import is_hidden
 
 DEEPEST = 4
 _SKIPPED = frozenset({"node_modules", "store", "__pycache__", "site-packages", "venv"})
@@ -59,7 +60,7 @@ def look(folder: Path, cache: Path | None = None) -> Nearby:
         elif _is_model(place):
             bases.append(_local(place, shown))
         for name in sorted(names):
-            if name.endswith(".gguf") and _is_text(name):
+            if name.endswith(".gguf") and _is_text(name) and not is_hidden(name):
                 file = (place / name).relative_to(folder).as_posix()
                 stem = plain_name(name.removesuffix(".gguf"))
                 bases.append(FoundBase(stem, (f"gguf = {quoted(file)}",), frozenset({file, name})))
@@ -89,7 +90,7 @@ def _folders(top: Path) -> Iterator[tuple[Path, set[str]]]:
         folders[:] = sorted(
             name
             for name in folders
-            if depth < DEEPEST and name not in _SKIPPED and not name.startswith(".") and _is_text(name)
+            if depth < DEEPEST and name not in _SKIPPED and not is_hidden(name) and _is_text(name)
         )
         yield Path(place), set(names)
 

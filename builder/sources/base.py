@@ -1,7 +1,8 @@
 """Where a base's files are, which of them matter, and the digest of its weights. No mlx, no network.
 
 A base directory is what mlx_lm.utils.load_model reads: config.json and model*.safetensors, plus the
-files that are copied into every target as they are (tokenizer, chat template, generation config).
+files that are copied into every target as they are (tokenizer, chat template, generation config). Hidden
+files count nowhere: macOS leaves `._tokenizer.json` and the like on exFAT and network disks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from builder.keys import Digest, Key, digest_bytes, make_key
 from builder.sources import hub
 from builder.sources.facts import BaseIdentity
 from builder.spec.types import Base, HfSource, PathSource
+from builder.store.disk.names import is_hidden
 from builder.store.types import FileEntry
 
 CONFIG = "config.json"
@@ -78,7 +80,7 @@ def list_files(base: Base, directory: Path) -> BaseFiles:
     the folder lacks, a stale shard that mlx_lm would load although the index does not name it.
     """
     table = f"base.{base.name}"
-    names = sorted(entry.name for entry in directory.iterdir() if entry.is_file())
+    names = sorted(e.name for e in directory.iterdir() if e.is_file() and not is_hidden(e.name))
     if CONFIG not in names:
         raise SourceInvalid(table=table, path=directory, what="holds no config.json")
     shards = [name for name in names if name.startswith("model") and name.endswith(".safetensors")]

@@ -31,8 +31,9 @@ def path(store: Store, digest: Digest) -> Path:
 def ingest(store: Store, chunks: Iterable[bytes | memoryview]) -> Blob:
     """Writes the concatenated chunks as a blob, hashing them while they are in memory.
 
-    When it returns, the blob is durable under its name. Interrupted at any moment, it leaves at most a
-    temporary file. A chunk may be a memoryview of any format. Bytes that the store has already are dropped.
+    When it returns, the blob is complete under its name, and gets to the medium before what is written next.
+    The next manifest makes it durable. Interrupted at any moment, it leaves at most a temporary file. A chunk
+    may be a memoryview of any format. Bytes that the store has already are dropped.
 
     Raises StoreError (StoreFull when the device is full) and whatever `chunks` raises.
     """
@@ -131,7 +132,7 @@ def _keep(store: Store, staged: tmp.Staged, blob: Blob) -> None:
     final = path(store, blob.digest)
     if _sound(final, blob.digest, blob.size) and _reuse(store, final, blob):
         return
-    staged.keep_as(final, 0o444)
+    staged.keep_as(final, 0o444, order_only=True)
 
 
 def _reuse(store: Store, final: Path, blob: Blob) -> bool:
@@ -142,7 +143,7 @@ def _reuse(store: Store, final: Path, blob: Blob) -> bool:
         try:
             status = final.stat()
             os.utime(final, ns=(status.st_atime_ns, status.st_mtime_ns))  # moves the ctime, not the seal
-            durable.sync_folder(final.parent)  # its writer may not have come that far
+            durable.sync_folder(final.parent, order_only=True)  # its writer may not have come that far
         except PermissionError:  # somebody else's blob in a shared store: ours replaces it
             return False
     return True

@@ -19,7 +19,7 @@ from builder.store import records, seals
 from builder.store.layout import Store
 from builder.store.statcache import StatCache
 from builder.store.types import Manifest, Scalar
-from builder.store.views import MANIFEST
+from builder.store.views import MANIFEST, strangers
 
 _KIND = "brief/1"
 
@@ -104,7 +104,7 @@ class Seen:
             linked = inode == place[2] and device == place[1]
             if not linked and not _sound(f"{folder}/{name}", digest, size):
                 return False
-        return not any(name.endswith(".safetensors") for name in inodes)
+        return not strangers((), inodes)  # what is left of them
 
     def _find(self, digest: Digest) -> tuple[int, int, int] | None:
         status = _stat(f"{self._blobs}/{digest[:2]}/{digest}", digest)

@@ -17,6 +17,7 @@ from builder.errors import StoreError
 from builder.keys import Key, digest_bytes
 from builder.store import seals
 from builder.store.disk import durable
+from builder.store.disk.names import is_hidden
 from builder.store.layout import Store
 
 
@@ -67,7 +68,7 @@ def registered(store: Store) -> tuple[Checkout, ...]:
     """Every checkout that was registered. Raises StoreError when one cannot be read: gc must not guess."""
     with durable.explained(store.root):
         try:
-            files = sorted(store.roots.glob("*.json"))
+            files = sorted(f for f in store.roots.glob("*.json") if not is_hidden(f.name))
         except FileNotFoundError:
             return ()
     return tuple(_read(file) for file in files)

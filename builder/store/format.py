@@ -86,7 +86,7 @@ def _create(store: Store, create: bool, parents: bool) -> None:
     found = sorted(entry.name for entry in store.root.iterdir()) if store.root.is_dir() else []
     if os.path.lexists(store.root) and not store.root.is_dir():
         raise StoreError(path=store.root, what="it is not a folder")
-    if foreign := [name for name in found if name not in _EMPTY and not name.startswith(_DRAFT)]:
+    if foreign := [name for name in found if name not in _EMPTY and not name.startswith((_DRAFT, "._"))]:
         raise StoreError(
             path=store.root,
             what=f'it is not a store and not empty (it holds "{foreign[0]}")',

@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from builder.store.disk.names import is_hidden
+
 
 @dataclass(frozen=True)
 class Store:
@@ -84,4 +86,4 @@ def homes(store: Store) -> tuple[Store, ...]:
 
 def is_plain(name: str) -> bool:
     """Whether a name is one path component that the store may use: not empty, not hidden."""
-    return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name
+    return bool(name) and not is_hidden(name) and "/" not in name and "\0" not in name

@@ -41,8 +41,11 @@ def read(store: Store, key: Key) -> Record | None:
 
 
 def write(store: Store, record: Record) -> None:
-    """Remembers an action's blob, durably and atomically, after the blob. Raises StoreError."""
-    seals.write(store, path(store, record.key), record_to_text(record))
+    """Remembers an action's blob, atomically, after the blob; the next manifest makes it durable.
+
+    Raises StoreError.
+    """
+    seals.write(store, path(store, record.key), record_to_text(record), order_only=True)
 
 
 def read_manifest(store: Store, key: Key) -> Manifest | None:
@@ -54,7 +57,8 @@ def write_manifest(store: Store, manifest: Manifest) -> Manifest:
     """Remembers a target's files, durably and atomically, after all of them; what the store says of the key now.
 
     A manifest is written once for a key: one that names the same files stays as it is, with its time and its
-    measures, since views hold a copy of it. The caller holds the lock of the key. Raises StoreError.
+    measures, since views hold a copy of it. Its bytes are flushed in full before its name appears, and every earlier
+    blob and record with them. The caller holds the lock of the key. Raises StoreError.
     """
     former = read_manifest(store, manifest.key)
     if former is not None and former.files == manifest.files:

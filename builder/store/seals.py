@@ -73,11 +73,11 @@ def read(path: Path) -> str | None:
         return None
 
 
-def write(store: Store, path: Path, text: str) -> None:
-    """Writes or replaces a sealed text in the store, durably and atomically.
+def write(store: Store, path: Path, text: str, *, order_only: bool = False) -> None:
+    """Writes or replaces a sealed text in the store, durably (or `order_only`) and atomically.
 
     Raises StoreError; then `path` is what it was before.
     """
     with durable.explained(store.root), tmp.new_file(store) as staged:
         durable.write_all(staged.fd, memoryview(sealed(text)))
-        staged.keep_as(path)
+        staged.keep_as(path, order_only=order_only)

@@ -28,11 +28,14 @@ class Staged:
     path: Path
     fd: int
 
-    def keep_as(self, final: Path, mode: int = 0o644) -> None:
-        """Makes the bytes durable and then visible under the name `final`, atomically. Raises OSError."""
-        os.fchmod(self.fd, mode)
-        durable.sync_file(self.fd)
-        durable.move_into_place(self.path, final)
+    def keep_as(self, final: Path, mode: int = 0o644, *, order_only: bool = False) -> None:
+        """Makes the bytes durable and then visible under the name `final`, atomically. Raises OSError.
+
+        order_only: see `durable`.
+        """
+        durable.set_mode(self.fd, mode)
+        durable.sync_file(self.fd, order_only=order_only)
+        durable.move_into_place(self.path, final, order_only=order_only)
 
 
 @contextmanager

@@ -8,14 +8,15 @@ name is missing for an instant). Everything in a view can be made again from the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from builder.errors import StoreError
 from builder.keys import Key, is_digest
 from builder.store import blobs, records, seals, tmp
-from builder.store.disk import durable, swap
+from builder.store.disk import capability, durable, swap
+from builder.store.disk.names import alike, is_hidden
 from builder.store.layout import Store, is_plain
 from builder.store.types import Blob, Manifest, manifest_to_text
 
@@ -32,8 +33,8 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "", 
     folder is called otherwise (a release). Files are reflinks of the blobs, else hard links, else copies. `folder` must
     be on the store's file system.
 
-    Raises StoreError: a folder that is not a view (it is somebody's, and stays), a file name that is not plain, a blob
-    that is missing or damaged, the disk.
+    Raises StoreError: a folder that is not a view (it is somebody's, and stays), a file name that is not plain, two that
+    differ only by case where that is one name, a blob that is missing or damaged, the disk.
     """
     refuse_foreign(folder)
     for entry in manifest.files:
@@ -42,6 +43,7 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "", 
         if not blobs.has(store, entry.blob):
             place = blobs.path(store, entry.blob.digest)
             raise StoreError(path=place, what=f"missing or damaged, needed by {entry.name} of {folder.name}")
+    check_names(store, folder, (entry.name for entry in manifest.files))
     with durable.explained(folder), tmp.new_folder(store) as staged:
         put = _Placer(store)
         for entry in manifest.files:
@@ -51,8 +53,8 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "", 
         if name:
             _write(staged / NAME, seals.sealed(f"{name}\n"))
         _write(staged / MANIFEST, _text_of(store, manifest))
-        durable.sync_folder(staged)
-        staged.chmod(0o755)
+        durable.set_mode(staged, 0o755)
+        durable.sync_folder(staged)  # in full: the files before it asked for the order only
         durable.make_folder(folder.parent)
         swap.into_place(staged, folder, tmp.new_name(store))
         if os.path.lexists(staged) and not is_view(staged):  # put there since we looked
@@ -124,7 +126,23 @@ def is_current(store: Store, folder: Path, manifest: Manifest) -> bool:
     if not all(blobs.sound_file(folder / entry.name, entry.blob) for entry in manifest.files):
         return False
     names = {entry.name for entry in manifest.files}
-    return all(file.name in names for file in folder.glob("*.safetensors"))
+    return not strangers(names, (file.name for file in folder.glob("*.safetensors")))
+
+
+def strangers(names: Collection[str], present: Iterable[str]) -> list[str]:
+    """The weights files among those present that a view of the files `names` does not hold."""
+    return [n for n in present if n.endswith(".safetensors") and n not in names and not is_hidden(n)]
+
+
+def check_names(store: Store, folder: Path, names: Iterable[str]) -> None:
+    """Raises StoreError if one of these files would take the place of another in a view."""
+    pair = alike((*names, MANIFEST))
+    if pair is not None and capability.ignores_case(store.tmp):
+        raise StoreError(
+            path=folder,
+            what=f'"{pair[0]}" and "{pair[1]}" differ only by case, and this file system holds one of them',
+            hint="Rename or remove one of the two in the base, or declare a [store] path on another disk.",
+        )
 
 
 def remove(store: Store, folder: Path) -> None:
@@ -168,7 +186,7 @@ class _Placer:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.ways: list[Callable[[Path, Path], None]] = [_reflink, _hardlink]
+        self.ways: list[Callable[[Path, Path], None]] = [capability.reflink, capability.hardlink]
 
     def __call__(self, blob: Blob, destination: Path) -> None:
         source = blobs.path(self.store, blob.digest)
@@ -190,23 +208,13 @@ class _Placer:
             _finish(destination, source, blob)
 
 
-def _reflink(source: Path, destination: Path) -> None:
-    import reflink_copy
-
-    reflink_copy.reflink(source, destination)
-
-
-def _hardlink(source: Path, destination: Path) -> None:
-    destination.hardlink_to(source)
-
-
 def _finish(destination: Path, source: Path, blob: Blob) -> None:
     """Makes a clone or copy durable, read-only and sealed like its blob."""
     fd = os.open(destination, os.O_RDONLY)
     try:
         seals.close(fd, source.stat(), blob.digest)
-        os.fchmod(fd, 0o444)
-        durable.sync_file(fd)
+        durable.set_mode(fd, 0o444)
+        durable.sync_file(fd, order_only=True)
     finally:
         os.close(fd)
 
@@ -215,6 +223,6 @@ def _write(destination: Path, data: bytes) -> None:
     fd = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
     try:
         durable.write_all(fd, memoryview(data))
-        durable.sync_file(fd)
+        durable.sync_file(fd, order_only=True)
     finally:
         os.close(fd)

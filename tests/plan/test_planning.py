@@ -209,7 +209,7 @@ GOLDEN = {
     "m_4bit": "63c979997f0b35a966b824aab77236c6b36d514fd6d0585573fe86e5968b9ea9",
     "m_f16": "77ba9bc48c985ac559fe3876832ef795fc56670f0f4b891bb7017dccaef02845",
     "m_mixed": "15df3ce267e02faed9cc0a112b44b58608a3c35875157d2d60cd22fb11118609",
-    "plain_4bit": "90702a5e08e474ec5079d4b4cfc1fbff9f6fd3945f683ab7a4d23e2cebbe56da",
+    "plain_4bit": "3b2fd5c0b8b5e912584b267ae05ded5571518284098d1408d92d02faf3c51632",
 }
 
 
@@ -252,4 +252,4 @@ def test_what_mlx_lm_merges_into_config_json_is_in_its_key_alone(spec: Spec) -> 
     assert merged.config == GOLDEN_CONFIG
 
 
-GOLDEN_CONFIG = "526e62fd9d5fe1f736f5ffbe30a3f4428aab9d3a074b5630d18fa0d65d1fc3df"
+GOLDEN_CONFIG = "302083deab723d5421f8cc9b9c80837cb06e508abe6ae13656dc5fed5d5d5fba"

@@ -13,7 +13,7 @@ import pytest
 from builder.errors import StoreError
 from builder.keys import make_key
 from builder.store import blobs, seals, views
-from builder.store.disk import swap
+from builder.store.disk import capability, swap
 from builder.store.format import open_store
 from builder.store.layout import Store
 from builder.store.types import FileEntry, Manifest
@@ -71,8 +71,8 @@ def test_each_way_gives_the_same_view(store: Store, monkeypatch: pytest.MonkeyPa
         destination.write_bytes(b"half")
         raise OSError(errno.EOPNOTSUPP, "no")
 
-    monkeypatch.setattr(views, "_reflink", clone if way == "reflink" else refuse)
-    monkeypatch.setattr(views, "_hardlink", views._hardlink if way == "hardlink" else refuse)
+    monkeypatch.setattr(capability, "reflink", clone if way == "reflink" else refuse)
+    monkeypatch.setattr(capability, "hardlink", capability.hardlink if way == "hardlink" else refuse)
     manifest = make(store)
     folder = folder_of(store, manifest)
     views.materialize(store, folder, manifest)

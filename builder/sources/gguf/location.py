@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from builder.errors import SourceError, SourceMissing
+from builder.store.disk.names import is_hidden
 
 IMPORTER = "import-gguf/2"  # part of the import's key: change it when the output changes
 
@@ -28,7 +29,8 @@ def resolve_gguf(package: str | None, path: Path, table: str) -> Path:
     if found := next((file for file in candidates if file.is_file()), None):
         return found
     file = candidates[0]
-    names = [entry.name for entry in file.parent.glob("*.gguf")] if file.parent.is_dir() else []
+    beside = file.parent.glob("*.gguf") if file.parent.is_dir() else ()
+    names = [entry.name for entry in beside if not is_hidden(entry.name)]
     near = difflib.get_close_matches(file.name, names, 1, 0.3)
     hint = f'Did you mean "{near[0]}"?' if near else None
     raise SourceMissing(table=table, path=file, hint=hint)

@@ -15,7 +15,8 @@ from pathlib import Path
 from builder.keys import Digest, Key, is_digest
 from builder.store import blobs, records, seals, views
 from builder.store.care.findings import Finding, Kind, found, stamp_of
-from builder.store.disk import durable
+from builder.store.disk import capability, durable
+from builder.store.disk.names import is_hidden
 from builder.store.layout import Store, homes
 from builder.store.types import Blob, FileEntry, Manifest
 
@@ -180,7 +181,7 @@ def _texts(store: Store) -> Iterator[Finding]:
                 yield found(Kind.EDITED, folder / name, view=folder)
     for folder in (store.evals, store.roots):
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-            if path.is_file() and seals.read(path) is None:
+            if path.is_file() and not is_hidden(path.name) and seals.read(path) is None:
                 yield from _if_there(found(Kind.BAD_TEXT, path))
 
 
@@ -202,16 +203,14 @@ def _missing(store: Store, places: Iterable[_Place]) -> Iterator[Finding]:
 def _strangers(store: Store, places: Iterable[_Place], everything: bool) -> Iterator[Finding]:
     """Files in views and among the blobs that nothing put there, and views of another build of their key."""
     for place in places:
-        own, known = (
-            seals.read(place.folder / views.MANIFEST),
-            records.manifest_bytes(store, place.manifest.key),
-        )
+        own = seals.read(place.folder / views.MANIFEST)
+        known = records.manifest_bytes(store, place.manifest.key)
         if own is not None and known is not None and seals.sealed(own) != known and seals.unsealed(known):
             yield found(Kind.OUTDATED, place.folder / views.MANIFEST)
         names = {entry.name for entry in place.manifest.files} | {views.MANIFEST, views.CARD}
         with suppress(FileNotFoundError):  # replaced or taken away meanwhile
             for path in sorted(place.folder.iterdir()):
-                if path.name not in names and not path.name.startswith("."):
+                if path.name not in names and not is_hidden(path.name):
                     yield found(Kind.FOREIGN, path)
     if everything and store.blobs.is_dir():
         for path in sorted(store.blobs.rglob("*")):
@@ -220,11 +219,11 @@ def _strangers(store: Store, places: Iterable[_Place], everything: bool) -> Iter
                 mode = path.lstat().st_mode
             except FileNotFoundError:
                 continue
-            if stat.S_ISDIR(mode):
+            if stat.S_ISDIR(mode) or is_hidden(path.name):
                 continue
             if not (in_place and is_digest(path.name) and stat.S_ISREG(mode)):
                 yield found(Kind.FOREIGN, path)
-            elif mode & 0o222:
+            elif mode & 0o222 and capability.keeps_modes(store.tmp):
                 yield found(Kind.WRITABLE, path)
 
 

@@ -1,7 +1,8 @@
-"""Where a base's files are, which of them matter, and the digest of its weights. No mlx, no network.
+"""Finds the files of a base, chooses those that matter, and makes the digest of the weights.
 
-A base directory is what mlx_lm.utils.load_model reads: config.json and model*.safetensors, plus the
-files that are copied into every target as they are (tokenizer, chat template, generation config).
+Uses neither mlx nor the network. A base directory holds what mlx_lm.utils.load_model reads: config.json and
+model*.safetensors. It also holds the files that every target gets as they are: tokenizer, chat template and
+generation config.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """A base on disk. `weights` includes config.json: whatever decides the tensors."""
+    """A base on disk. `weights` are all files that decide the tensors, config.json among them.
+
+    `copied` are the files that every target gets as they are.
+    """
 
     directory: Path
     weights: tuple[Path, ...]
@@ -50,8 +54,9 @@ def locate(base: Base) -> Path | None:
 def list_files(base: Base, directory: Path) -> BaseFiles:
     """The files that matter, checked against each other.
 
-    Raises SourceInvalid: no config.json, no safetensors, pickles only, a shard that the index names but
-    the folder lacks, a stale shard that mlx_lm would load although the index does not name it.
+    Raises SourceInvalid if config.json is missing, if safetensors are missing, if the folder holds only
+    pickles, if it lacks a shard that the index names, and if it holds a stale shard. mlx-lm would load a
+    stale shard although the index does not name it.
     """
     table = f"base.{base.name}"
     names = sorted(entry.name for entry in directory.iterdir() if entry.is_file())
@@ -95,14 +100,14 @@ def _check_index(table: str, directory: Path, shards: set[str]) -> None:
 
 
 def weights_digest(files: list[tuple[str, Digest]], *, dequantize: bool) -> Digest:
-    """The identity of a base's weights: names and digests of config.json and the shards."""
+    """The identity of a base's weights, from (name, digest) of each file that decides the tensors."""
     return Digest(make_key("base/1", sorted(files), dequantize))
 
 
 def digest_all(
     paths: tuple[Path, ...], digest_of: Callable[[Path], Digest | None]
 ) -> list[tuple[str, Digest]] | None:
-    """(name, digest) of each path, or None as soon as `digest_of` does not know one."""
+    """(name, digest) of each path. None if `digest_of` does not know the digest of some path."""
     found = []
     for path in paths:
         digest = digest_of(path)

@@ -1,4 +1,4 @@
-"""What each target is made of. Pure: declarations and fingerprints in, keys and sizes out.
+"""Plans what each target is made of. Pure: declarations and fingerprints in, keys and sizes out.
 
 All keys are known before anything is built:
 
@@ -6,8 +6,8 @@ All keys are known before anything is built:
   config key = H(base weights, dtype, settings of the variant, generation_config.json if there is one)
   target key = H(name, its block keys, its config key, the files copied from the base)
 
-A target whose base or adapter has not been fingerprinted yet, or whose declaration cannot be met, is
-Unresolved: it says why, and leaves all others as they are.
+A target is Unresolved if its base or adapter has not been fingerprinted yet, or if its declaration cannot be
+met. An Unresolved target says why, and does not affect other targets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from builder.weights.structure import TensorSpec, block_of, shard_tensors
 
 
 def make_plan(spec: Spec, sources: Sources) -> Plan:
-    """A declaration that cannot be met by what the sources hold leaves its own targets Unresolved."""
+    """The plan of every declared target.
+
+    A target that the sources cannot provide is Unresolved, with the PlanError inside. No error is raised.
+    """
     memo: dict[tuple[str, str], _Layout] = {}
     targets: dict[str, TargetPlan | Unresolved] = {}
 
@@ -68,7 +71,7 @@ def _or_refused(target: Target, planned: Callable[[], TargetPlan | Unresolved]) 
 
 
 def _refuse_packed(target: Target, base: BaseFacts) -> None:
-    """Raises PlanError where mlx-lm would round an adapter away, or keep the old bits, and say nothing."""
+    """Raises PlanError for a quantized base: mlx-lm would silently lose the adapter or keep the old bits."""
     model = target.model
     if not base.structure.quantized:
         return
@@ -89,9 +92,9 @@ def _refuse_packed(target: Target, base: BaseFacts) -> None:
 def plan_learned(
     target: Target, source: TargetPlan | Unresolved, calibration: Digest | Unknown
 ) -> TargetPlan | Unresolved:
-    """A whole-model step: one key from the blocks of its source, its text, its seed and parameters.
+    """The plan of a whole-model step. Its key is made from the blocks of `source`, the text and the settings.
 
-    Raises PlanError for what the method cannot do.
+    `source` is the unquantized target that the step reads. Raises PlanError for what the method cannot do.
     """
     if isinstance(source, Unresolved):
         return Unresolved(target, source.reason, source.error)
@@ -104,7 +107,7 @@ def plan_learned(
         raise PlanError(table=f"variant.{variant.name}", what=refused[0], hint=refused[1])
     settings = {k: v for k, v in asdict(learned).items() if k not in ("calibration", "source")}
     key = make_key(
-        "learned/2" if learned.method == "gptq" else "learned/1",  # gptq/1 overflowed in float16
+        "learned/2" if learned.method == "gptq" else "learned/1",  # gptq overflowed in float16 before
         target.name,
         [[action.file, action.key] for action in source.actions],
         source.config,
@@ -139,7 +142,7 @@ class _BlockLayout:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a variant makes of a base, whatever the adapter."""
+    """What a variant makes of a base. The adapter does not matter for this."""
 
     dtype: str | None
     quantization: Mapping[str, Quantization]
@@ -168,7 +171,7 @@ def _layout(target: Target, base: BaseFacts) -> _Layout:
 
 
 def shard_name(index: int, count: int) -> str:
-    """The shard names of mlx_lm.utils.save_model: counted from 1."""
+    """The name of a shard as mlx_lm.utils.save_model chooses it. `index` counts from 1."""
     return f"model-{index:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
 
 
@@ -218,14 +221,14 @@ def _plan_target(
 
 
 def _config_key(variant: Variant, base: BaseFacts, dtype: str | None, extra: list[str]) -> Key:
-    """The key of config.json. What mlx-lm merges into it is a part only where there is something to merge."""
+    """The key of config.json. generation_config.json is part of it if the base has one: mlx-lm merges it."""
     merged = [entry.blob.digest for entry in base.aux if entry.name == GENERATION]
     domain = "config/2" if merged else "config/1"
     return make_key(domain, base.weights, dtype, _settings(variant), *merged, *extra)
 
 
 def _settings(variant: Variant) -> object:
-    """Everything of a variant that reaches config.json, as encodable values."""
+    """Every setting of a variant that reaches config.json, as values that `builder.keys.encode` takes."""
     how = variant.quantization
     return {
         "quantization": None if how is None else [how.bits, how.group_size, how.mode],

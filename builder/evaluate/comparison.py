@@ -1,9 +1,9 @@
-"""Whether two targets differ: decided on the same questions, question by question, and by nothing else.
+"""Decides whether two targets differ, by comparing their answers to the same questions one by one.
 
-Two rates whose intervals overlap may differ all the same, since both targets met the same questions; and two
-figures that look different may not. So: right or wrong answers are compared by McNemar's exact test, losses
-and divergences by changing the signs of their paired differences. Of many tests in one table, Holm's method
-keeps the chance low that any of them finds what is not there.
+Two rates may differ although their intervals overlap, because both targets answered the same questions. Two
+figures that look different may not differ. So right and wrong answers are compared by McNemar's exact test.
+Losses and divergences are compared by changing the signs of their paired differences. A table has many tests.
+Holm's method keeps the chance low that any of them finds a difference that does not exist.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ PAIRED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """second - first, in the mean over questions, with its 95 % interval: Newcombe's for
-    rates, else Student's.
+    """The mean over questions of second - first, with its 95 % interval (rates: Newcombe's, else Student's).
 
-    `p` is that of the paired test, `adjusted` by Holm's method where it is one of several. `differ`, which
-    goes by `adjusted`, is the only ground to call two targets different.
+    `p` is the p-value of the paired test. `adjusted` is the p-value after Holm's method, which equals `p` for
+    a single test. `differ` compares `adjusted` with LEVEL. Only `differ` says that two targets differ.
     """
 
     value: float
@@ -77,7 +76,7 @@ def compare(
 
 
 def together(differences: Sequence[Difference]) -> list[Difference]:
-    """The same, each judged as one of so many tests."""
+    """The differences in the same order, each judged as one test among all of them (Holm's method)."""
     adjusted = holm([difference.p for difference in differences])
     return [
         replace(difference, adjusted=p, differ=p < LEVEL)

@@ -1,4 +1,4 @@
-"""What a suite measured of a target, as a value, as text, and in the store under evals/."""
+"""The result of a suite for a target: its type, its file in the store under evals/, and its conditions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Missed:
-    """A condition that a target does not meet; `value` is what was measured, None when nothing was."""
+    """A condition that a target does not meet. `value` is the measured figure, or None without a result."""
 
     condition: Condition
     value: float | None
@@ -61,11 +61,12 @@ class Missed:
 
 
 def path(store: Store, key: Key) -> Path:
+    """The file that holds the result of a key."""
     return store.evals / key[:2] / f"{key}.json"
 
 
 def read(store: Store, key: Key) -> Result | None:
-    """The result of a key; None when there is none or it cannot be trusted."""
+    """The result of a key. None when there is none, or when its file is damaged."""
     text = seals.read(path(store, key))
     if text is None:
         return None
@@ -81,7 +82,7 @@ def read(store: Store, key: Key) -> Result | None:
 
 
 def write(store: Store, result: Result) -> None:
-    """Raises StoreError."""
+    """Keeps a result in the store. Raises StoreError."""
     text = json.dumps({"format": FORMAT, **asdict(result)}, sort_keys=True)
     seals.write(store, path(store, result.key), text + "\n")
 
@@ -93,7 +94,7 @@ def figure_of(results: Mapping[str, Result], metric: Metric) -> Figure | None:
 
 
 def missed(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> list[Missed]:
-    """The conditions that do not hold for these results (by suite), in order of declaration."""
+    """The conditions that do not hold, in order of declaration. `results` are by suite."""
     found = []
     for condition in conditions:
         figure = figure_of(results, condition.metric)
@@ -104,7 +105,7 @@ def missed(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> 
 
 
 def doubts(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> list[Doubt]:
-    """The conditions that hold, but not for the whole interval, in order of declaration."""
+    """The conditions that hold for the figure but not for its whole interval, in order of declaration."""
     found = []
     for condition in conditions:
         figure = figure_of(results, condition.metric)
@@ -134,7 +135,7 @@ def side(operator: str) -> Literal["low", "high"]:
 
 
 def interval_text(figure: Figure) -> str:
-    """Its 95 % interval: "0.941 to 0.995"; empty where there is none."""
+    """The 95 % interval of a figure, such as "0.941 to 0.995". Empty if the figure has no interval."""
     if figure.interval is None:
         return ""
     low, high = figure.interval

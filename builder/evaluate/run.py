@@ -1,4 +1,4 @@
-"""Measure a target by the suites of its model: what the store knows is not measured again."""
+"""Measures a target by the suites of its model. A result that the store has is not measured again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from builder.store import blobs, records, views
 from builder.store.locks import measuring
 from builder.store.types import Record
 
-_OF_MEMORY = 0.7  # the share that weights may take; activations and logits need the rest
+_OF_MEMORY = 0.7  # the share of memory for weights. Activations and logits need the rest
 
 
 class ChangedMeanwhile(BuildError):
@@ -45,7 +45,7 @@ class RequirementMissed(BuildError):
 
 
 def measured(project: Project, target: TargetPlan) -> dict[str, Result]:
-    """What the store knows of a target, by suite. Raises SourceError for data that is not there."""
+    """The results of a target that the store has, by suite. Raises SourceError if a data file is missing."""
     found = (
         (suite, results.read(project.store, result_key(project, target.key, suite)))
         for suite in _suites(project, target)
@@ -54,7 +54,7 @@ def measured(project: Project, target: TargetPlan) -> dict[str, Result]:
 
 
 def known_of(project: Project, target: Target, key: Key) -> dict[str, Result]:
-    """What the store knows of the suites that a target's requirements name. Plans nothing."""
+    """The results that the store has for the suites in a target's requirements, by suite. Plans nothing."""
     names = dict.fromkeys(condition.suite for condition in target.model.require)
     suites = (project.spec.suites[name] for name in names)
     found = ((s, results.read(project.store, result_key(project, key, s))) for s in suites)
@@ -62,14 +62,17 @@ def known_of(project: Project, target: Target, key: Key) -> dict[str, Result]:
 
 
 def complete(project: Project, target: TargetPlan) -> bool:
-    """Whether every result is there and every requirement holds."""
+    """Whether the store has every result of a target and every requirement holds."""
     known = measured(project, target)
     model = target.target.model
     return set(model.suites) <= set(known) and not missed(model.require, known)
 
 
 def evaluate(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Result]:
-    """Measure what is not known yet, one evaluation at a time; all results, by suite. Raises BuildError."""
+    """Measures what the store does not know, and returns all results by suite. Raises BuildError.
+
+    Only one evaluation runs at a time. Others wait.
+    """
     known = measured(project, target)
     if set(known) < set(target.target.model.suites):
         with measuring(project.store, lambda: emit(Note("waiting for another evaluation to end"))):
@@ -78,7 +81,7 @@ def evaluate(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Resu
 
 
 def _measure(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Result]:
-    """The results that the store lacks. Their keys are those of before: what changes meanwhile is refused."""
+    """Measures the results that the store lacks. Raises ChangedMeanwhile if inputs change during this."""
     keys = {suite.name: result_key(project, target.key, suite) for suite in _suites(project, target)}
     todo = [
         suite for suite in _suites(project, target) if results.read(project.store, keys[suite.name]) is None
@@ -96,7 +99,7 @@ def _measure(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Resu
     scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
     references = {s.name: _reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
     generated = [[suite] for suite in todo if suite.kind == "generate"]
-    for together in [scored, *generated] if scored else generated:  # those that are scored share one pass
+    for together in [scored, *generated] if scored else generated:  # all scored suites share one pass
         emit(Note(f"measuring {target.name}: {', '.join(suite.name for suite in together)}"))
         request = _request(project, target, together, directory)
         answer = ask(target.name, {**request, "references": references}, emit)
@@ -113,7 +116,7 @@ def _measure(project: Project, target: TargetPlan, emit: Emit) -> dict[str, Resu
 
 
 def _directory(project: Project, target: TargetPlan) -> Path | None:
-    """Where the target lies; None for one that is measured from its sources. Raises EvaluationFailed."""
+    """The directory of a target. None for a target that is made from its sources. Raises EvaluationFailed."""
     directory = project.store.models / target.name
     if views.current_key(directory) == target.key:
         return directory
@@ -125,7 +128,7 @@ def _directory(project: Project, target: TargetPlan) -> Path | None:
 def _check_unchanged(
     project: Project, target: TargetPlan, suite: Suite, key: Key, directory: Path | None
 ) -> None:
-    """Raises ChangedMeanwhile when a measurement may be of other questions or of another model."""
+    """Raises ChangedMeanwhile when the questions or the model may have changed during the measurement."""
     if result_key(project, target.key, suite) != key:
         raise ChangedMeanwhile(target=target.name, what=f"the questions of suite {suite.name}")
     if directory is None:
@@ -135,7 +138,7 @@ def _check_unchanged(
 
 
 def _check_sources(project: Project, target: TargetPlan) -> None:
-    """Raises ChangedMeanwhile when the base or the adapter is not what was planned with."""
+    """Raises ChangedMeanwhile when the base or the adapter has changed since the plan."""
     project.forget_plan()
     now = project.plan.targets[target.name]
     if not isinstance(now, TargetPlan) or now.key != target.key:
@@ -143,7 +146,7 @@ def _check_sources(project: Project, target: TargetPlan) -> None:
 
 
 def check(target: TargetPlan, known: Mapping[str, Result]) -> list[Missed]:
-    """Raises RequirementMissed, which says by how much."""
+    """Raises RequirementMissed if a requirement is missed. The message says by how much."""
     wrong = missed(target.target.model.require, known)
     if wrong:
         raise RequirementMissed(target=target.name, what="; ".join(map(str, wrong)))
@@ -154,7 +157,7 @@ def check(target: TargetPlan, known: Mapping[str, Result]) -> list[Missed]:
 
 
 def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -> str:
-    """The file of the reference's log-probs, made if the store has none."""
+    """The path of the reference's log-probs, which are made if the store has none."""
     key = reference_key(project, target, suite)
     record = usable_record(project.store, key)
     if record is None:
@@ -170,14 +173,14 @@ def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -
             how: dict[str, str | int | float | bool] = {"top_k": suite.top_k, "precision": PRECISION}
             record = Record(key, "reference", blobs.ingest_file(project.store, file), how)
         records.write(project.store, record)
-        register(project)  # so that gc, from another checkout too, keeps it
+        register(project)  # so that gc keeps the record, also when another checkout runs gc
     return str(blobs.path(project.store, record.blob.digest))
 
 
 def _request(
     project: Project, target: TargetPlan, suites: Sequence[Suite], directory: Path | None
 ) -> dict[str, Any]:
-    """What the worker is told. Without a directory it makes the target of its sources, as `stored`."""
+    """The request to the worker. Without a directory the worker makes the target from its sources."""
     base = project.spec.bases[target.target.model.base]
     adapter = target.target.model.adapter
     worn = project.spec.adapters[adapter] if adapter else None
@@ -198,7 +201,7 @@ def _request(
 
 
 def by_layer(target: TargetPlan, memory: int) -> bool:
-    """Whether the model in float32 and its batches would not fit into `memory` bytes."""
+    """Whether the model must be scored layer by layer, because in float32 it does not fit `memory` bytes."""
     parameters = sum(math.prod(each.tensor.shape) for each in target.base.structure.parameters)
     return 4 * parameters > _OF_MEMORY * memory
 
@@ -208,10 +211,12 @@ def _physical_memory() -> int:
 
 
 def described(suite: Suite) -> dict[str, Any]:
+    """A suite for another process, as JSON values."""
     return {**asdict(suite), "data": str(suite.data) if suite.data else None}
 
 
 def suite_from(described: Mapping[str, Any]) -> Suite:
+    """The suite that `described` described."""
     known = {field.name for field in fields(Suite)}
     suite = Suite(**{key: value for key, value in described.items() if key in known})
     return replace(suite, data=Path(str(suite.data)) if suite.data else None)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from builder.evaluate.statistics import holm, mcnemar, paired_rates, sign_flip, standard_error, t95
 
 LEVEL = 0.05
-# (kind of suite, name of a figure): the rows of these are right (1) or wrong (0).
+# (kind of suite, name of a figure) of the figures whose rows are right (1) or wrong (0).
 RATES = frozenset({("choice", "accuracy"), ("choice", "greedy"), ("exact", "rate"), ("generate", "rate")})
-# The figures with a row for each question, the main one first: it is compared where nothing is required.
+# The figures with a row for each question. The first figure is compared where the model requires none.
 PAIRED: Mapping[str, tuple[str, ...]] = {
     "choice": ("accuracy", "greedy"),
     "exact": ("rate",),
@@ -52,9 +52,10 @@ class Difference:
 def compare(
     kind: str, name: str, first: Sequence[float], second: Sequence[float], *, seed: int = 0
 ) -> Difference:
-    """The rows of a figure in two results of one suite of that kind, in the order of its questions.
+    """Compares the rows of the figure `name` in two results of one suite of kind `kind`.
 
-    Raises ValueError where the numbers of questions differ.
+    Both have the order of the suite's questions. `seed` is for the random changes of sign. Raises ValueError
+    for different numbers of questions.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} questions against {len(second)}: not the same suite")

@@ -20,10 +20,10 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Result:
-    """What one suite measured of one target: `figures`, by name.
+    """What one suite measured for one target. `figures` are by name.
 
-    `rows`, by the name of a figure, has one outcome for each question, for paired tests. `made` says how,
-    when and on what it was measured.
+    `rows` has, by the name of a figure, one outcome for each question. Paired tests use them. `made` says
+    how, when and on which machine the suite measured.
     """
 
     key: Key
@@ -37,7 +37,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Doubt:
-    """A condition that a target meets, but not with certainty: one `end` of the interval does not meet it."""
+    """A condition that a target meets, but not with certainty: `end` of the interval does not meet it."""
 
     condition: Condition
     end: float
@@ -88,7 +88,7 @@ def write(store: Store, result: Result) -> None:
 
 
 def figure_of(results: Mapping[str, Result], metric: Metric) -> Figure | None:
-    """What was measured of a metric, in results by suite."""
+    """The figure of a metric, from results by suite. None if it was not measured."""
     result = results.get(metric.suite)
     return result.figures.get(metric.name) if result else None
 
@@ -130,7 +130,7 @@ def _holds(condition: Condition, value: float) -> bool:
 
 
 def side(operator: str) -> Literal["low", "high"]:
-    """Where a value that does not meet such a condition lies."""
+    """The side on which values miss a condition with this operator."""
     return "high" if operator.startswith("<") else "low"
 
 

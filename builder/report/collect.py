@@ -225,10 +225,10 @@ def _compared(
     order: Sequence[str],
     results: Mapping[str, Mapping[str, Result]],
 ) -> list[Compared]:
-    """Neighbours in size, and each with the largest, by what is required of a suite (else its main figure).
+    """Compares neighbours in size, and each target with the largest target.
 
-    The metrics are those that the model requires of a suite, else the suite's main metric. All tests are
-    judged together.
+    The compared figures are the figures that the model requires of a suite, else the suite's main figure. All
+    tests are judged together.
     """
     pairs = dict.fromkeys([*pairwise(order), *((order[0], other) for other in order[1:])])
     asked: list[tuple[Metric, str, str]] = []
@@ -248,7 +248,10 @@ def _compared(
 
 
 def _tested(model: Model, suite: str, kind: str) -> list[Metric]:
-    """The figures of a suite that are compared: those required that have a value for each question."""
+    """The metrics of a suite that are compared: the required metrics with a value for each question.
+
+    If there are none, the main metric of the suite.
+    """
     paired = PAIRED.get(kind, ())
     required = dict.fromkeys(each.metric for each in model.require if each.suite == suite)
     return [metric for metric in required if metric.name in paired] or [

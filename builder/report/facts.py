@@ -47,9 +47,10 @@ class Provenance:
 class Row:
     """One target that is built, or that was measured from its sources.
 
-    `control` are the figures of the target that quantizes the base without adapter in the same way, and
-    `control_name` is its name. `doubts`: of each figure that meets its requirement, but not with certainty,
-    the end of the interval that does not meet it.
+    `size` is in bytes. For a target that is not built, `size` is what the target would take. `control_name`
+    is the target that quantizes the base without adapter in the same way, and `control` are its figures. A
+    figure may meet its requirement, but not with certainty. `doubts` then has the end of its interval that
+    does not meet the requirement.
     """
 
     target: str
@@ -78,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two targets on the questions of one suite of that kind, by one of its figures."""
+    """The comparison of two targets on the questions of one suite, by one figure."""
 
     metric: Metric
     kind: str
@@ -91,10 +92,10 @@ class Compared:
 class ModelReport:
     """One model: its targets from large to small, and the comparisons of pairs of them.
 
-    `metrics` in the order of declaration. `kinds` by suite. `required`: operator and value by metric.
-    `absent`: declared targets that are not built. `control`: the model without adapter, when one is declared,
-    and `plain` its unquantized target. `unread`: what is wrong with the questions of a suite, by suite.
-    `top_k` by suite.
+    `metrics` are in the order of declaration. `required` has operator and value by metric. `absent` are the
+    declared targets without a row. `control` is the declared model of the same base without adapter, or None.
+    `plain` is the unquantized target of `control`. `kinds`, `unread` (what is wrong with the questions) and
+    `top_k` are by suite.
     """
 
     name: str

@@ -47,6 +47,7 @@ def notes(model: ModelReport) -> list[str]:
 
 
 def required(model: ModelReport) -> list[str]:
+    """The sentence that names the requirements. Empty if the model has none."""
     conditions = [f"{metric} {operator} {value:g}" for metric, (operator, value) in model.required.items()]
     return [f"Required: {', '.join(conditions)}."] if conditions else []
 

@@ -56,7 +56,7 @@ def plots(model: ModelReport) -> list[Plot]:
 
 
 def _size(model: ModelReport) -> Plot | None:
-    """Disk size against the first required rate (else the first rate), with what is required."""
+    """Disk size against the first required rate, else the first rate. A line shows the requirement."""
     metric = accuracy(model)
     rows = [row for row in model.rows if metric and metric in row.figures]
     if metric is None or len(rows) < 2:
@@ -76,7 +76,7 @@ def _size(model: ModelReport) -> Plot | None:
             markerfacecolor=passed,
             capsize=3,
         )
-        # A label on the other side of the line would cover the label of the line.
+        # The name of a point stands away from the required line, so as not to cover the line's label.
         above = metric in model.required and value.value >= model.required[metric][1]
         _label(axes, row.variant, row.size / 1e6, 100 * value.value, left=at % 2 == 1, above=above)
     controls = [row for row in rows if metric in (row.control or {})]
@@ -165,7 +165,7 @@ def _ticks(axes: Axes, blocks: Sequence[str]) -> None:
 
 
 def _kl(model: ModelReport) -> Plot | None:
-    """KL to the unquantized model by variant, and the control's beside it."""
+    """The KL to the unquantized model, by variant, with the KL of the control beside it."""
     metric = divergence(model)
     if metric is None:
         return None

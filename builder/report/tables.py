@@ -1,4 +1,4 @@
-"""A Report as tables of plain text, for the page, the Markdown and the terminal.
+"""Turns a Report into tables of plain text, for the page, the Markdown and the terminal.
 
 No cell says more than its numbers. A rate comes with its interval. Two targets are called different only
 where a paired test says so.
@@ -107,7 +107,7 @@ def doubted(model: ModelReport) -> list[str]:
 
 
 def _second(model: ModelReport, metric: Metric) -> bool:
-    """Whether another figure of its suite says more or less the same."""
+    """Whether another figure of the suite says nearly what this metric says."""
     if metric in model.required:
         return False
     match of_kind(model, metric):

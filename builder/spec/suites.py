@@ -106,11 +106,11 @@ def _condition(
 
 
 def _metric(key: str, measured: Sequence[str], suites: Mapping[str, Suite]) -> Metric | str:
-    """The figure that a key names, or what is wrong with the key.
+    """The metric that a key names, or what is wrong with the key.
 
     Names may hold dots, so a key such as "a.b.c" can be read in two ways. The declared suites and the figures
-    of their kinds decide. A command's figures are known only once it has run: such a reading counts where no
-    kind has the figure.
+    of their kinds decide. The figures of a command are not known before the command has run. So a reading as
+    a figure of a command counts only where no other suite has the figure.
     """
     readings = [
         Metric(name, key[len(name) + 1 :])

@@ -182,7 +182,7 @@ class Suite:
 
 
 class Metric(NamedTuple):
-    """A figure of a suite, by its name. Both names may hold dots, so the text form is never cut again."""
+    """A figure of a suite. Both names may hold dots, so the text SUITE.NAME is never cut into its parts."""
 
     suite: str
     name: str
@@ -193,7 +193,7 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """What a figure of a suite must be: `metric` `operator` `value`. The operator is >=, <=, > or <."""
+    """What a figure of a suite must reach: `metric` `operator` `value`. The operator is >=, <=, > or <."""
 
     metric: Metric
     operator: str

@@ -1,4 +1,4 @@
-"""The same things from Python, for notebooks and scripts: `from builder import Project`."""
+"""What the commands do, from Python, for notebooks and scripts: `from builder import Project`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Project:
     >>> project.build("phase8_5bit")             # doctest: +SKIP
     >>> mlx_lm.load(project.path("phase8_5bit")) # doctest: +SKIP
 
-    Every method raises BuildError for what a person can put right.
+    Every method raises BuildError for problems that a person can correct.
     """
 
     def __init__(self, file: str | Path = "artifacts.toml") -> None:
@@ -37,10 +37,11 @@ class Project:
 
     @property
     def targets(self) -> tuple[str, ...]:
+        """The names of all declared targets, in file order."""
         return tuple(target.name for target in self.spec.targets)
 
     def status(self) -> tuple[Status, ...]:
-        """What there is of every target, and what was measured of it: as `doit status --json` has it."""
+        """The state and the score of every target, as `doit status --json` prints them."""
         from builder.evaluate.standing import scored_survey
 
         self._project.forget_plan()
@@ -55,14 +56,17 @@ class Project:
         return why(self._project, name)
 
     def plan(self, *targets: str) -> Forecast:
-        """What building these targets (without any: all that `doit` builds) would do and cost."""
+        """What building these targets would do and cost. Without names: all targets that `doit` builds."""
         from builder.project.forecast import forecast
 
         self._project.forget_plan()
         return forecast(self._project, find_targets(self._project, targets))
 
     def build(self, *targets: str, emit: Emit | None = None) -> list[Built]:
-        """Builds what is not up to date; all targets of a model in one pass. `emit` gets the events."""
+        """Builds the targets that are not up to date. All targets of a model are built in one pass.
+
+        Without names: all targets that `doit` builds. `emit` gets the events.
+        """
         from builder.console.events import silent
         from builder.release.delivery import deliver
 
@@ -75,6 +79,6 @@ class Project:
         return done
 
     def path(self, target: str) -> Path:
-        """The folder that mlx_lm loads; it exists once the target is built."""
+        """The folder that mlx_lm loads. It exists once the target is built."""
         (name,) = find_targets(self._project, [target])
         return self._project.store.models / name

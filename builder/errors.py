@@ -1,9 +1,9 @@
-"""Every error that a user can cause, as one tree.
+"""The tree of all errors that a user can cause.
 
-The docstring of a class is the first line of its message (a `str.format` template over the keyword
-arguments), `hint` says what to do, `exit_code` is the process's: 1 failed, 2 error while running,
-3 bad declaration or unknown name. One place (`commands`) turns a BuildError into text; any other
-exception is a bug of ours and shows a traceback.
+The docstring of a class is the first line of its message: a `str.format` template over the keyword arguments.
+`hint` says what to do. `exit_code` is the exit code of the process: 1 for failed, 2 for an error while
+running, 3 for a bad declaration or an unknown name. One place (`builder.commands`) turns a BuildError into
+text. Any other exception is a bug of ours and shows a traceback.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class BuildError(Exception):
 
     @property
     def report(self) -> str:
-        """What a person is told: the message and its name, by which docs/errors.md lists it; the hint."""
+        """What a person is told: the message, the name under which docs/errors.md lists it, and the hint."""
         told = f"{self.message} [{type(self).__name__}]"
         return f"{told}\n  {self.hint_text}" if self.hint_text else told
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Errors cross process boundaries (`doit -n`): pickle by class and fields."""
+        """Pickles by class and fields, because errors cross process boundaries (`doit -n`)."""
         return (_rebuild, (type(self), self.fields, self.hint_text))
 
 

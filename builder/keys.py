@@ -1,9 +1,9 @@
-"""Identities: `Digest` is the hash of bytes, `Key` the hash of an action's inputs.
+"""Identities: `Digest` is the hash of bytes, `Key` is the hash of an action's inputs.
 
-Both are BLAKE3 (O'Connor et al., 2020), 32 bytes as 64 lower-case hex digits. A key is made from a
-canonical encoding that is injective and length-safe: every value is written as a type tag, the length
-of its payload and the payload, so no two different inputs share an encoding; mappings are sorted by the
-encoding of their keys, so order never matters. The domain string keeps keys of different kinds apart.
+Both are BLAKE3 (O'Connor et al., 2020), 32 bytes as 64 lower-case hex digits. A key is made from a canonical
+encoding that is injective and length-safe. Every value is written as a type tag, the length of its payload
+and the payload. So no two different inputs share an encoding. Mappings are sorted by the encoding of their
+keys, so their order never matters. The domain string keeps keys of different kinds apart.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ CHUNK = 1 << 22
 
 
 def encode(value: object) -> bytes:
-    """The canonical bytes of a value made of None, bool, int, float, str, bytes, sequences, mappings.
+    """The canonical bytes of a value made of None, bool, int, float, str, bytes, lists, tuples and mappings.
 
-    Raises TypeError for any other type (sets have no order, objects no stable text).
+    Raises TypeError for any other type: sets have no order, and objects have no stable text.
     """
-    if type(value) is str:  # most of what keys are made of
+    if type(value) is str:  # fast, because keys are mostly made of strings
         payload = value.encode("utf-8", "surrogatepass")
         return b"S%d:%b" % (len(payload), payload)
     match value:
@@ -64,14 +64,18 @@ def named_key(domain: str, parts: Mapping[str, object]) -> Key:
 
 
 def digest_bytes(data: bytes | memoryview) -> Digest:
+    """The BLAKE3 digest of bytes in memory."""
     return Digest(blake3.blake3(data).hexdigest())
 
 
 def hash_threads(size: int) -> int:
-    """How many threads may hash `size` bytes. Planning hashes little, and must not start a pool of threads:
-    `doit -n` forks afterwards, and a forked pool hangs."""
+    """How many threads may hash `size` bytes: one for less than 256 MiB, so that planning starts no threads.
+
+    `doit -n` forks after planning, and a forked pool of threads hangs.
+    """
     return int(blake3.blake3.AUTO) if size >= 1 << 28 else 1
 
 
 def is_digest(text: str) -> bool:
+    """Whether a text has the form of a Digest or a Key."""
     return len(text) == 64 and all(c in "0123456789abcdef" for c in text)

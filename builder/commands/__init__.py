@@ -1,13 +1,13 @@
-"""The commands that this package adds to doit, and that `builder` offers too. One file each.
+"""The commands that this package adds to doit, and that `builder` offers too. Each command has its own file.
 
-A command loads the project, calls one function that returns a value, and renders it.
+A command loads the project, calls one function that returns a value, and shows the value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-# name -> where it is; pyproject.toml repeats it under [tool.doit.plugins.command] (a test compares them).
+# Name -> class. pyproject.toml has the same table, [tool.doit.plugins.command], and a test compares them.
 COMMANDS: Mapping[str, str] = {
     "run": "builder.commands.run:Run",
     "status": "builder.commands.status:Status",
@@ -18,7 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "report": "builder.commands.report:Report",
 }
 
-# Commands of `builder` alone: they work without a project, or change its declaration.
+# Commands of `builder` only. They work without a project, or they change its declaration.
 STANDALONE: Mapping[str, str] = {
     "build": "builder.commands.build:Build",
     "init": "builder.commands.init:Init",

@@ -1,4 +1,4 @@
-"""`builder add-variant MODEL VARIANT`: one more variant of a model, comments kept."""
+"""`builder add-variant MODEL VARIANT`: adds a variant to a model in artifacts.toml, and keeps comments."""
 
 from __future__ import annotations
 

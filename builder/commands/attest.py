@@ -1,4 +1,4 @@
-"""`builder attest TARGET...`: an in-toto statement about each built target, a line of JSON on stdout."""
+"""`builder attest TARGET...`: prints an in-toto statement about each built target, as a line of JSON."""
 
 from __future__ import annotations
 

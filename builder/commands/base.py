@@ -1,4 +1,4 @@
-"""What all commands share: how they find the project, and the one JSON document they can print."""
+"""What all commands share: how they find the project, and the JSON document that they can print."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPT_JSON: Mapping[str, Any] = {
 
 
 class AnyOrder:
-    """For a command of doit: options may also stand after names (`doit status phase8_5bit --json`)."""
+    """Lets options of a doit command also stand after names (`doit status phase8_5bit --json`)."""
 
     def parse_execute(self, in_args: Sequence[str]) -> int:
         options_end = in_args.index("--") if "--" in in_args else len(in_args)
@@ -47,7 +47,7 @@ class AnyOrder:
 
 
 class ProjectCommand(AnyOrder, Command):  # type: ignore[misc]
-    """A command over the project of the current folder. Its `run` returns the exit code."""
+    """A command for the project in the current folder. Its `run` returns the exit code."""
 
     cmd_options: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
@@ -67,7 +67,7 @@ class ProjectCommand(AnyOrder, Command):  # type: ignore[misc]
 
 
 def refuse_names(command: Command, names: Sequence[str]) -> None:
-    """For a command that takes none: one that is ignored would look as if it had been heeded."""
+    """Raises InvalidCommand for names given to a command that takes none. Ignoring them would mislead."""
     if names:
         what = f'{command.name} takes options only, not "{names[0]}"'
         raise InvalidCommand(f"{what} (`help {command.name}` shows them)")
@@ -80,7 +80,7 @@ def declaration(options: Mapping[str, Any]) -> Path:
 
 
 def print_json(kind: str, **values: object) -> None:
-    """One document: what it is and the version of its schema first, then the values."""
+    """Prints one JSON document: first its kind and the version of its schema, then the values."""
     print(json.dumps({"schema": f"modelkiln/{kind}/1", **values}, indent=2, default=_plain))
 
 

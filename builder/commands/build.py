@@ -1,4 +1,4 @@
-"""`builder build [TARGET...]`: `doit`, with targets named as status names them and options in any place."""
+"""`builder build [TARGET...]`: runs `doit`, with targets named as in status, and options in any place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Build(AnyOrder, Run):
 
 
 def as_tasks(names: Sequence[str]) -> list[str]:
-    """Names as typed, as doit tasks: a target or a model may come without `model:`. Raises SpecError."""
+    """The doit tasks for typed names. Targets and models may come without `model:`. Raises SpecError."""
     from builder.spec.parse import parse_spec
 
     if not names:

@@ -1,4 +1,7 @@
-"""Completion: the words that may come next. Imports neither doit nor the store: it runs at every Tab."""
+"""Completes command lines: finds the words that may come next.
+
+This module imports neither doit nor the store, because it runs at every press of Tab.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _RUN = (
     "--quiet",
     "--locked",
 )
-# What the classes of the commands say too (a test compares them): importing those takes too long.
+# The classes of the commands declare these options too, but importing them takes too long. A test compares.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "run": _RUN,
     "build": _RUN,
@@ -54,7 +57,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "forget": ("--follow-sub", "--disable-default", "--all"),
     "clean": ("--clean-dep", "--clean-all", "--dry-run", "--forget"),
 }
-VALUES: Mapping[str, tuple[str, ...]] = {  # of options
+VALUES: Mapping[str, tuple[str, ...]] = {  # option -> the values that it takes
     "--progress": ("live", "plain", "json", "silent"),
     "--mode": ("affine", "mxfp4", "nvfp4", "mxfp8"),
     "--parallel-type": ("process", "thread"),
@@ -63,7 +66,10 @@ _NAMES_NOTHING = ("init", "lock", "gc", "dumpdb")
 
 
 def complete(words: Sequence[str]) -> int:
-    """Prints the candidates for the last of `words`; the first is the program, `doit` or `builder`."""
+    """Prints the candidates for the last of `words`. The first is the program, `doit` or `builder`.
+
+    Returns the exit code, which is always 0.
+    """
     program, *rest = words or ["builder"]
     for word in candidates(program, rest or [""], declared(), own_tasks()):
         print(word)
@@ -73,7 +79,7 @@ def complete(words: Sequence[str]) -> int:
 def candidates(
     program: str, words: Sequence[str], declared: Mapping[str, object], own: Sequence[str] = ()
 ) -> list[str]:
-    """What may stand in place of the last word, sorted. `own`: tasks of dodo.py itself."""
+    """The words that may replace the last word, sorted. `own` are the tasks that dodo.py itself defines."""
     *before, last = words
     commands = {*_commands(program, declared)}
     command = before[0] if before and before[0] in commands else "run"
@@ -106,12 +112,12 @@ def candidates(
 
 
 def declared() -> dict[str, object]:
-    """What the artifacts.toml of this folder says, unchecked; nothing when it cannot be read."""
+    """The content of artifacts.toml in this folder, unchecked. Empty when the file cannot be read."""
     return _read(Path("artifacts.toml"))
 
 
 def own_tasks() -> list[str]:
-    """The tasks that the text of dodo.py defines: it is not run, so those made in other ways are missing."""
+    """The tasks that functions in dodo.py define. dodo.py is not run, so other tasks are missing."""
     try:
         text = Path("dodo.py").read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -120,7 +126,7 @@ def own_tasks() -> list[str]:
 
 
 def buildable(declared: Mapping[str, object]) -> list[str]:
-    """All that `builder build` takes: tasks, their groups, and targets and models by their own names."""
+    """All names that `builder build` takes: tasks, groups of tasks, targets and models."""
     tasks = [*_tasks(declared)]
     groups = {task.partition(":")[0]: None for task in tasks}
     return [*_targets(declared), *_models(declared), *tasks, *groups]
@@ -128,14 +134,14 @@ def buildable(declared: Mapping[str, object]) -> list[str]:
 
 def _commands(program: str, declared: Mapping[str, object]) -> Iterator[str]:
     yield from _DOIT
-    if program != "doit" or declared:  # elsewhere doit does not know them
+    if program != "doit" or declared:  # outside of a project, doit does not know these commands
         yield from (name for name in COMMANDS if name != "run")
     if program != "doit":
         yield from STANDALONE
 
 
 def _tasks(declared: Mapping[str, object]) -> Iterator[str]:
-    """The tasks that builder.tasks.graph makes."""
+    """The names of the tasks that `builder.tasks.graph` makes."""
     for name in _names(declared, "base"):
         yield f"base:{name}"
     for name in _names(declared, "adapter"):
@@ -155,7 +161,7 @@ def _tasks(declared: Mapping[str, object]) -> Iterator[str]:
 
 
 def _having(declared: Mapping[str, object], kind: str, key: str) -> Iterator[str]:
-    """The models that have suites or requirements, the variants that have a method."""
+    """The names of the tables of a kind that have a key, for example the models that have suites."""
     tables = declared.get(kind)
     for name, table in tables.items() if isinstance(tables, dict) else ():
         if isinstance(table, dict) and table.get(key):
@@ -171,7 +177,7 @@ def _used_variants(declared: Mapping[str, object]) -> set[str]:
 
 
 def _pairs(declared: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Every model with each of its variants."""
+    """Every pair of a model and one of its variants."""
     models = declared.get("model")
     for name, table in models.items() if isinstance(models, dict) else ():
         variants = table.get("variants") if isinstance(table, dict) else None

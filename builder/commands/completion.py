@@ -1,4 +1,4 @@
-"""`builder completion SHELL`: the script that makes a shell complete commands and targets."""
+"""`builder completion SHELL`: prints the script that makes a shell complete commands and targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`doit gc`: delete what nothing declared needs. Shows what goes before it goes."""
+"""`doit gc`: shows what no declared target needs, and then deletes it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Gc(ProjectCommand):
 
 
 def policy(options: Mapping[str, Any]) -> Policy:
-    """Raises BadOption."""
+    """The policy that the options of the command line describe. Raises BadOption."""
     return Policy(
         keep_days=_number("--keep-days", options["keep_days"]),
         max_bytes=_size("--max-size", options["max_size"]),
@@ -136,6 +136,7 @@ def _size(option: str, text: str) -> int | None:
 
 
 def show(plan: GcPlan) -> None:
+    """Prints what will be deleted and what stays."""
     for manifest in plan.manifests:
         print(f"{manifest.kind} {manifest.name}, built {manifest.created}: {size_text(manifest.size)}")
     for view in plan.views:

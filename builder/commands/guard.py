@@ -1,4 +1,4 @@
-"""How a command ends: the one place that turns a BuildError into text and an exit code."""
+"""Ends a command. Only this module turns a BuildError into text and an exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """The exit code of `run`; BuildErrors become text on stderr, others are bugs and show."""
+    """Runs a command and returns its exit code. A BuildError becomes text on stderr.
+
+    Other exceptions are bugs and show a traceback.
+    """
     try:
         code = run()
         sys.stdout.flush()
@@ -24,7 +27,7 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"\n{KEPT}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `doit status | head`
+    except BrokenPipeError:  # for example `doit status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return code

@@ -1,4 +1,4 @@
-"""`builder init`: a commented artifacts.toml that proposes what lies nearby, and a dodo.py. Asks nothing."""
+"""`builder init`: writes a commented artifacts.toml that proposes what lies nearby, and a dodo.py."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ class Init(AnyOrder, Command):  # type: ignore[misc]
 
 
 def init(folder: Path) -> int:
-    """Writes artifacts.toml, and what `doit` needs where it is not there. Raises AlreadyThere."""
+    """Writes artifacts.toml, and the files that `doit` needs if they are missing. Returns the exit code.
+
+    Raises AlreadyThere.
+    """
     from builder.commands.wiring import wire
     from builder.scaffold.edit import replace_checked
     from builder.scaffold.nearby import look
@@ -62,7 +65,10 @@ def init(folder: Path) -> int:
 
 
 def write_schema(folder: Path) -> int:
-    """A copy beside the declaration: a path into one machine's environment means nothing on another."""
+    """Writes the schema beside the declaration. A path into an environment would be wrong on other machines.
+
+    Returns the exit code.
+    """
     from builder.spec.schema import schema_text
 
     (folder / SCHEMA).write_text(schema_text(), encoding="utf-8")
@@ -71,4 +77,5 @@ def write_schema(folder: Path) -> int:
 
 
 def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 base, 2 bases."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,4 +1,4 @@
-"""`builder lock`: write artifacts.lock; `builder lock --check`: say what differs from it."""
+"""`builder lock`: writes artifacts.lock. `builder lock --check`: says what differs from artifacts.lock."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Lock(ProjectCommand):
         with showing() as emit:
             here = lock.lock_of(project, emit)
         if former is None:
-            with suppress(lock.LockInvalid):  # none yet, or one that says nothing
+            with suppress(lock.LockInvalid):  # the lock file does not exist yet, or is not valid
                 here = lock.with_outputs(here, lock.read(path))
             path.write_text(lock.to_text(here), encoding="utf-8")
             print(f"{path.name}: {', '.join(count(len(here[kind]), kind) for kind in here)}")

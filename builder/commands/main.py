@@ -68,7 +68,7 @@ def _doit(given: list[str]) -> int:
         BIN_NAME = "builder"
 
     class Declared(NamespaceTaskLoader):  # type: ignore[misc]
-        """For a project whose dodo.py, if any, has other tasks: those of artifacts.toml."""
+        """Loads the tasks of artifacts.toml, for a project whose dodo.py does not load them or is missing."""
 
         def setup(self, opt_values: Mapping[str, Any]) -> None:
             from builder.tasks.graph import load
@@ -86,7 +86,7 @@ def _doit(given: list[str]) -> int:
         from builder.console.words import suggestion
 
         tasks = buildable(declared())
-        if given[0] not in tasks and ":" not in given[0]:  # with one, `build` says what is wrong with it
+        if given[0] not in tasks and ":" not in given[0]:  # `build` reports a wrong name with a colon
             return _refused(f'there is no command "{given[0]}"{suggestion(given[0], [*known, *tasks])}')
         given = ["build", *given]
     if "-h" in given[1:2] or "--help" in given[1:2]:

@@ -1,4 +1,4 @@
-"""`doit plan [TARGET...]`: what a run would do and cost. Does nothing."""
+"""`doit plan [TARGET...]`: says what a run would do and cost. Changes nothing."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class Plan(ProjectCommand):
 
 
 def show(made: Forecast) -> None:
+    """Prints a forecast."""
     if made.is_empty:
         print(f"Nothing to do: {count(len(made.current), 'target')} up to date.")
         return

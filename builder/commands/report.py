@@ -1,4 +1,4 @@
-"""`doit report`: the tables and plots of what was built and measured, as a page and as Markdown."""
+"""`doit report`: writes the tables and plots of what was built and measured, as a page and as Markdown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Report(ProjectCommand):
         from builder.report.collect import collect
 
         if len(tuple(project.plan.resolved())) < len(project.spec.targets):
-            with showing() as emit:  # a source whose files look new: which builds are of it, its bytes say
+            with showing() as emit:  # some sources look new, and only their digests tell their builds
                 fingerprint(project, emit)
         report = collect(project, [_known(project, name.removeprefix("model:")) for name in names])
         if options["json"]:
@@ -60,7 +60,10 @@ class Report(ProjectCommand):
 
 
 def write(project: Project, report: Any, folder: Path) -> list[Path]:
-    """The page, the Markdown and the plots; each replaced as a whole. Raises StoreError."""
+    """Writes the page, the Markdown and the plots, and returns their paths. Raises StoreError.
+
+    Each file is replaced as a whole.
+    """
     from builder.report import page, plots
     from builder.store.disk.durable import explained, replace_text
 
@@ -81,6 +84,7 @@ def write(project: Project, report: Any, folder: Path) -> list[Path]:
 
 
 def show(report: Any) -> None:
+    """Prints the study table of each model."""
     from builder.report import tables
 
     for model in report.models:
@@ -94,7 +98,7 @@ def show(report: Any) -> None:
 
 
 def shown(path: Path) -> str:
-    """As a person would type it from here."""
+    """A path as text: relative to the current folder where the path is below that folder, else absolute."""
     path = path.resolve()
     here = Path.cwd().resolve()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -1,4 +1,4 @@
-"""How doit's run tells of tasks: what runs and what is up to date on stdout, what failed on stderr."""
+"""Reports the tasks of a run: on stdout what runs and what is up to date, on stderr what failed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from builder.console.lines import JsonLines
 
 
 def tell(task: str, fail: Any) -> None:
-    """An error on stderr, as progress is shown: an event where events are asked for, else as text."""
+    """Writes the failure of a task to stderr: as an event if progress is shown as JSON, else as text."""
     message = fail.message.rstrip()
-    if isinstance(fail, UnmetDependency):  # with --continue
+    if isinstance(fail, UnmetDependency):  # happens only with --continue
         message = f"{task} was not tried: {message} failed"
     if mode() == "json":
         JsonLines()(Failed(task, getattr(fail, "error", fail.get_name()), message))
     elif getattr(fail, "error", None) or isinstance(fail, UnmetDependency):
         tell_error(message)
-    else:  # an exception that nobody expected: a bug of ours, with its traceback
+    else:  # an unexpected exception is a bug of ours, so show its traceback
         tell_error(f"{task}: {fail.get_msg().rstrip()}")
 
 
 class Reporter(ConsoleReporter):  # type: ignore[misc]
-    """doit's console reporter, with errors on stderr, each once."""
+    """doit's console reporter, but with errors on stderr, each error once."""
 
     desc = "console output; errors on stderr"
 
@@ -35,7 +35,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]
 
 
 class ErrorsOnly(ZeroReporter):  # type: ignore[misc]
-    """For `--quiet`: nothing but errors."""
+    """The reporter for `--quiet`, which shows only errors."""
 
     desc = "errors only, on stderr"
 

@@ -1,4 +1,4 @@
-"""`doit` and `doit run`: doit's own run command, told which targets belong together, quiet on Ctrl-C."""
+"""`doit` and `doit run`: doit's run command, which also notes the selected targets and handles Ctrl-C."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class UnknownTask(BuildError):
 
 
 class Run(DoitRun):  # type: ignore[misc]
-    """doit's run. Before it starts it notes what was asked for; an interrupt ends it with one line."""
+    """doit's run. It notes the selected targets before it starts. Ctrl-C ends it with one line."""
 
     name = "run"
     cmd_options = (*DoitRun.cmd_options, OPT_PROGRESS, OPT_QUIET, OPT_LOCKED)
@@ -63,7 +63,7 @@ class Run(DoitRun):  # type: ignore[misc]
     def execute(self, params: Any, args: Sequence[str]) -> int:
         code = guarded(lambda: int(super(Run, self).execute(params, args) or 0))
         if code == INTERRUPTED and threading.active_count() > 1:
-            # doit's threads are daemons inside mlx: leaving in the usual way would abort.
+            # doit's threads are daemons that may be inside mlx. A usual exit would abort the process.
             sys.stderr.flush()
             os._exit(code)
         return code
@@ -86,7 +86,7 @@ class Run(DoitRun):  # type: ignore[misc]
         quiet: bool = False,
         locked: bool = False,
     ) -> int:
-        """The arguments are doit's, by name: doit reads them from this signature."""
+        """Runs the tasks. doit reads the names of these arguments from this signature."""
         arguments = dict(locals())
         for ours in ("self", "__class__", "progress", "quiet", "locked"):
             arguments.pop(ours, None)
@@ -105,19 +105,19 @@ class Run(DoitRun):  # type: ignore[misc]
             if error.not_found is None:
                 raise
             tasks = [task.name for task in self.task_list]
-            commands = COMMANDS if self.name == "run" else ()  # `doit staus` is a task, for all doit knows
+            commands = COMMANDS if self.name == "run" else ()  # doit takes the typo `doit staus` for a task
             raise unknown_task(str(error.not_found), [*tasks, *commands]) from None
 
 
 def unknown_task(name: str, words: Sequence[str]) -> UnknownTask:
-    """With the word that may be meant; targets may be named without `model:`."""
+    """The error for an unknown name, with the nearest of `words`. Targets may be named without `model:`."""
     targets = [word.removeprefix("model:") for word in words if word.startswith("model:")]
     close = nearest(name, [*targets, *words])
     return UnknownTask(name=name, near=f"; did you mean {quoted(close)}?" if close else ".")
 
 
 def _check_lock() -> None:
-    """Raises LockDiffers, LockInvalid."""
+    """Checks all inputs against artifacts.lock. Raises LockDiffers, LockInvalid."""
     from builder.build.lockfile import check
     from builder.project.project import Project
 
@@ -126,7 +126,7 @@ def _check_lock() -> None:
 
 
 def note_selection(tasks: Iterable[Any], asked: Iterable[str]) -> None:
-    """Which model targets this run includes, and which of them were named one by one."""
+    """Notes in SELECTED which targets this run includes, and which of them were named one by one."""
     by_name = {task.name: task for task in tasks}
     SELECTED.targets.clear()
     SELECTED.named.clear()
@@ -140,7 +140,7 @@ def note_selection(tasks: Iterable[Any], asked: Iterable[str]) -> None:
         seen.add(name)
         if name.startswith("model:") and by_name[name].actions:
             SELECTED.targets.add(name.removeprefix("model:"))
-        else:  # a group, or something that needs targets: `doit eval` builds them in one pass too
+        else:  # a group, or a task that needs targets, such as eval: build these in one pass too
             todo.extend(by_name[name].task_dep)
 
 

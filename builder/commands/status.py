@@ -1,4 +1,4 @@
-"""`doit status`: every target, what there is of it, and why it is not up to date."""
+"""`doit status`: shows the state of every target, and why a target is not up to date."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from builder.project.status import Status as Row
 from builder.project.targets import find_targets
 from builder.store import releases, views
 
-OPTIONAL = ("reused", "blocks", "bits/w")  # what a narrow terminal can do without
+OPTIONAL = ("reused", "blocks", "bits/w")  # the columns that a narrow terminal leaves out
 HEADINGS = ("target", "state", "size", "bits/w", "blocks", "reused", "built", "survival", "score", "why")
 
 
@@ -43,6 +43,7 @@ def _target_of(project: Project, release: str) -> str:
 
 
 def show(rows: Sequence[Row]) -> None:
+    """Prints the table of targets."""
     if not rows:
         print("artifacts.toml declares no target.")
         return
@@ -67,7 +68,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _score(row: Row) -> str:
-    """A rate in percent, anything larger as it is."""
+    """A score from 0 to 1 in percent, other scores as plain numbers."""
     if row.score is None:
         return "-"
     return f"{100 * row.score:.1f} %" if 0 <= row.score <= 1 else f"{row.score:.3g}"

@@ -1,4 +1,4 @@
-"""`doit verify`: rehash the store, or a part of it; `--repair` puts aside and rebuilds what is damaged."""
+"""`doit verify`: rehashes the store, or part of it. `--repair` puts damaged files aside and rebuilds them."""
 
 from __future__ import annotations
 
@@ -105,6 +105,7 @@ def _fraction(text: str) -> float:
 
 
 def show(report: Report) -> None:
+    """Prints each finding and a summary."""
     for finding in report.findings:
         print(f"{'DAMAGE' if finding.kind.is_damage else 'note'}  {finding.message}")
     damaged = sum(finding.kind.is_damage for finding in report.findings)

@@ -1,4 +1,4 @@
-"""`doit why TARGET`: which input changed, from what to what, and what that rebuilds."""
+"""`doit why TARGET`: says which input changed, from what to what, and which blocks that rebuilds."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Why(ProjectCommand):
 
 
 def show(answer: Answer) -> None:
+    """Prints the answer for one target."""
     print(f"{answer.target} is {answer.state}: {answer.reason}.")
     for change in answer.changes:
         print(f"  {change.what}: {shortened(change.before)} -> {shortened(change.now)}")

@@ -1,6 +1,7 @@
-"""What makes `doit` know a project: dodo.py, doit's configuration, a line in .gitignore.
+"""Writes what makes `doit` know a project: dodo.py, doit's configuration, and a line in .gitignore.
 
-A file that is not there is written. One that is there is its owner's: it stays, and what is missing is said.
+A missing file is written. An existing file belongs to its owner and stays as it is. The owner is told what to
+add.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ _SUBTASKS = "subtasks = true"  # `doit list` shows targets, not only groups
 
 
 def wire(folder: Path) -> Iterator[str]:
-    """Writes what is missing; yields what to tell."""
+    """Writes the missing files in `folder`. Yields lines for the person."""
     yield from _wire_dodo(folder / "dodo.py")
     yield from _wire_commands(folder)
     yield from _wire_git(folder)
 
 
 def loads_artifacts(dodo: Path) -> bool:
-    """Whether a dodo.py takes tasks from this package; looks at its imports, runs nothing."""
+    """Whether a dodo.py imports tasks from this package. The file is parsed, not run."""
     return any(_imports_tasks(node) for node in ast.walk(_parsed(dodo)))
 
 
@@ -85,7 +86,7 @@ def _wire_commands(folder: Path) -> Iterator[str]:
     if not missing and listing:
         return
     taken = sorted(missing.keys() & known.keys())
-    if not (folder / "doit.cfg").exists() and not taken:  # doit reads both files, and this one last
+    if not (folder / "doit.cfg").exists() and not taken:  # doit reads both files, and doit.cfg last
         (folder / "doit.cfg").write_text("\n".join([*_ini(missing, listing), ""]), encoding="utf-8")
         yield "doit.cfg: `doit status`, `doit why`, `doit plan`"
         return
@@ -134,12 +135,12 @@ def _cfg(file: Path) -> Mapping[str, Mapping[str, object]]:
 
 
 def _wire_git(folder: Path) -> Iterator[str]:
-    """doit's database is a cache of this machine; the store ignores itself."""
+    """Makes git ignore doit's database, which is a cache of this machine. The store ignores itself."""
     try:
         asked = subprocess.run(
             ["git", "check-ignore", "-q", DATABASE], cwd=folder, capture_output=True, check=False
         )
-    except OSError:  # no git
+    except OSError:  # git is not installed
         return
     if asked.returncode != 1:  # ignored, or not a repository
         return

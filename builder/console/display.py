@@ -1,7 +1,7 @@
 """How the events of a run are shown: one live display on a terminal, plain lines elsewhere, or JSON lines.
 
-The environment variable BUILDER_PROGRESS (live, plain, json, silent) chooses, and `doit --progress` sets it.
-Everything goes to stderr.
+The environment variable BUILDER_PROGRESS (live, plain, json, silent) chooses the display. `doit --progress`
+sets the variable. Everything goes to stderr.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def mode() -> Mode:
 
 @contextmanager
 def showing() -> Iterator[Emit]:
-    """What shows the events of one task; a live display is gone afterwards, whatever happens."""
+    """Yields the function that shows the events of one task. A live display always disappears at the end."""
     match mode():
         case "silent":
             yield silent
@@ -54,7 +54,10 @@ def showing() -> Iterator[Emit]:
 
 
 def _take_turn() -> Callable[[], None] | None:
-    """One live display at a time: not in worker processes, and not beside another thread's."""
+    """Reserves the terminal for a live display, and returns the function that gives the terminal back.
+
+    None in a worker process, and while another thread has a live display.
+    """
     import multiprocessing
 
     if multiprocessing.parent_process() is not None or not _TURN.acquire(blocking=False):
@@ -63,5 +66,5 @@ def _take_turn() -> Callable[[], None] | None:
 
 
 def tell_error(text: str) -> None:
-    """An error, on stderr in every mode."""
+    """Prints an error on stderr, in every mode."""
     print(f"ERROR: {text}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Events of a run. Library code emits them and never prints; `builder.console.display` shows them."""
+"""Events of a run. Library code emits events and never prints. `builder.console.display` shows the events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ class Hashing:
 
 @dataclass(frozen=True)
 class PassStarted:
-    """A pass over one model begins: how many blocks it must make, how many it reuses, bytes to write."""
+    """A pass over one model begins.
+
+    `blocks` and `reused` count blocks of all variants: those to make, and those that the store has already.
+    `nbytes` are the bytes to write.
+    """
 
     model: str
     targets: tuple[str, ...]
@@ -45,6 +49,8 @@ class BlockDone:
 
 @dataclass(frozen=True)
 class PassDone:
+    """A pass over one model has ended."""
+
     model: str
     seconds: float
 
@@ -64,7 +70,7 @@ class TargetDone:
 
 @dataclass(frozen=True)
 class Scored:
-    """`done` of `total` questions have been put to a target (layers of it, where it is scored by layer)."""
+    """A target has answered `done` of `total` questions. Scoring by layer counts layers instead."""
 
     target: str
     done: int
@@ -73,7 +79,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Failed:
-    """A task ended with an error: the error's name (docs/errors.md) and its text. Only seen as JSON."""
+    """A task ended with an error: the error's name (docs/errors.md) and its text. Only JSON lines show it."""
 
     task: str
     error: str

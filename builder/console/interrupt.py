@@ -1,4 +1,4 @@
-"""Ctrl-C: what is said, and that it is said in one line."""
+"""The message for Ctrl-C, printed as one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KEPT = "Interrupted. Finished blocks are kept; the same command goes on from the
 
 
 def one_line_interrupts() -> None:
-    """Ctrl-C during doit's own commands (list, info, ...) ends in one line, not in a traceback."""
+    """Makes Ctrl-C during doit's own commands (list, info, ...) end in one line, not in a traceback."""
     former = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -16,7 +16,7 @@ _LINE = Lock()
 
 
 class JsonLines:
-    """One JSON object a line for each event: `event` is its name, `time` seconds since the epoch."""
+    """Writes each event as one line of JSON. `event` is its name, `time` is in seconds since 1970."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -27,7 +27,7 @@ class JsonLines:
 
 
 class Plain:
-    """Plain lines: at most one every `every` seconds, and every Note."""
+    """Writes plain lines: each Note, each start of a pass, and progress at most once in `every` seconds."""
 
     def __init__(self, stream: TextIO | None = None, every: float = 5.0) -> None:
         self._stream = stream or sys.stderr
@@ -70,7 +70,7 @@ class Plain:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    """A whole line at once: events come from several threads."""
+    """Writes a whole line at once, because events come from several threads."""
     with _LINE:
         stream.write(f"{text}\n")
         stream.flush()

@@ -1,4 +1,4 @@
-"""The live display: one line on stderr while something takes time, gone when it is done."""
+"""The live display: one line on stderr while something takes time. The line disappears at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from builder.console.events import BlockDone, Event, Hashing, Note, PassDone, Pa
 
 
 class Live:
-    """Shows events; safe to call from several threads."""
+    """Shows events. Several threads may call it at once."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._console = Console(file=stream or sys.stderr, highlight=False)
@@ -31,7 +31,7 @@ class Live:
             self._show(event)
 
     def stop(self) -> None:
-        """Takes the display away; nothing happens when there is none."""
+        """Takes the display away, if there is a display."""
         with self._lock:
             self._stop()
 
@@ -66,7 +66,7 @@ class Live:
                 pass
 
     def _follow(self, what: str, total: int) -> None:
-        """Starts a display of something new."""
+        """Starts a display of `what`, unless it is on the terminal already. `total` is its size or count."""
         if self._progress is not None and self._what == what:
             return
         self._stop()
@@ -83,7 +83,7 @@ class Live:
             self._progress.update(self._task, completed=done, text=text)
 
     def _rate(self, done: int) -> str:
-        """Speed, time left and memory."""
+        """Speed in GB/s, time left, and peak memory in GB."""
         seconds = time.monotonic() - self._started
         if seconds < 0.2 or not done:
             return ""
@@ -113,7 +113,7 @@ def _cut(what: str, longest: int = 12) -> str:
 
 
 def _memory() -> float:
-    """The most memory this process has had, in GB."""
+    """The peak memory of this process, in GB."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,9 +8,10 @@ from collections.abc import Container, Sequence
 def table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], text: Container[int] | None = None
 ) -> list[str]:
-    """The lines of a table, `|` escaped. `text`: the columns that hold words; the others hold figures.
+    """The lines of a table, with `|` escaped.
 
-    Without `text` every column holds words.
+    `text` holds the indices of the columns with words. The other columns hold figures and are right-aligned.
+    Without `text`, every column holds words.
     """
     rule = ["---" if text is None or index in text else "---:" for index in range(len(headings))]
     return [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in (headings, rule, *rows)]

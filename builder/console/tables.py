@@ -1,4 +1,4 @@
-"""Values as text for a person: sizes, times, tables. rich on a terminal, plain columns elsewhere."""
+"""Tables for a person: rich prints them on a terminal, and elsewhere they are plain columns."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def print_table(
     left: Sequence[str] = (),
     optional: Sequence[str] = (),
 ) -> None:
-    """Prints a table; the columns named in `left` are text, the others figures. Empty columns go, and on a
-    terminal that is too narrow those of `optional`, the first first.
+    """Prints a table on stdout. The columns named in `left` are text, the other columns are figures.
+
+    Empty columns are left out. On a terminal that is too narrow, the columns of `optional` are left out one
+    after the other, in the given order.
     """
     used = [i for i, _ in enumerate(headings) if not rows or any(row[i] not in ("", "-") for row in rows)]
     widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]

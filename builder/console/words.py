@@ -17,7 +17,7 @@ _SIZE = r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]{1,3})"
 
 
 def size_text(nbytes: float | None) -> str:
-    """In the units of disk makers, three digits: 92.6 MB; "-" for None."""
+    """A size in decimal units with three digits, such as 92.6 MB (1 MB = 10^6 bytes). "-" for None."""
     if nbytes is None:
         return "-"
     value, unit = float(nbytes), "B"
@@ -29,14 +29,14 @@ def size_text(nbytes: float | None) -> str:
 
 
 def size_of_text(text: str) -> int | None:
-    """The bytes that "16GB", "1.5 MiB" or "200 kB" stand for; None for other text."""
+    """The number of bytes that "16GB", "1.5 MiB" or "200 kB" stands for. None for other text."""
     match = re.fullmatch(_SIZE, text)
     factor = _UNITS.get(match[2].upper()) if match else None
     return int(float(match[1]) * factor) if match and factor else None
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent where that is readable."""
+    """A figure with at least three significant digits, at most six decimals, and no exponent."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     digits = max(0, min(6, 2 - math.floor(math.log10(abs(value)))))
@@ -44,11 +44,12 @@ def number(value: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """1 base, 2 bases."""
+    """A number with its noun: 1 base, 2 bases."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def duration(seconds: float | None) -> str:
+    """A duration such as 5.2 s, 3 min 20 s or 1 h 05 min. "unknown" for None."""
     if seconds is None:
         return "unknown"
     if seconds < 60:
@@ -59,7 +60,7 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(created: str | None, now: datetime | None = None) -> str:
-    """How long ago an RFC 3339 time was, in one unit."""
+    """How long ago an RFC 3339 time was, in one unit. "-" for None. Other text is returned as it is."""
     if created is None:
         return "-"
     try:
@@ -73,7 +74,7 @@ def ago(created: str | None, now: datetime | None = None) -> str:
 
 
 def from_here(path: Path) -> str:
-    """Relative to the current folder where it is below it."""
+    """A path as text: relative to the current folder where the path is below that folder, else unchanged."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except (ValueError, OSError):
@@ -86,7 +87,7 @@ def dotted(*keys: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text in quotes, on one line, without characters that a terminal would act upon."""
+    """Text in quotes, on one line, cut to 60 characters, without characters that a terminal acts upon."""
     short = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
     return '"' + "".join(_visible(c) for c in short) + '"'
 
@@ -130,10 +131,10 @@ def found(value: object) -> str:
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The word that `word` may be a slip of."""
+    """The word of `words` that `word` is probably a misspelling of, or None."""
     if len(word) > _LONGEST:
         return None
-    from difflib import get_close_matches  # 5 ms, for a file that is wrong
+    from difflib import get_close_matches  # takes 5 ms, and only a wrong file needs it
 
     by_lower = {w.lower(): w for w in words}
     close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.65)
@@ -147,7 +148,7 @@ def suggestion(word: str, words: Sequence[str]) -> str:
 
 
 def listed(values: Sequence[object], last: str = "") -> str:
-    """a, b, c; with `last` "or": a, b or c."""
+    """Values as a list: "a, b, c", or with `last` = "or": "a, b or c". At most 12 values are named."""
     words = [v if isinstance(v, str) else shown(v) for v in values]
     if len(words) > _MOST_WORDS:
         return ", ".join(words[:_MOST_WORDS]) + f" and {len(words) - _MOST_WORDS} more"

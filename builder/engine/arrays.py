@@ -1,4 +1,4 @@
-"""mlx arrays as raw bytes: the one place that knows how a dtype is spelled in safetensors."""
+"""Turns mlx arrays into raw bytes. Only this module knows how safetensors spells the dtypes of mlx."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ _CODES = {
 }  # fmt: skip
 
 
-_PIECE = 1 << 18  # elements looked at together: they stay in the cache
+_PIECE = 1 << 18  # elements examined together, so that they stay in the CPU's cache
 
 
 def dtype_code(array: mx.array) -> str:
+    """The safetensors code of an array's dtype, such as "BF16". Raises KeyError for a complex array."""
     return _CODES[array.dtype]
 
 
 def raw(array: mx.array) -> RawTensor:
-    """The bytes of an evaluated array, row-major, without a copy unless a `sanitize` has transposed it."""
+    """The bytes of an evaluated array, row-major. They are copied only if a `sanitize` has transposed it."""
     view = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array  # numpy has no bfloat16
     memory = memoryview(_buffer(view))
     if not memory.c_contiguous:
@@ -37,7 +38,10 @@ def raw(array: mx.array) -> RawTensor:
 
 
 def stored(array: mx.array) -> npt.NDArray[Any]:
-    """An array's stored values as numpy, evaluated, without a copy: uint16 bits for the half types."""
+    """The stored values of an array as numpy, without a copy: uint16 bits for bfloat16 and float16.
+
+    This evaluates the array.
+    """
     view = array.view(mx.uint16) if array.dtype in (mx.bfloat16, mx.float16) else array
     return np.array(view, copy=False)
 
@@ -46,7 +50,7 @@ _INFINITY = {mx.bfloat16: 0x7F80, mx.float16: 0x7C00, mx.float32: 0x7F800000}
 
 
 def is_finite(array: mx.array) -> bool:
-    """Whether a floating array holds neither NaN nor infinity: no magnitude reaches infinity's bits."""
+    """Whether a floating array holds neither NaN nor infinity. This evaluates the array."""
     if array.dtype not in _INFINITY:
         return bool(np.isfinite(np.array(array, copy=False)).all())
     bits = stored(array).reshape(-1)
@@ -58,16 +62,16 @@ def is_finite(array: mx.array) -> bool:
 
 
 def from_numpy(array: npt.NDArray[Any], dtype: str) -> RawTensor:
-    """The bytes of a numpy array of stored values of an mlx dtype, without a copy."""
+    """The bytes of a numpy array that holds stored values of the mlx dtype named `dtype`, without a copy."""
     data = memoryview(np.ascontiguousarray(array).data).cast("B") if array.size else memoryview(b"")
     return RawTensor(_CODES[getattr(mx, dtype)], tuple(array.shape), data)
 
 
 @dataclass
 class Values:
-    """Tensors by name: mlx arrays, and numpy arrays of stored values that become mlx arrays when asked for.
+    """Tensors by name: mlx arrays, and numpy arrays of stored values that become mlx arrays on demand.
 
-    What the kernels fuse is mostly quantized by kernels too; a copy into mlx would be for nothing.
+    Kernels quantize most of the weights that kernels fuse. For these, a copy into mlx would be of no use.
     """
 
     arrays: dict[str, mx.array]
@@ -80,23 +84,25 @@ class Values:
         return name in self.arrays
 
     def put(self, name: str, values: npt.NDArray[Any], dtype: mx.Dtype) -> None:
-        """Replace a tensor by the stored values of one of the same shape."""
+        """Replaces a tensor by stored values of `dtype`, in the shape of that tensor."""
         self.fused[name] = values, dtype
 
     def dtype(self, name: str) -> mx.Dtype:
+        """The dtype of a tensor."""
         return self.fused[name][1] if name in self.fused else self.arrays[name].dtype
 
     def array(self, name: str) -> mx.array:
+        """A tensor as an mlx array. Stored values are copied into mlx."""
         if name in self.fused:
             values, dtype = self.fused.pop(name)
             self.arrays[name] = mx.array(values).view(dtype)
         return self.arrays[name]
 
     def stored(self, name: str) -> npt.NDArray[Any]:
-        """The stored values, evaluated, without a copy."""
+        """The stored values of a tensor as numpy, evaluated, without a copy."""
         return self.fused[name][0] if name in self.fused else stored(self.arrays[name])
 
 
 def _buffer(array: Any) -> Any:
-    """An mx.array has the buffer protocol, which its stubs do not say."""
+    """An mx.array has the buffer protocol, but its type stubs do not say so."""
     return array

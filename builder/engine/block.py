@@ -1,7 +1,8 @@
 """One block of a model: its weights before fusing, and what each variant makes of them.
 
 `Block.shards` is the only place where weights are evaluated. A weight is read once, fused once and cast once
-per dtype; compiled kernels do what they were shown to do exactly as mlx does it (CPU only), mlx the rest.
+per dtype. On a CPU, compiled kernels do the work for which they were shown to be bit-identical to mlx. mlx
+does the rest.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class NotFinite(BuildError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one variant does to a block: cast to `dtype` (None: keep), quantize these paths."""
+    """What one variant does to a block: cast to `dtype` (None: keep), and quantize the paths given."""
 
     dtype: mx.Dtype | None
     quantization: Mapping[str, Quantization]
@@ -48,10 +49,11 @@ class Recipe:
 
 @dataclass
 class Block:
-    """The lazy parameters of one block under their full names, its modules, its LoRA layers.
+    """The lazy parameters of one block under their full names, with its modules and its LoRA layers.
 
-    `layers` maps an adapted path to the LoRA or DoRA layer that wraps its module. `own` are the dtypes
-    of the base, whatever an adapter puts in its place; `fixed`: names that the model's cast_predicate keeps.
+    `layers` maps an adapted path to the LoRA or DoRA layer that wraps its module. `own` are the dtypes of the
+    base, also for parameters that an adapter replaces. `fixed` are the names that the model's cast_predicate
+    excludes from casts.
     """
 
     name: str
@@ -61,9 +63,9 @@ class Block:
     layers: dict[str, Any] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
     compiled: bool = True  # whether there is enough work to load the kernels for
-    survival: bool = False  # whether to measure what quantizing leaves of the adapter
+    survival: bool = False  # whether to measure how much of the adapter is left after quantizing
     measured: dict[str, list[PathSurvival]] = field(default_factory=dict)  # by variant
-    _fused: Values | None = None  # kept for the next portion
+    _fused: Values | None = None  # kept for the next call of `shards`, with other variants
 
     def shards(self, recipes: Mapping[str, Recipe], target: str) -> dict[str, Shard]:
         """The bytes of this block for each variant. Raises NotFinite."""
@@ -84,7 +86,7 @@ class Block:
     def _measure(
         self, values: Values, recipes: Mapping[str, Recipe], out: Mapping[str, dict[str, RawTensor]]
     ) -> None:
-        """Note, for each variant, what is left of each quantized path's delta."""
+        """Notes for each variant how much of the adapter's delta is left in each quantized path."""
         found: dict[str, dict[str, PathSurvival]] = {variant: {} for variant in recipes}
         for path in self.modules:
             name = f"{path}.weight"
@@ -111,7 +113,7 @@ class Block:
     # -- fuse ----------------------------------------------------------------------------------------
 
     def _fuse(self) -> Values:
-        """All parameters of the block with the adapter in them."""
+        """All parameters of the block, with the adapter fused into them."""
         values = Values(dict(self.parameters))
         for path, layer in self.layers.items():
             name = f"{path}.weight"
@@ -124,7 +126,7 @@ class Block:
         return values
 
     def _cast(self, values: Values, dtype: mx.Dtype | None) -> Values:
-        """As mlx_lm.convert casts; without a dtype, back to the base's own (DoRA fuses to float32)."""
+        """Casts as mlx_lm.convert does. Without `dtype`, casts DoRA's float32 back to the base's dtypes."""
         cast = Values(dict(values.arrays), dict(values.fused))
         for name in values:
             wanted = self.own[name]
@@ -145,9 +147,9 @@ class Block:
         out: Mapping[str, dict[str, RawTensor]],
         target: str,
     ) -> None:
-        """Quantize `values` for each variant, compiled where that is exact, and put the bytes into `out`."""
+        """Quantizes `values` for each variant, by kernels where they are exact. Puts bytes into `out`."""
         checked = self._store_compiled(values, recipes, out, target)
-        left = {  # what mlx quantizes has to be looked at before: afterwards NaN and infinity do not show
+        left = {  # checked before mlx quantizes, because NaN and infinity do not show afterwards
             f"{path}.weight"
             for variant, recipe in recipes.items()
             for path in recipe.quantization
@@ -175,7 +177,7 @@ class Block:
             out[variant].update({name: raw(array) for name, array in rest.items()})
 
     def _quantize(self, path: str, values: Values, how: Quantization) -> dict[str, mx.array]:
-        """What the module at `path` becomes by its own `to_quantized`, under full names."""
+        """The tensors that `to_quantized` of the module at `path` makes, under full names."""
         module = copy.copy(self.modules[path])
         module.update({leaf: values.array(f"{path}.{leaf}") for leaf in module if f"{path}.{leaf}" in values})
         made = module.to_quantized(group_size=how.group_size, bits=how.bits, mode=how.mode)
@@ -188,9 +190,9 @@ class Block:
         out: Mapping[str, dict[str, RawTensor]],
         target: str,
     ) -> set[str]:
-        """Every path that the kernels can quantize exactly, all its widths in one pass over the weight.
+        """Quantizes every path that the kernels quantize exactly, to all widths in one pass over the weight.
 
-        Returns the names of the weights, which are finite.
+        Returns the names of the weights, which are finite. Raises NotFinite.
         """
         checked = set()
         for path in self.modules:
@@ -211,7 +213,7 @@ class Block:
         return checked
 
     def _exact(self, path: str, values: Values, recipes: Mapping[str, Recipe]) -> dict[str, Quantization]:
-        """What each variant does to a path, for those variants where the kernels do it as mlx does."""
+        """How each variant quantizes a path, for the variants where the kernels do exactly what mlx does."""
         name = f"{path}.weight"
         if not self.compiled or name not in values or not _is_plain(self.modules[path]):
             return {}
@@ -236,7 +238,7 @@ def _compiled(
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether `to_quantized` of this module is just mx.quantize of its weight."""
+    """Whether `to_quantized` of this module does nothing but mx.quantize of its weight."""
     from mlx_lm.models.switch_layers import SwitchLinear
 
     return type(module) in (nn.Linear, nn.Embedding, SwitchLinear)
@@ -265,9 +267,9 @@ def _fuse_compiled(weight: mx.array, layer: Any) -> Array | None:
 
 
 def _check_finite(tensors: Mapping[str, mx.array], target: str) -> None:
-    """Raises NotFinite naming the first floating tensor that holds NaN or infinity."""
+    """Raises NotFinite for the first floating tensor that holds NaN or infinity."""
     floating = {n: a for n, a in sorted(tensors.items()) if mx.issubdtype(a.dtype, mx.floating)}
-    if mx.default_device() == mx.Device(mx.cpu):  # mlx does this element by element there
+    if mx.default_device() == mx.Device(mx.cpu):  # where mx.isfinite is slow: it goes element by element
         flags = [is_finite(array) for array in floating.values()]
     else:
         lazy = [mx.isfinite(array).all() for array in floating.values()]

@@ -1,4 +1,4 @@
-"""Reads a base's structure: what mlx-lm makes of its config and tensor names. No weight is evaluated."""
+"""Reads the structure of a base: what mlx-lm makes of its config and tensor names. No weight is evaluated."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def inspect(directory: Path, *, dequantize: bool = False, trust_remote_code: boo
 
 
 def default_dtype(config: Mapping[str, Any]) -> str | None:
-    """The type mlx_lm.convert casts to when it is not told one: `torch_dtype`, or `text_config.dtype`."""
+    """The dtype that mlx_lm.convert casts to by default: `torch_dtype`, else `text_config.dtype`, or None."""
     dtype = config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
     return dtype if dtype in DTYPES else None
 
 
 def quantizable_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules that mlx.nn.quantize would offer to its predicate, in its order."""
+    """The modules that mlx.nn.quantize would offer to its predicate, by path, in the order of mlx."""
     leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
     return [(path, module) for path, module in leaves if hasattr(module, "to_quantized")]
 
@@ -61,7 +61,7 @@ def _recipes(model: nn.Module) -> tuple[dict[str, Predicate], dict[str, str]]:
             for path, module in quantizable_modules(model):
                 predicate(path, module)
             predicates[recipe] = predicate
-        except Exception as error:  # whatever the model's shape makes the builder raise
+        except Exception as error:  # mlx-lm raises many kinds of errors for models that do not fit
             errors[recipe] = one_line(error)
     return predicates, errors
 
@@ -77,7 +77,7 @@ def _quantizable(model: nn.Module, recipes: Mapping[str, Predicate]) -> list[Qua
 
 
 def as_quantization(rule: bool | Mapping[str, Any]) -> bool | Quantization:
-    """A predicate's answer as a value; missing fields are those of `to_quantized`."""
+    """The answer of a quantization predicate as a value. Missing fields get `to_quantized`'s defaults."""
     if not isinstance(rule, Mapping):
         return bool(rule)
     mode = rule.get("mode", "affine")

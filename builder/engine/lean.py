@@ -1,9 +1,9 @@
-"""mlx_lm for a pass over weights: tokenizers and training are imported on first use, not before.
+"""Imports mlx_lm for a pass over weights. Tokenizers and training are imported only on first use.
 
-`import mlx_lm` imports transformers and huggingface_hub, which takes a second and 100 MB, and a pass over
-weights uses neither; mlx_lm.tuner imports a trainer, with optimizers and a console. While mlx_lm is imported
-here, names that it takes from them are stand-ins that become the real ones on first use (as a lazy import
-does; PEP 810). Whoever imports those modules afterwards gets the modules themselves.
+`import mlx_lm` imports transformers and huggingface_hub, which takes a second and 100 MB. A pass over weights
+uses neither. mlx_lm.tuner imports a trainer, with optimizers and a console. While this module imports mlx_lm,
+names from these modules are stand-ins. A stand-in becomes the real name on first use, as a lazy import does
+(PEP 810). A later import of these modules gives the modules themselves.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from types import ModuleType
 from typing import Any
 
 DEFERRED = ("transformers", "huggingface_hub", "mlx_lm.tokenizer_utils", "mlx_lm.tuner.trainer")
-# What the engine uses of mlx_lm; architectures (mlx_lm.models.*) import none of DEFERRED.
+# The modules of mlx_lm that the engine uses. Architectures (mlx_lm.models.*) import none of DEFERRED.
 _USED = ("mlx_lm.utils", "mlx_lm.convert", "mlx_lm.tuner.dora", "mlx_lm.tuner.lora")
 
 
 def import_mlx_lm() -> None:
-    """Import what the engine uses of mlx_lm. Costs about 0.2 s the first time, nothing after that."""
+    """Imports the modules of mlx_lm that the engine uses. The first call takes about 0.2 s."""
     if "mlx_lm" in sys.modules:
         return
     before = set(sys.modules)
@@ -29,7 +29,7 @@ def import_mlx_lm() -> None:
         with _deferred():
             for name in _USED:
                 importlib.import_module(name)
-    except Exception:  # an mlx_lm that uses more of them while it is imported: as everybody imports it
+    except Exception:  # this mlx_lm uses a stand-in while it is imported, so import it without stand-ins
         for name in set(sys.modules) - before:
             if name.partition(".")[0] == "mlx_lm":
                 del sys.modules[name]
@@ -39,7 +39,7 @@ def import_mlx_lm() -> None:
 
 @contextmanager
 def _deferred() -> Iterator[None]:
-    """Stand-ins in sys.modules for what is not imported yet; gone afterwards."""
+    """Puts stand-ins into sys.modules for modules that are not imported yet. Removes them afterwards."""
     stands = {name: _StandIn(name) for name in DEFERRED if name not in sys.modules}
     sys.modules.update(stands)
     try:
@@ -51,7 +51,7 @@ def _deferred() -> Iterator[None]:
 
 
 class _StandIn(ModuleType):
-    """A module all of whose names are forwarders."""
+    """A module whose names are all forwarders."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -60,7 +60,7 @@ class _StandIn(ModuleType):
 
 
 class _Forward(type):
-    """A class (annotations and `isinstance` want one) that does what the real object of its name does."""
+    """A class that forwards to the real object of its name. Annotations and `isinstance` need a class."""
 
     @property
     def real(cls) -> Any:

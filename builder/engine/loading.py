@@ -1,7 +1,7 @@
-"""From a directory on disk to a lazy model and its LoRA layers: nothing here evaluates a weight.
+"""Loads a directory as a lazy model with LoRA layers. No weight is evaluated.
 
-Everything is expressed with mlx_lm's own functions, so that every architecture it knows works here:
-mlx_lm.utils.load_model, dequantize_model, and the LoRA layers of mlx_lm.tuner with their `fuse`.
+Everything uses mlx_lm's own functions, so that every architecture of mlx_lm works: mlx_lm.utils.load_model,
+dequantize_model, and the LoRA layers of mlx_lm.tuner with their `fuse`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class AdapterMismatch(BuildError):
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """An adapter's tensors under mlx-lm names (lazy), and the scale of each adapted path."""
+    """The tensors of an adapter under mlx-lm names (lazy), and the scale of each adapted path."""
 
     name: str
     fine_tune_type: str  # lora, dora, full
@@ -63,7 +63,7 @@ def load_base(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model with lazy weights, and its config as mlx_lm.utils.load_model returns it.
 
-    Raises ModelUnloadable, RemoteCode.
+    Raises ModelUnloadable, RemoteCode, NotDequantizable.
     """
     import_mlx_lm()
     from mlx_lm.utils import dequantize_model, load_config, load_model
@@ -75,12 +75,12 @@ def load_base(
         model, config = load_model(directory, lazy=True, trust_remote_code=trust_remote_code)
     except BuildError:
         raise
-    except (Exception, SystemExit) as error:  # whatever the model's code raises; mlx_lm.models.olmo exits
+    except (Exception, SystemExit) as error:  # a model's code may raise anything. mlx_lm.models.olmo exits
         raise ModelUnloadable(path=directory, what=one_line(error)) from error
     if dequantize:
         packed = quantized_modules(model)
         model = dequantize_model(model)
-        # It passes by modules of kinds that it does not know, and forgets the scale of a whole tensor.
+        # dequantize_model skips modules of unknown kinds, and forgets the scale of a whole tensor.
         left = quantized_modules(model) | {
             p: m for p, m in packed.items() if m.get("global_scale") is not None
         }
@@ -93,12 +93,12 @@ def load_base(
 
 
 def quantized_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that hold packed weights, whatever config.json says."""
+    """The modules that hold packed weights, by path. config.json does not matter for this."""
     return {p: m for p, m in model.named_modules() if "scales" in m and hasattr(m, "bits")}
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of somebody else's code says, on one line; for an exit, what led to it."""
+    """The text of an error of a library, on one line. For an exit, the text of the error that led to it."""
     if isinstance(error, SystemExit) and error.__context__ is not None:
         error = error.__context__
     text = " ".join(str(error).split()) or type(error).__name__
@@ -106,9 +106,9 @@ def one_line(error: BaseException) -> str:
 
 
 def lora_layers(model: nn.Module, adapter: LoadedAdapter) -> dict[str, Any]:
-    """path -> the LoRA or DoRA layer of mlx_lm.tuner around its module; the layer's `fuse` does the rest.
+    """Path -> the LoRA or DoRA layer of mlx_lm.tuner around the module. The layer's `fuse` makes the weight.
 
-    Raises AdapterMismatch for a tensor that the model has no place for.
+    Raises AdapterMismatch for a tensor that has no place in the model.
     """
     modules = dict(model.named_modules())
     by_path: dict[str, dict[str, mx.array]] = {}
@@ -126,7 +126,7 @@ def lora_layers(model: nn.Module, adapter: LoadedAdapter) -> dict[str, Any]:
 
 
 def replacements(model: nn.Module, adapter: LoadedAdapter) -> dict[str, mx.array]:
-    """The tensors of an adapter that replace a parameter: all of a full fine-tune.
+    """The tensors of an adapter that replace a parameter. In a full fine-tune all tensors do.
 
     Raises AdapterMismatch.
     """
@@ -174,7 +174,7 @@ def _lora_layer(module: nn.Module, path: str, parts: Mapping[str, mx.array], ada
 
 
 def _wrap(module: nn.Module, rank: int, scale: float, dora: bool) -> Any:
-    """The dispatch of mlx_lm.tuner.utils.linear_to_lora_layers; None for a type it does not adapt."""
+    """The layer that mlx_lm.tuner.utils.linear_to_lora_layers makes. None for a type that it leaves alone."""
     from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
     from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
     from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
@@ -193,7 +193,7 @@ def _wrap(module: nn.Module, rank: int, scale: float, dora: bool) -> Any:
 
 
 def adaptable_paths(model: nn.Module) -> frozenset[str]:
-    """Paths of all modules that an adapter can change."""
+    """The paths of all modules that an adapter can change."""
     from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
     kinds = (

@@ -1,7 +1,7 @@
-"""`python -m builder.engine.quantizer REQUEST.json`: one learned quantizer, in a process of its own.
+"""Runs one learned quantizer in a process of its own: `python -m builder.engine.quantizer REQUEST.json`.
 
-It runs mlx-lm's own `main` of the method, with the calibration text that was declared in place of what it
-would fetch from the network or read from the user's home.
+This runs mlx-lm's own `main` of the method. The declared calibration text replaces the text that mlx-lm would
+fetch from the network or read from the user's home.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LearnedRequest:
-    """Paths as text, so that it travels as JSON. `out` must not exist.
+    """What to quantize and how. Paths are text, so that the request can be written as JSON.
 
-    `calibration` is a copy of the file that was declared, `calibration_name` what messages call it.
+    `out` must not exist. `calibration` is a copy of the declared file. Messages call it `calibration_name`.
+    `samples` counts pieces of `sequence_length` tokens. `target_bpw` is in bits per weight.
     """
 
     source: str
@@ -37,10 +38,12 @@ class LearnedRequest:
     target_bpw: float
 
     def to_text(self) -> str:
+        """The request as JSON, which `main` reads."""
         return json.dumps(asdict(self))
 
 
 def main() -> None:
+    """Runs the request in the file that the command line names. Exits as mlx-lm's `main` does."""
     request = LearnedRequest(**json.loads(Path(sys.argv[1]).read_text()))
     modules = {"dwq": "dwq", "awq": "awq", "gptq": "gptq", "dynamic": "dynamic_quant"}
     import importlib
@@ -54,10 +57,10 @@ def main() -> None:
 
 
 def _in_float32(catcher: Any) -> Any:
-    """gptq's sums of squared activations in float32.
+    """A `Catcher` of mlx_lm.quant.gptq that sums squared activations in float32.
 
-    It adds them up in the model's own dtype, and those of 65 000 tokens are more than float16 can hold: the
-    sums were infinite, and the weights that came of them meant nothing.
+    mlx-lm adds them in the model's own dtype. In float16 the sums over 65 000 tokens overflow to infinity,
+    and the resulting weights are meaningless.
     """
     import mlx.core as mx
 
@@ -71,7 +74,7 @@ def _in_float32(catcher: Any) -> Any:
 
 
 def arguments(request: LearnedRequest) -> list[str]:
-    """The command line of the method's own `main`."""
+    """The command line for the method's own `main`, without the program name."""
     common = {"model": request.source, "mlx-path": request.out, "seed": request.seed}
     own: dict[str, object] = {
         "bits": request.bits,
@@ -102,7 +105,7 @@ def arguments(request: LearnedRequest) -> list[str]:
 def texts(path: Path, name: str) -> list[str]:
     """The pieces of a calibration file: lines of a .jsonl (`text`, or `messages` joined), else the whole.
 
-    Messages call it `name`.
+    Exits with a message, which calls the file `name`, for a line that has neither.
     """
     if path.suffix != ".jsonl":
         return [path.read_text(encoding="utf-8")]
@@ -131,7 +134,7 @@ def _tokens(request: LearnedRequest, tokenizer: Any) -> list[int]:
 
 
 def _chunks(request: LearnedRequest) -> Callable[..., Any]:
-    """In place of mlx_lm.quant.utils.load_data: (samples, sequence_length) tokens of the declared text."""
+    """Replaces mlx_lm.quant.utils.load_data: gives tokens [samples, sequence_length] of the declared text."""
 
     def load_data(tokenizer: Any, num_samples: int, sequence_length: int) -> Any:
         import mlx.core as mx
@@ -145,7 +148,7 @@ def _chunks(request: LearnedRequest) -> Callable[..., Any]:
 
 
 def _pairs(request: LearnedRequest) -> Callable[..., Any]:
-    """In place of mlx_lm.quant.dwq.load_data: training and validation pieces as (tokens, offset)."""
+    """Replaces mlx_lm.quant.dwq.load_data: gives pieces for training and validation, as (tokens, offset)."""
 
     def load_data(tokenizer: Any, *_: Any, **__: Any) -> Any:
         import numpy as np

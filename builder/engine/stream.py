@@ -1,7 +1,7 @@
 """One pass over a model: every block is fused, cast and quantized for all variants, then let go.
 
-The weights are lazy until `take` asks for a block. Memory is a block, not a model, as long as nobody else
-holds the arrays: `drop` lets go of them.
+The weights are lazy until `take` asks for a block. `drop` lets go of a block. So memory holds a block and not
+a model, as long as nothing else holds the arrays.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from builder.spec.types import Quantization, Variant
 from builder.weights.overrides import deciding
 from builder.weights.structure import block_of
 
-# Elements that mlx quantizes in about the time that the kernels take to be ready: to load, or, where this
-# machine has not compiled them yet, to compile (5 s, of which the next builds have the use too).
+# Elements that mlx quantizes in the time that the kernels need to load (COMPILED_FROM), or to be compiled
+# first on this machine (COMPILE_FROM: 5 s, which later builds do not spend again).
 COMPILED_FROM = 30_000_000
 COMPILE_FROM = 300_000_000
-# How mlx says that it got no memory: [malloc], [metal::malloc], cudaMalloc, Insufficient Memory ...
+# Words in mlx's errors for too little memory: [malloc], [metal::malloc], cudaMalloc, Insufficient Memory ...
 _MEMORY = re.compile(r"malloc|memory", re.IGNORECASE)
 
 
@@ -54,7 +54,7 @@ class Unquantizable(BuildError):
 
 @dataclass(frozen=True)
 class Request:
-    """One variant to make in this pass: what the plan resolved, and what it was resolved from."""
+    """One variant to make in this pass, with the dtype and the quantization that the plan resolved for it."""
 
     variant: Variant
     dtype: str | None
@@ -78,10 +78,10 @@ class Stream:
         configs: Collection[str] | None = None,
         survival: bool = False,
     ) -> None:
-        """Sorts everything by block; evaluates nothing. Raises AdapterMismatch, LayoutChanged.
+        """Sorts everything by block. Evaluates nothing. Raises AdapterMismatch, LayoutChanged, Unquantizable.
 
-        configs: the variants that `config` will be asked for, all of them without it; each takes mlx-lm a
-        walk through the model.
+        configs: the variants for which `config` will be called. None: all. Each costs a walk through the
+        model.
         """
         self._keep_vision = "vision_tower" in getattr(model, "model", {})
         self._configs = {
@@ -99,7 +99,7 @@ class Stream:
         for block in self._blocks.values():
             block.survival = survival
         del model
-        gc.collect()  # modules refer to themselves in cycles: without this every array stays alive
+        gc.collect()  # modules are in reference cycles, so without this every array stays alive
 
     def config(self, variant: str) -> bytes:
         """config.json of one variant, as mlx_lm.utils.save_config writes it."""
@@ -114,9 +114,9 @@ class Stream:
         return json.dumps(_encode_tagged_floats(dict(sorted(config.items()))), indent=4).encode()
 
     def take(self, block: str, variants: Collection[str], target: str) -> dict[str, Shard]:
-        """The tensors of one block for each of `variants`, as bytes. What was read stays until `drop`.
+        """The tensors of one block for each of `variants`, as bytes. The weights stay in memory until `drop`.
 
-        Raises NotFinite; EngineError where a GPU's memory is not enough.
+        `target` is named in errors. Raises NotFinite, and EngineError when memory does not suffice.
         """
         recipes = {variant: self._recipes[variant] for variant in variants}
         try:
@@ -131,29 +131,29 @@ class Stream:
             raise
 
     def prefetch(self, block: str) -> None:
-        """Start reading a block's weights; returns at once."""
+        """Starts reading the weights of a block, and returns at once."""
         mx.async_eval(self._blocks[block].parameters)  # type: ignore[no-untyped-call]
 
     def survival(self, block: str, variant: str) -> str:
-        """What `take` measured of a variant of a block, as a line of text; empty if nothing was quantized."""
+        """What `take` measured for a variant of a block, as one line of JSON. Empty without a measure."""
         paths = self._blocks[block].measured.get(variant)
         return to_text(paths) if paths else ""
 
     def drop(self, block: str) -> None:
-        """Let a block go, read or not; on a GPU its memory too, which mlx would keep for its next arrays."""
+        """Lets a block go. On a GPU also frees its memory, which mlx would keep for its next arrays."""
         self._blocks.pop(block, None)
         if mx.default_device() != mx.Device(mx.cpu):
             mx.clear_cache()
 
 
 def _work(model: nn.Module, requests: Sequence[Request]) -> int:
-    """Elements to quantize, counted once for each variant."""
+    """How many elements to quantize, counted once for each variant."""
     sizes = {path: module.weight.size for path, module in quantizable_modules(model) if "weight" in module}
     return sum(sizes.get(path, 0) for request in requests for path in request.quantization)
 
 
 def cut(model: nn.Module, adapter: LoadedAdapter | None, *, compiled: bool = True) -> dict[str, Block]:
-    """The model's parameters, modules and LoRA layers, sorted by block. Raises AdapterMismatch."""
+    """Block name -> the block, with its parameters, modules and LoRA layers. Raises AdapterMismatch."""
     castable = getattr(model, "cast_predicate", lambda _: True)
     layers = lora_layers(model, adapter) if adapter else {}
     parameters: dict[str, dict[str, mx.array]] = {}
@@ -190,7 +190,10 @@ def clone(model: nn.Module) -> nn.Module:
 
 
 def _config(model: nn.Module, config: dict[str, Any], request: Request) -> dict[str, Any]:
-    """config.json as mlx_lm.utils.quantize_model makes it; checks that it decides what the plan decided."""
+    """config.json as mlx_lm.utils.quantize_model makes it.
+
+    Raises Unquantizable, and LayoutChanged if mlx-lm decides otherwise than the plan.
+    """
     variant = request.variant
     if not variant.is_quantized:
         return copy.deepcopy(config)
@@ -200,7 +203,7 @@ def _config(model: nn.Module, config: dict[str, Any], request: Request) -> dict[
     seen: dict[str, Quantization] = {}
     predicate = _predicate(model, variant, seen)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints bits per weight
+        with contextlib.redirect_stdout(io.StringIO()):  # quantize_model prints bits per weight
             _, made = quantize_model(
                 clone(model),
                 config,
@@ -209,7 +212,7 @@ def _config(model: nn.Module, config: dict[str, Any], request: Request) -> dict[
                 mode=default.mode if default else "affine",
                 quant_predicate=predicate,
             )
-    except Exception as error:  # whatever the model's own to_quantized raises
+    except Exception as error:  # the model's own to_quantized may raise anything
         raise Unquantizable(target=variant.name, what=one_line(error)) from error
     if seen != request.quantization:
         odd = sorted(set(seen.items()) ^ set(request.quantization.items()), key=str)[0][0]
@@ -220,7 +223,10 @@ def _config(model: nn.Module, config: dict[str, Any], request: Request) -> dict[
 def _predicate(
     model: nn.Module, variant: Variant, seen: dict[str, Quantization]
 ) -> Callable[[str, nn.Module], bool | dict[str, Any]]:
-    """Overrides first, then the recipe or the model's own quant_predicate; notes each decision in `seen`."""
+    """A predicate for mlx-lm: overrides decide first, then the recipe or the model's own quant_predicate.
+
+    The predicate notes each decision in `seen`.
+    """
     from mlx_lm.convert import mixed_quant_predicate_builder
 
     inner: Any
@@ -249,9 +255,9 @@ def _predicate(
 
 
 def with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
-    """config.json says the dtype that was asked for, under whichever key it uses.
+    """`config` with the dtype that was asked for, under each key that it uses. Changes `config`.
 
-    (mlx_lm.convert --dtype leaves the old one, and the next convert casts back.)
+    mlx_lm.convert --dtype leaves the old dtype there, and the next convert casts back.
     """
     if dtype is None:
         return config

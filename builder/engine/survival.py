@@ -1,14 +1,15 @@
-"""How much of a fine-tune is left after quantizing: measured while base, delta and codes are in memory.
+"""Measures how much of a fine-tune is left after quantizing, while base, delta and codes are in memory.
 
-For a path with weight W before the adapter, W' = W + D after it, and Q what its codes stand for:
-delta = |D|^2, error = |Q - W'|^2, kept = D . (Q - W), all in float32 over rows taken evenly from the weight
-(SAMPLE elements, at least one row of each expert) and scaled to all of them. They are estimates.
+A path has weight W before the adapter and W' = W + D after it. Q is the dequantized weight. Then
+weight = |W'|^2, delta = |D|^2, error = |Q - W'|^2, kept = D . (Q - W) and remains = |Q - W|^2. All are
+float32 sums over rows taken evenly from the weight (SAMPLE elements, at least one row of each expert), scaled
+to all rows. So they are estimates.
 
-For the 56 paths of the shipped adapter at 5 bits: in a single path delta is off by -21 to +20 % (standard
-deviation 8.8 %), error by -9 to +7 % (3.1 %), their ratio by at most 1.1 dB (0.45 dB); in all of them
-together delta by -1.5 %, error by -1.6 %, the ratio by 0.01 dB. |D|^2 of a LoRA could be had exactly from its
-factors, but rows with large weights have large deltas and large errors: the ratio gains from looking at the
-same rows.
+The errors of these estimates, for the 56 paths of the shipped adapter at 5 bits: in a single path, delta is
+off by -21 to +20 % (standard deviation 8.8 %), error by -9 to +7 % (3.1 %), and their ratio by at most 1.1 dB
+(0.45 dB). In all paths together, delta is off by -1.5 %, error by -1.6 %, and their ratio by 0.01 dB. |D|^2
+of a LoRA could be computed exactly from its factors. But rows with large weights have large deltas and large
+errors. So the ratio is more exact if both come from the same rows.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _HALF = {"BF16": mx.bfloat16, "F16": mx.float16}
 
 @dataclass(frozen=True)
 class PathSurvival:
-    """Squared norms and one product of one quantized path; `delta` 0 where no adapter touched it."""
+    """Estimates for one quantized path, as the module defines them. `delta` is 0 without an adapter."""
 
     path: str
     weight: float
@@ -49,7 +50,11 @@ class PathSurvival:
 def measure(
     path: str, before: mx.array | None, after: mx.array, shard: Mapping[str, RawTensor], how: Quantization
 ) -> PathSurvival:
-    """`before` and `after`: the weight without and with the adapter, [..., columns]; None: not adapted."""
+    """Measures one path, with mlx, on sampled rows.
+
+    `before` and `after` are the weight without and with the adapter, [..., columns]. `before` is None if the
+    path is not adapted. `shard` holds the quantized tensors.
+    """
     columns = after.shape[-1]
     total, chosen = _sample(after.shape)
     rows = mx.array(chosen)
@@ -78,10 +83,10 @@ def measure(
 def sampled_losses(
     path: str, before: Array | None, after: Array, dtype: str, settings: Sequence[kernels.Setting]
 ) -> list[PathSurvival]:
-    """What `measure` says, for each of `settings`, by the compiled kernels on the sampled rows alone.
+    """What `measure` returns, for each of `settings`, computed by the compiled kernels.
 
-    `before` and `after`: stored values of `dtype`, [..., columns]. Only where the kernels are exact: they
-    quantize the rows again, group by group as the whole weight was.
+    `before` and `after` are stored values of `dtype`, [..., columns]. The kernels quantize the sampled rows
+    again. So they must be exact for `dtype` and `settings`.
     """
     total, chosen = _sample(after.shape)
     fused = after.reshape(total, -1)[chosen]
@@ -100,7 +105,7 @@ def sampled_losses(
 
 
 def finite(tensor: RawTensor) -> bool:
-    """Whether a stored tensor holds neither NaN nor infinity; integers never do."""
+    """Whether a stored tensor holds neither NaN nor infinity. True for integers."""
     if tensor.dtype not in ("F32", *_HALF):
         return True
     kinds: dict[str, tuple[Any, int]] = {
@@ -112,12 +117,12 @@ def finite(tensor: RawTensor) -> bool:
 
 
 def _sample(shape: Sequence[int]) -> tuple[int, npt.NDArray[np.int64]]:
-    """How many rows of `shape` there are, and which of them are looked at."""
+    """How many rows `shape` has, and the indices of the rows to examine, int64."""
     columns, rows, experts = shape[-1], shape[-2], math.prod(shape[:-2])
     count = max(1, min(rows, SAMPLE // columns // experts))
     if experts == 1:
         chosen = np.linspace(0, rows - 1, count).astype(np.int64)
-        return rows, chosen[np.diff(chosen, prepend=-1) > 0]  # as np.unique does, which imports numpy.ma
+        return rows, chosen[np.diff(chosen, prepend=-1) > 0]  # np.unique would import numpy.ma
     shift = np.arange(experts) * _GOLDEN % 1  # other rows of each expert
     places = (np.arange(count) + shift[:, None]) * rows / count
     return experts * rows, (places.astype(np.int64) + rows * np.arange(experts)[:, None]).reshape(-1)

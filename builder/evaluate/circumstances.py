@@ -1,4 +1,4 @@
-"""When, where and with what something was measured: it may move a figure, so it stands beside each."""
+"""When, where and with what a figure was measured. These may change a figure, so each result records them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from builder.project.toolchain import machine, now, version_of
 
 @dataclass(frozen=True)
 class Told:
-    """The circumstances of several results as text: from when to when, on what, with what."""
+    """The circumstances of several results as text: the times, the machines, and the versions."""
 
     when: str
     where: str
@@ -18,7 +18,7 @@ class Told:
 
 
 def told(made: Iterable[Mapping[str, str]]) -> Told | None:
-    """What the results of a target say of themselves; None when there are none."""
+    """The circumstances of the results of a target, from their `made`. None when there are no results."""
     known = [each for each in made if each]
     if not known:
         return None
@@ -32,7 +32,7 @@ def told(made: Iterable[Mapping[str, str]]) -> Told | None:
 
 
 def circumstances() -> dict[str, str]:
-    """Now (RFC 3339), this machine, and the versions that are installed."""
+    """The time (RFC 3339), this machine, and the installed versions of mlx and mlx-lm."""
     return {
         "at": now(),
         "machine": machine(),
@@ -42,7 +42,7 @@ def circumstances() -> dict[str, str]:
 
 
 def device() -> str:
-    """What mlx computes on: "cpu", or "gpu" with the name that its driver gives."""
+    """The device that mlx computes on: "cpu", or "gpu" with the name that the driver gives."""
     import mlx.core as mx
 
     kind = mx.default_device().type.name

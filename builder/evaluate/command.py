@@ -1,4 +1,4 @@
-"""Figures that somebody else's program measures: it prints one JSON object of numbers."""
+"""Runs the command of a suite, which measures a target and prints one JSON object of numbers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class CommandFailed(BuildError):
 
 
 def run_command(suite: Suite, model: Path, folder: Path) -> dict[str, Figure]:
-    """Runs the command in `folder`; what it prints before its last line does not matter.
+    """Runs the command in `folder` and returns its figures by name. Raises CommandFailed.
 
-    Raises CommandFailed.
+    The JSON object is the whole output, or the last line of the output.
     """
     code, out, err = _run(suite, model, folder)
     if code:
@@ -48,7 +48,7 @@ def _failed(suite: Suite, what: str) -> CommandFailed:
 
 
 def _run(suite: Suite, model: Path, folder: Path) -> tuple[int, str, str]:
-    """Exit code and output. The command is a group of processes, ended as one: with us, or by `timeout`."""
+    """Exit code, stdout and stderr. The whole process group is killed when we stop or after `timeout`."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
         words = [word.replace("{model}", str(model)) for word in shlex.split(suite.command)]
@@ -70,9 +70,10 @@ def _run(suite: Suite, model: Path, folder: Path) -> tuple[int, str, str]:
 
 
 def _figures(data: object, failed: Callable[[str], CommandFailed]) -> dict[str, Figure]:
-    """The numbers of an object. `n` says how many observations they come from, all of them or each by name.
+    """The numbers of a JSON object. Empty if `data` is not an object.
 
-    A figure from 0 to 1 that comes from n observations is taken for a rate, and has Wilson's interval.
+    `n` in the object says how many observations the figures come from. It is a number, or an object with one
+    number for each figure. A figure from 0 to 1 that has an `n` is taken for a rate, with Wilson's interval.
     """
     if not isinstance(data, dict):
         return {}
@@ -104,7 +105,7 @@ def _finite(number: int | float) -> float | None:
 
 
 def _count(said: object) -> int | None:
-    """A whole number from 1 on, however it is written."""
+    """A whole number of at least 1, also when written as 3.0. None for anything else."""
     if isinstance(said, bool) or not isinstance(said, int | float):
         return None
     value = _finite(said)

@@ -1,9 +1,9 @@
-"""Whether two targets differ: decided on the same questions, question by question, and by nothing else.
+"""Decides whether two targets differ, by comparing their answers to the same questions one by one.
 
-Two rates whose intervals overlap may differ all the same, since both targets met the same questions; and two
-figures that look different may not. So: right or wrong answers are compared by McNemar's exact test, losses
-and divergences by changing the signs of their paired differences. Of many tests in one table, Holm's method
-keeps the chance low that any of them finds what is not there.
+Two rates may differ although their intervals overlap, because both targets answered the same questions. Two
+figures that look different may not differ. So right and wrong answers are compared by McNemar's exact test.
+Losses and divergences are compared by changing the signs of their paired differences. A table has many tests.
+Holm's method keeps the chance low that any of them finds a difference that does not exist.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from builder.evaluate.statistics import holm, mcnemar, paired_rates, sign_flip, standard_error, t95
 
 LEVEL = 0.05
-# (kind of suite, name of a figure): the rows of these are right (1) or wrong (0).
+# (kind of suite, name of a figure) of the figures whose rows are right (1) or wrong (0).
 RATES = frozenset({("choice", "accuracy"), ("choice", "greedy"), ("exact", "rate"), ("generate", "rate")})
-# The figures with a row for each question, the main one first: it is compared where nothing is required.
+# The figures with a row for each question. The first figure is compared where the model requires none.
 PAIRED: Mapping[str, tuple[str, ...]] = {
     "choice": ("accuracy", "greedy"),
     "exact": ("rate",),
@@ -29,11 +29,10 @@ PAIRED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """second - first, in the mean over questions, with its 95 % interval: Newcombe's for
-    rates, else Student's.
+    """The mean over questions of second - first, with its 95 % interval (rates: Newcombe's, else Student's).
 
-    `p` is that of the paired test, `adjusted` by Holm's method where it is one of several. `differ`, which
-    goes by `adjusted`, is the only ground to call two targets different.
+    `p` is the p-value of the paired test. `adjusted` is the p-value after Holm's method, which equals `p` for
+    a single test. `differ` compares `adjusted` with LEVEL. Only `differ` says that two targets differ.
     """
 
     value: float
@@ -53,9 +52,10 @@ class Difference:
 def compare(
     kind: str, name: str, first: Sequence[float], second: Sequence[float], *, seed: int = 0
 ) -> Difference:
-    """The rows of a figure in two results of one suite of that kind, in the order of its questions.
+    """Compares the rows of the figure `name` in two results of one suite of kind `kind`.
 
-    Raises ValueError where the numbers of questions differ.
+    Both have the order of the suite's questions. `seed` is for the random changes of sign. Raises ValueError
+    for different numbers of questions.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} questions against {len(second)}: not the same suite")
@@ -77,7 +77,7 @@ def compare(
 
 
 def together(differences: Sequence[Difference]) -> list[Difference]:
-    """The same, each judged as one of so many tests."""
+    """The differences in the same order, each judged as one test among all of them (Holm's method)."""
     adjusted = holm([difference.p for difference in differences])
     return [
         replace(difference, adjusted=p, differ=p < LEVEL)

@@ -1,4 +1,4 @@
-"""Talking to the process that holds a model: a request in, its progress meanwhile, an answer out."""
+"""Talks to the process that holds a model: sends a request, shows the progress, returns the answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO, Any
 from builder.console.events import Emit, Scored
 from builder.errors import BuildError
 
-Step = Callable[[int, int], None]  # how many of how many are done
+Step = Callable[[int, int], None]  # step(done, total)
 MARK = "modelkiln progress "  # begins the worker's lines on stderr that are not for people
 _EVERY_S = 0.25
 
@@ -26,9 +26,9 @@ class EvaluationFailed(BuildError):
 
 
 def ask(target: str, request: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
-    """The worker's answer to a request; what it has done is emitted as it goes.
+    """Starts a worker and returns its answer to the request. `emit` gets the worker's progress.
 
-    Raises the BuildError that the worker met, EvaluationFailed when it ends in any other way.
+    Raises the BuildError that the worker raised, or EvaluationFailed if the worker does not answer.
     """
     command = [sys.executable, "-m", "builder.evaluate.worker"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -38,7 +38,7 @@ def ask(target: str, request: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         listener.start()
         try:
             text = _exchange(process, request)
-        except BaseException:  # Ctrl-C: the worker ends first, then its pipes
+        except BaseException:  # for example Ctrl-C: the worker must end before its pipes are closed
             process.kill()
             raise
         finally:
@@ -60,7 +60,7 @@ def _exchange(process: subprocess.Popen[str], request: Mapping[str, Any]) -> str
     try:
         json.dump(request, process.stdin)
         process.stdin.close()
-    except BrokenPipeError:  # it ended at once, and said why
+    except BrokenPipeError:  # the worker ended at once, and stderr says why
         pass
     return process.stdout.read()
 
@@ -77,7 +77,7 @@ def described_error(error: BuildError) -> dict[str, Any]:
 
 
 def error_from(described: Mapping[str, Any]) -> BuildError:
-    """The error that `described_error` was given."""
+    """The error that `described_error` described."""
     kind: type[BuildError] = getattr(import_module(described["module"]), described["class"])
     error = kind(hint="", **described["fields"])
     error.hint_text = described["hint"]
@@ -85,7 +85,7 @@ def error_from(described: Mapping[str, Any]) -> BuildError:
 
 
 def _listen(stream: IO[str], said: list[str], target: str, emit: Emit) -> None:
-    """Progress becomes events; the last of the other lines is what an unexpected end is explained with."""
+    """Turns lines of progress into events. Keeps the last other line, to explain an unexpected end."""
     for line in stream:
         if line.startswith(MARK):
             done, _, total = line.removeprefix(MARK).strip().partition("/")
@@ -95,7 +95,7 @@ def _listen(stream: IO[str], said: list[str], target: str, emit: Emit) -> None:
 
 
 def telling() -> Step:
-    """For the worker: tells how far it is, at most a few times a second, and when it is done."""
+    """For the worker: a step that writes progress to stderr, at most four times a second and at the end."""
     last = 0.0
 
     def tell(done: int, total: int) -> None:
@@ -109,4 +109,4 @@ def telling() -> Step:
 
 
 def untold(done: int, total: int) -> None:
-    """Tells nobody."""
+    """A step that reports nothing."""

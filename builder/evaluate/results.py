@@ -1,4 +1,4 @@
-"""What a suite measured of a target, as a value, as text, and in the store under evals/."""
+"""The result of a suite for a target: its type, its file in the store under evals/, and its conditions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Result:
-    """What one suite measured of one target: `figures`, by name.
+    """What one suite measured for one target. `figures` are by name.
 
-    `rows`, by the name of a figure, has one outcome for each question, for paired tests. `made` says how,
-    when and on what it was measured.
+    `rows` has, by the name of a figure, one outcome for each question. Paired tests use them. `made` says
+    how, when and on which machine the suite measured.
     """
 
     key: Key
@@ -37,7 +37,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Doubt:
-    """A condition that a target meets, but not with certainty: one `end` of the interval does not meet it."""
+    """A condition that a target meets, but not with certainty: `end` of the interval does not meet it."""
 
     condition: Condition
     end: float
@@ -48,7 +48,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Missed:
-    """A condition that a target does not meet; `value` is what was measured, None when nothing was."""
+    """A condition that a target does not meet. `value` is the measured figure, or None without a result."""
 
     condition: Condition
     value: float | None
@@ -61,11 +61,12 @@ class Missed:
 
 
 def path(store: Store, key: Key) -> Path:
+    """The file that holds the result of a key."""
     return store.evals / key[:2] / f"{key}.json"
 
 
 def read(store: Store, key: Key) -> Result | None:
-    """The result of a key; None when there is none or it cannot be trusted."""
+    """The result of a key. None when there is none, or when its file is damaged."""
     text = seals.read(path(store, key))
     if text is None:
         return None
@@ -81,19 +82,19 @@ def read(store: Store, key: Key) -> Result | None:
 
 
 def write(store: Store, result: Result) -> None:
-    """Raises StoreError."""
+    """Keeps a result in the store. Raises StoreError."""
     text = json.dumps({"format": FORMAT, **asdict(result)}, sort_keys=True)
     seals.write(store, path(store, result.key), text + "\n")
 
 
 def figure_of(results: Mapping[str, Result], metric: Metric) -> Figure | None:
-    """What was measured of a metric, in results by suite."""
+    """The figure of a metric, from results by suite. None if it was not measured."""
     result = results.get(metric.suite)
     return result.figures.get(metric.name) if result else None
 
 
 def missed(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> list[Missed]:
-    """The conditions that do not hold for these results (by suite), in order of declaration."""
+    """The conditions that do not hold, in order of declaration. `results` are by suite."""
     found = []
     for condition in conditions:
         figure = figure_of(results, condition.metric)
@@ -104,7 +105,7 @@ def missed(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> 
 
 
 def doubts(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> list[Doubt]:
-    """The conditions that hold, but not for the whole interval, in order of declaration."""
+    """The conditions that hold for the figure but not for its whole interval, in order of declaration."""
     found = []
     for condition in conditions:
         figure = figure_of(results, condition.metric)
@@ -129,12 +130,12 @@ def _holds(condition: Condition, value: float) -> bool:
 
 
 def side(operator: str) -> Literal["low", "high"]:
-    """Where a value that does not meet such a condition lies."""
+    """The side on which values miss a condition with this operator."""
     return "high" if operator.startswith("<") else "low"
 
 
 def interval_text(figure: Figure) -> str:
-    """Its 95 % interval: "0.941 to 0.995"; empty where there is none."""
+    """The 95 % interval of a figure, such as "0.941 to 0.995". Empty if the figure has no interval."""
     if figure.interval is None:
         return ""
     low, high = figure.interval

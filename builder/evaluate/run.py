@@ -1,4 +1,4 @@
-"""Measure a target by the suites of its model: what the store knows is not measured again."""
+"""Measures a target by the suites of its model. A result that the store has is not measured again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from builder.store import blobs, records
 from builder.store.locks import build_session, measuring
 from builder.store.types import Record
 
-_OF_MEMORY = 0.7  # the share that weights may take; activations and logits need the rest
+_OF_MEMORY = 0.7  # the share of memory for weights. Activations and logits need the rest
 
 
 class ChangedMeanwhile(BuildError):
@@ -46,7 +46,7 @@ class RequirementMissed(BuildError):
 
 
 def measured(project: Project, target: TargetPlan) -> dict[str, Result]:
-    """What the store knows of a target, by suite. Raises SourceError for data that is not there."""
+    """The results of a target that the store has, by suite. Raises SourceError if a data file is missing."""
     found = (
         (suite, results.read(project.store, _key(project, target, suite)))
         for suite in _suites(project, target)
@@ -64,7 +64,7 @@ def known_of(project: Project, target: Target, measured: Key) -> dict[str, Resul
 
 
 def complete(project: Project, target: TargetPlan) -> bool:
-    """Whether every result is there and every requirement holds."""
+    """Whether the store has every result of a target and every requirement holds."""
     known = measured(project, target)
     model = target.target.model
     return set(model.suites) <= set(known) and not missed(model.require, known)
@@ -110,7 +110,7 @@ def _measure(
     scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
     references = {s.name: _reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
     generated = [[suite] for suite in todo if suite.kind == "generate"]
-    for together in [scored, *generated] if scored else generated:  # those that are scored share one pass
+    for together in [scored, *generated] if scored else generated:  # all scored suites share one pass
         emit(Note(f"measuring {target.name}: {', '.join(suite.name for suite in together)}"))
         request = {**_request(project, target, together, directory), "references": references}
         with _sources_unchanged(project, target) if directory is None else nullcontext():
@@ -149,7 +149,7 @@ def _sources_unchanged(project: Project, target: TargetPlan) -> Iterator[None]:
 
 
 def check(target: TargetPlan, known: Mapping[str, Result]) -> list[Missed]:
-    """Raises RequirementMissed, which says by how much."""
+    """Raises RequirementMissed if a requirement is missed. The message says by how much."""
     wrong = missed(target.target.model.require, known)
     if wrong:
         raise RequirementMissed(target=target.name, what="; ".join(map(str, wrong)))
@@ -160,7 +160,7 @@ def check(target: TargetPlan, known: Mapping[str, Result]) -> list[Missed]:
 
 
 def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -> str:
-    """The file of the reference's log-probs, made if the store has none."""
+    """The path of the reference's log-probs, which are made if the store has none."""
     key = reference_key(project, target, suite)
     record = usable_record(project.store, key)
     if record is None:
@@ -176,14 +176,14 @@ def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -
             how: dict[str, str | int | float | bool] = {"top_k": suite.top_k, "precision": PRECISION}
             record = Record(key, "reference", blobs.ingest_file(project.store, file), how)
         records.write(project.store, record)
-        register(project)  # so that gc, from another checkout too, keeps it
+        register(project)  # so that gc keeps the record, also when another checkout runs gc
     return str(blobs.path(project.store, record.blob.digest))
 
 
 def _request(
     project: Project, target: TargetPlan, suites: Sequence[Suite], directory: Path | None
 ) -> dict[str, Any]:
-    """What the worker is told. Without a directory it makes the target of its sources, as `stored`."""
+    """The request to the worker. Without a directory the worker makes the target from its sources."""
     base = project.spec.bases[target.target.model.base]
     adapter = target.target.model.adapter
     worn = project.spec.adapters[adapter] if adapter else None
@@ -204,7 +204,7 @@ def _request(
 
 
 def by_layer(target: TargetPlan, memory: int) -> bool:
-    """Whether the model in float32 and its batches would not fit into `memory` bytes."""
+    """Whether the model must be scored layer by layer, because in float32 it does not fit `memory` bytes."""
     parameters = sum(math.prod(each.tensor.shape) for each in target.base.structure.parameters)
     return 4 * parameters > _OF_MEMORY * memory
 
@@ -214,10 +214,12 @@ def _physical_memory() -> int:
 
 
 def described(suite: Suite) -> dict[str, Any]:
+    """A suite for another process, as JSON values."""
     return {**asdict(suite), "data": str(suite.data) if suite.data else None}
 
 
 def suite_from(described: Mapping[str, Any]) -> Suite:
+    """The suite that `described` described."""
     known = {field.name for field in fields(Suite)}
     suite = Suite(**{key: value for key, value in described.items() if key in known})
     return replace(suite, data=Path(str(suite.data)) if suite.data else None)

@@ -1,4 +1,4 @@
-"""Every target with what was measured of it: what `doit status` and Python both answer. Measures nothing."""
+"""The status of every target with its score, for `doit status` and for the Python API. Measures nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from builder.project.status import Status, survey
 
 
 def scored_survey(project: Project) -> tuple[Status, ...]:
-    """Every declared target, in the order of the file, with its score and misses. Raises BuildError."""
+    """The status of every declared target, in file order, with score and misses. Raises BuildError."""
     return tuple(scored(project, row) for row in survey(project))
 
 
 def scored(project: Project, row: Status) -> Status:
-    """With what is known of the model's requirements."""
+    """The status with the score of the first requirement, and with the requirements that are missed."""
     target = project.spec.target(row.target)
     known_keys = project.known.get(row.target)
     if not target.model.require or known_keys is None or row.state == "missing":

@@ -1,9 +1,9 @@
 """How far a figure can be trusted: intervals, and paired tests of two targets on the same questions.
 
-Wilson 1927 (interval of a rate; of clustered ones with the effective number of Korn and Graubard 1998),
-Student's t for means of clusters, McNemar 1947 in its exact form and Newcombe 1998 for the difference of
-paired rates, Fisher's randomization test of paired differences, Holm 1979 for many tests. numpy is imported
-where many random numbers are drawn.
+A rate has Wilson's interval (1927). A rate of clustered observations uses the effective number of Korn and
+Graubard (1998). A mean of clusters uses Student's t. Two paired rates are compared by McNemar's exact test
+(1947) and Newcombe's interval (1998). Other paired differences are tested by Fisher's randomization test.
+Holm's method (1979) adjusts many tests. numpy is imported only where many random numbers are drawn.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from functools import lru_cache
 from typing import Any
 
 Z95 = 1.959963984540054
-_EXACT = 15  # differences up to which all changes of sign are looked at
-_ROUNDS = 20_000  # random ones beyond that, so no p is below 1 / 20 001
+_EXACT = 15  # up to so many differences, all changes of sign are examined
+_ROUNDS = 20_000  # for more differences, random changes of sign. So no p is below 1 / 20 001
 _AT_ONCE = 1 << 22  # random numbers in memory
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value with its 95 % interval, from n observations; no interval: None.
+    """A measured value from n observations, with its 95 % interval, or None for both ends.
 
-    `clusters`: how many answers the n tokens belong to, where the interval is that of clusters.
+    Where the tokens of an answer are a cluster, n counts tokens and `clusters` counts answers.
     """
 
     value: float
@@ -35,14 +35,14 @@ class Figure:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """None where there is none or it says nothing: of a single observation, or without width."""
+        """The interval, or None if there is none or if it says nothing (no width, or both ends infinite)."""
         if self.low is None or self.high is None or not self.low < self.high:
             return None
         return (self.low, self.high) if math.isfinite(self.low) or math.isfinite(self.high) else None
 
     @property
     def counted(self) -> str:
-        """What the value comes from: "120", "1917 tokens of 120 answers"."""
+        """What the value comes from: "120" or "1917 tokens of 120 answers"."""
         return str(self.n) if self.clusters is None else f"{self.n} tokens of {self.clusters} answers"
 
 
@@ -53,10 +53,11 @@ def rate(hits: Sequence[bool]) -> Figure:
 
 
 def clustered_rate(hits: Sequence[bool], groups: Sequence[int]) -> Figure:
-    """The share of hits that come in clusters: Wilson's interval of the independent ones they are worth.
+    """The share of hits that come in clusters, with Wilson's interval for their effective number.
 
-    That many are p (1 - p) / (standard error of clusters)^2, less for few clusters (Student's t). Where all
-    hits are alike, one for each cluster.
+    `groups[i]` is the cluster of hit i. The effective number is p (1 - p) / (standard error of clusters)^2,
+    and less for few clusters (Student's t). If all hits are equal, it is the number of clusters. Source: Korn
+    and Graubard 1998.
     """
     n, clusters = len(hits), len(set(groups))
     if clusters < 2:
@@ -69,10 +70,10 @@ def clustered_rate(hits: Sequence[bool], groups: Sequence[int]) -> Figure:
 
 
 def mean(values: Sequence[float], groups: Sequence[int] | None = None) -> Figure:
-    """The mean, with Student's interval of its standard error; not below 0 for values that never are.
+    """The mean, with Student's interval. The interval does not go below 0 if no value is below 0.
 
-    `groups[i]` says which cluster (row) value i belongs to: tokens of one answer are not independent, so
-    the error is that of clusters.
+    `groups[i]` is the cluster (row) of value i. Tokens of one answer are not independent, so the standard
+    error is computed over clusters.
     """
     n = len(values)
     clusters = n if groups is None else len(set(groups))
@@ -88,7 +89,7 @@ def mean(values: Sequence[float], groups: Sequence[int] | None = None) -> Figure
 
 
 def standard_error(values: Sequence[float], groups: Sequence[int] | None = None) -> float:
-    """Of the mean; of clusters of values when `groups` names them. inf from one cluster."""
+    """The standard error of the mean, over clusters if `groups` is given. inf for a single cluster."""
     n = len(values)
     middle = math.fsum(values) / n
     sums: dict[int, float] = {}
@@ -104,7 +105,10 @@ def standard_error(values: Sequence[float], groups: Sequence[int] | None = None)
 
 @lru_cache
 def t95(degrees: int) -> float:
-    """What Student's |t| exceeds once in twenty: Abramowitz and Stegun 26.7.3 and 26.7.4, bisected."""
+    """The value that Student's |t| exceeds with a probability of 5 %, for `degrees` of freedom.
+
+    Found by bisection of Abramowitz and Stegun 26.7.3 and 26.7.4.
+    """
     if degrees > 10_000:
         return Z95 * (1 + (Z95 * Z95 + 1) / (4 * degrees))
     low, high = 1.0, 20.0
@@ -115,7 +119,7 @@ def t95(degrees: int) -> float:
 
 
 def _inside(t: float, degrees: int) -> float:
-    """The probability of |Student's t| below t."""
+    """The probability that Student's |t| is below `t`."""
     angle = math.atan(t / math.sqrt(degrees))
     sine, cosine, odd = math.sin(angle), math.cos(angle), degrees % 2
     term = cosine if odd else 1.0
@@ -127,7 +131,7 @@ def _inside(t: float, degrees: int) -> float:
 
 
 def wilson(hits: float, n: float) -> tuple[float, float]:
-    """95 % interval of a rate; [0, 1] from nothing."""
+    """The 95 % interval of a rate (Wilson 1927). [0, 1] for n = 0."""
     if n == 0:
         return 0.0, 1.0
     share, z2 = hits / n, Z95 * Z95
@@ -138,11 +142,11 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Exact two-sided p that two targets answer the same questions equally well."""
+    """The exact two-sided p-value of McNemar's test: are two targets right equally often?"""
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     n, least = only_first + only_second, min(only_first, only_second)
-    tail, ways = 0, 1  # integers: 2^n is no float beyond n = 1023
+    tail, ways = 0, 1  # integers, because 2^n overflows a float from n = 1024 on
     for k in range(least + 1):
         tail += ways
         ways = ways * (n - k) // (k + 1)
@@ -150,7 +154,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
 
 
 def paired_rates(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float]:
-    """95 % interval of the second rate less the first: Newcombe's tenth method for paired rates."""
+    """The 95 % interval of the second rate minus the first (Newcombe 1998, method 10, for paired rates)."""
     n = len(first)
     one, other = sum(first), sum(second)
     both = sum(a and b for a, b in zip(first, second, strict=True))
@@ -166,19 +170,19 @@ def paired_rates(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, 
 
 
 def sign_flip(differences: Sequence[float], *, seed: int = 0) -> float:
-    """Two-sided p that paired differences are as likely to have the other sign: Fisher's randomization test.
+    """The two-sided p-value of Fisher's randomization test: could each difference have the other sign?
 
-    Exact over all changes of sign for few differences, from random ones beyond; below 0.05 only from six
-    differences on.
+    For up to 15 differences, all changes of sign are examined. For more, 20 000 random ones are. p cannot be
+    below 0.05 for fewer than six differences.
     """
     import numpy as np
 
     values = np.array([value for value in differences if value], dtype=np.float64)
     if len(values) == 0:
         return 1.0
-    least = abs(values.sum()) - 1e-12 * abs(values).sum()  # sums that differ by rounding are alike
+    least = abs(values.sum()) - 1e-12 * abs(values).sum()  # sums that differ by rounding count as equal
     if len(values) <= _EXACT:
-        codes = np.arange(2 ** (len(values) - 1))[:, None]  # the other half are these, all signs changed
+        codes = np.arange(2 ** (len(values) - 1))[:, None]  # half of them: the others mirror these
         flipped = codes >> np.arange(len(values)) & 1
         return float(np.mean(_at_least(flipped, values, least)))
     draw, found, step = np.random.default_rng(seed), 0, max(1, _AT_ONCE // len(values))
@@ -189,12 +193,15 @@ def sign_flip(differences: Sequence[float], *, seed: int = 0) -> float:
 
 
 def _at_least(flipped: Any, values: Any, least: float) -> Any:
-    """Which changes of sign (an array, 1: changed) leave a sum as far from 0 as `least`."""
+    """For each row of `flipped` (1: sign changed), whether the sum is at least `least` away from 0."""
     return abs(values.sum() - 2 * (flipped @ values)) >= least
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p of each of many tests: any below 0.05 is found by chance once in twenty such lots at most."""
+    """The p-values of several tests after Holm's method (1979), in the same order.
+
+    If no difference exists, the chance that any of them is below 0.05 is at most 5 %.
+    """
     order = sorted(range(len(ps)), key=lambda at: ps[at])
     adjusted, least = [0.0] * len(ps), 0.0
     for rank, at in enumerate(order):
@@ -204,7 +211,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed."""
+    """The smallest value that at least a share of `share` of the values do not exceed. nan for no values."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
@@ -212,7 +219,10 @@ def percentile(values: Sequence[float], share: float) -> float:
 def clustered_percentile(
     values: Sequence[float], groups: Sequence[int], share: float, *, seed: int = 0, rounds: int = 1000
 ) -> Figure:
-    """A percentile with the bootstrap's interval: clusters are drawn, each with all of its values."""
+    """A percentile with a bootstrap interval. Whole clusters are drawn, each with all of its values.
+
+    `groups[i]` is the cluster of value i.
+    """
     import numpy as np
 
     value = percentile(values, share)

@@ -1,4 +1,4 @@
-"""The smallest target of a model that meets its requirements, building and measuring only what that needs."""
+"""Finds the smallest target of a model that meets its requirements. Builds and measures only what it must."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ class NonePasses(BuildError):
 
 @dataclass(frozen=True)
 class Search:
-    """`order` from small to large, `passes` what was found of those that were asked, `found` the smallest
-    of those that pass. `exceptions`: pairs (smaller, larger) where the smaller passes and the larger does
-    not, so that size does not order them. `unasked`: smaller than `found`, and not measured.
+    """The outcome of a search. `order` is all targets from small to large.
+
+    `passes` says of each target that was asked whether it passes. `found` is the smallest target that passes.
+    `exceptions` are pairs (smaller, larger) where the smaller passes and the larger does not. `unasked` are
+    the targets that are smaller than `found` and were not measured.
     """
 
     order: tuple[str, ...]
@@ -64,11 +66,13 @@ def search(
     known: Mapping[str, bool],
     family: Callable[[str], Hashable] = lambda name: None,
 ) -> Search:
-    """Bisects each family, asking `passes` for what is not known; the one with most members first, of the
-    others only what is smaller than the smallest found.
+    """Bisects each family of targets. `passes` is asked about targets that `known` does not have.
 
-    Right where, within a family, whatever passes is passed by all that is larger. Where what is known
-    contradicts that, every member is asked from the small end until one passes.
+    `order` is from small to large. The largest family comes first. Of the other families, only targets
+    smaller than the smallest target found so far are asked.
+
+    The answer is right if, within a family, every target larger than a target that passes also passes. Where
+    the answers contradict this, every member is asked from the small end until one passes.
     """
     asked = dict(known)
 
@@ -92,7 +96,7 @@ def search(
 
 
 def _bisect(order: Sequence[str], ask: Callable[[str], bool]) -> str | None:
-    """The smallest that passes, if all that are larger pass too."""
+    """The smallest target that passes, provided that all larger targets pass too."""
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
@@ -104,7 +108,7 @@ def _bisect(order: Sequence[str], ask: Callable[[str], bool]) -> str | None:
 
 
 def family_of(variant: Variant) -> Hashable:
-    """Variants that differ in bits alone: more of them are expected to be better."""
+    """The family of a variant. Its members differ only in bits, so more bits should be better."""
     learned = variant.learned.method if variant.learned else None
     if variant.quantization is not None:
         how = variant.quantization
@@ -114,7 +118,11 @@ def family_of(variant: Variant) -> Hashable:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A search, what each target that was asked misses, and which passes its intervals leave open."""
+    """The outcome of `find_threshold`.
+
+    `misses` are the missed conditions of each target that was asked. `open` are the conditions that hold only
+    for the figure and not for its whole interval. `built` are the targets that were built or checked.
+    """
 
     search: Search
     misses: Mapping[str, Sequence[Missed]]
@@ -123,7 +131,10 @@ class Threshold:
 
 
 def find_threshold(project: Project, model: str, deliver: Callable[[str], object], emit: Emit) -> Threshold:
-    """`deliver` builds a target by name. Raises BuildError, NonePasses when no target passes."""
+    """Finds the smallest target of `model` that meets the requirements. `deliver` builds a target by name.
+
+    Raises NonePasses when no target passes, NothingToRequire without requirements, and other BuildErrors.
+    """
     require = project.spec.models[model].require
     if not require:
         raise NothingToRequire(model=model)
@@ -156,13 +167,13 @@ def find_threshold(project: Project, model: str, deliver: Callable[[str], object
 
 
 def _weight_bytes(project: Project, plan: TargetPlan) -> int:
-    """As a learned target was made; as it will about be, before."""
+    """Bytes of the shards. For a learned target, an estimate until the target has been made."""
     manifest = records.read_manifest(project.store, plan.key) if plan.needs else None
     return int(manifest.measures["shard_bytes"]) if manifest else nominal_size(plan)
 
 
 def _reason(project: Project, model: str) -> BuildError:
-    """Why nothing of a model can be built: what its first target says."""
+    """Why no target of a model can be built, as its first target says."""
     first = next(plan for plan in project.plan.targets.values() if plan.target.model.name == model)
     assert isinstance(first, Unresolved)
     return first.error or EvaluationFailed(target=first.name, what=first.reason)
@@ -173,7 +184,7 @@ def _all_known(results: Mapping[str, object], plan: TargetPlan) -> bool:
 
 
 def answer(search: Search) -> str:
-    """What was found, and what was not looked at."""
+    """The answer as one sentence: what was found, and what was not measured."""
     if not search.unasked:
         return f"{search.found} is the smallest that passes"
     return f"{search.found} is the smallest found; smaller ones not measured: {', '.join(search.unasked)}"

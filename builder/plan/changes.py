@@ -1,6 +1,6 @@
-"""Why a target would be built again: which input or setting changed, from what to what. Pure.
+"""Says why a target would be built again: which input or setting changed, from what to what. Pure.
 
-The manifest of the former build says what it was made of, the plan says what it would be made of now.
+The manifest says what the former build was made of. The plan says what the target would be made of now.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NUMBERED = re.compile(r"(.*\.)(\d+)")
 
 @dataclass(frozen=True)
 class Change:
-    """One input or setting, before and now; None: it was not there. `is_digest`: hashes of content."""
+    """One input or setting, before and now. None: absent. `is_digest`: the values are hashes of content."""
 
     what: str
     before: str | None
@@ -50,7 +50,7 @@ class Change:
 
     @property
     def text(self) -> str:
-        """In a few words: `adapter changed`, `group_size 64 -> 32`."""
+        """The change in a few words: `adapter changed`, `group_size 64 -> 32`."""
         if self.is_digest:
             return f"{self.what} changed"
         return f"{self.what} {self.before or 'unset'} -> {self.now or 'unset'}"
@@ -60,8 +60,9 @@ class Change:
 class Why:
     """The answer for one target.
 
-    `state` and `reason` as builder.project.state says, `changes` against the former build (none if there was
-    none), `blocks` what a build would make, of `total`, `nbytes` what it would write.
+    `state` and `reason` come from `builder.project.state`. `changes` compares with the former build, and is
+    empty without a former build. A build would make `blocks`, out of `total` blocks, and write `nbytes`
+    bytes. `former` is the time of the former build (RFC 3339), or None.
     """
 
     target: str
@@ -85,7 +86,10 @@ def explain(
     former: Manifest | None,
     missing: Sequence[Action],
 ) -> Why:
-    """What changed since `former`, and what `missing` (the actions without a usable record) will cost."""
+    """What changed since `former`, and the cost of `missing`, which are the actions without a usable record.
+
+    `toolchain` names the versions in use, if they are part of the keys.
+    """
     known = former is not None and former.key != plan.key
     return Why(
         plan.name,
@@ -137,7 +141,7 @@ def changes(plan: TargetPlan, old: Manifest) -> tuple[Change, ...]:
 
 
 def summary(found: Sequence[Change]) -> str:
-    """All changes in one clause."""
+    """All changes as one clause."""
     return ", ".join(change.text for change in found) or "the way blocks are made changed"
 
 
@@ -150,7 +154,7 @@ def inputs_of(plan: TargetPlan) -> Mapping[str, str]:
 
 
 def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
-    """What a manifest records of a target's settings."""
+    """What a manifest records about the settings of a target."""
     variant = plan.target.variant
     settings: dict[str, str | int | bool] = {"variant": variant.name, "dtype": plan.dtype or "as the base"}
     if variant.dtype is not None:
@@ -195,7 +199,7 @@ def block_ranges(blocks: Sequence[str]) -> tuple[str, ...]:
 
 
 def shortened(value: str | None) -> str:
-    """A value for a person: hashes cut, absence said."""
+    """A value for a person: the first 12 digits of a hash, "unset" for None, other values as they are."""
     if value is None:
         return "unset"
     return value[:_SHORT] if _is_hash(value) else value

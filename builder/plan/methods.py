@@ -1,7 +1,7 @@
-"""What each learned quantizer of mlx_lm.quant can do, so that it is refused before any work. Pure.
+"""What each learned quantizer of mlx_lm.quant can do. Pure.
 
-mlx-lm itself finds out after the model is loaded and the text is read, or not at all: dwq at 8 bits trains
-nothing and says nothing.
+The plan refuses other requests before any work. mlx-lm itself refuses them after it has loaded the model and
+read the text, or never: dwq at 8 bits trains nothing and says nothing.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from collections.abc import Mapping
 from builder.spec.types import Learned, Quantization
 from builder.weights.structure import Structure
 
-# mlx_lm.quant.awq.AWQ_MODEL_CONFIGS; the other methods take any model with linear layers.
+# From mlx_lm.quant.awq.AWQ_MODEL_CONFIGS. The other methods take any model with linear layers.
 AWQ_TYPES = frozenset(
     {"llama", "mistral", "ministral3", "mistral3", "llava", "qwen2", "qwen3", "gemma3_text", "gemma3"}
     | {"deepseek_v2"}
 )
-# gptq.quantize packs 2, 4 and 8 bits only; dwq trains the scales of layers with fewer than 8 bits.
+# gptq.quantize packs 2, 4 and 8 bits only. dwq trains the scales of layers with fewer than 8 bits.
 BITS: Mapping[str, frozenset[int]] = {
     "dwq": frozenset({2, 3, 4, 5, 6}),
     "awq": frozenset({2, 3, 4, 5, 6, 8}),
     "gptq": frozenset({2, 4, 8}),
     "dynamic": frozenset({2, 3, 4, 5, 6}),
 }
-_ANY_WIDTH = frozenset(
-    {"dwq"}
-)  # it alone asks mlx_lm.utils.quantize_model, which passes by what does not fit
+# Only dwq uses mlx_lm.utils.quantize_model, which leaves weights alone whose width does not fit.
+_ANY_WIDTH = frozenset({"dwq"})
 
 
 # The settings that each method reads (builder.engine.quantizer.arguments); the others are not in its key.
@@ -38,7 +37,7 @@ METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
 
 
 def refusal(learned: Learned, how: Quantization, structure: Structure) -> tuple[str, str] | None:
-    """Why a method cannot do what is asked of it, and what to do; None if it can."""
+    """Why a method cannot do what is asked, and what to do instead. None if the method can."""
     method, kind = learned.method, structure.model_type
     if method == "awq" and kind not in AWQ_TYPES:
         known = ", ".join(sorted(AWQ_TYPES))

@@ -1,4 +1,4 @@
-"""What each target is made of. Pure: declarations and fingerprints in, keys and sizes out.
+"""Plans what each target is made of. Pure: declarations and fingerprints in, keys and sizes out.
 
 All keys are known before anything is built:
 
@@ -11,8 +11,8 @@ All keys are known before anything is built:
 Every key is made of named parts, and the names and values go into the manifest: so `why` can name whatever changed.
 No key holds a name that a person gave: renaming a model or a variant makes nothing again.
 
-A target whose base or adapter has not been fingerprinted yet, or whose declaration cannot be met, is
-Unresolved: it says why, and leaves all others as they are.
+A target is Unresolved if its base or adapter has not been fingerprinted yet, or if its declaration cannot be
+met. An Unresolved target says why, and does not affect other targets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from builder.weights.structure import TensorSpec, block_of, shard_tensors
 
 
 def make_plan(spec: Spec, sources: Sources) -> Plan:
-    """A declaration that cannot be met by what the sources hold leaves its own targets Unresolved."""
+    """The plan of every declared target.
+
+    A target that the sources cannot provide is Unresolved, with the PlanError inside. No error is raised.
+    """
     memo: dict[tuple[str, str], _Layout] = {}
     targets: dict[str, TargetPlan | Unresolved] = {}
 
@@ -73,7 +76,7 @@ def _or_refused(target: Target, planned: Callable[[], TargetPlan | Unresolved]) 
 
 
 def _refuse_packed(target: Target, base: BaseFacts) -> None:
-    """Raises PlanError where mlx-lm would round an adapter away, or keep the old bits, and say nothing."""
+    """Raises PlanError for a quantized base: mlx-lm would silently lose the adapter or keep the old bits."""
     model = target.model
     if not base.structure.quantized:
         return
@@ -96,7 +99,7 @@ def plan_learned(
 ) -> TargetPlan | Unresolved:
     """A whole-model step: one key from the blocks of its source, its text and the settings that its method uses.
 
-    Raises PlanError for what the method cannot do.
+    `source` is the unquantized target that the step reads. Raises PlanError for what the method cannot do.
     """
     if isinstance(source, Unresolved):
         return Unresolved(target, source.reason, source.error)
@@ -152,7 +155,7 @@ class _BlockLayout:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a variant makes of a base, whatever the adapter."""
+    """What a variant makes of a base. The adapter does not matter for this."""
 
     dtype: str | None
     quantization: Mapping[str, Quantization]
@@ -181,7 +184,7 @@ def _layout(target: Target, base: BaseFacts) -> _Layout:
 
 
 def shard_name(index: int, count: int) -> str:
-    """The shard names of mlx_lm.utils.save_model: counted from 1."""
+    """The name of a shard as mlx_lm.utils.save_model chooses it. `index` counts from 1."""
     return f"model-{index:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""How a variant quantizes each path of a structure: what mlx_lm.utils.quantize_model would do. Pure."""
+"""Decides how a variant quantizes each path of a structure, as mlx_lm.utils.quantize_model does. Pure."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ class PlanError(BuildError):
 
 
 def resolve(structure: Structure, variant: Variant) -> tuple[dict[str, Quantization], tuple[str, ...]]:
-    """path -> how it is quantized, and the paths that stay as they are because the group does not divide.
+    """Path -> how it is quantized, and the paths that stay unquantized because of their width.
 
-    The rules are those of mlx_lm.utils.quantize_model: a width that the variant's group size does not
-    divide is left alone, then the first matching override, the recipe, the model's own quant_predicate.
-    Raises PlanError for a recipe that mlx-lm cannot apply to this architecture, for a group size of an
-    override, or of the model's own rule, that does not divide a path, for an override of a path that mlx-lm
-    leaves alone, and for a pattern that is a slip of one that matches.
+    The rules are the rules of mlx_lm.utils.quantize_model. A path is left alone if the variant's group size
+    does not divide its width. For other paths the first matching override decides, then the recipe, then the
+    model's own quant_predicate.
+
+    Raises PlanError for:
+    - a recipe that mlx-lm cannot apply to this architecture,
+    - a group size, of an override or of the model's own rule, that does not divide a path,
+    - an override of a path that mlx-lm leaves alone,
+    - a pattern that matches nothing and is a misspelling of a pattern that matches.
     """
     if not variant.is_quantized:
         return {}, ()

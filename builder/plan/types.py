@@ -1,4 +1,4 @@
-"""What each target is made of, as frozen values. `builder.plan.planning` makes them."""
+"""The types of a plan: what each target is made of. `builder.plan.planning` makes the values."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ GENERATION = "generation_config.json"  # mlx_lm.utils.load_config takes eos_toke
 
 @dataclass(frozen=True)
 class Sources:
+    """What planning knows about the sources. The mappings go from the declared name to the facts."""
+
     bases: Mapping[str, BaseFacts | Unknown]
     adapters: Mapping[str, AdapterFacts | Unknown]
     toolchain: str = ""  # part of every key only with [build] strict_toolchain
@@ -80,15 +82,15 @@ class TargetPlan:
 
     @property
     def whole_size(self) -> int | None:
-        """Bytes of the shards and the copied files; config.json and the index are some kB more.
+        """Bytes of the shards and the copied files. config.json and the index add a few kB.
 
-        None for a learned target: only its making says.
+        None for a learned target, whose size is not known before it is made.
         """
         return None if self.needs else self.size + sum(entry.blob.size for entry in self.base.aux)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What its declaration may have meant and did not do, one line each."""
+        """Parts of the declaration that have no effect, one line each."""
         found = [f"{self.name}: {override.text}" for override in self.idle]
         if self.skipped:
             group = self.target.variant.common_group
@@ -103,7 +105,7 @@ class TargetPlan:
     def bits_per_weight(self) -> float:
         """Bits of all tensors over the number of parameters (mlx_lm.utils.compute_bits_per_weight).
 
-        Four digits, as manifests keep them: whoever shows fewer rounds the same value.
+        Rounded to four digits, as in manifests, so that every reader rounds the same value.
         """
         nbytes = sum(tensor.nbytes for action in self.actions for tensor in action.tensors)
         return round(8 * nbytes / self.base.structure.parameter_count, 4)
@@ -113,7 +115,8 @@ class TargetPlan:
 class Unresolved:
     """A target that cannot be planned yet. `reason` is one clause.
 
-    `error`: it never can, as its sources and its declaration are; whoever builds it raises that.
+    With `error`, the target can never be planned with these sources and this declaration. Building the target
+    raises `error`.
     """
 
     target: Target
@@ -127,16 +130,20 @@ class Unresolved:
 
 @dataclass(frozen=True)
 class Plan:
+    """All declared targets by name, in file order."""
+
     targets: Mapping[str, TargetPlan | Unresolved]
 
     def resolved(self) -> tuple[TargetPlan, ...]:
+        """The targets that could be planned."""
         return tuple(t for t in self.targets.values() if isinstance(t, TargetPlan))
 
 
 def nominal_size(plan: TargetPlan) -> int:
-    """About the bytes of a target's shards, to put targets in order before they are built.
+    """The bytes of a target's shards, to sort targets before they are built.
 
-    Exact but for a learned target, which counts as if its bits, a scale and a bias for each group were all.
+    Exact, except for a learned target. That counts as if every parameter were quantized to the variant's bits
+    with a 16-bit scale and a 16-bit bias for each group.
     """
     how = plan.target.variant.quantization
     if plan.needs is None or how is None:

@@ -1,4 +1,4 @@
-"""From the store to a Report. Reads manifests, records and results; loads no model, builds nothing."""
+"""Makes a Report from the manifests, records and results in the store. Loads no model and builds nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from builder.weights.survival import Survival, rows, total
 
 
 def collect(project: Project, models: Sequence[str]) -> Report:
-    """What the store knows of these models (all declared ones when none is named). Raises BuildError."""
+    """What the store knows about these models, or about all declared models if `models` is empty.
+
+    Raises BuildError.
+    """
     from importlib.metadata import version
 
     chosen = [project.spec.models[name] for name in models] or list(project.spec.models.values())
@@ -63,7 +66,7 @@ def _model(project: Project, model: Model) -> ModelReport:
 
 
 def _unread(project: Project, model: Model) -> dict[str, str]:
-    """What is wrong with the questions of a suite, by suite: no result of theirs can be found."""
+    """By suite, what is wrong with its questions. The results of such a suite cannot be looked up."""
     found = {}
     for name in model.suites:
         try:
@@ -75,7 +78,7 @@ def _unread(project: Project, model: Model) -> dict[str, str]:
 
 
 def _measured(project: Project, plan: TargetPlan) -> dict[str, Result]:
-    """What the store knows of a target, by suite; nothing of suites whose questions are missing."""
+    """The results of a target, by suite. Suites whose questions are missing are left out."""
     found = {}
     for name in plan.target.model.suites:
         with suppress(QuestionsMissing):
@@ -98,12 +101,12 @@ def _plain(project: Project, control: Model) -> Row | None:
 
 
 def _is_known(project: Project, plan: TargetPlan) -> bool:
-    """Whether it is built, or was measured from its sources."""
+    """Whether a target is built, or was measured from its sources."""
     return records.read_manifest(project.store, plan.key) is not None or bool(_measured(project, plan))
 
 
 def control_of(project: Project, model: Model) -> Model | None:
-    """The declared model of the same base without adapter; None for such a model itself."""
+    """The first declared model with the base of `model` and no adapter. None if `model` has no adapter."""
     if model.adapter is None:
         return None
     others = (m for m in project.spec.models.values() if m.adapter is None and m.base == model.base)
@@ -148,7 +151,7 @@ def _row(
 
 
 def _control_target(project: Project, control: Model | None, variant: Variant) -> TargetPlan | None:
-    """The target of the control that is quantized as `variant` says, if it is declared and known."""
+    """The control's target in this variant, if that target is declared, and built or measured."""
     if control is None:
         return None
     plan = project.plan.targets.get(f"{control.name}_{variant.name}")
@@ -156,7 +159,7 @@ def _control_target(project: Project, control: Model | None, variant: Variant) -
 
 
 def _bits(variant: Variant) -> int | None:
-    """Bits of a weight; None where they differ between weights."""
+    """The bits of a weight. None where they differ between weights."""
     if not variant.is_quantized:
         return 32 if variant.dtype == "float32" else 16
     if variant.quantization is None or variant.overrides:
@@ -187,7 +190,7 @@ def _number(value: Scalar | None) -> float | None:
 
 
 def _blocks(project: Project, plan: TargetPlan) -> tuple[BlockSurvival, ...]:
-    """From the records of the blocks, in the order of the model; those without a measure are left out."""
+    """The survival of each block whose record has it, in the order of the model."""
     found = []
     for action in plan.actions:
         record = usable_record(project.store, action.key)
@@ -225,9 +228,10 @@ def _compared(
     order: Sequence[str],
     results: Mapping[str, Mapping[str, Result]],
 ) -> list[Compared]:
-    """Neighbours in size, and each with the largest, by what is required of a suite (else its main figure).
+    """Compares neighbours in size, and each target with the largest target.
 
-    All of them are judged together.
+    The compared figures are the figures that the model requires of a suite, else the suite's main figure. All
+    tests are judged together.
     """
     pairs = dict.fromkeys([*pairwise(order), *((order[0], other) for other in order[1:])])
     asked: list[tuple[Metric, str, str]] = []
@@ -247,7 +251,10 @@ def _compared(
 
 
 def _tested(model: Model, suite: str, kind: str) -> list[Metric]:
-    """The figures of a suite that are compared: those required that have a value for each question."""
+    """The metrics of a suite that are compared: the required metrics with a value for each question.
+
+    If there are none, the main metric of the suite.
+    """
     paired = PAIRED.get(kind, ())
     required = dict.fromkeys(each.metric for each in model.require if each.suite == suite)
     return [metric for metric in required if metric.name in paired] or [

@@ -1,4 +1,4 @@
-"""A ModelReport as the JSON that docs/json.md describes, where a metric becomes a key of text."""
+"""Turns a ModelReport into the JSON that docs/json.md describes. A metric becomes the text SUITE.NAME."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FiguresOfOneName(BuildError):
 
 
 def document(model: ModelReport) -> dict[str, Any]:
-    """What `json.dumps` takes. Raises FiguresOfOneName where two figures would have one key."""
+    """The report of a model as values for `json.dumps`. Raises FiguresOfOneName if two keys are equal."""
     _check_names(model)
     compared = []
     for each in model.compared:
@@ -32,7 +32,7 @@ def document(model: ModelReport) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> Any:
-    """The same values, with metrics as text, and null for the numbers that JSON does not have."""
+    """The value with metrics as text, and with None for NaN and infinity, which JSON cannot express."""
     if isinstance(value, Metric):
         return str(value)
     if isinstance(value, float):

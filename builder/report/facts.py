@@ -1,4 +1,4 @@
-"""What a report says, as values: nothing here reads, computes or formats."""
+"""What a report says, as values. Nothing here reads, computes or formats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Verdict = Literal["passes", "misses", "not measured", "nothing required"]
 
 @dataclass(frozen=True)
 class BlockSurvival:
-    """Of one block of one target."""
+    """How much of the adapter is left in one block of one target."""
 
     block: str
     survival: Survival
@@ -25,7 +25,10 @@ class BlockSurvival:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a target came from. `settings` and `toolchain` are text as the manifest has it."""
+    """Where a target came from. `settings` and `toolchain` are the manifest's, as text.
+
+    `created` is an RFC 3339 time, empty for a target that is not built.
+    """
 
     target: str
     key: str
@@ -42,11 +45,12 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Row:
-    """One target that is built, or was measured from its sources; then `size` (bytes) is what it would take.
+    """One target that is built, or that was measured from its sources.
 
-    `control` are the figures of the target that quantizes the base without adapter in the same way, and
-    `control_name` is its name. `doubts`: of each figure that meets its requirement, but not with certainty,
-    the end of the interval that does not meet it.
+    `size` is in bytes. For a target that is not built, `size` is what the target would take. `control_name`
+    is the target that quantizes the base without adapter in the same way, and `control` are its figures. A
+    figure may meet its requirement, but not with certainty. `doubts` then has the end of its interval that
+    does not meet the requirement.
     """
 
     target: str
@@ -67,7 +71,7 @@ class Row:
 
     @property
     def levels(self) -> str:
-        """How many values a weight of a group can take."""
+        """How many values a weight in a group can take, as text. "mixed" where bits differ."""
         if self.bits is None:
             return "mixed"
         return str(2**self.bits) if self.bits < 16 else "-"
@@ -75,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two targets on the questions of one suite of that kind, by one of its figures."""
+    """The comparison of two targets on the questions of one suite, by one figure."""
 
     metric: Metric
     kind: str
@@ -86,12 +90,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """One model: its built targets from large to small, and what can be said about pairs of them.
+    """One model: its targets from large to small, and the comparisons of pairs of them.
 
-    `metrics` in the order of declaration. `kinds` by suite. `required`: operator and value by metric.
-    `absent`: declared targets that are not built. `control`: the model without adapter, when one is declared,
-    and `plain` its unquantized target. `unread`: what is wrong with the questions of a suite, by suite.
-    `top_k` by suite.
+    `metrics` are in the order of declaration. `required` has operator and value by metric. `absent` are the
+    declared targets without a row. `control` is the declared model of the same base without adapter, or None.
+    `plain` is the unquantized target of `control`. `kinds`, `unread` (what is wrong with the questions) and
+    `top_k` are by suite.
     """
 
     name: str
@@ -111,7 +115,7 @@ class ModelReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything. `version` is this program's."""
+    """The whole report. `version` is the version of modelkiln."""
 
     version: str
     models: tuple[ModelReport, ...]

@@ -1,4 +1,4 @@
-"""The sentences that go with the tables of a Report. None says more than its numbers."""
+"""The sentences that go with the tables of a Report. No sentence says more than its numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from builder.report.facts import ModelReport
 
 
 def notes(model: ModelReport) -> list[str]:
-    """Sentences that go with the tables."""
+    """All sentences that go with the tables of a model."""
     said = [counted(model) or "Nothing is measured yet: `doit eval` measures what [model] suites name."]
     said += required(model)
     said += [f"{suite}: not measured: questions missing ({what})." for suite, what in model.unread.items()]
@@ -47,12 +47,13 @@ def notes(model: ModelReport) -> list[str]:
 
 
 def required(model: ModelReport) -> list[str]:
+    """The sentence that names the requirements. Empty if the model has none."""
     conditions = [f"{metric} {operator} {value:g}" for metric, (operator, value) in model.required.items()]
     return [f"Required: {', '.join(conditions)}."] if conditions else []
 
 
 def counted(model: ModelReport) -> str:
-    """What the intervals are, and how many observations they come from; empty if nothing is measured."""
+    """What the brackets are, and how many observations they come from. Empty if nothing is measured."""
     asked = []
     for suite in model.kinds:
         figures = [f for row in model.rows for metric, f in row.figures.items() if metric.suite == suite]
@@ -62,7 +63,7 @@ def counted(model: ModelReport) -> str:
 
 
 def meant(model: ModelReport) -> str:
-    """Which figures the two columns of the short table are, and how many observations they come from."""
+    """Which figures the accuracy and KL of the short table are, and how many observations they come from."""
     said = []
     for name, metric in (("Accuracy", accuracy(model)), ("KL", divergence(model))):
         figures = [row.figures[metric] for row in model.rows if metric and metric in row.figures]

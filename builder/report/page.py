@@ -1,4 +1,4 @@
-"""A Report as one self-contained HTML page, and as Markdown. Both have the same tables and sentences."""
+"""Shows a Report as one self-contained HTML page and as Markdown, with equal tables and sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_PLOTS = "There are no plots: `pip install matplotlib` adds them."
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one model; `open`: how many of the tables are shown without being asked for."""
+    """What the page says about one model. The first `open` tables are visible, the others are folded."""
 
     facts: ModelReport
     heading: str
@@ -29,6 +29,7 @@ class Section:
 
 
 def section(model: ModelReport, plots: Sequence[Plot]) -> Section:
+    """The section of one model, with its tables, notes and plots."""
     few, every = tables.study(model, few=True), tables.study(model)
     shown = [table for table in (few, tables.whose_loss(model)) if table]
     more = replace(every, title="All figures") if every.headings != few.headings else None
@@ -40,7 +41,7 @@ def section(model: ModelReport, plots: Sequence[Plot]) -> Section:
 
 
 def html(report: Report, sections: Sequence[Section], hints: Sequence[str] = ()) -> str:
-    """One page that needs nothing from anywhere else."""
+    """The report as one HTML page that loads nothing from elsewhere."""
     from jinja2 import Environment
 
     source = resources.files("builder.report").joinpath("page.html.j2").read_text(encoding="utf-8")
@@ -69,7 +70,7 @@ def _interval(cell: str) -> str:
 def markdown(
     report: Report, sections: Sequence[Section], files: Mapping[str, str], hints: Sequence[str] = ()
 ) -> str:
-    """The same with the plots as links: `files` has the file of each by "model plot"."""
+    """The report as Markdown with links to the plots. `files` has the file of each plot by "model plot"."""
     lines = [
         f"# {_title(sections)}",
         "",
@@ -91,12 +92,13 @@ def markdown(
 
 
 def summary(model: ModelReport) -> str:
-    """For a README: the answer in six columns, and below it what is counted, required and uncertain."""
+    """Markdown for a README: the answer in six columns, then what is counted, required and not certain."""
     said = [notes.meant(model), *notes.required(model), *tables.doubted(model)]
     return "\n".join([*markdown_table(tables.answer(model)), "", " ".join(filter(None, said)), ""])
 
 
 def markdown_table(made: Table) -> list[str]:
+    """The lines of a table in Markdown."""
     return table_lines(made.headings, made.rows, made.text)
 
 

@@ -1,7 +1,8 @@
-"""The plots of a report as SVG text. All ink has the colour of the text around it, so that a page can be
-light or dark; what differs is told by shape, line and label, never by colour.
+"""Draws the plots of a report as SVG text.
 
-matplotlib (extra `report`) is imported when a plot is made. The same facts give the same bytes.
+All ink has the colour of the text around the plot, so that a page can be light or dark. Shapes, lines and
+labels tell variants apart, never colours. matplotlib (extra `report`) is imported when a plot is made. Equal
+facts give equal bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ALONE = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{color:#
 
 @dataclass(frozen=True)
 class Plot:
-    """`svg` begins with its <svg> element; `text` says in words what it shows."""
+    """One plot. `svg` begins with its <svg> element. `text` says in words what the plot shows."""
 
     name: str
     title: str
@@ -38,23 +39,24 @@ class Plot:
 
     @property
     def file(self) -> str:
-        """The plot as a file of its own."""
+        """The content of an SVG file with only this plot."""
         end = self.svg.index(">") + 1
         return f'<?xml version="1.0" encoding="utf-8"?>\n{self.svg[:end]}{_ALONE}{self.svg[end:]}\n'
 
 
 def available() -> bool:
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def plots(model: ModelReport) -> list[Plot]:
-    """The plots for which there are at least two targets with figures."""
+    """The plots for which a model has enough figures: two targets, or two blocks of a target."""
     found = [_size(model), _survival(model), _error(model), _kl(model)]
     return [plot for plot in found if plot is not None]
 
 
 def _size(model: ModelReport) -> Plot | None:
-    """Disk size against the first required rate (else the first rate), with what is required."""
+    """Disk size against the first required rate, else the first rate. A line shows the requirement."""
     metric = accuracy(model)
     rows = [row for row in model.rows if metric and metric in row.figures]
     if metric is None or len(rows) < 2:
@@ -74,7 +76,8 @@ def _size(model: ModelReport) -> Plot | None:
             markerfacecolor=passed,
             capsize=3,
         )
-        above = metric in model.required and value.value >= model.required[metric][1]  # of the line's label
+        # The name of a point stands away from the required line, so as not to cover the line's label.
+        above = metric in model.required and value.value >= model.required[metric][1]
         _label(axes, row.variant, row.size / 1e6, 100 * value.value, left=at % 2 == 1, above=above)
     controls = [row for row in rows if metric in (row.control or {})]
     for row in controls:
@@ -103,7 +106,7 @@ def _size(model: ModelReport) -> Plot | None:
 
 
 def _survival(model: ModelReport) -> Plot | None:
-    """By block: the adapter's change against the rounding error."""
+    """The adapter's change against the rounding error, by block."""
     series = [(row, [b for b in row.blocks if b.survival.db is not None]) for row in model.rows]
     series = [(row, blocks) for row, blocks in series if len(blocks) > 1]
     if not series:
@@ -126,7 +129,7 @@ def _survival(model: ModelReport) -> Plot | None:
 
 
 def _error(model: ModelReport) -> Plot | None:
-    """By block: the rounding error of all quantized weights, with an adapter or without."""
+    """The rounding error of all quantized weights, by block, also for models without an adapter."""
     series = [(row, row.blocks) for row in model.rows if len(row.blocks) > 1]
     if not series:
         return None
@@ -148,21 +151,21 @@ def _error(model: ModelReport) -> Plot | None:
 
 
 def _line(axes: Axes, at: int, name: str, x: Sequence[int], y: Sequence[float], *, size: float) -> None:
-    """One variant's line, told from the others by dashes, marks and its name, not by colour."""
+    """The line of one variant. Dashes, marks and the name tell variants apart."""
     line, mark = _LINES[at % len(_LINES)], _MARKS[at % len(_MARKS)]
     axes.plot(x, y, line, marker=mark, markersize=size, linewidth=0.9, color=_INK)
     _beside(axes, name, x[-1], y[-1])
 
 
 def _ticks(axes: Axes, blocks: Sequence[str]) -> None:
-    """As many names as there is room for; an outer block, which is no number, by its first letters."""
+    """Labels as many blocks as fit. An outer block has no number, and gets its first letters."""
     step = -(-len(blocks) // 16)
     at = range(0, len(blocks), step)
     axes.set_xticks(at, [_short(blocks[i])[:5] for i in at], fontsize=8)
 
 
 def _kl(model: ModelReport) -> Plot | None:
-    """KL to the unquantized model by variant, and the control's beside it."""
+    """The KL to the unquantized model, by variant, with the KL of the control beside it."""
     metric = divergence(model)
     if metric is None:
         return None
@@ -199,7 +202,7 @@ def _point(axes: Axes, row: Row, at: int, metric: Metric, required: tuple[str, f
     axes.annotate(
         f"{value.value:.2g}",
         (at, value.value),
-        xytext=(7, -9 if required and value.value <= required[1] else 2),  # away from the line
+        xytext=(7, -9 if required and value.value <= required[1] else 2),  # away from the required line
         textcoords="offset points",
         fontsize=8,
         color=_INK,
@@ -210,12 +213,12 @@ def _point(axes: Axes, row: Row, at: int, metric: Metric, required: tuple[str, f
 
 
 def _beside(axes: Axes, text: str, x: float, y: float) -> None:
-    """At the end of a line."""
+    """Writes a name at the end of a line."""
     axes.annotate(text, (x, y), xytext=(7, -3), textcoords="offset points", fontsize=8, color=_INK)
 
 
 def _label(axes: Axes, text: str, x: float, y: float, *, left: bool, above: bool) -> None:
-    """Beside a point; every other one to the left, so that neighbours do not cover each other."""
+    """Writes a name beside a point. Callers alternate `left`, so that neighbours do not cover each other."""
     place, side = ((-6, 5), "right") if left else ((6, 5 if above else -11), "left")
     axes.annotate(text, (x, y), xytext=place, textcoords="offset points", ha=side, fontsize=8, color=_INK)
 
@@ -246,7 +249,7 @@ def _plot(name: str, title: str, text: str, figure: Any) -> Plot:
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # several stand in one page
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # ids must differ within a page
     svg = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font: \1px sans-serif", svg)
     size = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', svg)
     assert size is not None

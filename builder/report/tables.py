@@ -1,7 +1,7 @@
-"""A Report as tables of plain text, for the page, the Markdown and the terminal.
+"""Turns a Report into tables of plain text, for the page, the Markdown and the terminal.
 
-No sentence says more than its numbers: a rate stands with its interval and n, and two targets are called
-different only where a paired test says so.
+No cell says more than its numbers. A rate comes with its interval. Two targets are called different only
+where a paired test says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from builder.spec.types import Metric
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows of text; `text` are the columns that are words, the others are figures."""
+    """A table of text. `text` holds the indices of the columns with words. Other columns hold figures."""
 
     title: str
     headings: tuple[str, ...]
@@ -44,9 +44,9 @@ class Table:
 
 
 def study(model: ModelReport, *, few: bool = False, brief: bool = False) -> Table:
-    """One row for each target, and one for the base alone: what it costs and what it can do.
+    """What each target costs and can do: one row for each target, and one row for the base alone.
 
-    `few`: without columns that another one stands for; `brief`: without intervals.
+    `few` leaves out columns that repeat what another column says. `brief` leaves out intervals.
     """
     metrics = [metric for metric in model.metrics if shown_as(model, metric) != "GB"]
     metrics = [metric for metric in metrics if not few or not _second(model, metric)]
@@ -73,7 +73,7 @@ def study(model: ModelReport, *, few: bool = False, brief: bool = False) -> Tabl
 
 
 def answer(model: ModelReport) -> Table:
-    """The study in six columns, without intervals: what a README says. `doubted` has what they leave open."""
+    """The study in six columns for a README, without intervals. `doubted` says what these leave open."""
     rate, distance = accuracy(model), divergence(model)
     headings = ["variant", "size", "bits per weight", "accuracy", "KL", "verdict"]
     rows = []
@@ -97,7 +97,7 @@ def _short_verdict(row: Row) -> str:
 
 
 def doubted(model: ModelReport) -> list[str]:
-    """A sentence about the targets that pass, and whose true figures may not."""
+    """Sentences about the targets that pass although their true figures may not."""
     said: dict[str, list[str]] = {}
     rate = accuracy(model)
     for row in model.rows:
@@ -107,7 +107,7 @@ def doubted(model: ModelReport) -> list[str]:
 
 
 def _second(model: ModelReport, metric: Metric) -> bool:
-    """Whether another figure of its suite says more or less the same."""
+    """Whether another figure of the suite says nearly what this metric says."""
     if metric in model.required:
         return False
     match of_kind(model, metric):
@@ -121,7 +121,7 @@ def _second(model: ModelReport, metric: Metric) -> bool:
 
 
 def _result(model: ModelReport, row: Row, *, brief: bool) -> str:
-    """The verdict, and what of it the intervals leave open."""
+    """The verdict, and the intervals that leave it open."""
     if brief or row.verdict != "passes" or not row.doubts:
         return row.verdict
     return f"{row.verdict} ({_ends(model, row)})"
@@ -138,7 +138,7 @@ def _ends(model: ModelReport, row: Row, names: Mapping[Metric, str] = {}) -> str
 
 
 def whose_loss(model: ModelReport) -> Table | None:
-    """Beside each variant the same quantization of the base without adapter; None without a control."""
+    """Each variant beside the base without adapter in the same quantization. None without a control."""
     rows = [row for row in model.rows if row.control]
     metrics = [m for m in model.metrics if of_kind(model, m) in (KL, AGREEMENT, PERPLEXITY)]
     metrics = [m for m in metrics if any(m in (row.control or {}) for row in rows)]
@@ -163,7 +163,7 @@ def whose_loss(model: ModelReport) -> Table | None:
 
 
 def comparisons(model: ModelReport) -> Table | None:
-    """What paired tests say of pairs of targets; None when nothing can be compared."""
+    """What paired tests say about pairs of targets. None when nothing can be compared."""
     if not model.compared:
         return None
     prefix = f"{model.name}_"
@@ -187,7 +187,7 @@ def comparisons(model: ModelReport) -> Table | None:
 
 
 def provenance(model: ModelReport) -> Table:
-    """Digests are shortened to 12 digits; the manifests hold them whole."""
+    """Where each target came from. Digests are shortened to 12 digits. Manifests hold them whole."""
     rows = tuple(
         (
             row.variant,
@@ -208,6 +208,7 @@ def provenance(model: ModelReport) -> Table:
 
 
 def verdict(compared: Compared) -> str:
+    """The difference between two targets with its interval and n, or that no difference is shown."""
     found = compared.difference
     if not found.differ:
         return f"no difference shown (n = {found.n})"
@@ -233,6 +234,6 @@ def _named(name: str, digest: str) -> str:
 def _trim(
     headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Without the columns in which every row says nothing."""
+    """The table without the columns that are empty in every row."""
     used = [i for i in range(len(headings)) if not rows or any(row[i] != "-" for row in rows)]
     return tuple(headings[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows)

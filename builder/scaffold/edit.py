@@ -1,4 +1,4 @@
-"""Edits of artifacts.toml that keep a person's comments, order and format. Text in, text out."""
+"""Edits artifacts.toml and keeps a person's comments, order and format."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NoSuchModel(BuildError):
 
 
 def guess_settings(name: str) -> dict[str, Any]:
-    """What a usual name means: 6bit, f16, mxfp4, mixed_4_6, 4bit-g32. Raises BadVariant."""
+    """The settings that a usual name stands for: 6bit, f16, mxfp4, mixed_4_6, 4bit-g32. Raises BadVariant."""
     if match := re.fullmatch(r"(\d+)[-_]?bits?(?:[-_]?g(\d+))?", name):
         return {"bits": int(match[1]), "group_size": int(match[2] or 64)}
     if name in _DTYPE_NAMES or name in DTYPES:
@@ -42,14 +42,14 @@ def guess_settings(name: str) -> dict[str, Any]:
 
 
 def read_exactly(file: Path) -> str:
-    """Its text with its own line ends, and the BOM that an editor of Windows puts first."""
+    """The text of a file with its own line ends, and with the BOM that some Windows editors put first."""
     return file.read_bytes().decode("utf-8")
 
 
 def add_variant(text: str, spec: Spec, model: str, variant: str, settings: dict[str, Any]) -> str:
-    """The declaration with `variant` among the model's variants, declared if it was not.
+    """The text of the declaration with `variant` added to the model, and declared if it was not.
 
-    `settings` empty: taken from the name. Raises NoSuchModel, BadVariant.
+    Empty `settings` are taken from the name. Raises NoSuchModel, BadVariant.
     """
     import tomlkit
 
@@ -77,9 +77,9 @@ def add_variant(text: str, spec: Spec, model: str, variant: str, settings: dict[
 
 
 def _insert(text: str, new: list[str]) -> str:
-    """The table after the last [variant.*], before the comment of what follows; else at the end.
+    """Puts a table after the last [variant.*] and before the comment of the next table, else at the end.
 
-    Its lines end as most lines of the text do.
+    The new lines end as most lines of the text do.
     """
     end = "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
     table = "".join(line + end for line in new)
@@ -96,9 +96,9 @@ def _insert(text: str, new: list[str]) -> str:
 
 
 def replace_checked(file: Path, text: str) -> None:
-    """Writes the declaration if it is one, as a whole, through a symlink.
+    """Replaces the declaration as a whole, after checking the new text. Follows a symlink.
 
-    Raises SpecError about the file that it would be, and then the file is what it was.
+    Raises SpecError if the new text is not a valid declaration. The file then stays as it was.
     """
     import os
 

@@ -1,4 +1,4 @@
-"""What could be declared here: adapters and models in a folder and in the Hugging Face cache. Only looks."""
+"""Finds what could be declared: adapters and models in a folder and in the Hugging Face cache. Only looks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ _ADAPTER_WEIGHTS = ("adapters.safetensors", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class FoundBase:
-    """`lines` of TOML that declare it, `aliases`: what an adapter may call it, `quantized`: already."""
+    """A base that was found. `lines` of TOML declare the base.
+
+    `aliases` are the names that an adapter may use for the base. `quantized` says that the base is quantized
+    already.
+    """
 
     name: str
     lines: tuple[str, ...]
@@ -30,7 +34,7 @@ class FoundBase:
 
 @dataclass(frozen=True)
 class FoundAdapter:
-    """`base`: what its own configuration says it was trained on, if it does."""
+    """An adapter that was found. `base` is what its configuration names as its base, or None."""
 
     name: str
     path: str
@@ -39,7 +43,10 @@ class FoundAdapter:
 
 @dataclass(frozen=True)
 class Nearby:
-    """`bases` lie in the folder, or an adapter names their folder; `cached`: in Hugging Face's cache."""
+    """What was found. `bases` are in the folder, or in a folder that an adapter names.
+
+    `cached` are in the Hugging Face cache.
+    """
 
     bases: tuple[FoundBase, ...]
     adapters: tuple[FoundAdapter, ...]
@@ -47,9 +54,9 @@ class Nearby:
 
 
 def look(folder: Path, cache: Path | None = None) -> Nearby:
-    """Everything below `folder`, at most DEEPEST folders deep, and the models in Hugging Face's cache.
+    """What is below `folder`, at most DEEPEST folders deep, and the models in the Hugging Face cache.
 
-    Names are short and may be the same; whoever declares them makes them differ.
+    Names are short, and two may be equal. The caller must make them differ.
     """
     bases: list[FoundBase] = []
     adapters: list[FoundAdapter] = []
@@ -67,20 +74,20 @@ def look(folder: Path, cache: Path | None = None) -> Nearby:
     cached = tuple(_cached(cache if cache is not None else hub.cache()))
     known = {alias for base in (*bases, *cached) for alias in base.aliases}
     for said in dict.fromkeys(adapter.base for adapter in adapters if adapter.base):
-        elsewhere = folder / Path(said).expanduser()  # said relative to here, or absolute
+        elsewhere = folder / Path(said).expanduser()  # relative to `folder`, or absolute
         if said not in known and str(elsewhere) not in known and _is_model(elsewhere):
             bases.append(_local(elsewhere, said))
     return Nearby(tuple(bases), tuple(adapters), cached)
 
 
 def plain_name(text: str) -> str:
-    """A legal, short name made of a file's or repository's name."""
+    """A legal, short name for a declaration, made from the name of a file or a repository."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return re.sub(r"-(instruct|it|chat|bf16|fp16|f16)$", "", name)[:32].strip("-") or "base"
 
 
 def quoted(text: str) -> str:
-    """As TOML writes it."""
+    """A string as TOML writes it."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -96,7 +103,7 @@ def _folders(top: Path) -> Iterator[tuple[Path, set[str]]]:
 
 
 def _is_text(name: str) -> bool:
-    """Not what a file can be called, but no TOML file can say."""
+    """Whether a file name can stand in a TOML file. False for names that are not Unicode text."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -105,7 +112,7 @@ def _is_text(name: str) -> bool:
 
 
 def _is_model(place: Path) -> bool:
-    """A folder in Hugging Face layout."""
+    """Whether a folder has the Hugging Face layout."""
     try:
         return (place / "config.json").is_file() and any(_is_weights(file.name) for file in place.iterdir())
     except OSError:
@@ -122,20 +129,20 @@ def _local(place: Path, shown: str) -> FoundBase:
 
 
 def _is_quantized(place: Path) -> bool:
-    """mlx-lm says `quantization`, and so do others with `quantization_config`."""
+    """Whether config.json says `quantization` (mlx-lm) or `quantization_config` (others)."""
     config = _json(place / "config.json")
     return bool(config.get("quantization") or config.get("quantization_config"))
 
 
 def _trained_on(place: Path) -> str | None:
-    """mlx-lm says `model`, PEFT says `base_model_name_or_path`."""
+    """The base in an adapter's config: `model` (mlx-lm) or `base_model_name_or_path` (PEFT), or None."""
     config = _json(place / "adapter_config.json")
     said = config.get("model") or config.get("base_model_name_or_path")
     return said if isinstance(said, str) and _is_text(said) else None
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """What a JSON file says; nothing when it cannot be read."""
+    """The object in a JSON file. Empty when the file cannot be read."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""A commented artifacts.toml that declares what was found nearby. Text, nothing else."""
+"""Writes the text of a commented artifacts.toml that declares what was found nearby."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 class Bases:
-    """The bases that are declared, each under a name of its own."""
+    """The bases that the proposal declares, each under its own name."""
 
     def __init__(self, found: Nearby) -> None:
         self.declared: list[FoundBase] = []
@@ -39,12 +39,13 @@ class Bases:
             self.declare(base)
 
     def declare(self, base: FoundBase) -> FoundBase:
+        """Adds a base and returns it with a name that no other base has."""
         named = replace(base, name=free_name(base.name, self.used))
         self.declared.append(named)
         return named
 
     def of(self, adapter: FoundAdapter) -> FoundBase:
-        """The base that an adapter was trained on; declares it when it is not."""
+        """The base that an adapter was trained on. It is declared if it is not declared yet."""
         said = adapter.base
         if said is None:
             return self.first()
@@ -55,18 +56,18 @@ class Bases:
         lines: tuple[str, ...] = (f"path = {quoted(said)}    # EDIT: not found here",)
         if re.fullmatch(_REPO, said):
             lines = (f"hf = {quoted(said)}", 'revision = "main"    # a commit never changes; a branch may')
-        quantized = bool(re.search(_QUANTIZED, said.lower()))  # it is not here: its name says it, or nothing
+        quantized = bool(re.search(_QUANTIZED, said.lower()))  # the base is not here, so ask its name
         return self.declare(FoundBase(plain_name(Path(said).name), lines, frozenset({said}), quantized))
 
     def first(self) -> FoundBase:
-        """Any, where nothing says which; declares one to be edited when there is none."""
+        """The first base, for an adapter that names none. Without any base, declares a base to be edited."""
         if self.declared:
             return self.declared[0]
         remark = "# EDIT: a folder in Hugging Face layout, or gguf, or hf and revision"
         return self.declare(FoundBase("base", (f'path = "models/base"    {remark}',), frozenset()))
 
     def others(self) -> list[FoundBase]:
-        """What else is in the cache, under names that are free."""
+        """The other bases in the cache, under names that are free."""
         taken = {base.aliases for base in self.declared}
         return [
             replace(base, name=free_name(base.name, self.used))
@@ -76,7 +77,11 @@ class Bases:
 
 
 def propose(found: Nearby, schema: str) -> str:
-    """Declares the folder's bases and those that its adapters name; the rest of the cache as comments."""
+    """The text of artifacts.toml. `schema` is the path of the JSON Schema.
+
+    It declares the bases in the folder and the bases that its adapters name. Other bases in the cache are
+    comments.
+    """
     bases = Bases(found)
     adapters: list[str] = []
     models: list[tuple[str, str]] = []
@@ -112,7 +117,7 @@ def propose(found: Nearby, schema: str) -> str:
 
 
 def free_name(name: str, used: set[str]) -> str:
-    """`name`, or with the first number that nobody uses; used from now on."""
+    """`name`, or `name` with the first free number. Adds the result to `used`."""
     number, free = 1, name
     while free in used:
         number += 1
@@ -122,7 +127,7 @@ def free_name(name: str, used: set[str]) -> str:
 
 
 def _called(said: str, bases: Iterable[FoundBase]) -> FoundBase | None:
-    """The base that goes by what an adapter says: all of it, else its last part."""
+    """The base with the alias `said`, else the base with the last part of `said` as an alias, else None."""
     by_alias = {alias: base for base in reversed([*bases]) for alias in base.aliases}
     return by_alias.get(said) or by_alias.get(Path(said).name)
 

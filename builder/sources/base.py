@@ -1,4 +1,4 @@
-"""Where a base's files are, which of them matter, and the digest of its weights. No mlx, no network.
+"""Finds the files of a base, chooses those that matter, and makes the digest of the weights.
 
 A base directory is what mlx_lm.utils.load_model reads: config.json and model*.safetensors, plus the
 files that are copied into every target as they are (tokenizer, chat template, generation config). Hidden
@@ -51,7 +51,10 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """A base on disk. `weights` includes config.json: whatever decides the tensors."""
+    """A base on disk. `weights` are all files that decide the tensors, config.json among them.
+
+    `copied` are the files that every target gets as they are.
+    """
 
     directory: Path
     weights: tuple[Path, ...]
@@ -76,8 +79,9 @@ def locate(base: Base) -> Path | None:
 def list_files(base: Base, directory: Path) -> BaseFiles:
     """The files that matter, checked against each other.
 
-    Raises SourceInvalid: no config.json, no safetensors, pickles only, a shard that the index names but
-    the folder lacks, a stale shard that mlx_lm would load although the index does not name it.
+    Raises SourceInvalid if config.json is missing, if safetensors are missing, if the folder holds only
+    pickles, if it lacks a shard that the index names, and if it holds a stale shard. mlx-lm would load a
+    stale shard although the index does not name it.
     """
     table = f"base.{base.name}"
     names = sorted(e.name for e in directory.iterdir() if e.is_file() and not is_hidden(e.name))
@@ -183,7 +187,7 @@ def _without(text: bytes, ignored: frozenset[str]) -> Digest:
 def digest_all(
     paths: tuple[Path, ...], digest_of: Callable[[Path], Digest | None]
 ) -> list[tuple[str, Digest]] | None:
-    """(name, digest) of each path, or None as soon as `digest_of` does not know one."""
+    """(name, digest) of each path. None if `digest_of` does not know the digest of some path."""
     found = []
     for path in paths:
         digest = digest_of(path)

@@ -1,7 +1,7 @@
-"""What is known of each declared source, from its files and from what the store remembers.
+"""What is known about each declared source, from its files and from what the store remembers.
 
-Nothing is downloaded, imported or inspected here (`builder.build.prepare` does that), and only small files
-are hashed without being asked.
+This module does not download, import or inspect sources. `builder.build.prepare` does that. Only files of up
+to HASH_AT_ONCE bytes are hashed unasked.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Catalog:
         return directory
 
     def files(self, base: Base) -> tuple[Path, ...]:
-        """Every file whose bytes decide what is made of a base; none before its download.
+        """Every file whose bytes decide what is made of a base. Empty before a download.
 
         Raises SourceError.
         """
@@ -139,14 +139,14 @@ class Catalog:
         return (*found.weights, *found.copied)
 
     def gguf_key(self, base: Base) -> Key | None:
-        """Key of the import of a GGUF base, if its digest is known. Raises SourceError."""
+        """The key of the import of a GGUF base. None if the file's digest is unknown. Raises SourceError."""
         assert isinstance(base.source, GgufSource)
         file = resolve_gguf(base.source.package, base.source.path, f"base.{base.name}")
         digest = self.known_digest(file)
         return make_key(IMPORTER, digest) if digest else None
 
     def imported(self, base: Base) -> Manifest | None:
-        """The manifest of a GGUF base's import, if all of it is in the store."""
+        """The manifest of the import of a GGUF base. None unless all of its blobs are in the store."""
         key = self.gguf_key(base)
         manifest = records.read_manifest(self.store, key) if key else None
         if manifest is None or not all(blobs.has(self.store, e.blob) for e in manifest.files):
@@ -154,6 +154,7 @@ class Catalog:
         return manifest
 
     def structure(self, weights: Digest) -> Structure | None:
+        """The structure of the base with these weights. None if the store has none that can be read."""
         record = records.read(self.store, structure_key(weights))
         if record is None or not blobs.has(self.store, record.blob):
             return None
@@ -165,7 +166,7 @@ class Catalog:
     # -- adapters ------------------------------------------------------------------------------------
 
     def adapter_facts(self, adapter: Adapter) -> AdapterFacts | Unknown:
-        """Raises SourceError for an adapter that cannot be used."""
+        """The facts of an adapter, or why they are not known. Raises SourceError if it cannot be used."""
         key = self.adapter_key(adapter)
         if key is None:
             return Unknown(NOT_YET)
@@ -177,14 +178,14 @@ class Catalog:
         return _adapter_from_text(known.decode())
 
     def _base_that_names(self, adapter: Adapter) -> BaseFacts | None:
-        """The base whose names an adapter gets: a PEFT adapter has its own. None if it is not known yet."""
+        """The base whose names a PEFT adapter gets. None for other adapters, and for an unknown base."""
         from builder.sources.adapters.reading import is_peft
 
         if not is_peft(adapter):
             return None
         try:
             facts = self.base_facts(self.spec.bases[adapter.base])
-        except SourceError:  # its own task says it
+        except SourceError:  # the task of the base reports it
             return None
         return facts if isinstance(facts, BaseFacts) else None
 
@@ -196,7 +197,7 @@ class Catalog:
         return None if files is None else make_key("adapter/1", files)
 
     def adapter_checked(self, adapter: Adapter) -> bool:
-        """Whether these bytes have been found finite and fitting this base. False if either is unusable."""
+        """Whether the adapter was found finite and fitting its base. False if one of the two is unusable."""
         try:
             key = self._check_key(adapter)
         except BuildError:
@@ -204,6 +205,7 @@ class Catalog:
         return key is not None and self.cache.get("adapter-checked", key) is not None
 
     def note_adapter_checked(self, adapter: Adapter) -> None:
+        """Remembers that the adapter is finite and fits its base."""
         if key := self._check_key(adapter):
             self.cache.put("adapter-checked", key, b"1")
 
@@ -217,7 +219,11 @@ class Catalog:
     def read_adapter(
         self, adapter: Adapter, key: Key, base: BaseFacts | None, fact: Key
     ) -> AdapterFacts | Unknown:
-        """`base`: whose names the slices get, if not the adapter's own; `fact`: what to remember it as."""
+        """Reads and hashes an adapter, and remembers the facts under `fact`. Raises SourceError.
+
+        `key` is the adapter's key. `base` is the base whose names the slices get. None: the adapter's own
+        names.
+        """
         from builder.sources.adapters.places import placed, places_of
         from builder.sources.adapters.reading import read_adapter
         from builder.sources.adapters.tensors import slice_digests
@@ -230,7 +236,7 @@ class Catalog:
             {block: Key(digest) for block, digest in slice_digests(info, block_of).items()},
             frozenset(tensor.path for tensor in info.tensors),
         )
-        if self.adapter_key(adapter) != key:  # replaced meanwhile: these are no facts of `key`
+        if self.adapter_key(adapter) != key:  # replaced during the reading, so the facts may mix two adapters
             return Unknown("is being written")
         self.cache.put("adapter", fact, _adapter_to_text(facts).encode())
         return facts
@@ -250,7 +256,7 @@ class Catalog:
     # -- digests -------------------------------------------------------------------------------------
 
     def known_digest(self, path: Path) -> Digest | None:
-        """The digest of a file if the stat cache knows it or the file is small enough to hash at once."""
+        """The digest of a file, if it is remembered or the file is small enough to hash now. Else None."""
         known = self.cache.known(path)
         if known is not None:
             return known
@@ -260,9 +266,11 @@ class Catalog:
         return self.digest(path) if path.stat().st_size <= HASH_AT_ONCE else None
 
     def digest(self, path: Path, on_progress: Callable[[int], None] | None = None) -> Digest:
-        """The digest of a file, hashed if need be. Raises OSError.
+        """The digest of a file, hashed if necessary. Raises OSError.
 
-        Remembered for this process too: the stat cache does not trust a file that has just been written.
+        `on_progress` gets the number of bytes of each piece.
+        This process remembers the digest too, because the stat cache does not trust a file that has just been
+        written.
         """
         before = identity(path.stat())
         digest = self.cache.digest(path, on_progress)
@@ -271,6 +279,7 @@ class Catalog:
 
 
 def structure_key(weights: Digest) -> Key:
+    """The key under which the store keeps the structure of a base."""
     return make_key("structure/1", weights)
 
 

@@ -1,4 +1,4 @@
-"""What planning must know of a source, as frozen values; or why it is not known."""
+"""What planning must know about a source, or why it is not known, as frozen values."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class BaseFacts:
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """A fingerprinted adapter: its own digest, and the digest of each block's slice of it."""
+    """A fingerprinted adapter: its digest, block -> identity of its slice, and the paths that it changes."""
 
     digest: Digest
     slices: Mapping[str, Key]
@@ -57,9 +57,9 @@ class AdapterFacts:
 
 @dataclass(frozen=True)
 class Unknown:
-    """A source that cannot be used for planning yet, and why (one clause).
+    """A source that cannot be used for planning yet. `reason` is one clause.
 
-    `error`: it never can, as it is.
+    With `error`, the source can never be used as it is.
     """
 
     reason: str

@@ -1,8 +1,8 @@
 """What may stand in artifacts.toml: every table, every key, its type and what it means.
 
-The one place to declare a key. `builder.spec.shape` checks a file against it, and whatever else describes the
-file (the reference page, the JSON schema for editors) is made from it. What a key means once its type is
-right is `builder.spec.parse`'s affair.
+Each key is declared here and nowhere else. `builder.spec.shape` checks a file against these tables. The
+reference page and the JSON schema for editors are made from these tables. `builder.spec.parse` decides what a
+value means once its type is right.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Literal
 
 from builder.spec.types import CHECKS, DTYPES, METHODS, METRICS, MODES, RECIPES
 
-# name: the name of a declared table, which `refers` says; names: a list of such names, not empty.
+# name: the name of a declared table, of the kind that `refers` says. names: a list of such names, not empty.
 # path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
-# texts: a table of label = "text"; a dotted label needs no quotes.
+# texts: a table of label = "text", where a dotted label needs no quotes.
 Kind = Literal["string", "path", "name", "names", "bool", "integer", "number", "size", "globs", "texts"]
 
 
@@ -23,9 +23,9 @@ Kind = Literal["string", "path", "name", "names", "bool", "integer", "number", "
 class Field:
     """One key of a table.
 
-    `choices` are all the values that some setting allows: which integers go with which mode is MODES' to say.
-    `example` is a line of TOML. `needs`: at least one of these keys must be given too. `excludes`: none of
-    these may be. `entry`: the keys of one entry, for kind globs.
+    `choices` are the values that are possible in at least one mode. MODES says which integers go with which
+    mode. `example` is a line of TOML. At least one of the keys in `needs` must be given too. None of the keys
+    in `excludes` may be given too. `entry` holds the keys of one entry, for kind globs.
     """
 
     name: str
@@ -43,7 +43,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Table:
-    """[key] or, when `named`, any number of [key.NAME]. `one_of`: exactly one of these keys must be given."""
+    """The table [key] or, when `named`, any number of tables [key.NAME].
+
+    Exactly one of the keys in `one_of` must be given.
+    """
 
     key: str
     doc: str

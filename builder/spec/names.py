@@ -1,4 +1,4 @@
-"""Names that a person gives to what is declared. They are typed, and they are names of folders."""
+"""The rules for names in a declaration. People type these names, and folders have these names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ALLOWED = 'use letters a-z, digits, ".", "_" and "-"'
 
 
 def name_problem(name: str) -> str | None:
-    """What is wrong with a name, and what to do; None when nothing is."""
+    """What is wrong with a name, and what to do. None for a good name."""
     if not name:
         return "the name is empty; give it one"
     for char in name:
@@ -30,7 +30,7 @@ def name_problem(name: str) -> str | None:
 
 
 def _described(char: str) -> str:
-    """A character that may look like another, or like nothing."""
+    """Describes a character, which may be invisible or look like another character."""
     match char:
         case "/" | "\\":
             return f"a {'slash' if char == '/' else 'backslash'} ({quoted(char)})"
@@ -42,7 +42,7 @@ def _described(char: str) -> str:
         return f"a control character (U+{ord(char):04X})"
     if char.isascii():
         return quoted(char)
-    import unicodedata  # for a file that is wrong
+    import unicodedata  # only a wrong file needs it
 
     known = unicodedata.name(char, "")
     return f"{quoted(char)} (U+{ord(char):04X}{' ' + known if known else ''}), which is not ASCII"

@@ -1,4 +1,4 @@
-"""artifacts.toml -> Spec. All problems of a file are found at once and raised as one SpecError."""
+"""Parses artifacts.toml into a Spec. All problems of a file are found at once and raised as one SpecError."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
 
 
 def _located(variant: Variant, folder: Path) -> Variant:
-    """With the calibration file as an absolute path."""
+    """The variant with the path of its calibration file made absolute."""
     if variant.learned is None:
         return variant
     path = _path(str(variant.learned.calibration), folder)
@@ -122,7 +122,7 @@ def _undeclared(kind: str, name: str, names: Mapping[str, Values]) -> str:
 
 
 def _check_source(variant: str, model: str, values: Values, declared: Declared, problems: Problems) -> None:
-    """What a learned variant is made from is an unquantized variant of the same model."""
+    """Checks that a learned variant is made from an unquantized variant of the same model."""
     own = declared["variant"].get(variant)
     source = own.given.get("from") if own and own.says("method") else None
     other = declared["variant"].get(source) if source else None
@@ -137,7 +137,7 @@ def _check_source(variant: str, model: str, values: Values, declared: Declared, 
 
 
 def _check_targets(declared: Declared, problems: Problems) -> None:
-    """Each target is made once, and its name is nobody else's: model:NAME and clean:NAME mean one thing."""
+    """Checks that the name of each target is unique, so that model:NAME and clean:NAME mean one thing."""
     made: dict[str, tuple[str, str, str]] = {}
     for model, values in declared["model"].items():
         for index, variant in enumerate(values.given.get("variants", ())):
@@ -186,7 +186,7 @@ def _base(name: str, values: Values, source: BaseSource) -> Base:
 
 
 def _source(values: Values, folder: Path, problems: Problems) -> BaseSource:
-    """Where a base comes from; anything at all when there are problems, which end the parse."""
+    """Where a base comes from. After a problem the value does not matter, because the parse fails."""
     if text := values.get("gguf"):
         return _gguf(text, folder, values.place.key("gguf"), problems)
     if repo := values.get("hf"):
@@ -198,7 +198,7 @@ def _source(values: Values, folder: Path, problems: Problems) -> BaseSource:
 
 
 def _gguf(text: str, folder: Path, place: Place, problems: Problems) -> GgufSource:
-    """`package:file`, or a path: one that has a colon begins with a folder, as in ./a:b.gguf."""
+    """The source for `package:file` or a path. A path with a colon must begin with a folder: ./a:b.gguf."""
     package, colon, inside = text.partition(":")
     if not colon or "/" in package:
         return GgufSource(text, None, _path(text, folder))
@@ -238,7 +238,7 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
 
 
 def _learned(values: Values, problems: Problems) -> Learned | None:
-    """A learned quantizer's own settings; None after a problem."""
+    """The settings of a learned quantizer. None after a problem."""
     wrong = [key for key in ("from", "calibration") if not values.says(key)]
     for key in wrong:
         problems.add(values.place, f"method needs {key}; add it")
@@ -264,9 +264,9 @@ def _override(
 
 
 def _quantization(values: Values, around: Quantization | None, problems: Problems) -> Quantization | None:
-    """What a table says of quantization, the rest from `around` where its mode can do that, else usual.
+    """What a table says about quantization. None after a problem.
 
-    None after a problem.
+    What the table leaves out comes from `around` where the mode allows that, else from the mode's defaults.
     """
     if values.bad & {"bits", "group_size", "mode"}:
         return None
@@ -289,7 +289,7 @@ def _quantization(values: Values, around: Quantization | None, problems: Problem
 
 
 def _other_mode(key: str, value: int, values: Values) -> str:
-    """`; add mode = "affine"` when the mode comes from around and another one has these bits."""
+    """`; add mode = "affine"` when the table gives no mode and another mode has these bits, else nothing."""
     if key != "bits" or values.says("mode"):
         return ""
     modes = [mode for mode, (all_bits, _, _, _) in MODES.items() if value in all_bits]

@@ -1,4 +1,4 @@
-"""What is wrong with a declaration: collected, sorted by line, raised once."""
+"""The problems of a declaration: collected, sorted by line, and raised as one error."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ class Place(NamedTuple):
     title: str
 
     def key(self, *keys: str | int) -> Place:
-        """A key of this table: its own line, the table's title."""
+        """The place of a key of this table, with the title of the table."""
         return Place((*self.path, *keys), self.title)
 
 
 def table_place(*keys: str) -> Place:
+    """The place of a table: `table_place("base", "a")` is the place of [base.a]."""
     return Place(keys, f"[{dotted(*keys)}]")
 
 
 class Problems:
-    """Collects problems; `raise_any` raises one SpecError that lists them all."""
+    """Collects problems. `raise_any` raises one SpecError that lists them all."""
 
     def __init__(self, label: str, lines: Lines) -> None:
         self._label = label
@@ -33,9 +34,11 @@ class Problems:
         self._found: list[tuple[int, str]] = []
 
     def add(self, place: Place, what: str) -> None:
+        """Adds a problem. The message is the title of `place`, then `what`."""
         self._found.append((self.line(place), f"{place.title} {what}".lstrip()))
 
     def line(self, place: Place) -> int:
+        """The line of `place` in the file, from 1."""
         return self._lines.at(place.path)
 
     def raise_any(self) -> None:

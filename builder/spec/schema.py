@@ -1,7 +1,7 @@
-"""The JSON Schema of artifacts.toml, made from `fields`, so that editors complete and check the file.
+"""The JSON Schema of artifacts.toml, made from `builder.spec.fields`, for editors.
 
-It says what JSON Schema can say: keys, types, choices, what needs or excludes what. That names exist and
-paths lead somewhere is checked when the file is read.
+The schema holds the rules that JSON Schema can express: keys, types, choices, and which keys a key needs or
+excludes. It cannot check that names are declared and that paths exist.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 
 
 def schema() -> dict[str, Any]:
-    """The schema of the whole file, draft 7 (what editors' TOML support reads)."""
+    """The schema of the whole file, in draft 7, which the TOML support of editors reads."""
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "artifacts.toml",
@@ -42,7 +42,7 @@ def schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """As it is shipped."""
+    """The schema as the JSON text that is shipped."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
 
 

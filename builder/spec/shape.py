@@ -1,4 +1,7 @@
-"""Check a TOML document against `fields`: tables, keys, types, names, choices. Not what they mean."""
+"""Checks a TOML document against `builder.spec.fields`: its tables, keys, types, names and choices.
+
+`builder.spec.parse` checks what the values mean.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,9 @@ _EXPECTED = {
 
 
 class Values(NamedTuple):
-    """What a table says: `given` holds what is right, `bad` names what is not and has been reported.
+    """What a table says. `given` holds the values that are right. `bad` names keys with a reported problem.
 
-    A size is in bytes; of globs each entry is Values, or None where the file says false.
+    A size is in bytes. Each entry of a globs key is a Values, or None where the file says false.
     """
 
     place: Place
@@ -32,17 +35,19 @@ class Values(NamedTuple):
     bad: set[str]
 
     def get(self, key: str) -> Any:
+        """The value of a key, or None when the key is absent or has a problem."""
         return self.given.get(key)
 
     def says(self, key: str) -> bool:
+        """Whether the table has the key, with or without a problem."""
         return key in self.given or key in self.bad
 
 
-Declared = Mapping[str, Mapping[str, Values]]  # kind -> name -> what its table says; "" for [store], [build]
+Declared = Mapping[str, Mapping[str, Values]]  # kind -> name ("" for a table without names) -> its values
 
 
 def check_shape(data: dict[str, Any], problems: Problems) -> Declared:
-    """All tables of the document; those with problems too, so that references to them are right."""
+    """All tables of the document. Tables with problems are included, so that references to them are right."""
     declared: dict[str, dict[str, Values]] = {kind: {} for kind in FIELDS}
     for kind, value in data.items():
         table = FIELDS.get(kind)
@@ -119,7 +124,7 @@ def _unknown_key(key: str, content: object, place: Place, close: str | None, kno
 
 
 def _undotted(place: Place, key: str, content: object, known: list[str]) -> str:
-    """The name that somebody may have meant who wrote model.layers.0 without quotes."""
+    """The dotted name that was probably meant, when somebody wrote model.layers.0 without quotes."""
     parts = [str(place.path[-1]), key]
     while isinstance(content, dict) and len(content) == 1:
         key, content = next(iter(content.items()))
@@ -130,7 +135,7 @@ def _undotted(place: Place, key: str, content: object, known: list[str]) -> str:
 
 
 def _check_company(field: Field, known: Mapping[str, Field], values: Values, problems: Problems) -> None:
-    """What a key requires of the other keys."""
+    """Checks which other keys a key needs or excludes."""
     place = values.place.key(field.name)
     if not values.says(field.name):
         if field.required:
@@ -155,7 +160,7 @@ def _check_one_of(one_of: Sequence[str], fields: Sequence[Field], values: Values
 
 
 def _check_field(field: Field, content: Any, values: Values, problems: Problems) -> None:
-    """Take a key's value when it is right, report it when not."""
+    """Takes the value of a key when the value is right, and reports the problem otherwise."""
     place = values.place.key(field.name)
     if field.kind == "globs":
         if isinstance(content, dict):
@@ -210,7 +215,7 @@ def _path_problem(field: Field, text: str) -> str | None:
 def _names(
     field: Field, content: object, place: Place, problems: Problems
 ) -> tuple[tuple[str | None, ...], str | None]:
-    """The names, None in the place of what is no name, so that positions hold."""
+    """The names and the problem of the whole list. None replaces what is not a name, to keep positions."""
     if not isinstance(content, list):
         return (), f"{field.name}: expected a list of names such as {field.example}, found {found(content)}"
     if not content:
@@ -227,7 +232,7 @@ def _names(
 
 
 def _texts(field: Field, content: object) -> tuple[dict[str, str], str | None]:
-    """label -> text; a label written as a.b without quotes is put together again."""
+    """Label -> text, and the problem. A label written as a.b without quotes is put together again."""
     if not isinstance(content, dict) or not content:
         what = found(content) if content != {} else "an empty one"
         return {}, f"{field.name}: expected a table of texts such as {field.example}, found {what}"

@@ -1,4 +1,4 @@
-"""[suite.NAME] and [model.NAME.require]: what they mean once `shape` has found their types right."""
+"""Parses [suite.NAME] and [model.NAME.require], after `builder.spec.shape` has checked their types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from builder.spec.problems import Problems
 from builder.spec.shape import Values
 from builder.spec.types import METRICS, Condition, Metric, Suite, SuiteKind
 
-# kind -> the keys that it needs, those it may have, beside kind
+# kind -> the keys that a suite needs, and the keys that it may have, besides `kind`
 KEYS: Mapping[SuiteKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "choice": (("data", "candidates"), ("answer", "where", "batch")),
     "exact": (("data",), ("where", "batch")),
@@ -26,7 +26,7 @@ _LEAST = {"max_tokens": 1, "top_k": 1, "batch": 1, "window": 2, "timeout": 1}
 
 
 def suite(name: str, values: Values, folder: Path, problems: Problems) -> Suite:
-    """One suite; anything at all after a problem, which ends the parse."""
+    """One suite. After a problem the value does not matter, because the parse fails."""
     kind: SuiteKind = values.given.get("kind", "command")
     if "kind" in values.given:
         _check_keys(kind, values, problems)
@@ -50,7 +50,7 @@ def suite(name: str, values: Values, folder: Path, problems: Problems) -> Suite:
 
 
 def _no_command(command: str) -> str | None:
-    """What is wrong with the words of a command."""
+    """What is wrong with a command as shell words, or None."""
     try:
         return None if shlex.split(command) else "has no words; name a program"
     except ValueError as error:
@@ -106,11 +106,11 @@ def _condition(
 
 
 def _metric(key: str, measured: Sequence[str], suites: Mapping[str, Suite]) -> Metric | str:
-    """The figure that a key names, or what is wrong with the key.
+    """The metric that a key names, or what is wrong with the key.
 
     Names may hold dots, so a key such as "a.b.c" can be read in two ways. The declared suites and the figures
-    of their kinds decide. A command's figures are known only once it has run: such a reading counts where no
-    kind has the figure.
+    of their kinds decide. The figures of a command are not known before the command has run. So a reading as
+    a figure of a command counts only where no other suite has the figure.
     """
     readings = [
         Metric(name, key[len(name) + 1 :])

@@ -1,8 +1,8 @@
-"""A TOML file that a person wrote: read, and told on which line each key stands, which tomllib does not say.
+"""Reads a TOML file that a person wrote, and finds the line of each key, which tomllib does not tell.
 
-Whatever keeps the file from being read is one SpecError. The lines are found in text that tomllib has
-accepted, so the scan needs to know only where strings, keys and brackets begin and end. A scan that loses its
-way costs exact line numbers and nothing else: `Lines.at` falls back to the table.
+A file that cannot be read raises SpecError. The scan for lines reads text that tomllib has accepted. So the
+scan needs to know only where strings, keys and brackets begin and end. A scan that loses its way costs exact
+line numbers and nothing else: `Lines.at` falls back to the line of the table.
 """
 
 from __future__ import annotations
@@ -34,18 +34,21 @@ _SCALAR = re.compile(
     r"""|'[^'\n]*'"""
     r"""|[^,\]}\[{#\n]+"""
 )
-_DEEPEST = 8  # nothing that is looked up lies deeper
+_DEEPEST = 8  # no path that is looked up is longer
 
 
 class Lines:
-    """Path -> line, from 1. A path is the keys that lead to a value, and the indices of arrays on the way."""
+    """The line of each path, from 1.
+
+    A path consists of the keys that lead to a value, and of the indices of arrays on the way.
+    """
 
     def __init__(self, written: dict[KeyPath, int], implied: dict[KeyPath, int]) -> None:
         self._written = written
         self._implied = implied
 
     def at(self, path: KeyPath) -> int:
-        """The line of `path`, else of what is nearest around it, else 1."""
+        """The line of `path`, else the line of the nearest table or array around `path`, else 1."""
         for end in range(len(path), 0, -1):
             line = self._written.get(path[:end]) or self._implied.get(path[:end])
             if line:
@@ -60,7 +63,7 @@ class _Lost(Exception):
 def index_lines(text: str) -> Lines:
     """Where every table, key and array element of `text` stands."""
     scan = _Scan(text)
-    with suppress(_Lost, tomllib.TOMLDecodeError):  # what has been found by then serves
+    with suppress(_Lost, tomllib.TOMLDecodeError):  # the lines found so far are kept
         scan.document()
     return Lines(scan.written, scan.implied)
 
@@ -90,7 +93,7 @@ class _Scan:
             self._skip(_BLANK)
 
     def _value(self, path: KeyPath) -> None:
-        """Pass over one value. A loop, not a recursion: arrays may be nested as deep as tomllib reads."""
+        """Passes over one value. This is a loop, because arrays may be nested as deep as tomllib reads."""
         around: list[tuple[KeyPath, int | None]] = []  # open arrays with the next index, open inline tables
         while True:
             self._skip(_BLANK)
@@ -116,7 +119,7 @@ class _Scan:
                 self._record(outer, (index,), self.pos)
 
     def _assignment(self, table: KeyPath) -> KeyPath:
-        """`a.b =`: the path of its value."""
+        """Reads `a.b =` and returns the path of the value."""
         start = self.pos
         key = self._key()
         if self._next() != "=":
@@ -159,13 +162,15 @@ class _Scan:
 
 
 class Document(NamedTuple):
+    """The content of a TOML file, with the lines of its keys."""
+
     label: str  # the file's name in messages
     data: dict[str, Any]
     lines: Lines
 
 
 def read_toml(file: Path, draft: bytes | None = None) -> Document:
-    """The file, or what it is about to hold. Raises SpecError."""
+    """Reads `file`, or instead of it `draft`, the bytes that `file` is about to hold. Raises SpecError."""
     label = from_here(file)
     raw = _read_bytes(file, label) if draft is None else draft
     try:
@@ -180,7 +185,7 @@ def read_toml(file: Path, draft: bytes | None = None) -> Document:
         raise SpecError(problems=f"{label}{_syntax(str(error), text)}") from None
     except RecursionError:
         raise SpecError(problems=f"{label}: arrays or tables are nested too deep to be read") from None
-    except ValueError:  # thousands of digits
+    except ValueError:  # Python refuses an integer of thousands of digits
         raise SpecError(problems=f"{label}: a number is too long to be read") from None
 
 
@@ -218,7 +223,7 @@ def _syntax(error: str, text: str) -> str:
 
 
 def _plain(what: str) -> str:
-    """tomllib's message, without Python's tuples."""
+    """The message of tomllib, without Python's tuples."""
     if match := re.fullmatch(r"Cannot declare \((.*)\) twice", what):
         keys = [a or b for a, b in re.findall(r"'([^']*)'|\"([^\"]*)\"", match[1])]
         return f"[{dotted(*keys)}] is declared twice; keep one"

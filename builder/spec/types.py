@@ -1,6 +1,6 @@
 """What artifacts.toml declares, as frozen values. `builder.spec.parse` turns the file into a Spec.
 
-After parsing no TOML dict exists anywhere: everything downstream takes these types.
+After parsing, no TOML dict exists anywhere. All other packages take these types.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ BaseSource = PathSource | HfSource | GgufSource
 
 @dataclass(frozen=True)
 class Base:
+    """Where the original weights come from. `dequantize` accepts a base that is quantized already."""
+
     name: str
     source: BaseSource
     dequantize: bool = False
@@ -60,6 +62,8 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapter:
+    """What was learned on top of the base named `base`. `path` is the adapter's folder."""
+
     name: str
     base: str
     path: Path
@@ -67,7 +71,10 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How one path is stored: arguments of mx.quantize. group_size in elements, bits per element."""
+    """How the weight of one module path is stored: the arguments of mx.quantize.
+
+    `bits` is per element. `group_size` is in elements.
+    """
 
     bits: int
     group_size: int
@@ -90,10 +97,11 @@ METHODS = ("dwq", "awq", "gptq", "dynamic")
 
 @dataclass(frozen=True)
 class Learned:
-    """A whole-model step of mlx_lm.quant that needs a model on disk and text to calibrate with.
+    """A learned quantizer (mlx_lm.quant): a whole-model step that needs a model on disk and a text.
 
-    `source` is the variant whose directory it reads. samples: sequences of `sequence_length` tokens.
-    high_bits and target_bpw (bits per weight) are `dynamic`'s, learning_rate is `dwq`'s.
+    `source` is the variant whose directory it reads. It uses at most `samples` pieces of the text, of
+    `sequence_length` tokens each. `high_bits` and `target_bpw` (bits per weight) are settings of method
+    dynamic. `learning_rate` is a setting of method dwq.
     """
 
     method: str
@@ -109,9 +117,10 @@ class Learned:
 
 @dataclass(frozen=True)
 class Variant:
-    """How weights are stored. `dtype` None: the base's own. At most one of `quantization` and `recipe`.
+    """How weights are stored. At most one of `quantization` and `recipe` is given.
 
-    `recipe` is one of mlx_lm.convert's mixed recipes, with `group_size`.
+    `dtype` None keeps the dtype of the base. `recipe` is a mixed recipe of mlx_lm.convert, used with
+    `group_size`.
     """
 
     name: str
@@ -129,14 +138,14 @@ class Variant:
 
     @property
     def common_group(self) -> int:
-        """The group size that holds where nothing else is said."""
+        """The group size, in elements, of every path without an override."""
         return self.quantization.group_size if self.quantization else self.group_size
 
 
 SuiteKind = Literal["choice", "exact", "generate", "perplexity", "fidelity", "command"]
 CHECKS = ("exact", "regex", "json", "tool_call")
 
-# The figures that each kind of suite measures; a command's are its own. True: more is better.
+# The figures that each kind of suite measures. True: more is better. A command chooses its own figures.
 METRICS: Mapping[SuiteKind, Mapping[str, bool]] = {
     "choice": {"accuracy": True, "greedy": True},
     "exact": {"rate": True},
@@ -151,9 +160,10 @@ METRICS: Mapping[SuiteKind, Mapping[str, bool]] = {
 class Suite:
     """Questions that a target is measured by.
 
-    `data` is a .jsonl of `messages` (or a text), `answer` the key of a row that names the accepted
-    candidates, `where` what a row must hold to be asked. `batch` is in rows, `window` in tokens, `top_k` how
-    many log-probs of the reference are kept per position, `timeout` in seconds.
+    `data` is a .jsonl of `messages` or a text. `answer` is the key of a row that names the accepted
+    candidates. Only rows that hold the values of `where` are asked. `batch` is in rows, `window` and
+    `max_tokens` in tokens, `timeout` in seconds. `top_k` is how many log-probs of the reference are kept per
+    position.
     """
 
     name: str
@@ -172,7 +182,7 @@ class Suite:
 
 
 class Metric(NamedTuple):
-    """A figure of a suite, by its name. Both names may hold dots, so the text form is never cut again."""
+    """A figure of a suite. Both names may hold dots, so the text SUITE.NAME is never cut into its parts."""
 
     suite: str
     name: str
@@ -183,7 +193,7 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Condition:
-    """What a figure of a suite must be: `metric` `operator` `value`. The operator is >=, <=, > or <."""
+    """What a figure of a suite must reach: `metric` `operator` `value`. The operator is >=, <=, > or <."""
 
     metric: Metric
     operator: str
@@ -199,9 +209,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Model:
-    """A base, an adapter on top of it or none, and the variants to make of it.
+    """A base, with or without an adapter, and the variants to make of it.
 
-    `suites` measure each of its targets; a target passes when all of `require` hold.
+    `suites` measure each target of the model. A target passes when all conditions in `require` hold.
     """
 
     name: str
@@ -214,7 +224,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Target:
-    """model x variant; `name` is what a person types: model:<name>."""
+    """One variant of one model. `name` is what a person types: model:<name>."""
 
     model: Model
     variant: Variant
@@ -226,7 +236,10 @@ class Target:
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """`strict_toolchain` puts library versions into the keys; `memory` is a limit in bytes, or None."""
+    """How builds run. `strict_toolchain` puts the versions of libraries into the keys.
+
+    `survival` measures during a build how much of the adapter is left. `memory` is a limit in bytes, or None.
+    """
 
     strict_toolchain: bool = False
     survival: bool = True
@@ -235,7 +248,7 @@ class BuildSettings:
 
 @dataclass(frozen=True)
 class Spec:
-    """Everything that is declared. Paths are absolute; names are keys of the mappings, in file order."""
+    """Everything that is declared. Paths are absolute. The mappings go from name to value, in file order."""
 
     file: Path
     store: Path
@@ -254,7 +267,7 @@ class Spec:
         )
 
     def target(self, name: str) -> Target:
-        """Raises KeyError."""
+        """The target of that name. Raises KeyError."""
         return self._by_name[name]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The plan as doit tasks. A dodo.py takes them with `from builder.tasks import load`."""
+"""The plan as doit tasks. A dodo.py gets the tasks with `from builder.tasks import load`."""
 
 from builder.tasks.graph import load
 

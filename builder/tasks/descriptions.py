@@ -1,4 +1,4 @@
-"""One line of what each declared thing is, for `doit list`."""
+"""Describes each declared base, target and variant in one line, for `doit list`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from builder.spec.types import Base, GgufSource, HfSource, Target, Variant
 
 
 def describe_base(base: Base) -> str:
+    """Where the weights of a base come from."""
     match base.source:
         case GgufSource(location):
             return f"base weights, from {location}"
@@ -17,6 +18,7 @@ def describe_base(base: Base) -> str:
 
 
 def describe_target(target: Target) -> str:
+    """The base, the adapter and the variant of a target."""
     model = target.model
     what = f"{model.base} + {model.adapter}" if model.adapter else model.base
     text = f"{what}, {describe_variant(target.variant)}"
@@ -24,6 +26,7 @@ def describe_target(target: Target) -> str:
 
 
 def describe_variant(variant: Variant) -> str:
+    """How a variant stores weights."""
     kind = f", {variant.dtype}" if variant.dtype else ""
     if variant.recipe is not None:
         return f"{variant.recipe}, group size {variant.group_size}{kind}"

@@ -1,13 +1,15 @@
-"""A plan as doit tasks. No file_dep, no targets: `uptodate` asks the store, doit's database is a cache.
+"""Makes doit tasks from a declaration. They have no file_dep and no targets: `uptodate` asks the store.
+
+doit's database is only a cache.
 
 base:<base>        download or import, fingerprint, inspect
 adapter:<adapter>  check, fingerprint
-model:<target>     build one target; model:<model> and `model` are groups
-eval:<target>      measure one target by the suites of its model, fail if it misses a requirement; an
-                   unquantized intermediate is scored from its base and adapter, without building it
-threshold:<model>  the smallest target that meets the requirements, building only what the search needs
-release:production moves models/production to its declared target; rollback:production goes back
-clean:<variant>    drop that variant of every model; clean:<target> drops one
+model:<target>     build one target. model:<model> and `model` are groups
+eval:<target>      measure one target by the suites of its model, and fail if the target misses a requirement.
+                   An unquantized intermediate is scored from its base and adapter, without building it
+threshold:<model>  find the smallest target that meets the requirements, building only what the search needs
+release:production move models/production to its declared target. rollback:production goes back
+clean:<variant>    drop that variant of every model. clean:<target> drops one target
 """
 
 from __future__ import annotations
@@ -38,14 +40,14 @@ from builder.tasks.steps import (
 )
 from builder.tasks.uptodate import SELECTED, AdapterReady, BaseReady, Evaluated, Released, TargetReady
 
-DATABASE = ".modelkiln.db"  # not doit's own name: a dodo.py beside ours keeps another kind of file there
-Task = dict[str, Any]  # doit's own currency, made here and nowhere else
+DATABASE = ".modelkiln.db"  # not doit's default name, which another dodo.py may use with another backend
+Task = dict[str, Any]  # a task as doit takes it. Only this module makes them
 
 
 def load(file: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
-    """DOIT_CONFIG and the task creator for dodo.py. A bad declaration becomes doit's one-line error.
+    """DOIT_CONFIG and the task creator, for dodo.py. A bad declaration becomes a one-line error of doit.
 
-    Raises InvalidDodoFile, which doit ends with 3, and SystemExit for errors that have another exit code.
+    Raises InvalidDodoFile, for which doit exits with 3, and SystemExit for errors with another exit code.
     """
     from doit.exceptions import InvalidDodoFile
 
@@ -93,7 +95,7 @@ def project_tasks(project: Project) -> Iterator[Task]:
     for model in spec.models.values():
         wanted = [f"model:{model.name}_{v}" for v in model.variants if not spec.variants[v].intermediate]
         yield _alias(f"model:{model.name}", f"every variant of {model.name} that is not intermediate", wanted)
-    # Given last, doit takes this group's own task_dep: intermediates are not part of `doit model`.
+    # This group comes last, so that doit uses its task_dep: intermediates are not part of `doit model`.
     yield {
         "basename": "model",
         "name": None,
@@ -117,7 +119,7 @@ def _model_task(project: Project, target: Target) -> Task:
         describe_target(target),
         BuildTarget(project, target.name, SELECTED),
         TargetReady(project, target.name),
-        after=after,  # what a learned target reads is no task of this graph: deliver makes it, if need be
+        after=after,  # `deliver` makes the target that a learned target reads, so that is not a dependency
     )
 
 
@@ -151,7 +153,7 @@ def _eval_tasks(project: Project) -> Iterator[Task]:
 
 
 def _measured_of(project: Project, target: Target) -> list[str]:
-    """What must be there to measure a target: itself, or what it would be made of."""
+    """The task that must run before a target is measured. It builds the target or prepares its sources."""
     if needs_directory(project.spec, target):
         return [f"model:{target.name}"]
     return [f"adapter:{target.model.adapter}" if target.model.adapter else f"base:{target.model.base}"]
@@ -208,6 +210,6 @@ def _task(
         "actions": [(action, [])],
         "uptodate": [ready] if ready else [],
         "task_dep": after or [],
-        # doit's capture swaps sys.stdout and leaks it between threads (`-P thread`).
+        # doit's capture replaces sys.stdout for all threads at once (`-P thread`).
         "io": {"capture": False},
     }

@@ -1,4 +1,4 @@
-"""What the tasks do: each is a value that a worker process can receive."""
+"""The actions of the tasks. Each action is a value that can be sent to a worker process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from builder.tasks.uptodate import Selection
 
 @dataclass
 class Step:
-    """An action of doit: runs, and turns a BuildError into doit's one-line failure."""
+    """An action of doit. It runs, and turns a BuildError into a one-line failure of doit."""
 
     project: Project
 
@@ -26,7 +26,7 @@ class Step:
 
         try:
             self.run()
-        except BuildError as error:  # doit ends with 1 for a failure, with 2 for an error
+        except BuildError as error:  # doit exits with 1 for TaskFailed, and with 2 for TaskError
             fail = (TaskFailed if error.exit_code == 1 else TaskError)(error.report, report=True)
             fail.error = type(error).__name__  # for the reporter, which may be in another process
             return fail
@@ -35,19 +35,24 @@ class Step:
 
 @dataclass
 class PrepareBase(Step):
+    """Downloads or imports a base, fingerprints and inspects it."""
+
     base: Base
 
     def run(self) -> None:
         from builder.build.prepare import prepare_base
         from builder.console.display import showing
 
-        again = not isinstance(self.project.sources.base_facts(self.base), Unknown)  # run by -a
+        # A base that is known already is prepared again only by `doit -a`.
+        again = not isinstance(self.project.sources.base_facts(self.base), Unknown)
         with showing() as emit:
             prepare_base(self.project, self.base, emit, inspect_again=again)
 
 
 @dataclass
 class PrepareAdapter(Step):
+    """Checks and fingerprints an adapter."""
+
     adapter: Adapter
 
     def run(self) -> None:
@@ -60,7 +65,7 @@ class PrepareAdapter(Step):
 
 @dataclass
 class CheckCalibration(Step):
-    """Before anything is made for it: is the text there?"""
+    """Checks that the text of a learned variant exists, before anything is made for the variant."""
 
     variant: Variant
 
@@ -74,7 +79,7 @@ class CheckCalibration(Step):
 
 @dataclass
 class BuildTarget(Step):
-    """Builds a target, and with it every other target of its model that this run asked for."""
+    """Builds a target, together with every other target of its model that this run includes."""
 
     name: str
     selection: Selection
@@ -92,6 +97,8 @@ class BuildTarget(Step):
 
 @dataclass
 class Evaluate(Step):
+    """Measures a target, prints its figures, and fails if the target misses a requirement."""
+
     name: str
 
     def run(self) -> None:
@@ -103,7 +110,7 @@ class Evaluate(Step):
 
         self.project.forget_plan()
         plan = self.project.plan.targets[self.name]
-        if not isinstance(plan, TargetPlan):  # its sources have gone since it was built
+        if not isinstance(plan, TargetPlan):  # the sources have disappeared since the target was built
             raise EvaluationFailed(target=self.name, what=plan.reason)
         with showing() as emit:
             results = evaluate(self.project, plan, emit)
@@ -115,6 +122,8 @@ class Evaluate(Step):
 
 @dataclass
 class FindThreshold(Step):
+    """Finds and prints the smallest target of a model that meets the requirements."""
+
     model: str
 
     def run(self) -> None:
@@ -138,6 +147,8 @@ class FindThreshold(Step):
 
 @dataclass
 class Release(Step):
+    """Moves models/production to its declared target."""
+
     def run(self) -> None:
         from builder.console.display import showing
         from builder.console.events import Note
@@ -151,6 +162,8 @@ class Release(Step):
 
 @dataclass
 class Rollback(Step):
+    """Exchanges models/production and its former target."""
+
     def run(self) -> None:
         from builder.console.display import showing
         from builder.console.events import Note
@@ -162,6 +175,8 @@ class Rollback(Step):
 
 @dataclass
 class Withdraw(Step):
+    """Takes models/production and its former target away."""
+
     def run(self) -> None:
         from builder.release.production import withdraw
 
@@ -170,6 +185,8 @@ class Withdraw(Step):
 
 @dataclass
 class Clean(Step):
+    """Drops the bytes of targets. Their records stay."""
+
     names: tuple[str, ...]
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""What a task prints when it is done: the tables of what was built, measured and found."""
+"""Prints the tables at the end of a task: what was built, measured or found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from builder.project.status import status_of
 
 
 def print_built(results: Sequence[Built]) -> None:
-    """The path and one table row of each target."""
+    """Prints the path of each target, and a table with one row for each target."""
     for built in results:
         print(from_here(built.path))
     rows = [
@@ -34,7 +34,7 @@ def print_built(results: Sequence[Built]) -> None:
 
 
 def print_results(target: str, results: Mapping[str, Result]) -> None:
-    """Under the target's name one row for each figure: value, 95 % interval, observations."""
+    """Prints a table with one row for each figure of a target: value, 95 % interval, observations."""
     rows = [
         [f"{name}.{metric}", number(figure.value), interval_text(figure), figure.counted]
         for name, result in results.items()
@@ -44,7 +44,7 @@ def print_results(target: str, results: Mapping[str, Result]) -> None:
 
 
 def print_threshold(project: Project, found: Threshold) -> None:
-    """One row for each target, from small to large, and the answer as a sentence."""
+    """Prints a table with one row for each target, from small to large, and the answer as a sentence."""
     rows = []
     for name in found.search.order:
         row = project.spec.target(name)

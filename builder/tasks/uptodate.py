@@ -1,4 +1,4 @@
-"""The `uptodate` of each task: values that ask the plan and the store. str() says why, for `doit info`."""
+"""The `uptodate` of each task: values that ask the plan and the store. `doit info` shows their str()."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from builder.spec.types import Adapter, Base
 
 @dataclass
 class Selection:
-    """Targets asked for in this run: the first of a model builds all of them in its one pass."""
+    """The targets of this run. The first task of a model builds all of them in one pass.
+
+    `named` are the targets that were named one by one.
+    """
 
     targets: set[str] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
@@ -25,7 +28,7 @@ SELECTED = Selection()
 
 @dataclass
 class BaseReady:
-    """uptodate of base:<name>; str() says why, for `doit info`."""
+    """uptodate of base:<name>: the base is fingerprinted and inspected."""
 
     project: Project
     base: Base
@@ -42,6 +45,8 @@ class BaseReady:
 
 @dataclass
 class AdapterReady:
+    """uptodate of adapter:<name>: the adapter is fingerprinted and fits its base."""
+
     project: Project
     adapter: Adapter
 
@@ -58,6 +63,8 @@ class AdapterReady:
 
 @dataclass
 class TargetReady:
+    """uptodate of model:<target>: the target is built. Also prunes and pins what this run requires."""
+
     project: Project
     name: str
 
@@ -69,20 +76,20 @@ class TargetReady:
             if not built:
                 plan = self.project.plan.targets[self.name]
                 if not isinstance(plan, TargetPlan):
-                    self.project.forget_plan()  # its sources may have been prepared since
+                    self.project.forget_plan()  # the sources may have been prepared since the last plan
                     plan = self.project.plan.targets[self.name]
                 built = target_state(self.project.store, plan).built
         except BuildError:
-            return False  # the action says it
+            return False  # the action reports it
         if built:
             from builder.project.roots import keep_registered
 
-            keep_registered(self.project)  # a gc from another checkout must know
+            keep_registered(self.project)  # so that gc in another checkout knows about this target
             self._settle()
         return built
 
     def _settle(self) -> None:
-        """What a run owes to a target that it finds built: keep what was named, prune what it needed."""
+        """Does for a built target what a build would do: pins it if named, and prunes its intermediates."""
         from builder.build.intermediates import prune_intermediates
         from builder.console.display import showing
         from builder.store import pins
@@ -106,7 +113,7 @@ class TargetReady:
 
 @dataclass
 class Evaluated:
-    """uptodate of eval:<name>: every result is in the store, every requirement holds."""
+    """uptodate of eval:<name>: every result is in the store, and every requirement holds."""
 
     project: Project
     name: str
@@ -118,12 +125,12 @@ class Evaluated:
             plan = self.project.plan.targets[self.name]
             return isinstance(plan, TargetPlan) and complete(self.project, plan)
         except BuildError:
-            return False  # the action says it
+            return False  # the action reports it
 
 
 @dataclass
 class Released:
-    """uptodate of release:production: it shows the declared target as it is built now."""
+    """uptodate of release:production: models/production shows the declared target as it is built now."""
 
     project: Project
 
@@ -133,7 +140,7 @@ class Released:
         try:
             return is_current(self.project)
         except BuildError:
-            return False  # the action says it
+            return False  # the action reports it
 
 
 def _asked(facts: Callable[[], object]) -> object:

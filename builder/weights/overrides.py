@@ -1,7 +1,7 @@
-"""Which override decides of a path, which of them decide of none, and what was meant by those. Pure.
+"""Finds the override that decides about a path, and the overrides that match no path. Pure.
 
-A variant may serve several models, so a pattern that matches nothing in one of them is no mistake by itself:
-it is remarked. A slip of the keys is one.
+A variant may serve several models. So a pattern that matches nothing in a model need not be a mistake, and
+gives only a remark. A pattern that is a misspelling is a mistake.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _SHORTEST = 4
 
 @dataclass(frozen=True)
 class Idle:
-    """A pattern that decides of nothing. `near`: one that would; `slip`: whether it must have been meant."""
+    """A pattern that matches nothing. `near` is a similar pattern that matches, or None.
+
+    `slip` says that the pattern is a misspelling of `near`.
+    """
 
     pattern: str
     near: str | None
@@ -34,7 +37,7 @@ class Idle:
 
 
 def deciding(variant: Variant, path: str) -> Override | None:
-    """The first override whose pattern matches."""
+    """The first override whose pattern matches the path, or None."""
     return next((o for o in variant.overrides if fnmatchcase(path, o.pattern)), None)
 
 
@@ -58,9 +61,9 @@ def _idle(pattern: str, words: Mapping[str, str]) -> Idle:
 
 
 def _is_slip(typed: str, name: str) -> bool:
-    """Whether letters changed places, or one was left out or is too many.
+    """Whether `typed` is `name` with letters in another order, one letter missing or one letter too many.
 
-    k_proj is no slip of o_proj: one model has this, another that.
+    A replaced letter does not count: k_proj and o_proj are both names of real modules.
     """
     if min(len(typed), len(name)) < _SHORTEST or typed == name:
         return False
@@ -71,7 +74,10 @@ def _is_slip(typed: str, name: str) -> bool:
 
 
 def _words(paths: list[str]) -> Mapping[str, str]:
-    """What somebody may have written -> the pattern for it: paths, last names, and words of one last name."""
+    """What somebody may have written -> the pattern that matches it.
+
+    The keys are paths, last names of paths, and words that stand in only one last name.
+    """
     by_leaf: dict[str, list[str]] = {}
     for path in paths:
         by_leaf.setdefault(path.rpartition(".")[2], []).append(path)

@@ -1,4 +1,4 @@
-"""Reads the header of a safetensors file that nobody vouches for. Pure Python; no tensor is loaded.
+"""Reads the header of an untrusted safetensors file. Pure Python. No tensor is loaded.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -19,13 +19,16 @@ from builder.keys import Digest, hash_threads
 from builder.weights.structure import ITEM_SIZE
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
-# No tensor has more; and products of counts, and searches in names, stay cheap.
+# No real tensor exceeds these limits. They keep products of counts and searches in names cheap.
 MAX_DIMS, MAX_NUMBER, MAX_NAME = 64, 1 << 63, 1000
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor: safetensors dtype code, shape, and where its bytes are (absolute file offsets)."""
+    """One tensor. `dtype` is a safetensors code such as "BF16".
+
+    Its bytes are those from `start` to `end` (exclusive) of the file.
+    """
 
     name: str
     dtype: str
@@ -36,6 +39,8 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class SafetensorsFile:
+    """A file and its tensors, in file order."""
+
     path: Path
     tensors: tuple[TensorInfo, ...]
 
@@ -43,7 +48,7 @@ class SafetensorsFile:
 def read_header(path: Path, table: str) -> SafetensorsFile:
     """The tensors of a file, in file order. `table` is the declaration named in errors.
 
-    Raises SourceMissing, and SourceInvalid for anything that is not exactly a safetensors file.
+    Raises SourceMissing, and SourceInvalid for anything that is not a valid safetensors file.
     """
     if not path.is_file():
         raise SourceMissing(table=table, path=path)
@@ -63,7 +68,7 @@ def read_header(path: Path, table: str) -> SafetensorsFile:
 
 
 def _read_text(path: Path, table: str) -> tuple[int, bytes]:
-    """The size of the file, and its header as it stands."""
+    """The size of the file in bytes, and the bytes of its header."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -80,7 +85,7 @@ def _read_text(path: Path, table: str) -> tuple[int, bytes]:
 
 
 def digest_tensor(file: SafetensorsFile, tensor: TensorInfo) -> Digest:
-    """BLAKE3 of a tensor's bytes."""
+    """BLAKE3 of a tensor's bytes. Raises OSError."""
     if tensor.start == tensor.end:
         return Digest(blake3.blake3(b"").hexdigest())
     with file.path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:

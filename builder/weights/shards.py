@@ -1,7 +1,7 @@
 """The canonical safetensors encoding: sorted names, no gaps, a header padded to 8 bytes.
 
-The same tensors always give the same bytes, on every platform (mx.save_safetensors orders its data by hash
-map). Format: https://github.com/huggingface/safetensors#format
+The same tensors give the same bytes on every platform. mx.save_safetensors does not promise that, because it
+orders tensors by hash map. Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _METADATA = {"format": "mlx"}
 
 @dataclass(frozen=True)
 class RawTensor:
-    """The row-major bytes of a tensor, its safetensors dtype code ("BF16") and shape."""
+    """The row-major bytes of a tensor, with its safetensors dtype code ("BF16") and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -29,14 +29,14 @@ class RawTensor:
 
 
 def encode(tensors: Mapping[str, RawTensor]) -> list[bytes | memoryview]:
-    """The file as chunks in order: length and header, then each tensor's bytes. Nothing is copied."""
+    """The file as chunks in order: length and header, then the bytes of each tensor. No tensor is copied."""
     names = sorted(tensors)
     entries = [(name, tensors[name].dtype, tensors[name].shape, tensors[name].nbytes) for name in names]
     return [_header(entries), *(tensors[name].data for name in names)]
 
 
 def encoded_size(tensors: Iterable[TensorSpec]) -> int:
-    """Bytes that `encode` makes of tensors with these names, dtypes and shapes."""
+    """How many bytes `encode` makes of tensors with these names, dtypes and shapes."""
     entries = [(t.name, t.dtype, t.shape, t.nbytes) for t in sorted(tensors, key=lambda t: t.name)]
     return len(_header(entries)) + sum(nbytes for *_, nbytes in entries)
 

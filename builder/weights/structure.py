@@ -1,6 +1,6 @@
-"""What a base is made of, as mlx-lm lays it out: the facts the plan needs without loading mlx.
+"""What a base is made of, as mlx-lm lays it out: the facts that the plan needs without loading mlx.
 
-`builder.engine.inspect` makes a Structure once per base and the store keeps it; everything here is pure.
+`builder.engine.inspect` makes a Structure once per base, and the store keeps it. Everything here is pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CODE_OF_DTYPE: Mapping[str, str] = {"float16": "F16", "bfloat16": "BF16", "float
 
 
 def block_of(name: str) -> str:
-    """The block of a parameter or module path: up to the first number, else the module that holds it.
+    """The block of a parameter: its path up to the first number, else the path of the module that holds it.
 
     >>> block_of("model.layers.3.mlp.up_proj.weight"), block_of("model.norm.weight")
     ('model.layers.3', 'model.norm')
@@ -52,7 +52,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of the loaded model (after `sanitize`); `castable`: the model's cast_predicate."""
+    """One parameter of the loaded model (after `sanitize`). `castable` is what cast_predicate says of it."""
 
     tensor: TensorSpec
     castable: bool = True
@@ -60,9 +60,9 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Quantizable:
-    """A module with `to_quantized`. `rule` is what the model's own quant_predicate says of it.
+    """A module that has `to_quantized`. `rule` is what the model's own quant_predicate says of the module.
 
-    `recipes` maps a mixed recipe to the bits that mlx_lm.convert gives this path.
+    `recipes` maps each mixed recipe to the bits that mlx_lm.convert gives this path.
     """
 
     path: str
@@ -72,10 +72,11 @@ class Quantizable:
 
 @dataclass(frozen=True)
 class Structure:
-    """All parameters in the model's own order, what can be quantized, what can carry an adapter.
+    """All parameters in the model's own order, the modules that can be quantized, the paths for an adapter.
 
-    `default_dtype` is the type mlx_lm.convert casts to when none is asked for (None: no cast),
-    `quantized` says that the checkpoint itself holds quantized weights.
+    `default_dtype` is the dtype to which mlx_lm.convert casts unless it is told another (None: no cast).
+    `quantized` says that the checkpoint itself holds quantized weights. `recipe_errors` says for each mixed
+    recipe that mlx-lm cannot apply to this model why not.
     """
 
     model_type: str
@@ -121,8 +122,9 @@ def shard_tensors(
 ) -> tuple[TensorSpec, ...]:
     """The tensors that one block of one variant holds, sorted by name.
 
-    Quantized paths follow mx.quantize: `weight` U32 with `bits/32` words per element, `scales` one per
-    group (the weight's dtype, or U8 for the mx and nv floating modes), `biases` for affine only.
+    `dtype` None keeps the dtypes of the base. Quantized paths follow mx.quantize. `weight` is U32 with
+    `bits/32` words per element. `scales` has one number per group, in the dtype of the weight for mode affine
+    and in U8 for the other modes. Only mode affine has `biases`, with the shape and dtype of `scales`.
     """
     out: list[TensorSpec] = []
     for parameter in parameters:
@@ -136,7 +138,7 @@ def shard_tensors(
 
 
 def quantized_tensors(weight: TensorSpec, path: str, how: Quantization) -> list[TensorSpec]:
-    """weight, scales (and biases) that mx.quantize makes of one weight [..., in]."""
+    """The tensors that mx.quantize makes of one weight [..., in]: weight, scales and, if affine, biases."""
     *lead, width = weight.shape
     groups = (*lead, width // how.group_size)
     scales = weight.dtype if how.mode == "affine" else "U8"
@@ -157,7 +159,7 @@ def _cast(parameter: Parameter, dtype: str | None) -> TensorSpec:
 
 
 def to_text(structure: Structure) -> str:
-    """Canonical JSON, one line."""
+    """A structure as canonical JSON, on one line."""
     return json.dumps(
         {
             "model_type": structure.model_type,
@@ -184,7 +186,7 @@ def to_text(structure: Structure) -> str:
 
 
 def from_text(text: str) -> Structure:
-    """Raises ValueError, KeyError or TypeError for text that is not a structure."""
+    """The structure that `to_text` wrote. Raises ValueError, KeyError or TypeError for other text."""
     data = json.loads(text)
     return Structure(
         model_type=data["model_type"],

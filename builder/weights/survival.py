@@ -1,4 +1,4 @@
-"""What the records say of survival, summed up. Pure; `builder.engine.survival` measures."""
+"""Sums what records say about survival. Pure. `builder.engine.survival` does the measuring."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Survival:
-    """Sums over paths. `db`: adapter's delta against quantization error, 10 log10(|D|^2 / |E|^2), over the
-    adapted paths; `cosine`: between the delta and what remains of it; `error`: |E| / |W| over all paths."""
+    """How much of an adapter is left after quantization, over several paths.
+
+    `db` compares the adapter's delta D with the quantization error E: 10 log10(|D|^2 / |E|^2), over the
+    adapted paths. `cosine` is the cosine between D and what remains of D, over the adapted paths. `error` is
+    |E| / |W| over all paths. `db` and `cosine` are None where no path is adapted or the divisor is zero.
+    """
 
     db: float | None
     cosine: float | None
     error: float
 
 
+# Path, weight, delta, error, kept and remains, as `builder.engine.survival` defines them.
 Row = tuple[str, float, float, float, float, float]
 
 
@@ -27,7 +32,7 @@ def rows(text: str) -> list[Row]:
 
 
 def total(paths: Iterable[Row]) -> Survival | None:
-    """All paths as one; None if nothing was quantized."""
+    """The survival over all paths together. None if nothing was quantized."""
     everything = list(paths)
     weight, lost = sum(row[1] for row in everything), sum(row[3] for row in everything)
     if not weight:

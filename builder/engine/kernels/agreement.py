@@ -1,9 +1,10 @@
-"""Whether the compiled kernels give what the installed mlx gives: compared, never assumed.
+"""Checks that the compiled kernels give what the installed mlx gives.
 
-The comparisons are made once per process, on small inputs chosen to be hard. Quantization is the same
-arithmetic wherever mlx is built for a CPU, up to its rounding of half precision. Fused weights depend on the
-order in which mlx's BLAS adds: the reference BLAS of the Linux wheels adds in order and without fused
-multiply-add, as `kernels.fuse_lora` does; with another one (Accelerate, OpenBLAS) mlx itself has to fuse.
+The comparisons are made once per process, on small inputs chosen to be hard. Quantization uses the same
+arithmetic in every CPU build of mlx, except for the rounding of half precision. Fused weights depend on the
+order in which mlx's BLAS adds. The reference BLAS of the Linux wheels adds in order and without fused
+multiply-add, as `builder.engine.kernels.cpu.fuse_lora` does. With another BLAS (Accelerate, OpenBLAS) mlx
+itself must fuse.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from builder.engine.kernels.cpu import (
 
 
 def verify(dtype: str) -> frozenset[Setting]:
-    """The settings for which `quantize_widths` gives what mx.quantize gives, on arrays of `dtype`.
+    """The settings for which `quantize_widths` is bit-identical to mx.quantize, on arrays of `dtype`.
 
     Empty when the kernels are not available. The comparison runs once per process and dtype.
     """
@@ -35,10 +36,10 @@ def verify(dtype: str) -> frozenset[Setting]:
 
 
 def fuse_agrees(dtype: str, layout: Layout, rows: int, rank: int, columns: int) -> bool:
-    """Whether `fuse_lora` gives what mlx gives for weights of (rows, columns) and float32 factors of `rank`.
+    """Whether `fuse_lora` is bit-identical to mlx, for weights of (rows, columns) and factors of `rank`.
 
-    False when the kernels are not available. The comparison runs once per process and shape, on at most 1024
-    rows of that shape: a BLAS may choose another order of additions for another shape.
+    The factors are float32. False when the kernels are not available. The comparison runs once per process
+    and shape, on at most 1024 rows, because a BLAS may add in another order for another shape.
     """
     return available() and _fuse_verified(dtype, layout, min(rows, 1024), rank, columns)
 
@@ -49,7 +50,10 @@ def _verified(dtype: str) -> frozenset[Setting]:
 
 
 def agreeing(dtype: str, quantize: Callable[..., list[QuantizedArrays]]) -> frozenset[Setting]:
-    """The settings for which `quantize`, called like `quantize_widths`, agrees with mx.quantize on CPU."""
+    """The settings for which `quantize` is bit-identical to mx.quantize on the CPU.
+
+    `quantize` is called like `quantize_widths`.
+    """
     import mlx.core as mx
 
     weight = hard_weights(dtype)
@@ -75,7 +79,7 @@ def _fuse_verified(dtype: str, layout: Layout, rows: int, rank: int, columns: in
 
     def repeated(
         *shape: int,
-    ) -> Any:  # what is added to the product: drawing as much costs more than all else
+    ) -> Any:  # drawing so many random numbers would cost more than all the rest
         return mx.array(np.resize(draw.standard_normal(1 << 16, np.float32), shape))
 
     draw, scale = np.random.default_rng(0), 2.7
@@ -96,7 +100,7 @@ def _fuse_verified(dtype: str, layout: Layout, rows: int, rank: int, columns: in
 
 
 def hard_weights(dtype: str) -> Array:
-    """Finite stored values of `dtype`, (rows, 256), chosen to break a quantizer that is only nearly right."""
+    """Finite stored values of `dtype`, (rows, 256), that expose a quantizer that is only nearly right."""
     unsigned, smallest_infinity, half = {
         "bfloat16": (np.uint16, 0x7F80, 0x8000),
         "float16": (np.uint16, 0x7C00, 0x8000),
@@ -104,7 +108,7 @@ def hard_weights(dtype: str) -> Array:
     }[dtype]
     draw = np.random.default_rng(0)
     patterns: list[Array] = []
-    for top in (1, 0x80, smallest_infinity >> 1, smallest_infinity):  # zeros, denormals, small, everything
+    for top in (1, 0x80, smallest_infinity >> 1, smallest_infinity):  # zeros, denormals, small, all sizes
         sizes = draw.integers(0, top, (4, 256))
         patterns += [sizes, sizes + half, sizes + half * draw.integers(0, 2, (4, 256))]
     largest = np.full((1, 256), smallest_infinity - 1)
@@ -126,12 +130,12 @@ def hard_weights(dtype: str) -> Array:
 
 
 def _stored(array: Any) -> Array:
-    """The stored values of an mx.array, as a numpy array of its own."""
+    """The stored values of an mx.array, copied into a numpy array."""
     import mlx.core as mx
 
     return np.array(array.view(mx.uint16) if array.dtype in (mx.bfloat16, mx.float16) else array)
 
 
 def _same(one: Array, other: Array) -> bool:
-    """Whether two arrays have the same shape, type and bits."""
+    """Whether two arrays have equal shapes, dtypes and bits."""
     return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()

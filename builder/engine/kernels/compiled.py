@@ -1,8 +1,8 @@
-"""The loops of `jitted` as Python calls them: machine code that is made once on a machine.
+"""Calls the loops of `builder.engine.kernels.jitted` from Python. A machine compiles the loops only once.
 
-Importing numba and letting it read its own cache takes 0.9 s of every process that computes anything; the
-machine code itself is 80 KB. So that is kept in the user's cache directory, for one version of the loops, of
-numba, of LLVM and one kind of CPU, and llvmlite alone loads it (0.05 s).
+Importing numba and reading numba's own cache takes 0.9 s in every process that computes anything. The machine
+code itself is 80 KB. So the machine code is kept in the user's cache directory, for this version of the
+loops, of numba and of LLVM, and for this kind of CPU. llvmlite alone loads the machine code in 0.05 s.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from builder.engine.kernels.signatures import CHUNK, SCRATCH, SIGNATURES, SIZES,
 
 Array = npt.NDArray[Any]
 
-_APART = 48  # words between two pieces: at multiples of 4 KiB they would take each other's place in the cache
+_APART = 48  # words between two pieces: at multiples of 4 KiB they would evict each other from the cache
 
 _DIGEST = hashlib.sha256().digest_size
 _LOADING = Lock()
 
 
 def cache_directory() -> Path:
-    """Where compiled code is kept: the platform's cache directory of this user."""
+    """The folder for compiled code, in this user's cache directory."""
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "modelkiln"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelkiln"
@@ -52,9 +52,10 @@ def quantize_span(
     original: Array,
     sums: npt.NDArray[np.float64],
 ) -> int:
-    """`jitted.quantize_span` on arrays, which are flat but for settings and sums; C-contiguous all of them.
+    """Calls `jitted.quantize_span` on C-contiguous arrays. All are flat, except for settings and sums.
 
-    `original` is empty when nothing is to be measured. The GIL is released meanwhile.
+    `original` is empty when nothing is to be measured. The GIL is released during the call. Raises
+    CannotCompile.
     """
     memory = np.empty((SCRATCH, CHUNK + _APART), np.uint32)
     pieces = _rows(memory)
@@ -86,7 +87,10 @@ def fuse_rows(
     last: int,
     out: Array,
 ) -> None:
-    """`jitted.fuse_rows` on C-contiguous arrays of two dimensions. The GIL is released meanwhile."""
+    """Calls `jitted.fuse_rows` on C-contiguous arrays of two dimensions. The GIL is released during the call.
+
+    Raises CannotCompile.
+    """
     memory = np.empty((2, raw.shape[1] + _APART), np.uint32)
     pieces = _rows(memory)
     _call(
@@ -105,7 +109,7 @@ def fuse_rows(
 
 
 def _rows(memory: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
-    """Pointers to the rows of an array."""
+    """Pointers to the rows of an array, uint64."""
     start, step = memory.ctypes.data, memory.strides[0]
     return np.array([start + row * step for row in range(len(memory))], np.uint64)
 
@@ -125,20 +129,20 @@ def _call(name: str, *arguments: int) -> int:
 
 @dataclass(frozen=True)
 class Loops:
-    """The loops by name, for one size of stored values each, and what keeps their code in memory."""
+    """The loops by name, each for one size of stored values. `engine` keeps their code in memory."""
 
     functions: Mapping[str, Callable[..., int]]
     engine: object
 
 
 def load() -> Loops | None:
-    """The loops, compiled first where this machine has not; None, with a warning, where that fails."""
+    """The loops, compiled first if this machine has no compiled code. None, with a warning, if that fails."""
     with _LOADING:
         return _loaded()
 
 
 def is_kept() -> bool:
-    """Whether `load` will find code that was kept."""
+    """Whether `load` will find compiled code."""
     try:
         return _kept().exists()
     except ImportError:
@@ -155,7 +159,7 @@ def _loaded() -> Loops | None:
             code = make(_machine())
             _keep(_kept(), code)
         return _functions(code)
-    except Exception as error:  # another numba or LLVM than was tried; a result without them is the same
+    except Exception as error:  # numba or LLVM is not as expected. mlx gives the same result more slowly
         warnings.warn(
             f"compiled kernels cannot be used, mlx is slower: {error}", RuntimeWarning, stacklevel=2
         )
@@ -196,7 +200,7 @@ def _machine() -> Any:
 
 @functools.cache
 def _kept() -> Path:
-    """Where the code for these loops, this numba, this LLVM and this CPU is kept."""
+    """The file for the code of these loops, this numba, this LLVM and this CPU."""
     import llvmlite.binding as llvm
 
     here = Path(__file__).parent
@@ -209,7 +213,7 @@ def _kept() -> Path:
 
 
 def _read(path: Path) -> bytes | None:
-    """Code that was kept, or None: absent, or not what was written."""
+    """The code in a file. None if the file is absent or damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -219,7 +223,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _keep(path: Path, code: bytes) -> None:
-    """Keep code where that is possible; elsewhere every process compiles."""
+    """Writes code to a file. Where that is not possible, every process compiles."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""Compiled CPU kernels: one weight array to many affine bit widths in one pass, and LoRA fused into weights.
+"""Compiled CPU kernels: quantize a weight to many affine bit widths in one pass, and fuse LoRA into weights.
 
-mx.quantize on CPU walks the weights once per width, on one thread, element by element. These kernels read a
-weight once and write every width, bit for bit what mx.quantize writes. They need numba (extra `cpu`) and are
-meant for mlx's CPU device only; on a GPU mlx itself is the fast path.
+mx.quantize on a CPU walks the weights once per width, on one thread, element by element. These kernels read a
+weight once and write every width. Their result is bit-identical to the one of mx.quantize. They need numba
+(extra `cpu`) and serve mlx's CPU device only. On a GPU mlx itself is fast.
 
-Exactness is not assumed, it is checked: `agreement` compares the kernels with the installed mlx, once per
-process, and mlx is used wherever they differ.
+Exactness is not assumed but checked. `builder.engine.kernels.agreement` compares the kernels with the
+installed mlx, once per process. mlx does the work wherever they differ.
 
 Arrays are numpy arrays of stored values: uint16 bit patterns for bfloat16 and float16, float32 as itself.
 """
@@ -28,9 +28,9 @@ Layout = Literal["linear", "switch", "embedding"]  # how mlx-lm multiplies lora_
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 SETTINGS = frozenset((bits, group) for bits in BITS for group in GROUP_SIZES)
-KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}  # the numbers that `jitted` knows them by
+KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}  # the numbers that `jitted` uses for them
 
-PIECE = 1 << 19  # elements that one thread takes at a time; results do not depend on the number of threads
+PIECE = 1 << 19  # elements that one thread takes at a time. Fixed, so that threads do not change results
 
 
 class NonFinite(ValueError):
@@ -39,10 +39,10 @@ class NonFinite(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What quantization did to one array, next to what fine-tuning did to it; sums over its elements.
+    """What quantization did to one array, and what fine-tuning did to it, as sums over its elements.
 
-    error = dequantized - weight, with the dequantized value that mx.dequantize gives; delta = weight -
-    original. Products are added in float32 within a group and in float64 across groups.
+    error = dequantized - weight, where mx.dequantize gives the dequantized value. delta = weight - original.
+    Products are added in float32 within a group and in float64 across groups.
     """
 
     squared_error: float
@@ -54,8 +54,8 @@ class Loss:
 class QuantizedArrays:
     """One array quantized to one setting, as mx.quantize returns it.
 
-    weight: uint32, (..., columns * bits / 32). scales, biases: (..., columns / group size), stored like the
-    weights they come from. The arrays of one call share their memory: it is freed with the last of them.
+    weight: uint32, (..., columns * bits / 32). scales, biases: (..., columns / group size), stored in the
+    dtype of the weight. The arrays of one call share their memory, which is freed with the last array.
     """
 
     weight: npt.NDArray[np.uint32]
@@ -65,7 +65,7 @@ class QuantizedArrays:
 
 
 def available() -> bool:
-    """Whether the kernels can be used here: mlx computes on the CPU, and numba is there and fit for it."""
+    """Whether the kernels can be used: mlx computes on the CPU, and numba is installed and works."""
     if importlib.util.find_spec("numba") is None:
         return False
     import mlx.core as mx
@@ -94,14 +94,14 @@ def quantize_widths(
     threads: int = 1,
     original: Array | None = None,
 ) -> list[QuantizedArrays]:
-    """Quantize `weight` to every one of `settings`, in one pass over it.
+    """Quantizes `weight` to each of `settings`, in one pass over the weight. One result for each setting.
 
     weight: (rows, columns) or (experts, rows, columns) stored values of `dtype` ("bfloat16", "float16",
-    "float32"). original: the same array before fine-tuning; with it the results carry their `Loss`.
-    At most `threads` threads compute; they are gone when this returns. The first call of a process loads or
+    "float32"). original: the weight before fine-tuning, in the same shape. With it the results have a `Loss`.
+    At most `threads` threads compute, and they end before this returns. The first call in a process loads or
     compiles the loops.
 
-    Raises ValueError when an array does not fit `dtype` or a setting, NonFinite for NaN or infinity in it.
+    Raises ValueError when an array does not fit `dtype` or a setting, and NonFinite for NaN or infinity.
     """
     flat = _input(weight, dtype).reshape(-1)
     before = flat[:0] if original is None else _input(original, dtype).reshape(-1)
@@ -166,13 +166,14 @@ def fuse_lora(
     *,
     threads: int = 1,
 ) -> Array:
-    """What mlx-lm's `fuse` makes of the weights of a LoRA layer, where `agreement.fuse_agrees`.
+    """The fused weight of a LoRA layer, bit-identical to mlx-lm's `fuse` where `agreement.fuse_agrees`.
 
     linear: weight (out, in), lora_a (in, rank), lora_b (rank, out). switch: weight (experts, out, in),
     lora_a (experts, rank, in) or flattened, lora_b (experts, out, rank). embedding: weight (tokens, dims),
-    lora_a (tokens, rank), lora_b (rank, dims). Returns a new array stored like `weight`.
+    lora_a (tokens, rank), lora_b (rank, dims). The factors are float32. Returns a new array of stored values
+    of `dtype` in the shape of `weight`.
 
-    Raises ValueError when shapes or types do not fit. What is not finite stays so; it is not looked for.
+    Raises ValueError when shapes or dtypes do not fit. NaN and infinity are not looked for.
     """
     raw = _input(weight, dtype)
     if lora_a.dtype != np.float32 or lora_b.dtype != np.float32:
@@ -205,7 +206,10 @@ def fuse_lora(
 
 
 def _input(array: Array, dtype: str) -> Array:
-    """Check an input; give it the form that the loops are compiled for: aligned, contiguous, read-only."""
+    """Checks an input and gives it the form that the loops need: unsigned integers, aligned, contiguous.
+
+    The result is read-only. Raises ValueError.
+    """
     if dtype not in KINDS:
         raise ValueError(f"no kernel for {dtype}")
     expected = np.float32 if dtype == "float32" else np.uint16
@@ -217,7 +221,7 @@ def _input(array: Array, dtype: str) -> Array:
 
 
 def _each(work: Callable[[int], None], count: int, threads: int) -> None:
-    """Call `work` with 0 to count - 1, on at most `threads` threads; the first exception is raised."""
+    """Calls `work` with 0 to count - 1, on at most `threads` threads. Raises the first exception."""
     if threads <= 1 or count <= 1:
         for piece in range(count):
             work(piece)

@@ -1,16 +1,17 @@
-"""The loops behind `kernels`: affine quantization to several widths, and LoRA fusing, on CPU.
+"""The loops of the CPU kernels: affine quantization to several widths, and LoRA fusing.
 
-Importing this module imports numba; only `machine_code` does so, once on a machine. What is kept depends on
-the files that `compiled` names: everything that is compiled must stay in this one.
+Importing this module imports numba. Only `machine_code` imports this module, once on a machine. The compiled
+code that a machine keeps is valid for the files that `compiled` names. So everything that is compiled must
+stay in this file.
 
-Everything here repeats mlx's CPU arithmetic operation for operation, so the order of the float32
-operations matters and no fast-math flag is set. What may be rearranged is integer work: minima and maxima
-are taken over integer keys that sort like the floats (so that the compiler vectorizes them, and so that
-NaN and infinity show up as the largest keys), and codes are packed eight at a time inside 64-bit words.
+The loops repeat mlx's CPU arithmetic operation for operation. So the order of the float32 operations matters,
+and no fast-math flag is set. Only integer work may be rearranged. Minima and maxima are taken over integer
+keys that sort like the floats. This lets the compiler vectorize them, and NaN and infinity become the largest
+keys. Codes are packed eight at a time inside 64-bit words.
 
-One walk over the weights handles `CHUNK` elements at a time: they are widened to float32 once and stay in
-the first-level cache while every setting is made from them. The loops start no threads, allocate nothing
-and raise nothing: they take pointers and call nobody, so that their machine code stands alone.
+One walk over the weights handles `CHUNK` elements at a time. They are widened to float32 once and stay in the
+first-level cache while every setting is made from them. The loops start no threads, allocate nothing and
+raise nothing. They take pointers and call no other code, so that their machine code stands alone.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 
 
 def _inner(function: _Function) -> _Function:
-    """Compile a loop that other loops call; it is compiled into its callers."""
+    """Compiles a loop into the loops that call it."""
     compiled: _Function = numba.njit(error_model="numpy", _nrt=False)(function)
     return compiled
 
 
 def _any_order(function: _Function) -> _Function:
-    """Compile a loop whose float sums may be taken in any order: for statistics, never for weights."""
+    """Compiles a loop whose float sums may be taken in any order. For statistics, never for weights."""
     compiled: _Function = numba.njit(error_model="numpy", _nrt=False, fastmath={"reassoc", "nsz"})(function)
     return compiled
 
 
 @_inner
 def _widen(kind: int, raw: Raw, bits: Words) -> None:
-    """Write `raw` as float32 bit patterns."""
+    """Writes `raw` as float32 bit patterns."""
     if kind == BFLOAT16:
         for j in range(raw.size):
             bits[j] = np.uint32(raw[j]) << np.uint32(16)
@@ -71,14 +72,14 @@ def _widen(kind: int, raw: Raw, bits: Words) -> None:
 
 @_inner
 def _sort_keys(bits: Keys, keys: Keys) -> None:
-    """Integers that sort like the floats: the bit pattern, with the magnitude inverted below zero."""
+    """Writes integers that sort like the floats: the bit pattern, with the magnitude inverted below zero."""
     for j in range(keys.size):
         keys[j] = bits[j] ^ ((bits[j] >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @_inner
 def _narrow(kind: int, value: np.float32) -> np.uint32:
-    """The bits of `value` rounded to nearest even in the storage type; `value` is not NaN."""
+    """The bits of `value` rounded to nearest even in the storage type. `value` is not NaN."""
     bits = np.float32(value).view(np.uint32)
     if kind == FLOAT32:
         return bits
@@ -99,7 +100,7 @@ def _narrow(kind: int, value: np.float32) -> np.uint32:
 
 @_inner
 def _round(kind: int, bits: Words) -> None:
-    """Round float32 bit patterns to the storage type, in place."""
+    """Rounds float32 bit patterns to the storage type, in place."""
     if kind == BFLOAT16:
         for j in range(bits.size):
             odd = (bits[j] >> np.uint32(16)) & np.uint32(1)
@@ -118,7 +119,7 @@ def _round(kind: int, bits: Words) -> None:
 
 @_inner
 def _ranges(keys: Keys, low: Keys, high: Keys) -> bool:
-    """Smallest and largest key of every row of `keys`; False when one of them is not of a finite float."""
+    """Writes the smallest and largest key of each row of `keys`. Returns whether all floats are finite."""
     least, most = np.int32(0), np.int32(0)
     for i in range(keys.shape[0]):
         smallest, largest = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
@@ -137,16 +138,16 @@ def _from_key(key: np.int32) -> np.float32:
 
 @_inner
 def _put(out: Words, at: int, word: np.uint64) -> None:
-    """Store 64 bits as two little-endian words."""
+    """Stores 64 bits as two little-endian words."""
     out[at] = np.uint32(word & np.uint64(0xFFFFFFFF))
     out[at + 1] = np.uint32(word >> np.uint64(32))
 
 
 @_inner
 def _pack(width: int, words: Words, eight: npt.NDArray[np.uint64], count: int, out: Words) -> None:
-    """Write `count` codes (a multiple of 32) as a little-endian stream of `width`-bit fields.
+    """Writes `count` codes (a multiple of 32) as a little-endian stream of `width`-bit fields.
 
-    `words` and `eight` are the same memory: the codes, a byte each.
+    `words` and `eight` are the same memory. It holds one code per byte.
     """
     if width == 8:
         for j in range(count // 4):
@@ -155,7 +156,7 @@ def _pack(width: int, words: Words, eight: npt.NDArray[np.uint64], count: int, o
     field = np.uint64(width)
     gap1, gap2 = np.uint64(8) - field, np.uint64(16) - np.uint64(2) * field
     gap4 = np.uint64(32) - np.uint64(4) * field
-    for j in range(count // 8):  # squeeze the gaps out of eight codes, pairs first
+    for j in range(count // 8):  # remove the gaps between eight codes, first within pairs
         x = eight[j]
         x = (x & np.uint64(0x00FF00FF00FF00FF)) | ((x & np.uint64(0xFF00FF00FF00FF00)) >> gap1)
         x = (x & np.uint64(0x0000FFFF0000FFFF)) | ((x & np.uint64(0xFFFF0000FFFF0000)) >> gap2)
@@ -184,7 +185,7 @@ def _pack(width: int, words: Words, eight: npt.NDArray[np.uint64], count: int, o
 
 @_inner
 def _scale_and_bias(least: np.float32, most: np.float32, top: np.float32) -> tuple[np.float32, np.float32]:
-    """Scale and bias of a group between `least` and `most`, such that zero is a step and one end is exact."""
+    """Scale and bias of a group from `least` to `most`. Zero is a step, and one end is exact."""
     negative = abs(least) > abs(most)
     scale = (most - least) / top
     if scale < np.float32(1e-7):
@@ -200,14 +201,14 @@ def _scale_and_bias(least: np.float32, most: np.float32, top: np.float32) -> tup
 
 @_inner
 def _store(kind: int, values: Floats, out: Raw) -> None:
-    """Write `values` in the storage type."""
+    """Writes `values` in the storage type."""
     for i in range(out.size):
         out[i] = _narrow(kind, values[i])
 
 
 @_inner
 def _fit(low: Keys, high: Keys, groups: int, top: np.float32, scales: Floats, biases: Floats) -> None:
-    """Scale and bias of every group; a row of `low` and `high` holds the keys of the parts of one group."""
+    """Writes scale and bias of each group. Row i of `low` and `high` holds the keys for group i."""
     for i in range(groups):
         smallest, largest = low[i, 0], high[i, 0]
         for j in range(low.shape[1]):
@@ -219,7 +220,7 @@ def _fit(low: Keys, high: Keys, groups: int, top: np.float32, scales: Floats, bi
 def _steps(
     values: Floats, groups: int, scales: Floats, biases: Floats, top: np.float32, steps: Bytes
 ) -> None:
-    """The code of every value: how many scales it lies from the bias, rounded and clipped to 0 .. top."""
+    """Writes the code of each value: its distance from the bias in scales, rounded, clipped to 0 .. top."""
     for i in range(groups):
         scale, bias = scales[i], biases[i]
         for j in range(values.shape[1]):
@@ -229,7 +230,7 @@ def _steps(
 
 @_inner
 def _scale_up(steps: Bytes, groups: int, scales: Floats, out: Floats) -> None:
-    """The product in mx.dequantize, group by group."""
+    """Does the multiplication of mx.dequantize, group by group."""
     for i in range(groups):
         scale = scales[i]
         for j in range(steps.shape[1]):
@@ -238,7 +239,7 @@ def _scale_up(steps: Bytes, groups: int, scales: Floats, out: Floats) -> None:
 
 @_inner
 def _add_biases(groups: int, biases: Floats, out: Floats) -> None:
-    """The sum in mx.dequantize, group by group."""
+    """Does the addition of mx.dequantize, group by group."""
     for i in range(groups):
         bias = biases[i]
         for j in range(out.shape[1]):
@@ -247,7 +248,7 @@ def _add_biases(groups: int, biases: Floats, out: Floats) -> None:
 
 @_any_order
 def _add_errors(restored: Floats, values: Floats, delta: Floats, groups: int) -> tuple[float, float]:
-    """Sums of squared errors and of error times delta: in any order within a row, the rows in double."""
+    """The sums of squared errors and of error times delta: float32 in any order in a row, then float64."""
     squares, dots = 0.0, 0.0
     for i in range(groups):
         square, dot = np.float32(0), np.float32(0)
@@ -262,7 +263,7 @@ def _add_errors(restored: Floats, values: Floats, delta: Floats, groups: int) ->
 
 @_any_order
 def _add_squares(rows: Floats, groups: int) -> float:
-    """Sum of squares: in any order within a row, the rows in double."""
+    """The sum of squares: float32 in any order within a row, then float64."""
     squares = 0.0
     for i in range(groups):
         square = np.float32(0)
@@ -288,13 +289,13 @@ def quantize_span(
     sums: Any,
     scratch: Any,
 ) -> int:
-    """Quantize elements `first` to `last` of the flat array `raw` to every one of `settings`.
+    """Quantizes elements `first` to `last` (exclusive) of the flat array `raw` to each of `settings`.
 
-    settings: (rows, 5) int64; per row bits, group size, where its codes start in `codes`, and where its
-    scales and its biases start in `params`. `first` is a multiple of CHUNK, `last - first` of every group
-    size.
-    original: the weights before fusing, flat; looked at only where `measured` is not 0.
-    sums: (rows, 3) float64, added to: squared error, error times delta, squared delta.
+    settings: (rows, 5) int64. A row holds bits, group size, where its codes start in `codes`, and where its
+    scales and its biases start in `params`. `first` is a multiple of CHUNK. `last - first` is a multiple of
+    every group size.
+    original: the weights before fusing, flat. They are read only if `measured` is not 0.
+    sums: (rows, 3) float64. Squared error, error times delta and squared delta are added to a row.
     scratch: SCRATCH pointers to CHUNK words each.
     Returns -1, or the index where a chunk starts that holds NaN or infinity.
     """
@@ -365,7 +366,7 @@ def quantize_span(
 
 @_inner
 def _combine(factors: Floats, rows: Floats, sums: Floats) -> None:
-    """sums = factors @ rows, added up in order from zero; four at a time only to save loads and stores."""
+    """sums = factors @ rows, added in order from zero. Four at a time, only to save loads and stores."""
     rank = factors.size
     whole = rank - rank % 4
     for j in range(sums.size):
@@ -393,10 +394,11 @@ def fuse_rows(
     out: Any,
     scratch: Any,
 ) -> int:
-    """Rows `first` to `last` of weight + (left @ right rounded to the storage type), rounded again.
+    """Writes rows `first` to `last` (exclusive) of weight + left @ right.
 
-    raw, out: (rows, columns) bits. left: (rows, rank). right: (rank, columns). The sum over the rank is
-    taken in order from zero, every product and every sum rounded to float32.
+    left @ right is rounded to the storage type, and so is the result. raw, out: (rows, columns) bits. left:
+    (rows, rank) float32. right: (rank, columns) float32. The sum over the rank is taken in order from zero.
+    Every product and every sum is rounded to float32.
     scratch: two pointers to `columns` words. Returns 0.
     """
     stored, fused = carray(raw, (last, columns)), carray(out, (last, columns))

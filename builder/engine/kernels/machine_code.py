@@ -1,4 +1,4 @@
-"""From the loops of `jitted` to one object file that needs neither numba nor Python, for `compiled`."""
+"""Compiles the loops of `jitted` to one object file for `compiled`, which needs neither numba nor Python."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from builder.engine.kernels.signatures import SIGNATURES, SIZES, CannotCompile
 
 
 def make(machine: Any) -> bytes:
-    """An object file with the loops under the names that `compiled` calls them by.
+    """An object file with the loops, under the names that `compiled` uses.
 
-    machine: an llvmlite TargetMachine. Raises CannotCompile if numba calls functions in another way than
-    `compiled` does, or if the loops call anything of numba or Python.
+    machine: an llvmlite TargetMachine. Raises CannotCompile if the functions that numba makes have another
+    type than `compiled` expects, or if the loops call functions of numba or Python.
     """
     whole = llvm.parse_assembly("")
     for name, symbol, text in _loops():
@@ -35,7 +35,7 @@ def make(machine: Any) -> bytes:
     passes = llvm.create_new_module_pass_manager()
     passes.add_global_dead_code_eliminate_pass()
     passes.run(whole, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
-    for function in whole.functions:  # LLVM ends the process when it loads code that calls what is not there
+    for function in whole.functions:  # LLVM ends the process when it loads calls of missing functions
         if function.is_declaration and not function.name.startswith("llvm."):
             raise CannotCompile(f"numba {version('numba')} lets the loops call {function.name}")
     code: bytes = machine.emit_object(whole)
@@ -43,10 +43,10 @@ def make(machine: Any) -> bytes:
 
 
 def _loops() -> Iterator[tuple[str, str, str]]:
-    """Every loop that Python calls, for each size of stored values: its name, its symbol, its LLVM IR.
+    """Yields name, symbol and LLVM IR of each loop that Python calls, for each size of stored values.
 
-    As numba compiles them, they take a pointer to their result, a pointer to an exception that they never
-    set, and their arguments, and return 0.
+    As numba compiles them, the loops take a pointer to their result, a pointer to an exception, and their
+    arguments. They never set the exception, and they return 0.
     """
     i64, pointers = types.int64, types.CPointer(types.voidptr)
     table, sums = types.CPointer(i64), types.CPointer(types.float64)

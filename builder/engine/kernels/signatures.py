@@ -1,8 +1,8 @@
-"""What the compiled loops and their callers agree on: sizes of working memory, and the types of arguments."""
+"""What the compiled loops and their callers agree on: sizes of working memory, and types of arguments."""
 
 from __future__ import annotations
 
-CHUNK = 4096  # elements at a time; a multiple of every group size, and 16 KiB once widened
+CHUNK = 4096  # elements at a time: a multiple of every group size, and 16 KiB in float32
 SCRATCH = 9  # pieces of working memory that a loop uses, of CHUNK words
 
 SIGNATURES = {"quantize_span": "ippiiipipipipp", "fuse_rows": "ipppiiiipp"}  # i: int64, p: pointer
@@ -10,4 +10,4 @@ SIZES = (16, 32)  # bits of a stored value
 
 
 class CannotCompile(RuntimeError):
-    """The loops cannot be used here: numba or LLVM is another than the one that was tried."""
+    """The loops cannot be used here, because numba or LLVM is not as expected."""

@@ -1,7 +1,7 @@
 """The process that holds a model: one JSON request on stdin, one JSON answer on stdout.
 
-`python -m builder.evaluate.worker`; `builder.evaluate.run` starts it, so that the memory of a model is given
-back when it ends and a crash of native code is an error, not the end of the build.
+`builder.evaluate.process` starts it as `python -m builder.evaluate.worker`. A process of its own gives the
+memory of a model back when it ends. A crash of native code becomes an error, and does not end the build.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from builder.project.result_keys import PRECISION
 
 
 def main() -> int:
-    """0 and {"results": ...}, or the error's exit code and {"error": what it is}."""
+    """Returns 0 and writes {"results": ...}, or returns the error's exit code and writes {"error": ...}."""
     request = json.load(sys.stdin)
     out = sys.stdout
     try:
@@ -61,6 +61,7 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def on_cpu() -> bool:
+    """Whether mlx computes on the CPU."""
     import mlx.core as mx
 
     return bool(mx.default_device() == mx.Device(mx.cpu))

@@ -1,4 +1,4 @@
-"""Is a generated text the right answer? Four ways to compare it with the reference."""
+"""Four ways to decide whether a generated text is the right answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from builder.spec.types import Suite
 
 
 def reference(suite: Suite, row: Row) -> str:
-    """What the check of a suite compares with: the answer's text, or its calls. Raises DataInvalid."""
+    """What the check of a suite compares with: the text of the answer, or its calls as JSON.
+
+    Raises DataInvalid.
+    """
     message = row["messages"][-1]
     text, calls = message.get("content"), message.get("tool_calls")
     if suite.check == "tool_call" and calls:
@@ -39,7 +42,7 @@ def _called(suite: Suite, call: object) -> dict[str, Any]:
 
 
 def _problem(check: str, text: str) -> str | None:
-    """Why an answer is nothing that a text can be compared with."""
+    """Why a text cannot be compared with this answer, or None."""
     try:
         if check == "regex":
             re.compile(text, re.DOTALL)
@@ -55,15 +58,17 @@ def _short(text: str) -> str:
 
 
 def same_text(text: str, answer: str) -> bool:
+    """Whether both texts are equal, apart from white space at both ends."""
     return text.strip() == answer.strip()
 
 
 def matches(text: str, pattern: str) -> bool:
-    """Whether the whole text is what the regular expression describes."""
+    """Whether the regular expression matches the whole text, apart from white space at both ends."""
     return re.fullmatch(pattern, text.strip(), re.DOTALL) is not None
 
 
 def same_json(text: str, answer: str) -> bool:
+    """Whether both texts are JSON for equal values. False for a text that is not JSON."""
     try:
         return _same(json.loads(text), json.loads(answer))
     except (ValueError, RecursionError):
@@ -71,7 +76,7 @@ def same_json(text: str, answer: str) -> bool:
 
 
 def same_calls(text: str, answer: str) -> bool:
-    """All JSON objects in each, wherever they stand, one after the other; the keys of one in any order."""
+    """Whether both texts hold equal JSON objects in equal order. Text around them does not matter."""
     try:
         return bool(objects(answer)) and _same(objects(text), objects(answer))
     except RecursionError:
@@ -94,7 +99,7 @@ def objects(text: str) -> list[dict[str, Any]]:
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether two JSON values are the same; 1 is 1.0, but not true."""
+    """Whether two JSON values are equal. 1 equals 1.0, but not true."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):

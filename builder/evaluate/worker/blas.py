@@ -1,10 +1,10 @@
-"""A faster matrix product for mlx on Linux CPUs.
+"""Gives mlx a faster matrix product on Linux CPUs, in the scoring process only. A build never does this.
 
-The mlx wheel for Linux carries the reference BLAS: about 5 GFLOP/s on one core, where OpenBLAS makes 50. The
-PyPI package scipy-openblas32 (in the extra `cpu`) carries an OpenBLAS whose names begin with `scipy_`. The
-entries of libmlx's table of imported functions that name cblas functions are pointed to it; nothing on disk
-changes, and without the package nothing happens. The same products are computed before and after: where they
-differ by more than rounding, everything is put back. For the scoring process only: a build never does this.
+The mlx wheel for Linux has the reference BLAS: about 5 GFLOP/s on one core, where OpenBLAS makes 50. The PyPI
+package scipy-openblas32 (in the extra `cpu`) has an OpenBLAS whose names begin with `scipy_`. This module
+points the cblas entries in libmlx's table of imported functions to that OpenBLAS. Nothing on disk changes.
+Without the package nothing happens. The same products are computed before and after. Where they differ by
+more than rounding, the former entries are restored.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _READ_WRITE = 3
 
 
 def accelerate() -> str:
-    """Points mlx to OpenBLAS where that is possible; returns what multiplies matrices now, for the record.
+    """Points mlx to OpenBLAS where that is possible.
 
-    That is "mlx", or "openblas with 2 threads".
+    Returns what multiplies matrices now, for the result: "mlx", or for example "openblas with 2 threads".
     """
     if not sys.platform.startswith("linux") or os.uname().machine not in ("x86_64", "aarch64"):
         return "mlx"
@@ -52,13 +52,13 @@ def accelerate() -> str:
             _choose_threads(openblas.scipy_openblas_set_num_threads)
         threads = openblas.scipy_openblas_get_num_threads()
         return f"openblas with {threads} thread{'s' if threads > 1 else ''}"
-    for place, former in replaced:  # another calling convention than we think: as if it were not there
+    for place, former in replaced:  # OpenBLAS has another calling convention than we think: undo
         _replace(place, former)
     return "mlx"
 
 
 def _products() -> list[float]:
-    """Some entries of products of every kind that mlx asks its BLAS for: plain, transposed, a single row."""
+    """Some entries of products of each kind that mlx asks a BLAS for: plain, transposed, a single row."""
     import mlx.core as mx
 
     def ramp(rows: int, columns: int) -> mx.array:
@@ -71,10 +71,10 @@ def _products() -> list[float]:
 
 
 def _choose_threads(use: Callable[[int], object]) -> None:
-    """Uses as many threads as multiply fastest now: with other work on the cores, more of them are slower.
+    """Chooses the number of threads that multiplies fastest now. On busy cores, more threads are slower.
 
-    With another number of threads OpenBLAS may add in another order: 1 and 2 gave the same bits on SkylakeX,
-    on Haswell the same to the rounding of float32. So the number is a part of what is recorded.
+    With another number of threads OpenBLAS may add in another order. 1 and 2 threads gave identical bits on
+    SkylakeX, and results equal up to float32 rounding on Haswell. So results record the number.
     """
     import mlx.core as mx
 
@@ -106,7 +106,7 @@ def _package(name: str, file: str) -> Path | None:
 
 
 def _loaded_at(library: Path) -> int | None:
-    """The address that a loaded library begins at."""
+    """The address at which a loaded library begins, or None."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[5] == str(library.resolve()) and int(fields[2], 16) == 0:
@@ -115,7 +115,7 @@ def _loaded_at(library: Path) -> int | None:
 
 
 def _imports(library: Path) -> Iterator[tuple[bytes, int]]:
-    """Name and place of each pointer to a function of _FUNCTIONS, by the ELF64 tables of the file."""
+    """Yields name and offset of each pointer to a function of _FUNCTIONS, from the file's ELF64 tables."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         table, size, count, names_at = (
             *struct.unpack_from("<Q", data, 40),
@@ -144,7 +144,7 @@ def _address(library: ctypes.CDLL, name: bytes) -> int:
 
 
 def _replace(place: int, address: int) -> int:
-    """Writes an address to a place that the loader may have made read-only; returns what stood there."""
+    """Writes an address to a place that the loader may have made read-only. Returns the former address."""
     page = place - place % mmap.PAGESIZE
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), _READ_WRITE) != 0:

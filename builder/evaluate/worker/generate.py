@@ -1,4 +1,4 @@
-"""Greedy generation by the target as it is served, each answer checked and timed."""
+"""Generates answers greedily with the target as it is served. Each answer is checked and timed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def generate_all(
     trust_remote_code: bool,
     step: Step = untold,
 ) -> Measured:
-    """`rate` of right answers; `seconds` a query, `tokens_per_second`, `memory` (the peak of arrays, in GB).
+    """The figures `rate` (share of right answers), `seconds` (per query), `tokens_per_second` and `memory`.
 
-    On a CPU the activations and scales are float32: its kernels for half precision are 50 times slower. The
-    quantized weights stay as they are.
+    `memory` is the peak of mlx's arrays in GB. On a CPU, activations and scales are float32, because the CPU
+    kernels for half precision are 50 times slower. The quantized weights stay as they are.
 
-    One short query before the first is not timed: it reads the weights. Raises DataInvalid.
+    A short query before the first is not timed, because that query reads the weights. Raises DataInvalid.
     """
     references = [reference(suite, row) for row in rows]
     import mlx.core as mx

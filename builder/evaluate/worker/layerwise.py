@@ -1,9 +1,9 @@
-"""Scoring a model larger than memory: one layer's weights at a time, whatever the architecture.
+"""Scores a model larger than memory, with the weights of one layer at a time, for any architecture.
 
-mlx computes nothing until it is asked to. So the model's own code first runs over every batch, which only
-writes down what is to be computed, and each layer notes what it returned. Then the model lets go of its
-parameters, and layer after layer is computed for all batches: the weights of a layer are read once, when the
-first batch needs them, and freed when the last one has passed. In memory are the hidden states of all
+mlx computes nothing until it is asked to. So the model's own code first runs over every batch. That only
+builds the graph of the computation, and each layer notes what it returned. Then the model lets go of
+its parameters, and one layer after the other is computed for all batches. The weights of a layer are read
+once, when the first batch needs them, and freed after the last batch. Memory holds the hidden states of all
 batches, the weights of one layer, the notes (about 75 KB for each layer of each batch), and what is used
 again later (a tied embedding, until the end).
 """
@@ -31,15 +31,15 @@ from builder.evaluate.worker.scoring import (
     positions_at_once,
 )
 
-Steps = deque[list[mx.array]]  # what the layers returned for one batch, one after the other, not computed yet
+Steps = deque[list[mx.array]]  # what the layers returned for one batch, in order, not computed yet
 
 
 def score_by_layer(
     model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: Step = untold
 ) -> None:
-    """As scoring.score, with one layer's weights in memory at a time. The model is used up.
+    """Does what `builder.evaluate.worker.scoring.score` does, with the weights of one layer in memory.
 
-    `step` is told how many of the layers are done.
+    The model cannot be used afterwards. `step` is told how many of the layers are done.
     """
     gathers = [Gather(([0], [0]))]
     steps: list[Steps] = [deque()]
@@ -69,7 +69,7 @@ def score_by_layer(
 
 
 def listed_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in the outermost lists of a tree of modules: the layers, wherever a model keeps them."""
+    """The modules in the outermost lists of a tree of modules. These are the layers of the model."""
     for child in module.children().values():
         if isinstance(child, nn.Module):
             yield from listed_layers(child)
@@ -78,7 +78,7 @@ def listed_layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _note_calls(layer: nn.Module, steps: Sequence[Steps]) -> None:
-    """Each call of `layer` is noted from now on; its class gets a subclass, so it stays what it is."""
+    """Notes each call of `layer` from now on, by giving the layer a subclass of its class."""
     kind: Any = type(layer)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -92,7 +92,7 @@ def _note_calls(layer: nn.Module, steps: Sequence[Steps]) -> None:
 
 
 def _let_go(model: nn.Module) -> None:
-    """Only what is still to be computed holds the parameters after this."""
+    """Deletes the parameters from the model. Afterwards only the graph of the computation holds them."""
     for module in model.modules():
         for key in [key for key, value in module.items() if isinstance(value, mx.array)]:
             del module[key]

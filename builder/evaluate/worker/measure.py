@@ -1,7 +1,7 @@
-"""What each kind of suite makes of log-probs. A part says what it asks, takes the answers, gives a result.
+"""Turns log-probs into the figures of each kind of suite.
 
-All parts of a target are asked together, in one pass over their sequences; what the answers leave open is
-asked in another.
+A part says what it asks, takes the answers, and gives a result. All parts of a target are asked together, in
+one pass over their sequences. What the answers leave open is asked in another pass.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _LEAST = 1e-12  # a probability below what float32 can tell from the others' sum
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of one suite, and for paired tests, by metric, one outcome per row.
+    """The figures of one suite, and for each metric one outcome per row, for paired tests.
 
-    The mean of a metric's rows is its figure (perplexity: its logarithm).
+    The mean of the rows of a metric is its figure. For perplexity, the mean is the logarithm of the figure.
     """
 
     figures: Mapping[str, Figure]
@@ -35,7 +35,10 @@ class Measured:
 
 
 class Part(Protocol):
-    """`open` are the asks to score next; `take` is given the log-probs of one, a row for each position."""
+    """One suite that is being measured. `open` gives the indices of the asks to score next.
+
+    `take` gets the log-probs of one ask, float32 [positions, vocabulary].
+    """
 
     @property
     def asks(self) -> Sequence[Ask]: ...
@@ -47,7 +50,10 @@ class Part(Protocol):
 def answer(
     parts: Collection[Part], score: Callable[[Sequence[Ask], Reduce], None], *, at_once: bool = False
 ) -> None:
-    """Have the asks scored: until none is open or, where scoring uses the model up, all of them at once."""
+    """Scores the asks of all parts until none is open. With `at_once`, scores all asks in a single pass.
+
+    Scoring by layer needs `at_once`, because the model cannot be used a second time.
+    """
     owners = [
         (part, index) for part in parts for index in (range(len(part.asks)) if at_once else part.open())
     ]
@@ -65,7 +71,7 @@ def _taker(owners: Sequence[tuple[Part, int]]) -> Reduce:
 
 
 def part(suite: Suite, rows: Sequence[Row], tokenizer: Any, reference: Path | None) -> Part:
-    """The part of a suite that is measured by scoring. Raises DataInvalid."""
+    """The part for a suite that is measured by scoring. Fidelity needs `reference`. Raises DataInvalid."""
     if suite.kind == "choice":
         return Choice(suite, rows, tokenizer)
     asks = answer_asks(suite, rows, tokenizer)
@@ -76,10 +82,12 @@ def part(suite: Suite, rows: Sequence[Row], tokenizer: Any, reference: Path | No
 
 
 class Choice:
-    """`accuracy`: the likeliest candidate is right. `greedy`: greedy decoding begins with a right one.
+    """Measures kind choice.
 
-    The right candidates are asked first. They tell how likely the first token of each other one is; no
-    candidate is likelier than its first token, so most of the others need not be asked.
+    `accuracy` is how often the likeliest candidate is right. `greedy` is how often greedy decoding begins
+    with a right candidate. The right candidates are asked first. Their answers tell how likely the first
+    token of each other candidate is. No candidate is likelier than its first token, so most others need not
+    be asked.
     """
 
     def __init__(self, suite: Suite, rows: Sequence[Row], tokenizer: Any) -> None:
@@ -125,7 +133,7 @@ class Choice:
         )
 
     def _of(self, row: int, *, right: bool) -> list[int]:
-        """The asks of a row's right candidates, or of its others."""
+        """The asks of the right candidates of a row, or of its other candidates."""
         at = row * len(self.labels)
         return [at + i for i, label in enumerate(self.labels) if (label in self.right[row]) == right]
 
@@ -135,7 +143,7 @@ class Choice:
 
 @dataclass
 class Answers:
-    """`rate` of answers that greedy decoding would write, or the `perplexity` of the answers' tokens."""
+    """Measures kind exact (`rate`: share of answers that greedy decoding writes) or kind `perplexity`."""
 
     asks: Sequence[Ask]
     kind: str
@@ -162,11 +170,11 @@ class Answers:
 
 
 class Fidelity:
-    """Distance to the reference's log-probs at the same positions.
+    """Measures kind fidelity: the distance to the log-probs of the reference at the same positions.
 
-    `kl`: the mean of KL(reference || target) over positions, on the reference's top_k tokens and one
-    remainder, a lower bound that is close where the remainder is small; `kl_p99`: its 99th percentile;
-    `agreement`: how often both find the same token the likeliest.
+    `kl` is the mean of KL(reference || target) over positions, in nats, on the reference's top_k tokens and
+    one remainder. That is a lower bound, which is close where the remainder is small. `kl_p99` is the 99th
+    percentile. `agreement` is how often both have the same likeliest token.
     """
 
     def __init__(self, asks: Sequence[Ask], reference: Path) -> None:
@@ -208,7 +216,7 @@ class Fidelity:
 
 
 class Reference:
-    """The reference's own log-probs: the top_k of each position, the likeliest first, and the remainder."""
+    """Keeps the reference's log-probs: the top_k of each position, likeliest first, and the remainder."""
 
     def __init__(self, asks: Sequence[Ask], top_k: int) -> None:
         self.asks = asks
@@ -229,6 +237,7 @@ class Reference:
         self.kept[index] = (tokens, logs, rest)
 
     def save(self, file: Path) -> None:
+        """Writes a safetensors file with tokens and logprobs [positions, top_k], and rest [positions]."""
         columns = zip(*(self.kept[i] for i in range(len(self.asks))), strict=True)
         names = ("tokens", "logprobs", "rest")
         arrays = {name: mx.concatenate(list(column)) for name, column in zip(names, columns, strict=True)}
@@ -239,7 +248,7 @@ class Reference:
 
 
 def shares(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """What each row of values adds to the mean of all values, times the rows: their mean is that mean."""
+    """One number for each row of values, so that the mean of these numbers is the mean of all values."""
     scale = len(rows) / max(1, sum(map(len, rows)))
     return tuple(scale * math.fsum(row) for row in rows)
 

@@ -1,8 +1,8 @@
-"""From a data file to tokens: what is asked of a model, and which tokens are its answer.
+"""Turns a data file into tokens: what is asked of a model, and which tokens are the answer.
 
-A row is what mlx_lm.lora trains on: {"messages": [...]} whose last message is the right answer, perhaps with
-"tools"; {"prompt": ..., "completion": ...}, which becomes such messages; or {"text": ...}. The prompt and the
-answer are tokenised as the chat template puts them together, so that tokens are those of training.
+A row is what mlx_lm.lora trains on. {"messages": [...]} ends with the right answer and may have "tools".
+{"prompt": ..., "completion": ...} becomes such messages. {"text": ...} is plain text. The chat template joins
+prompt and answer before they are tokenised, so that the tokens are the same as in training.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ class DataInvalid(BuildError):
 
 @dataclass(frozen=True)
 class Ask:
-    """Score tokens[start:], given what is before them."""
+    """A sequence of tokens. Each of tokens[start:] is scored, given the tokens before it."""
 
     tokens: tuple[int, ...]
     start: int
 
 
 def wrong(suite: Suite, what: str) -> DataInvalid:
+    """The error for a suite whose data file is wrong."""
     return DataInvalid(suite=suite.name, path=suite.data, what=what)
 
 
 def read_rows(suite: Suite) -> list[Row]:
-    """The rows that the suite asks. Raises DataInvalid."""
+    """The rows that the suite asks: those that hold the values of `where`. Raises DataInvalid."""
     assert suite.data is not None
     try:
         text = suite.data.read_text(encoding="utf-8-sig")
@@ -48,7 +49,7 @@ def read_rows(suite: Suite) -> list[Row]:
         raise wrong(suite, str(error)) from error
     if suite.data.suffix != ".jsonl":
         rows: list[Row] = [{"text": text}] if text.strip() else []
-    else:  # only "\n" ends a line: a JSON string may hold the others that Python knows
+    else:  # only "\n" ends a line: a JSON string may hold the other line ends that Python knows
         lines = enumerate(text.split("\n"), start=1)
         rows = [_row(suite, number, line) for number, line in lines if line.strip()]
     asked = [row for row in rows if all(row.get(key) == value for key, value in suite.where.items())]
@@ -60,7 +61,7 @@ def read_rows(suite: Suite) -> list[Row]:
 
 
 def _row(suite: Suite, number: int, line: str) -> Row:
-    """One line; a completion as the messages that mlx-lm makes of it, and before other keys, as there."""
+    """The row of one line. As in mlx-lm, prompt and completion become messages and win over other keys."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -81,7 +82,7 @@ def _row(suite: Suite, number: int, line: str) -> Row:
 
 
 def _is_message(message: object) -> bool:
-    """A text, which may be null beside `tool_calls`."""
+    """Whether a message has a text as its content. The content may be null beside `tool_calls`."""
     if not isinstance(message, dict):
         return False
     content = message.get("content")
@@ -89,7 +90,7 @@ def _is_message(message: object) -> bool:
 
 
 def answer_asks(suite: Suite, rows: Iterable[Row], tokenizer: Any) -> list[Ask]:
-    """The right answer of each row, or every token of a text. Raises DataInvalid."""
+    """The asks for the right answer of each row, or for every token of a text. Raises DataInvalid."""
     asks: list[Ask] = []
     for row in rows:
         if "messages" in row:
@@ -103,7 +104,7 @@ def answer_asks(suite: Suite, rows: Iterable[Row], tokenizer: Any) -> list[Ask]:
 
 
 def prompt(suite: Suite, tokenizer: Any, row: Row) -> list[int]:
-    """What comes before the answer. Raises DataInvalid."""
+    """The tokens before the answer of a row. Raises DataInvalid."""
     return _templated(suite, tokenizer, row, row["messages"][:-1], before_answer=True)
 
 
@@ -127,7 +128,7 @@ def _templated(
     *,
     before_answer: bool = False,
 ) -> list[int]:
-    """As mlx_lm.lora tokenises the row for training. Raises DataInvalid where the template refuses it."""
+    """The tokens of messages, as mlx_lm.lora makes them. Raises DataInvalid if the template fails."""
     if not tokenizer.has_chat_template:
         text = "\n".join(m["content"] or "" for m in messages)
         return list(tokenizer.encode(text + ("\n" if before_answer else "")))
@@ -136,7 +137,7 @@ def _templated(
         return list(
             tokenizer.apply_chat_template(list(messages), tools=row.get("tools"), return_dict=False, **how)
         )
-    except Exception as error:  # whatever a template raises
+    except Exception as error:  # a template may raise anything
         said = " ".join(str(error).split()) or type(error).__name__
         raise wrong(suite, f"the chat template refuses {_short(row)}: {said}") from error
 
@@ -147,15 +148,15 @@ def _short(row: Row) -> str:
 
 
 def _windows(tokens: tuple[int, ...], size: int) -> list[Ask]:
-    """Pieces of a text, each scored by itself; the first token of each has nothing before it."""
+    """Pieces of a text, each scored by itself. The first token of a piece is not scored."""
     return [Ask(tokens[at : at + size], 1) for at in range(0, len(tokens), size)]
 
 
 def candidate_asks(suite: Suite, rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Ask]]:
-    """For each row, each candidate right after the prompt. Raises DataInvalid.
+    """For each row, the asks for each candidate right after the prompt, by label. Raises DataInvalid.
 
-    A candidate may end inside a token of the real answers (`{"tool"` where they have `":`): it is cut at the
-    last token that it shares with every answer that begins with it.
+    A candidate may end inside a token of the real answers: `{"tool"` where the answers have `":`. So a
+    candidate is cut at the last token that it shares with every answer that begins with the candidate.
     """
     spans: dict[str, int] = {}
     asks: list[dict[str, Ask]] = []
@@ -192,7 +193,7 @@ def accepted(suite: Suite, row: Row) -> tuple[str, ...]:
 
 
 def shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens they begin with in common."""
+    """How many tokens at the beginning both sequences share."""
     for index, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return index

@@ -1,9 +1,9 @@
 """Teacher-forced scoring: log-probs at chosen positions of many sequences, from one pass over each.
 
-Sequences are sorted by length and run in batches; one that is the beginning of another costs nothing. The
-head, by far the widest matrix, sees the chosen positions only: a gathering layer stands before it, and the
-model's own code does the rest (scaling, softcap), whatever the architecture. What all sequences begin with is
-computed once.
+Sequences are sorted by length and run in batches. A sequence that is the beginning of another costs nothing.
+The head is by far the widest matrix. So a gathering layer stands before the head and passes on the chosen
+positions only. The model's own code does the rest (scaling, softcap), for any architecture. What all
+sequences begin with is computed once.
 """
 
 from __future__ import annotations
@@ -23,36 +23,38 @@ from builder.evaluate.worker.prefix import Beginning, shared_beginning
 from builder.evaluate.worker.questions import Ask
 
 Reduce = Callable[[int, mx.array], None]
-TOKENS = 8192  # of a batch, so that long rows do not multiply what one of them needs
-LOGITS = 2**26  # of a batch: 256 MB, and some copies
+TOKENS = 8192  # of a batch, so that long rows do not multiply the memory of a single row
+LOGITS = 2**26  # of a batch: 256 MB in float32, and some copies
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences of about one length: (index of the ask, row in the batch, its positions)."""
+    """Some sequences of similar length. `asks` holds (index of the ask, row in the batch, its positions)."""
 
     tokens: list[list[int]]
     asks: list[tuple[int, int, range]]
 
     @property
     def positions(self) -> tuple[list[int], list[int]]:
+        """The rows and the places of all positions to score."""
         rows = [row for _, row, positions in self.asks for _ in positions]
         return rows, [position for _, _, positions in self.asks for position in positions]
 
     def without(self, beginning: int) -> Batch:
-        """The same positions of sequences that lack their first `beginning` tokens."""
+        """The batch without the first `beginning` tokens of each sequence. Positions count from the rest."""
         asks = [(index, row, range(p.start - beginning, p.stop - beginning)) for index, row, p in self.asks]
         return Batch([row[beginning:] for row in self.tokens], asks)
 
 
 def batches(asks: Sequence[Ask], size: int, positions: int = sys.maxsize) -> Iterator[Batch]:
-    """Asks by length; an ask that begins another sequence rides with it.
+    """Batches of asks, sorted by length. An ask that is the beginning of another sequence shares its row.
 
-    At most `size` sequences together, of TOKENS tokens, with `positions` to score; but always one.
+    A batch has at most `size` sequences, TOKENS tokens and `positions` positions to score. A single sequence
+    may be larger than that.
     """
     order = sorted(range(len(asks)), key=lambda i: asks[i].tokens, reverse=True)
     riders: list[list[int]] = []
-    for index in order:  # in reverse order, what extends a sequence stands right before it
+    for index in order:  # in reverse order, a sequence comes right after the sequences that extend it
         last = asks[riders[-1][0]].tokens if riders else ()
         if riders and last[: len(asks[index].tokens)] == asks[index].tokens:
             riders[-1].append(index)
@@ -74,7 +76,7 @@ def batches(asks: Sequence[Ask], size: int, positions: int = sys.maxsize) -> Ite
 def _groups(
     asks: Sequence[Ask], riders: Sequence[Sequence[int]], size: int, positions: int
 ) -> Iterator[list[Sequence[int]]]:
-    """Neighbours of `riders`, which are sorted by length, within the limits of a batch."""
+    """Groups of neighbours in `riders`, which are sorted by length, within the limits of a batch."""
     group: list[Sequence[int]] = []
     scored = 0
     for members in riders:
@@ -90,27 +92,27 @@ def _groups(
 
 
 def positions_at_once(model: nn.Module) -> int:
-    """How many rows of logits are about LOGITS numbers."""
+    """How many positions to score at once, so that their logits are about LOGITS numbers."""
     kinds = (nn.Embedding, nn.QuantizedEmbedding)
     words = [module.weight.shape[0] for module in model.modules() if isinstance(module, kinds)]
     return max(1, LOGITS // max(words, default=2**18))
 
 
 class Gather:
-    """The positions (rows, places) that a batch asks the head for. `called`: a head has asked for them."""
+    """Picks the positions (rows, places) of a batch that the head must see. `called`: they were picked."""
 
     def __init__(self, positions: tuple[list[int], list[int]]) -> None:
         self.rows, self.places = positions
         self.called = False
 
     def __call__(self, hidden: Any) -> Any:
-        """One row for each position, in a batch of one."""
+        """[rows, places, width] -> [1, positions, width]."""
         self.called = True
         return hidden[mx.array(self.rows), mx.array(self.places)][None]
 
 
 class _Head(nn.Module):  # type: ignore[misc]
-    """Stands for an output layer or a tied embedding; `current` is the gathering of the batch that runs."""
+    """Replaces an output layer or a tied embedding. `current` gives the Gather of the batch that runs."""
 
     def __init__(self, inner: nn.Module, current: Callable[[], Gather]) -> None:
         super().__init__()
@@ -130,7 +132,7 @@ class _Head(nn.Module):  # type: ignore[misc]
 
 
 def install_gather(model: nn.Module, current: Callable[[], Gather]) -> None:
-    """Put a gathering layer before every output layer and tied embedding, in the place of an earlier one."""
+    """Puts a gathering layer before every output layer and tied embedding. An earlier one is replaced."""
     modules = dict(model.named_modules())
     for path, module in modules.items():
         parent, _, name = path.rpartition(".")
@@ -140,10 +142,10 @@ def install_gather(model: nn.Module, current: Callable[[], Gather]) -> None:
 
 
 def load_float32(directory: Path, *, trust_remote_code: bool = False) -> nn.Module:
-    """The model of a directory, its quantized weights dequantized, in float32, lazy.
+    """The model in a directory, with its quantized weights dequantized, in float32, lazy. Raises BuildError.
 
-    float32 since CPU kernels for anything else are far slower. The weights are those of the target, which
-    mlx rounds once to its dtype as it dequantizes them (measured: it moves a KL divergence by less than 1 %).
+    float32, because CPU kernels for other dtypes are far slower. mlx rounds the weights once to the target's
+    dtype when it dequantizes them. As measured, that changes a KL divergence by less than 1 %.
     """
     model, _ = load_base(directory, dequantize=True, trust_remote_code=trust_remote_code)
     model.set_dtype(mx.float32)
@@ -151,9 +153,10 @@ def load_float32(directory: Path, *, trust_remote_code: bool = False) -> nn.Modu
 
 
 def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: Step = untold) -> None:
-    """Call reduce(i, log-probs of ask i's positions, a row each) for every ask, in any order.
+    """Calls reduce(i, log-probs) for every ask i, in any order.
 
-    `step` is told how many of the asks are done.
+    The log-probs are float32 [positions, vocabulary]. At most `size` sequences are computed together. `step`
+    is told how many of the asks are done.
     """
     done = 0
     running = [Gather(([0], [0]))]
@@ -171,22 +174,25 @@ def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: 
 
 
 def begin(model: Any, asks: Sequence[Ask]) -> Beginning | None:
-    """What all asks begin with, where sharing it pays; not computed yet."""
+    """What all asks begin with, lazy. None where sharing does not pay."""
     tokens = shared_beginning(model, asks)
     return Beginning(model, tokens) if tokens else None
 
 
 def logits(model: Any, gather: Gather, batch: Batch, beginning: Beginning | None = None) -> Any:
-    """The logits at a batch's positions, a row each, not computed yet. The batch goes on from `beginning`."""
+    """The logits at the positions of a batch, float32 [positions, vocabulary], lazy.
+
+    The batch continues `beginning`.
+    """
     tokens = mx.array(batch.tokens)
     out = model(tokens, cache=beginning.caches(len(batch.tokens))) if beginning else model(tokens)
-    if not gather.called:  # an architecture whose head stands elsewhere
+    if not gather.called:  # the architecture keeps its head elsewhere, so the head saw all positions
         out = gather(out)
     return out[0].astype(mx.float32)
 
 
 def deliver(batch: Batch, out: mx.array, reduce: Reduce) -> None:
-    """Calls reduce with the log-probs of each ask of a batch."""
+    """Calls reduce with the log-probs of each ask of a batch. `out` holds the logits of its positions."""
     out = out - mx.logsumexp(out, axis=-1, keepdims=True)
     mx.eval(out)
     at = 0

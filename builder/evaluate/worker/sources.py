@@ -1,5 +1,7 @@
-"""Base + adapter, fused, unquantized, in float32, and never on disk: what a target is compared with, or what
-an unquantized target would be."""
+"""Makes models from a base and an adapter: fused, unquantized, in float32, and never on disk.
+
+Such a model is the reference that a target is compared with, or an unquantized target.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from builder.engine.loading import LoadedAdapter, adaptable_paths, load_base, lo
 
 
 def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> nn.Module:
-    """The fused model, lazy: each weight is read and fused when it is first used.
+    """The fused model, lazy: each weight is read and fused when it is first used. Raises BuildError.
 
-    `base` and `adapter` are as `builder.evaluate.run` describes them to the worker. Raises BuildError.
+    `base` and `adapter` are as in the request that `builder.evaluate.run` makes.
     """
     model = _load(base)
     if adapter is not None:
@@ -26,7 +28,7 @@ def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) 
 
 
 def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dtype: str | None) -> nn.Module:
-    """An unquantized target, with the numbers that its directory would hold; lazy too. Raises BuildError."""
+    """An unquantized target with the numbers that its directory would hold, lazy. Raises BuildError."""
     model = _load(base)
     own = {name: array.dtype for name, array in tree_flatten(model.parameters())}
     if adapter is not None:
@@ -34,7 +36,7 @@ def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dty
     castable = getattr(model, "cast_predicate", lambda _: True)
 
     def stored(name: str, array: mx.array) -> mx.array:
-        """As `builder.engine.block` casts."""
+        """Casts as `builder.engine.block` does."""
         wanted = own.get(name, array.dtype)
         if dtype is not None and castable(name):
             wanted = getattr(mx, dtype)
@@ -57,7 +59,7 @@ def _in_float32(model: nn.Module) -> nn.Module:
 
 
 def fuse(model: nn.Module, adapter: LoadedAdapter) -> None:
-    """Put the fused layers and replaced parameters into the model. Raises AdapterMismatch."""
+    """Puts the fused layers and replaced parameters into the model. Raises AdapterMismatch."""
     layers = lora_layers(model, adapter)
     if replaced := replacements(model, adapter):
         model.load_weights(list(replaced.items()), strict=False)

@@ -1,4 +1,4 @@
-"""The tokenizer of a directory, with all tokens that end an answer."""
+"""Loads the tokenizer of a directory, with all tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def tokenizer_of(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """As mlx_lm.load makes it: the end tokens are those of config.json and generation_config.json too."""
+    """The tokenizer that mlx_lm.load makes, with the end tokens in config.json and generation_config.json."""
     from mlx_lm.utils import load_config, load_tokenizer
 
     return load_tokenizer(

@@ -1,4 +1,4 @@
-"""Whether the tensors of an adapter go together: pairs, ranks, types and names. Headers only, no bytes."""
+"""Checks that the tensors of an adapter go together: pairs, ranks, dtypes and names. Reads only headers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FLOATING = ("F32", "F16", "BF16")
 
 
 def check_tensors(adapter: Adapter, info: AdapterInfo) -> None:
-    """Raises SourceInvalid for a name that occurs twice after translation, or a type that is no float."""
+    """Raises SourceInvalid for a name that occurs twice after translation, and for an integer dtype."""
     seen: set[str] = set()
     for tensor in info.tensors:
         if tensor.name in seen:
@@ -28,7 +28,7 @@ def check_tensors(adapter: Adapter, info: AdapterInfo) -> None:
 
 
 def check_pairs(adapter: Adapter, file: Path, kind: str, tensors: tuple[AdapterTensor, ...]) -> None:
-    """Every path has its lora_a and lora_b, and its magnitude m exactly if it is DoRA."""
+    """Raises SourceInvalid unless each path has lora_a and lora_b, and m (magnitude) for DoRA only."""
     by_path: dict[str, dict[str, AdapterTensor]] = {}
     for tensor in tensors:
         if tensor.part in lora.PARTS:
@@ -46,7 +46,11 @@ def check_pairs(adapter: Adapter, file: Path, kind: str, tensors: tuple[AdapterT
 def check_ranks(
     adapter: Adapter, file: Path, tensors: tuple[AdapterTensor, ...], declared: Callable[[str], object]
 ) -> None:
-    """lora_a is (in, r) and lora_b (r, out), or (experts, r, in) and (experts, out, r), of the declared r."""
+    """Raises SourceInvalid unless the shapes of each pair agree, and agree with the rank that is declared.
+
+    A pair is lora_a (in, r) and lora_b (r, out), or (experts, r, in) and (experts, out, r). `declared` gives
+    the rank of a path, or None where the config names none.
+    """
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     for path in sorted({tensor.path for tensor in tensors if tensor.part == "lora_a"}):
         a, b = shapes[f"{path}.lora_a"], shapes[f"{path}.lora_b"]
@@ -61,9 +65,9 @@ def check_ranks(
 
 
 def check_peft_paths(adapter: Adapter, file: Path, kind: str, tensors: tuple[AdapterTensor, ...]) -> None:
-    """Raises SourceInvalid for a path with a LoRA and a saved weight, and for DoRA on an embedding.
+    """Raises SourceInvalid for a path with both a LoRA and a saved weight, and for DoRA on an embedding.
 
-    PEFT measures DoRA's magnitude of an embedding per dimension, mlx-lm per token.
+    The magnitudes of DoRA on an embedding differ: PEFT has one per dimension, mlx-lm has one per token.
     """
     adapted = {tensor.path for tensor in tensors if tensor.part in lora.PARTS}
     for tensor in tensors:

@@ -1,8 +1,9 @@
-"""PEFT's LoRA in mlx-lm's terms: names, orientation and scale. Pure; what cannot be said there is Unfit.
+"""Translates PEFT's LoRA into mlx-lm's terms: names, orientation and scale. Pure.
 
-PEFT keeps lora_A as (r, in) and lora_B as (out, r), of an embedding lora_embedding_A (r, tokens) and
-lora_embedding_B (dims, r): all four are transposed against mlx-lm's. The weight becomes W + scale * B A with
-scale = alpha / r, or alpha / sqrt(r) with use_rslora (peft.LoraConfig). DoRA's magnitude is mlx-lm's `m`.
+PEFT keeps lora_A as (r, in) and lora_B as (out, r). For an embedding it keeps lora_embedding_A (r, tokens)
+and lora_embedding_B (dims, r). mlx-lm keeps all four transposed. The weight becomes W + scale * B A with
+scale = alpha / r, or alpha / sqrt(r) with use_rslora (peft.LoraConfig). DoRA's magnitude is `m` in mlx-lm.
+What mlx-lm cannot express raises Unfit.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ _UNSUPPORTED = (
     "trainable_token_indices", "layer_replication", "megatron_config", "lora_bias", "target_parameters",
     "use_qalora", "alora_invocation_tokens", "arrow_config", "use_bdlora",
 )  # fmt: skip
-# These start from a base that PEFT has changed: the adapter means nothing on top of the original one.
+# These start from a base that PEFT has changed. So the adapter means nothing on top of the original base.
 _CHANGES_BASE = re.compile(r"pissa.*|olora|corda|loftq|lora_ga", re.IGNORECASE)
 _QUANTIFIER = re.compile(r"\)\s*[*+?{]|[*+}]\s*[*+{]")
 _MAX_PATTERN, _MAX_QUANTIFIERS = 500, 3
 
 
 class Unfit(ValueError):
-    """What mlx-lm's layers cannot represent; the text says what."""
+    """The layers of mlx-lm cannot represent something in the adapter. The text says what."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor of PEFT belongs: module path, part under mlx-lm's name, whether it is transposed."""
+    """Where a tensor of PEFT belongs: module path, part under mlx-lm's name, and whether to transpose it."""
 
     path: str
     part: str
@@ -46,7 +47,7 @@ class Place:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raises Unfit for another method than LoRA, and for settings that have no counterpart."""
+    """Raises Unfit for another method than LoRA, and for settings that mlx-lm does not have."""
     if (kind := config.get("peft_type")) != "LORA":
         raise Unfit(f"peft_type {reprlib.repr(kind)} is not LORA, the only kind that can be fused here")
     if config.get("fan_in_fan_out"):
@@ -68,7 +69,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def place(name: str, dims: int, config: Mapping[str, Any]) -> Place:
-    """The place of one tensor of `dims` dimensions. Raises Unfit for one that cannot be fused."""
+    """The place of one tensor of `dims` dimensions. Raises Unfit for a tensor that cannot be fused."""
     if not name.startswith(_PREFIX):
         raise Unfit(f'tensor "{name}" does not begin with "{_PREFIX}"')
     inner = name.removeprefix(_PREFIX)
@@ -81,7 +82,7 @@ def place(name: str, dims: int, config: Mapping[str, Any]) -> Place:
 
 
 def _saved_weight(name: str, inner: str, config: Mapping[str, Any]) -> Place:
-    """A parameter that was trained or saved whole: modules_to_save, or an embedding beside the adapter."""
+    """The place of a parameter that was saved whole (modules_to_save, or an embedding). Raises Unfit."""
     plain = re.sub(r"\.(modules_to_save(\.default)?|base_layer)\.", ".", inner)
     path, _, leaf = plain.rpartition(".")
     saved = config.get("modules_to_save") or []
@@ -94,7 +95,7 @@ def _saved_weight(name: str, inner: str, config: Mapping[str, Any]) -> Place:
 
 
 def rank(config: Mapping[str, Any], path: str) -> int:
-    """r of one path, with rank_pattern. Raises Unfit."""
+    """The rank r of one path, after rank_pattern. Raises Unfit."""
     value = _by_pattern(config, "rank_pattern", path, config.get("r"))
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise Unfit(f"r = {reprlib.repr(value)} is not a rank")
@@ -102,7 +103,10 @@ def rank(config: Mapping[str, Any], path: str) -> int:
 
 
 def scale(config: Mapping[str, Any], path: str) -> float:
-    """alpha / r of one path (alpha / sqrt(r) with use_rslora), with both patterns. Raises Unfit."""
+    """The scale of one path: alpha / r, or alpha / sqrt(r) with use_rslora. Raises Unfit.
+
+    alpha and r are those after alpha_pattern and rank_pattern.
+    """
     alpha = finite(_by_pattern(config, "alpha_pattern", path, config.get("lora_alpha")), "lora_alpha")
     r = finite(rank(config, path), "r")
     return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
@@ -119,7 +123,10 @@ def finite(value: object, name: str) -> float:
 
 
 def _by_pattern(config: Mapping[str, Any], name: str, path: str, default: Any) -> Any:
-    """peft.utils.get_pattern_key: a pattern is a regular expression for the end of a path, from a dot on."""
+    """The value of the first pattern that matches, else `default`, as peft.utils.get_pattern_key decides.
+
+    A pattern is a regular expression for the end of a path, from a dot on.
+    """
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict):
         raise Unfit(f"{name} = {reprlib.repr(patterns)} is not a table")
@@ -130,7 +137,7 @@ def _by_pattern(config: Mapping[str, Any], name: str, path: str, default: Any) -
 
 
 def _compiled(name: str, pattern: str) -> re.Pattern[str]:
-    """The pattern as PEFT anchors it; not one that could take for ever to match."""
+    """The pattern, anchored as PEFT does. Raises Unfit for a pattern that might take for ever to match."""
     wild = sum(pattern.count(sign) for sign in "*+{")
     if len(pattern) > _MAX_PATTERN or wild > _MAX_QUANTIFIERS or _QUANTIFIER.search(pattern):
         raise Unfit(f"{name} has a pattern that is too complex: {reprlib.repr(pattern)}")

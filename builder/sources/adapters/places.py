@@ -1,8 +1,8 @@
-"""Where the tensors of a PEFT adapter belong in mlx-lm's model of the same checkpoint. Pure.
+"""Finds where the tensors of a PEFT adapter belong in mlx-lm's model of the same checkpoint. Pure.
 
-PEFT names modules as transformers does, which mlx-lm does not always: models with a vision tower keep their
-text model one level deeper or elsewhere, and the experts of a layer are one stacked weight. A renaming is
-taken only if every tensor has a place under it, and no other renaming gives each a place too.
+PEFT names modules as transformers does. mlx-lm differs in two ways. Models with a vision tower keep their
+text model one level deeper or elsewhere. The experts of a layer are one stacked weight. A renaming is taken
+only if every tensor has a place under it, and no other renaming gives every tensor a place.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PROJECTIONS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Places:
-    """What a model has. `adaptable`: paths that can carry an adapter, `shapes`: those of its parameters."""
+    """What a model has: the paths that can carry an adapter, and the shapes of its parameters by name."""
 
     adaptable: Container[str]
     shapes: Mapping[str, tuple[int, ...]]
@@ -41,19 +41,20 @@ class Places:
         return path in self.adaptable if part in lora.PARTS else name in self.shapes
 
     def experts(self, path: str) -> int:
-        """How many experts the weight of a path stacks; 0 if it is no stack."""
+        """How many experts the weight of a path stacks. 0 if the weight is not a stack."""
         shape = self.shapes.get(f"{path}.weight", ())
         return shape[0] if len(shape) == 3 else 0
 
 
 def places_of(structure: Structure) -> Places:
+    """The places of a base, from its structure."""
     return Places(structure.adaptable, {p.tensor.name: p.tensor.shape for p in structure.parameters})
 
 
 def placed(info: AdapterInfo, adapter: Adapter, places: Places) -> AdapterInfo:
-    """The adapter under this model's names, if one renaming places all of it; else as it is.
+    """The adapter under the names of this model, if exactly one renaming places all of its tensors.
 
-    Raises SourceInvalid for experts that cannot be stacked.
+    Otherwise the adapter as it is. Raises SourceInvalid for experts that cannot be stacked.
     """
     if info.layout != "peft" or all(places.fits(tensor.name) for tensor in info.tensors):
         return info
@@ -74,24 +75,24 @@ def _as_is(path: str) -> str:
 
 
 def _into_the_text_model(path: str) -> str:
-    """model.layers.0 -> language_model.model.layers.0: trained on the text model alone."""
+    """model.layers.0 -> language_model.model.layers.0: it was trained on the text model alone."""
     return f"language_model.{path}"
 
 
 def _text_model_first(path: str) -> str:
-    """model.language_model.layers.0 -> language_model.model.layers.0: transformers since 4.52."""
+    """model.language_model.layers.0 -> language_model.model.layers.0: transformers 4.52 and later."""
     inner = path.removeprefix("model.language_model.")
     return f"language_model.{path}" if inner == path else f"language_model.model.{inner}"
 
 
 def _out_of_the_whole(path: str) -> str:
-    """model.language_model.layers.0 -> model.layers.0: trained on the whole, the base is the text model."""
+    """model.language_model.layers.0 -> model.layers.0: trained on the whole model, used on its text model."""
     inner = path.removeprefix("model.language_model.")
     return path if inner == path else f"model.{inner}"
 
 
 def _out_of_the_former_whole(path: str) -> str:
-    """language_model.model.layers.0 -> model.layers.0: the same with transformers before 4.52."""
+    """language_model.model.layers.0 -> model.layers.0: as _out_of_the_whole, for transformers before 4.52."""
     return path.removeprefix("language_model.")
 
 
@@ -117,7 +118,10 @@ def _at(tensor: AdapterTensor, path: str) -> AdapterTensor:
 
 
 def _stacked(info: AdapterInfo, adapter: Adapter, places: Places) -> AdapterInfo:
-    """Low-rank pairs of single experts as one pair of their stack: (experts, r, in) and (experts, out, r)."""
+    """The adapter with the low-rank pairs of single experts stacked into one pair for all experts.
+
+    That pair has the shapes (experts, r, in) and (experts, out, r). Raises SourceInvalid.
+    """
     tensors: list[AdapterTensor] = []
     scales = dict(info.scales)
     sets: dict[str, dict[str, dict[int, AdapterTensor]]] = {}  # stack -> part -> expert -> tensor
@@ -153,7 +157,7 @@ def _stack(module: str, projection: str, places: Places) -> str | None:
 def _check_set(
     info: AdapterInfo, adapter: Adapter, stack: str, found: Mapping[int, AdapterTensor], count: int
 ) -> None:
-    """Raises SourceInvalid unless every expert has its tensor, all of one shape, dtype and scale."""
+    """Raises SourceInvalid unless every expert has a tensor, with equal shapes, dtypes and scales."""
     if what := next(_problems(info, found, count), None):
         raise SourceInvalid(
             table=f"adapter.{adapter.name}",

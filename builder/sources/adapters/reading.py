@@ -1,7 +1,8 @@
-"""Reads an adapter: which tensors it has, under mlx-lm's names. Its config and its header; no bytes.
+"""Reads which tensors an adapter has, under mlx-lm's names, from its config and its header.
 
-Two layouts. mlx-lm: adapter_config.json + adapters.safetensors, fine_tune_type lora, dora or full
-(mlx_lm.tuner.utils.load_adapters). PEFT: adapter_config.json + adapter_model.safetensors (`peft` translates).
+There are two layouts. mlx-lm: adapter_config.json and adapters.safetensors, with fine_tune_type lora, dora or
+full (mlx_lm.tuner.utils.load_adapters). PEFT: adapter_config.json and adapter_model.safetensors, which
+`builder.sources.adapters.peft` translates.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _MAX_CONFIG = 10_000_000
 
 
 def adapter_files(adapter: Adapter) -> tuple[Path, Path]:
-    """adapter_config.json and the weights file. Raises SourceMissing, SourceInvalid (none, two, pickles)."""
+    """The paths of adapter_config.json and of the weights file.
+
+    Raises SourceMissing, and SourceInvalid for no weights file, for two of them, and for pickles.
+    """
     table = table_of(adapter)
     if not adapter.path.is_dir():
         raise SourceMissing(table=table, path=adapter.path)
@@ -49,12 +53,12 @@ def adapter_files(adapter: Adapter) -> tuple[Path, Path]:
 
 
 def is_peft(adapter: Adapter) -> bool:
-    """Whether an adapter is in PEFT's layout. Raises SourceMissing, SourceInvalid."""
+    """Whether an adapter has the layout of PEFT. Raises SourceMissing, SourceInvalid."""
     return adapter_files(adapter)[1].name == _PEFT
 
 
 def read_adapter(adapter: Adapter) -> AdapterInfo:
-    """Header and config of an adapter. Raises SourceMissing, SourceInvalid."""
+    """The tensors and scales of an adapter, checked. Raises SourceMissing, SourceInvalid."""
     config_path, weights = adapter_files(adapter)
     config = _read_config(config_path, table_of(adapter))
     file = read_header(weights, table_of(adapter))

@@ -1,6 +1,6 @@
-"""The bytes of an adapter: the digest of each block's slice, the arrays, and whether they are numbers.
+"""Reads the bytes of an adapter: for the digest of each block's slice, for arrays, and to look for NaN.
 
-A full fine-tune is as large as its base, so nothing else reads them. mlx is imported only by `load_tensors`.
+Nothing else reads them, because a full fine-tune is as large as its base. Only `load_tensors` imports mlx.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from builder.weights.safetensors import TensorInfo, digest_tensor
 if TYPE_CHECKING:
     import mlx.core as mx
 
-_PIECE = 1 << 24  # bytes of a tensor that are looked at at once
+_PIECE = 1 << 24  # bytes of a tensor that are in memory at once
 
 
 def slice_digests(info: AdapterInfo, block_of: Callable[[str], str]) -> dict[str, Key]:
-    """block -> the identity of what this adapter changes in it: only a changed block gets a new one."""
+    """Block -> the identity of what this adapter changes in the block. Raises OSError.
+
+    A new adapter that changes one block gives a new identity to that block only.
+    """
     by_block: dict[str, list[object]] = {}
     where = {tensor.name: tensor for tensor in info.file.tensors}
     for tensor in sorted(info.tensors, key=lambda tensor: tensor.name):
@@ -44,7 +47,7 @@ def slice_digests(info: AdapterInfo, block_of: Callable[[str], str]) -> dict[str
 
 
 def load_tensors(info: AdapterInfo) -> dict[str, mx.array]:
-    """All tensors under their mlx-lm names, lazy, transposed or stacked where the layout needs it."""
+    """All tensors under their mlx-lm names: lazy, and transposed or stacked where mlx-lm needs that."""
     import mlx.core as mx
 
     stored = mx.load(str(info.file.path))
@@ -58,9 +61,9 @@ def load_tensors(info: AdapterInfo) -> dict[str, mx.array]:
 
 
 def check_finite(info: AdapterInfo, adapter: Adapter) -> None:
-    """Raises SourceInvalid naming the first tensor that holds NaN or infinity, and for an adapter of zeros.
+    """Raises SourceInvalid for the first tensor that holds NaN or infinity, and for an adapter of zeros.
 
-    Reads a piece at a time.
+    Reads 16 MiB at a time.
     """
     where = {tensor.name: tensor for tensor in info.file.tensors}
     changes = info.fine_tune_type == "full"
@@ -79,8 +82,10 @@ def check_finite(info: AdapterInfo, adapter: Adapter) -> None:
 
 
 def _pieces(path: Path, tensor: TensorInfo) -> Iterator[tuple[bool, bool]]:
-    """Per piece of a floating tensor: whether no exponent is all ones (IEEE 754's NaN and infinity), and
-    whether all of it is zero."""
+    """For each piece of a floating tensor: whether all numbers are finite, and whether all are zero.
+
+    A number is NaN or infinite if all bits of its exponent are ones (IEEE 754).
+    """
     import numpy as np
 
     kinds = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}

@@ -1,4 +1,4 @@
-"""An adapter as frozen values, under mlx-lm's names, and how it is refused."""
+"""The types of an adapter that was read, under mlx-lm's names, and the error that refuses an adapter."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class AdapterTensor:
-    """One tensor under its mlx-lm name; `shape` and `transpose` say how it is used, not how it is stored.
+    """One tensor under its mlx-lm name. `shape` is its shape there, and `dtype` is a safetensors code.
 
-    `source_names`: the stored tensor, or those of all experts, which are stacked in this order.
+    `source_names` is the stored tensor, or the tensors of all experts, to be stacked in this order.
+    `transpose` says that the stored tensor must be transposed.
     """
 
     name: str
@@ -31,13 +32,13 @@ class AdapterTensor:
 
     @property
     def source_name(self) -> str:
-        """The first, for messages."""
+        """The name of the first stored tensor, for messages."""
         return self.source_names[0]
 
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """A whole adapter. `scales`: the factor of each LoRA path (empty for a full fine-tune)."""
+    """A whole adapter. `scales` maps each LoRA path to its scale, and is empty for a full fine-tune."""
 
     name: str
     layout: Literal["mlx-lm", "peft"]
@@ -48,8 +49,10 @@ class AdapterInfo:
 
 
 def table_of(adapter: Adapter) -> str:
+    """The table that declares an adapter, as errors name it."""
     return f"adapter.{adapter.name}"
 
 
 def refuse(adapter: Adapter, path: Path, what: str) -> NoReturn:
+    """Raises SourceInvalid: `what` is wrong with the file at `path`."""
     raise SourceInvalid(table=table_of(adapter), path=path, what=what)

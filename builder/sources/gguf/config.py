@@ -1,6 +1,6 @@
-"""config.json of a GGUF of the llama family (transformers.LlamaConfig), and the tensors that it promises.
+"""Makes config.json for a GGUF of the llama family (transformers.LlamaConfig), and lists its tensors.
 
-A setting that mlx-lm's llama does not have is refused: ignoring it would make another model.
+A setting that mlx-lm's llama does not have is refused, because ignoring the setting would make another model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _Shapes = dict[str, tuple[int, ...]]
 
 
 def llama_config(file: GgufFile, table: str) -> dict[str, Any]:
-    """config.json without the token ids. Raises SourceInvalid for what cannot be imported."""
+    """config.json without the token ids. Raises SourceInvalid for a model that cannot be imported."""
     _check_kind(file, table)
     hidden, heads = _count(file, table, "embedding_length"), _count(file, table, "attention.head_count")
     groups = _count(file, table, "attention.head_count_kv", heads)
@@ -63,7 +63,7 @@ def llama_config(file: GgufFile, table: str) -> dict[str, Any]:
 
 
 def llama_shapes(config: dict[str, Any]) -> tuple[_Shapes, _Shapes]:
-    """GGUF names and shapes (rows first) of the outer tensors, and of one block without "blk.N."."""
+    """Names and shapes (rows first) of the outer tensors, and of those in one block, without "blk.N."."""
     hidden, inner, dims = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     query, keys = config["num_attention_heads"] * dims, config["num_key_value_heads"] * dims
     outer: _Shapes = {
@@ -105,7 +105,7 @@ def _check_kind(file: GgufFile, table: str) -> None:
 
 
 def _head_dims(file: GgufFile, table: str, hidden: int, heads: int) -> int:
-    """Elements per head, all of them rotated, as many for values as for keys."""
+    """Elements per head. Raises SourceInvalid unless all are rotated and values have as many as keys."""
     if "llama.attention.key_length" not in file.metadata and hidden % heads:
         _refuse(file, table, f"has {heads} heads over {hidden} elements")
     dims = _count(file, table, "attention.key_length", hidden // heads)
@@ -121,7 +121,7 @@ def _rope_scaling(file: GgufFile, table: str, dims: int, base: float) -> dict[st
     """`rope_scaling` of config.json: linear, llama3 (from the factors that the GGUF stores), or None."""
     meta = file.metadata
     kind = meta.get("llama.rope.scaling.type", "linear")  # llama.cpp's default
-    names = ("rope.scaling.factor", "rope.scale_linear")  # the newer name first; 0 is no scaling
+    names = ("rope.scaling.factor", "rope.scale_linear")  # the newer name first. 0 means unscaled
     given = [name for name in names if meta.get(f"llama.{name}", 0) != 0]
     factor = _positive(file, table, given[0]) if given else 1.0
     linear = kind == "linear" and factor != 1
@@ -133,9 +133,10 @@ def _rope_scaling(file: GgufFile, table: str, dims: int, base: float) -> dict[st
 
 
 def _llama3(file: GgufFile, table: str, dims: int, base: float) -> dict[str, Any] | None:
-    """Llama 3's scaling, of which a GGUF keeps only what each frequency is divided by, float32 [dims / 2].
+    """`rope_scaling` in the manner of Llama 3, or None if the GGUF scales nothing. Raises SourceInvalid.
 
-    The factor is the largest of them; with Llama 3's other constants it must give all of them again.
+    A GGUF keeps only the divisor of each frequency, float32 [dims / 2]. The factor is the largest divisor.
+    The factor and Llama 3's other constants must give all divisors again.
     """
     from builder.sources.gguf.values import read_single
 

@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file that nobody vouches for. Pure Python; no tensor is loaded.
+"""Reads the header of an untrusted GGUF file. Pure Python. No tensor is loaded.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from builder.errors import SourceInvalid, SourceMissing
 
-MAX_COUNT = 10_000_000  # entries of one array, tensors, keys: far above any model
+MAX_COUNT = 10_000_000  # entries of an array, tensors and keys: far more than any model has
 MAX_STRING = 100_000_000
 
 # id -> name, elements per block, bytes per block. Only these can be imported.
@@ -40,7 +40,7 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor: shape in numpy order (rows first), type name, absolute file offset, bytes."""
+    """One tensor. `shape` is in numpy order (rows first), `start` is the offset in the file in bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,16 +51,18 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
+    """A file with its metadata and its tensors by name."""
+
     path: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
 
 
 def read_gguf_header(path: Path, table: str) -> GgufFile:
-    """Metadata and tensors of a GGUF file. `table` is the declaration named in errors.
+    """The metadata and tensors of a GGUF file. `table` is the declaration named in errors.
 
-    Raises SourceMissing, and SourceInvalid for anything but a sound little-endian GGUF of version 2 or 3
-    whose tensors are of a type in TYPES.
+    Raises SourceMissing. Raises SourceInvalid unless the file is a valid little-endian GGUF of version 2 or 3
+    and each tensor has a type of TYPES.
     """
     if not path.is_file():
         raise SourceMissing(table=table, path=path)
@@ -89,7 +91,7 @@ def read_gguf_header(path: Path, table: str) -> GgufFile:
 
 
 class _Reader:
-    """Reads numbers and strings, and refuses what does not fit into the file."""
+    """Reads numbers and strings. Refuses what does not fit into the file with SourceInvalid."""
 
     def __init__(self, file: Any, path: Path, table: str, size: int) -> None:
         self.file, self.path, self.table, self.size = file, path, table, size
@@ -146,7 +148,7 @@ class _Reader:
     def placed(
         self, raw: list[tuple[str, tuple[int, ...], int, int]], metadata: Mapping[str, Any]
     ) -> dict[str, GgufTensor]:
-        """Tensors with absolute offsets, checked against the end of the file."""
+        """The tensors with absolute offsets, checked against the end of the file and against each other."""
         align = metadata.get("general.alignment", 32)
         if not isinstance(align, int) or align <= 0 or align > 1 << 20:
             self.refuse(f"has an alignment of {align!r}")
@@ -171,7 +173,7 @@ class _Reader:
         return found
 
     def check_overlap(self, tensors: Mapping[str, GgufTensor]) -> None:
-        """Padding may lie between tensors, but no byte belongs to two."""
+        """Refuses two tensors that share a byte. Padding may lie between tensors."""
         ordered = sorted((t for t in tensors.values() if t.nbytes), key=lambda t: t.start)
         for one, other in pairwise(ordered):
             if one.start + one.nbytes > other.start:

@@ -1,6 +1,6 @@
-"""Imports a GGUF of the llama family as a Hugging Face style directory, one block in memory at a time.
+"""Imports a GGUF of the llama family as a directory in Hugging Face layout, one block in memory at a time.
 
-Weights become float16, with the bits that mx.load and mx.dequantize would give (tests compare them).
+Weights become float16, bit-identical to what mx.load and mx.dequantize give. Tests compare them.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ _INNER = {
 
 @dataclass(frozen=True)
 class ImportedFile:
-    """One file of the directory: its name and its bytes in order."""
+    """One file of the directory: its name, and its bytes as chunks in order."""
 
     name: str
     chunks: Sequence[bytes | memoryview]
 
 
 def import_gguf(path: Path, table: str) -> Iterator[ImportedFile]:
-    """The files of a Hugging Face style directory, one after the other.
+    """Yields the files of a directory in Hugging Face layout, one after the other.
 
-    Raises SourceMissing, SourceInvalid: not a sound GGUF, another architecture, a tensor that is missing,
-    unknown or of the wrong shape, a tokenizer that cannot be written.
+    `table` is the declaration named in errors. Raises SourceMissing. Raises SourceInvalid for a file that is
+    not a valid GGUF, for another architecture, for a tensor that is missing, unknown or of a wrong shape, and
+    for a tokenizer that cannot be written.
     """
     file = read_gguf_header(path, table)
     config = llama_config(file, table)
@@ -79,10 +80,10 @@ def import_gguf(path: Path, table: str) -> Iterator[ImportedFile]:
 
 
 def _blocks(file: GgufFile, config: dict[str, Any], table: str) -> list[dict[str, str]]:
-    """Per shard: Hugging Face name -> GGUF name. Every tensor is placed, none is missing, shapes agree."""
+    """For each shard: Hugging Face name -> GGUF name. Raises SourceInvalid unless all tensors match."""
     outer, inner = llama_shapes(config)
     layers = config["num_hidden_layers"]
-    if layers > len(file.tensors):  # before anything is made for each of them
+    if layers > len(file.tensors):  # a false count of blocks must not fill the memory
         _refuse(file, table, f"holds {len(file.tensors)} tensors, too few for {layers} blocks")
     shapes = dict(outer)
     names: list[dict[str, str]] = [{} for _ in range(layers)]
@@ -117,7 +118,7 @@ def _read(file: GgufFile, tensor: GgufTensor, config: dict[str, Any], table: str
 
 
 def _unpermute(rows: npt.NDArray[np.float16], heads: int) -> npt.NDArray[np.float16]:
-    """GGUF stores the rows of q and k, biases too, for interleaved rotation (llama.cpp's permute)."""
+    """Undoes llama.cpp's permute, which interleaves the rows of q and k, and their biases, for rotation."""
     pairs = rows.reshape(heads, len(rows) // heads // 2, 2, -1)
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 

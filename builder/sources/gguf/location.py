@@ -1,4 +1,4 @@
-"""Where a GGUF file is. Asked on every run, so it imports nothing heavy."""
+"""Finds a GGUF file. Every run asks for it, so this module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class PackageMissing(SourceError):
 
 
 def resolve_gguf(package: str | None, path: Path, table: str) -> Path:
-    """The file itself; a package is found without being imported.
+    """The path of the file. A package is found without importing it.
 
-    Raises PackageMissing, SourceMissing (with the nearest name).
+    `table` is the declaration named in errors. Raises PackageMissing, SourceMissing (with the nearest name).
     """
     candidates = [path] if package is None else [folder / path for folder in package_folders(package)]
     if not candidates:
@@ -37,7 +37,10 @@ def resolve_gguf(package: str | None, path: Path, table: str) -> Path:
 
 
 def package_folders(package: str) -> list[Path]:
-    """The folders of an installed package. find_spec would import the parents of a dotted name."""
+    """The folders of an installed package. Empty if the package is not installed.
+
+    Only the first name is given to find_spec, because find_spec imports the parents of a dotted name.
+    """
     first, *rest = package.split(".")
     try:
         spec = find_spec(first)

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF as Hugging Face files: byte-level BPE with a known pre-tokenizer."""
+"""Writes the tokenizer of a GGUF as Hugging Face files: byte-level BPE with a known pre-tokenizer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _IDS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown", "eot": "
 
 
 class Unsupported(ValueError):
-    """A tokenizer that cannot be written as Hugging Face files; the text says why."""
+    """A tokenizer that cannot be written as Hugging Face files. The text says why."""
 
 
 @dataclass(frozen=True)
 class _Vocabulary:
-    """`ids`: token id by name (bos, eos, pad, unk, eot), of those that the GGUF names."""
+    """A checked vocabulary. `ids` maps bos, eos, pad, unk and eot to token ids where the GGUF has them."""
 
     tokens: list[str]
     types: list[int]
@@ -36,9 +36,9 @@ class _Vocabulary:
 
 
 def tokenizer_files(metadata: Mapping[str, Any], context: int, rows: int) -> dict[str, bytes]:
-    """tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja.
+    """File name -> bytes: tokenizer.json, tokenizer_config.json and, for a template, chat_template.jinja.
 
-    `rows` is the size of the model's embedding. Raises Unsupported.
+    `context` is the longest text in tokens. `rows` is how many rows the embedding has. Raises Unsupported.
     """
     vocabulary = _vocabulary(metadata)
     if len(vocabulary.tokens) > rows:
@@ -56,9 +56,9 @@ def tokenizer_files(metadata: Mapping[str, Any], context: int, rows: int) -> dic
 
 
 def token_ids(metadata: Mapping[str, Any]) -> dict[str, int | list[int]]:
-    """bos, eos and pad token ids under the names of config.json; eos is a list if a turn ends otherwise.
+    """The ids of bos, eos and pad under the names of config.json. Raises Unsupported.
 
-    Raises Unsupported.
+    eos is a list of two ids if another token (eot) ends a turn.
     """
     ids = _vocabulary(metadata).ids
     found: dict[str, int | list[int]] = {f"{n}_token_id": ids[n] for n in ("bos", "eos", "pad") if n in ids}
@@ -144,8 +144,10 @@ def _pre_tokenizer(pre: str) -> Any:
 
 
 def _post_processor(vocabulary: _Vocabulary, metadata: Mapping[str, Any], llama3: bool) -> Any:
-    """Puts the bos and eos tokens around a text where the GGUF asks for it; llama.cpp's default is bos
-    for Llama 3 alone. None: nothing is put."""
+    """The processor that puts bos and eos around a text where the GGUF asks for them, or None.
+
+    Where the GGUF says nothing, only Llama 3 gets bos, as in llama.cpp.
+    """
     from tokenizers import processors
 
     wanted = {"bos": metadata.get("tokenizer.ggml.add_bos_token", llama3)}

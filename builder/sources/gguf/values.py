@@ -1,7 +1,8 @@
-"""The numbers of a GGUF tensor, read a slab at a time so that float32 never holds more than one slab.
+"""Reads the numbers of a GGUF tensor, one slab at a time, so that float32 takes no more memory than a slab.
 
-Each type becomes q * scale + bias in float32 with unsigned q, as mx.load and mx.dequantize would have it, the
-sign of zero included; then float16. Types: ggml's Q4_0, Q4_1 and Q8_0 (blocks of 32), F32, F16, BF16.
+A quantized number becomes q * scale + bias in float32 with unsigned q, then float16. The result is
+bit-identical to mx.load and mx.dequantize, the sign of zero included. Types: ggml's Q4_0, Q4_1 and Q8_0
+(blocks of 32), F32, F16, BF16.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ _SCALE_BYTES = {"Q4_0": 2, "Q8_0": 2, "Q4_1": 4}
 
 
 def read_half(file: GgufFile, tensor: GgufTensor, table: str) -> npt.NDArray[np.float16]:
-    """The tensor in float16, of its shape.
+    """The tensor in float16, in its shape.
 
-    Raises SourceInvalid if it holds NaN, infinity or what float16 cannot hold, or if the file shrank.
+    Raises SourceInvalid if a value is NaN, infinite or beyond float16, or if the file became shorter.
     """
     half = np.empty(prod(tensor.shape), np.float16)
     at = 0
@@ -38,12 +39,12 @@ def read_half(file: GgufFile, tensor: GgufTensor, table: str) -> npt.NDArray[np.
 
 
 def read_single(file: GgufFile, tensor: GgufTensor, table: str) -> npt.NDArray[np.float32]:
-    """A small tensor in float32. Raises SourceInvalid if the file shrank."""
+    """A small tensor in float32, in its shape. Raises SourceInvalid if the file became shorter."""
     return np.concatenate([*_slabs(file, tensor, table), np.empty(0, np.float32)]).reshape(tensor.shape)
 
 
 def _slabs(file: GgufFile, tensor: GgufTensor, table: str) -> Iterator[npt.NDArray[np.float32]]:
-    """The values in order, float32, at most _SLAB at a time."""
+    """Yields the values in order, in float32, at most _SLAB at a time."""
     block, width = _BY_NAME[tensor.type]
     blocks = prod(tensor.shape) // block
     with file.path.open("rb") as handle:
@@ -58,7 +59,7 @@ def _slabs(file: GgufFile, tensor: GgufTensor, table: str) -> Iterator[npt.NDArr
 
 
 def dequantize(data: npt.NDArray[np.uint8], kind: str) -> npt.NDArray[np.float32]:
-    """The values in float32, flat, of whole blocks of one type."""
+    """The values of whole blocks of one type, in float32, flat."""
     match kind:
         case "F32":
             return data.view("<f4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_killed_at_any_moment_it_shows_the_old_or_the_new(tmp_path: Path) -> Non
     assert new is not None
     releases.move(store, "production", old)
     calls = ("rename", "renameat2", "link", "linkat", "fsync", "unlink", "ioctl", "mkdir")
-    command = [sys.executable, "-c", MOVE]
+    command, env = [sys.executable, "-c", MOVE], {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = 0
     for call in calls:
         for when in range(1, 40):
@@ -150,7 +151,7 @@ def test_killed_at_any_moment_it_shows_the_old_or_the_new(tmp_path: Path) -> Non
             subprocess.run(["cp", "-a", str(store.root), str(root)], check=True)
             trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
             trace += ["-e", f"inject={call}:signal=KILL:when={when}"]
-            done = subprocess.run([*trace, *command, str(root)], cwd=ROOT, capture_output=True)
+            done = subprocess.run([*trace, *command, str(root)], cwd=tmp_path, env=env, capture_output=True)
             here = open_store(root)
             folders = [here.models / name for name in ("production", "production.former")]
             assert any(views.is_current(here, folders[0], manifest) for manifest in (old, new)), (call, when)

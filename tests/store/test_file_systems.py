@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import time
@@ -54,7 +55,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 def build(store: Store, name: str, size: int) -> Manifest:
     files = []
     for part in ("a", "b"):
-        blob = blobs.ingest(store, [os.urandom(size)])
+        blob = blobs.ingest(store, [random.Random(f"{name}/{part}").randbytes(size)])
         records.write(store, Record(make_key("block", name, part), "block", blob))
         files.append(FileEntry(part, blob))
     manifest = Manifest(make_key("target", name), "target", name, "2025-01-01T00:00:00Z", tuple(files))
@@ -85,7 +86,7 @@ def test_a_full_disk_is_refused_loses_nothing_and_gc_needs_no_room(disk: Path) -
     store = open_store(disk / "store")
     old, new = build(store, "old", 2 * MIB), build(store, "new", 2 * MIB)
     with pytest.raises(StoreFull, match="No space left on device"):
-        blobs.ingest(store, (os.urandom(MIB) for _ in range(1000)))
+        blobs.ingest(store, (random.Random(n).randbytes(MIB) for n in range(1000)))
     assert not list(store.tmp.iterdir())
     fill(store)
     with pytest.raises(StoreFull):

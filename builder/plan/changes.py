@@ -89,8 +89,10 @@ def changes(plan: TargetPlan, old: Manifest, toolchain: str = "") -> tuple[Chang
         if before != now:
             digest = name.endswith("_digest") and None not in (before, now)
             found.append(Change(name.removesuffix("_digest"), before, now, is_digest=digest))
-    if any(not c.is_digest and c.what in ("base", "adapter") for c in found):  # another one, other bytes
-        found = [c for c in found if not c.is_digest and not _is_hash(c.before or c.now)]
+    others = {
+        c.what for c in found if not _is_hash(c.before or c.now)
+    }  # another one has other bytes: no news
+    found = [c for c in found if c.what not in others or not _is_hash(c.before or c.now)]
     for name in sorted({*settings, *old.settings}):
         before, now = _text(old.settings, name), _text(settings, name)
         if before != now:

@@ -89,9 +89,7 @@ def changes(plan: TargetPlan, old: Manifest, toolchain: str = "") -> tuple[Chang
         if before != now:
             digest = name.endswith("_digest") and None not in (before, now)
             found.append(Change(name.removesuffix("_digest"), before, now, is_digest=digest))
-    others = {
-        c.what for c in found if not _is_hash(c.before or c.now)
-    }  # another one has other bytes: no news
+    others = {c.what for c in found if not _is_hash(c.before or c.now)}  # another one: of course other bytes
     found = [c for c in found if c.what not in others or not _is_hash(c.before or c.now)]
     for name in sorted({*settings, *old.settings}):
         before, now = _text(old.settings, name), _text(settings, name)

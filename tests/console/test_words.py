@@ -27,7 +27,7 @@ from builder.console.words import (
     suggestion,
 )
 
-# -- sizes -----------------------------------------------------------------------------------------------------
+# -- sizes -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_size_that_is_read_back_is_the_same_but_for_rounding(nbytes: int) -> N
     assert len(value.replace(".", "")) <= 3 or unit == "TB"
 
 
-# -- numbers, counts and times -----------------------------------------------------------------------------------
+# -- numbers, counts and times -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_ago_of_what_is_not_a_time() -> None:
     assert ago(datetime.now(UTC).isoformat()) == "just now"
 
 
-# -- names, lists and paths --------------------------------------------------------------------------------------
+# -- names, lists and paths --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

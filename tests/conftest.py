@@ -1,27 +1,41 @@
-"""Shared fixtures: real projects in temporary folders, real doit runs in subprocesses."""
+"""Shared fixtures: real projects in temporary folders, real doit runs in subprocesses.
+
+No test needs the network, and none writes into the checkout: both are watched here.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from builder.commands import COMMANDS
 
-# Machines are shared and slow at times: no example has a deadline.
-settings.register_profile("patient", deadline=None)
+# Seconds after which whatever a test waits for counts as hanging. It measures nothing: a busy machine passes.
+PATIENCE = 600
+
+# Machines are shared and slow at times: no example has a deadline. A failure says how to repeat it.
+settings.register_profile("patient", deadline=None, print_blob=True)
 settings.load_profile("patient")
 
 # A job that a shell started in the background ignores Ctrl-C, and so would every command that a test runs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The hub's client asks nobody, here and in every command that a test runs.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,20 +59,20 @@ class Sandbox:
 
     root: Path
 
-    def doit(self, *args: str, env: dict[str, str] | None = None, timeout: float = 100) -> Ran:
-        return self.run(sys.executable, "-m", "doit", *args, env=env, timeout=timeout)
+    def doit(self, *args: str, env: dict[str, str] | None = None) -> Ran:
+        return self.run(sys.executable, "-m", "doit", *args, env=env)
 
     def builder(self, *args: str, env: dict[str, str] | None = None) -> Ran:
         return self.run(sys.executable, "-m", "builder.commands.main", *args, env=env)
 
-    def run(self, *command: str, env: dict[str, str] | None = None, timeout: float = 100) -> Ran:
+    def run(self, *command: str, env: dict[str, str] | None = None) -> Ran:
         done = subprocess.run(
             command,
             cwd=self.root,
             env={**os.environ, "NO_COLOR": "1", **(env or {})},
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE,
             check=False,
         )
         return Ran(done.returncode, done.stdout, done.stderr)
@@ -74,6 +88,21 @@ class Sandbox:
 
     def view(self, target: str) -> Path:
         return self.root / "store" / "models" / target
+
+
+def fresh_python(code: str, *arguments: str) -> str:
+    """What a new interpreter prints that runs `code` in an empty folder."""
+    with TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def make_sandbox(root: Path, declaration: str) -> Sandbox:
@@ -96,3 +125,93 @@ def sandbox(tmp_path: Path) -> Callable[[str], Sandbox]:
         return make_sandbox(tmp_path / name, declaration)
 
     return make
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
+    """Waits for what can be seen from outside. Fails where `process` ends before, or nothing ever happens."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process is None or process.poll() is None, f"it ended with {process and process.returncode}"
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def seed() -> int:
+    """For a test that draws. Another one in each run; MODELKILN_SEED repeats the one that a failure shows."""
+    chosen = int(os.environ.get("MODELKILN_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"MODELKILN_SEED={chosen}")
+    return chosen
+
+
+# -- no network ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """A connection of this process to anything but this machine fails the test, whoever catches errors."""
+
+    def refuse(host: object) -> None:
+        name = host.decode() if isinstance(host, bytes) else host
+        if not (name in (None, "", "localhost", "::1") or str(name).startswith("127.")):
+            pytest.fail(f"a test asks the network for {name}")
+
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def connect(self: socket.socket, address: Any) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                refuse(address[0])
+            return real(self, address)
+
+        return connect
+
+    def look_up(host: Any, *more: Any, **options: Any) -> Any:
+        refuse(host)
+        return look_up_anything(host, *more, **options)
+
+    look_up_anything = socket.getaddrinfo
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", watched(socket.socket.connect))
+        patch.setattr(socket.socket, "connect_ex", watched(socket.socket.connect_ex))
+        patch.setattr(socket, "getaddrinfo", look_up)
+        yield
+
+
+# -- nothing is written into the checkout -------------------------------------------------------------------
+
+
+def state_of_the_checkout(root: Path = ROOT) -> dict[str, str] | None:
+    """What git shows as changed or new, and the files of the store and of doit's databases with their times.
+
+    None where this is not a git checkout.
+    """
+    command = ["git", "--no-optional-locks", "status", "--porcelain", "--ignored=no"]
+    try:
+        git = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PATIENCE)
+    except OSError:
+        return None
+    if git.returncode != 0:
+        return None
+    state = {line[3:]: line[:2] for line in git.stdout.splitlines()}
+    for path in (*(root / "store").rglob("*"), *root.glob(".*.db*")):
+        if not path.is_dir():
+            state[str(path.relative_to(root))] = str(path.lstat().st_mtime_ns)
+    return state
+
+
+CHECKOUT = pytest.StashKey[dict[str, str] | None]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # once for all processes of a run
+        session.config.stash[CHECKOUT] = state_of_the_checkout()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    before = session.config.stash.get(CHECKOUT, None)
+    if before is None:
+        return
+    after = state_of_the_checkout() or {}
+    changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    if changed:
+        print(f"\nERROR: during the tests the checkout changed: {', '.join(changed)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

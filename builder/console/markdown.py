@@ -18,4 +18,4 @@ def table(
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split("\n"))
+    return " ".join(text.replace("|", "\\|").splitlines())

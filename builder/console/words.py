@@ -25,20 +25,20 @@ def size_text(nbytes: float | None) -> str:
         if abs(value) < 999.5 or unit == "TB":
             break
         value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+    return f"{value:.0f} {unit}" if unit == "B" or abs(value) >= 99.95 else f"{value:.1f} {unit}"
 
 
 def size_of_text(text: str) -> int | None:
     """The number of bytes that "16GB", "1.5 MiB" or "200 kB" stands for. None for other text."""
     match = re.fullmatch(_SIZE, text)
     factor = _UNITS.get(match[2].upper()) if match else None
-    return int(float(match[1]) * factor) if match and factor else None
+    return round(float(match[1]) * factor) if match and factor else None
 
 
 def number(value: float) -> str:
-    """A figure with at least three significant digits, at most six decimals, and no exponent."""
-    if not math.isfinite(value) or value == 0:
-        return f"{value:g}"
+    """A figure with at least three significant digits, at most six decimals, and no exponent if it is readable."""
+    if not math.isfinite(value) or abs(value) < 1e-6:
+        return f"{value:.3g}"
     digits = max(0, min(6, 2 - math.floor(math.log10(abs(value)))))
     return f"{value:.{max(digits, 3) if abs(value) <= 1 else digits}f}"
 

@@ -147,7 +147,7 @@ def _pass(
 ) -> PassForecast:
     """`budget`: [build] memory. `claimed`: keys that an earlier pass of the run makes; this adds its own."""
     unique = {a.key: a for _, missing in targets for a in missing if a.key not in claimed}
-    claimed |= unique.keys()
+    claimed.update(unique)
     everything = {action.key for plan, _ in targets for action in plan.actions}
     source = targets[0][0].base.structure.block_nbytes
     made = _bytes_by_block(unique.values())

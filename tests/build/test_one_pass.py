@@ -9,13 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Ran, Sandbox
+from tests.conftest import PATIENCE, Ran, Sandbox, wait_until
 from tests.tiny import BLOCKS, DECLARATION, make_adapter, make_base, save_adapter
 
 Make = Callable[..., Sandbox]
@@ -161,9 +160,7 @@ def test_a_killed_build_resumes(sandbox: Make) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    while len(list(actions.glob("*/*"))) < 15 and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_until(lambda: len(list(actions.glob("*/*"))) >= 15, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     finished = {file: file.stat().st_mtime_ns for file in actions.glob("*/*")}
@@ -219,7 +216,7 @@ def test_two_runs_at_once_build_each_action_once(sandbox: Make) -> None:
         )
         for _ in range(2)
     ]
-    outputs = [run.communicate(timeout=120) for run in runs]
+    outputs = [run.communicate(timeout=PATIENCE) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
     rows = [int(made) for out, _ in outputs for _, made, _ in ROW.findall(out)]
     assert sum(rows) == 42

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Sandbox
+from tests.conftest import PATIENCE, Sandbox, wait_until
 from tests.tiny import DECLARATION, make_adapter, make_base
 
 Make = Callable[..., Sandbox]
@@ -38,24 +38,14 @@ def start(box: Sandbox, *command: str) -> subprocess.Popen[str]:
     )
 
 
-def interrupt(process: subprocess.Popen[str]) -> tuple[str, str, float]:
+def interrupt(process: subprocess.Popen[str]) -> tuple[str, str]:
     """As a terminal does it: to the whole group."""
-    import os
-
     os.killpg(process.pid, signal.SIGINT)
-    start = time.monotonic()
-    out, err = process.communicate(timeout=30)
-    return out, err, time.monotonic() - start
+    return process.communicate(timeout=PATIENCE)
 
 
 def records(box: Sandbox) -> list[Path]:
     return list((box.root / "store" / "actions").glob("*/*"))
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +55,12 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 )
 def test_during_a_pass(big: Sandbox, command: list[str]) -> None:
     process = start(big, *command)
-    wait_for(lambda: len(records(big)) >= 15, process)
-    out, err, seconds = interrupt(process)
+    wait_until(lambda: len(records(big)) >= 15, process)
+    out, err = interrupt(process)
     assert process.returncode in INTERRUPTED, out + err
     assert "Traceback" not in out + err
     assert err.count(LINE) == 1, err
-    assert seconds < 5
-    assert len(records(big)) >= 15
+    assert 15 <= len(records(big)) < 2 * 202  # it did not go on to the end
     assert not big.view("m_4bit").exists()
 
 
@@ -94,7 +83,7 @@ def test_during_an_evaluation(sandbox: Make) -> None:
     assert process.stderr is not None
     seen = next(line for line in process.stderr if '"Scored"' in line)
     assert '"done": 3000' not in seen
-    out, err, _ = interrupt(process)
+    out, err = interrupt(process)
     assert process.returncode in INTERRUPTED, out + err
     assert "Traceback" not in out + err
     assert "Exception in thread" not in out + err
@@ -102,11 +91,13 @@ def test_during_an_evaluation(sandbox: Make) -> None:
 
 
 def test_during_listing(big: Sandbox) -> None:
-    slow = "import time\n\ndef task_slow():\n    open('listing', 'w')\n    time.sleep(20)\n    yield {}\n"
-    (big.root / "dodo.py").write_text((big.root / "dodo.py").read_text() + slow)
+    endless = (
+        "import time\n\ndef task_endless():\n    open('listing', 'w')\n    time.sleep(3600)\n    yield {}\n"
+    )
+    (big.root / "dodo.py").write_text((big.root / "dodo.py").read_text() + endless)
     process = start(big, "doit", "list")
-    wait_for((big.root / "listing").exists, process)
-    out, err, _ = interrupt(process)
+    wait_until((big.root / "listing").exists, process)
+    out, err = interrupt(process)
     assert process.returncode in INTERRUPTED, out + err
     assert "Traceback" not in out + err
     assert LINE in err

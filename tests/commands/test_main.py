@@ -20,7 +20,7 @@ import pytest
 from builder.commands import COMMANDS, STANDALONE
 from builder.commands.complete import OPTIONS, candidates
 from builder.commands.completion import SCRIPTS
-from tests.conftest import Ran, Sandbox
+from tests.conftest import PATIENCE, Ran, Sandbox
 from tests.evaluate.test_run import SUITES
 from tests.release.test_production import RELEASE
 from tests.tiny import DECLARATION, make_adapter, make_base
@@ -210,9 +210,9 @@ def test_zsh_completes(sandbox: Make) -> None:
         os.close(terminal)
 
 
-def shown(terminal: int, awaited: str, seconds: float = 30) -> str:
-    """What a terminal shows, until it shows what is awaited or the seconds are over."""
-    text, end = "", time.monotonic() + seconds
+def shown(terminal: int, awaited: str) -> str:
+    """What a terminal shows, until it shows what is awaited."""
+    text, end = "", time.monotonic() + PATIENCE
     while awaited not in text and select.select([terminal], [], [], max(0.0, end - time.monotonic()))[0]:
         text += os.read(terminal, 4096).decode(errors="replace")
     return text

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import fresh_python
 from tests.tiny import make_base
-
-
-def run(code: str, *arguments: str) -> str:
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_model_is_loaded_without_transformers(tmp_path: Path) -> None:
@@ -25,7 +18,7 @@ model, config = load_base(Path(sys.argv[1]))
 from builder.engine.lean import DEFERRED
 print(len(DEFERRED), [name for name in DEFERRED if name in sys.modules])
 """
-    assert run(code, str(base)).strip() == "4 []"
+    assert fresh_python(code, str(base)).strip() == "4 []"
 
 
 def test_what_was_put_off_works_in_the_same_process() -> None:
@@ -48,7 +41,7 @@ try:
 except Exception as error:
     print(type(error).__module__.split(".")[0])
 """
-    first, second, third, fourth = run(code).splitlines()
+    first, second, third, fourth = fresh_python(code).splitlines()
     assert first == "True True"
     assert second == "True False True"
     assert third == "True"
@@ -67,4 +60,4 @@ lean._Forward = Broken
 lean.import_mlx_lm()
 print("transformers" in sys.modules, sys.modules["mlx_lm.tokenizer_utils"].TokenizerWrapper.__name__)
 """
-    assert run(code).strip() == "True TokenizerWrapper"
+    assert fresh_python(code).strip() == "True TokenizerWrapper"

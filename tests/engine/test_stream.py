@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -24,7 +22,7 @@ from builder.spec.types import Adapter, Base, Model, PathSource, Quantization, S
 from builder.weights.structure import Parameter, TensorSpec
 from tests.architectures import checkpoint, dense, moe
 from tests.comparison import lora
-from tests.conftest import ROOT
+from tests.conftest import fresh_python
 from tests.plan.test_planning import ADAPTER, BASE
 
 LAYERS = 60
@@ -87,9 +85,7 @@ def test_memory_does_not_grow_with_the_blocks(base: Path, how: str, tmp_path: Pa
     structure = inspect(base)
     assert structure.nbytes > LAYERS * BLOCK * 0.9
     adapter = lora(base, structure, tmp_path / "adapter")
-    command = [sys.executable, "-c", WALK, str(base), str(adapter), how]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    seen = json.loads(done.stdout)
+    seen = json.loads(fresh_python(WALK, str(base), str(adapter), how))
     early, late = max(seen[:10]), max(seen[10:])
     print(f"resident after 10 blocks {early / 1e6:.0f} MB, at most {late / 1e6:.0f} MB after {len(seen)}")
     assert late - early < 3 * BLOCK

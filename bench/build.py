@@ -171,7 +171,7 @@ def sources(model: str, scratch: Path) -> tuple[Path, Path]:
         return base, adapter
     folder = project(scratch / "example", EXAMPLE)
     run("doit", "base:smollm2", cwd=folder)
-    return folder / "store/bases/smollm2", ROOT / "example/adapters/phase8"
+    return next((folder / "store/bases").iterdir()), ROOT / "example/adapters/phase8"
 
 
 def measure(model: str, case: Case, runs: int, scratch: Path) -> list[str]:

@@ -110,10 +110,10 @@ def prepared(file: Path) -> Project:
     """As a run leaves it before the first target: the base is inspected."""
     project = Project.load(file)
     for base in project.spec.bases.values():
-        located = project.sources.base_files(base)
+        located = project.sources.base_identity(base)
         assert not isinstance(located, Unknown)
         blob = blobs.ingest(project.store, [to_text(STRUCTURE).encode()])
-        records.write(project.store, Record(structure_key(located[0]), "structure", blob))
+        records.write(project.store, Record(structure_key(located.weights), "structure", blob))
     return project
 
 
@@ -144,7 +144,7 @@ def build(project: Project, name: str) -> Manifest:
         manifest = manifest_of(project.store, plan, made)
     else:
         manifest = learned_manifest(project, plan)
-    records.write_manifest(project.store, manifest)
+    manifest = records.write_manifest(project.store, manifest)
     views.materialize(project.store, project.store.models / name, manifest)
     project.forget_plan()
     return manifest

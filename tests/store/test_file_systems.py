@@ -318,7 +318,7 @@ def test_names_that_differ_by_case_are_refused_there(project: Sandbox, plain: Pa
 
 def built(box: Sandbox) -> dict[str, int]:
     """target -> blocks made by `doit`."""
-    ran = box.doit(timeout=600)
+    ran = box.doit()
     assert ran.code == 0, ran.text
     row = re.compile(r"^(\S+_\S+) +[\d.]+ [kM]B +[\d.]+ +(\d+) +(\d+) +[\d.]+ *$", re.MULTILINE)
     return {name: int(made) for name, made, _ in row.findall(ran.out)}

@@ -120,7 +120,8 @@ def changes(plan: TargetPlan, old: Manifest) -> tuple[Change, ...]:
             found.append(Change(label, before, now, is_digest=None not in (before, now)))
     for name in sorted({*settings, *old.settings} - _LABELS):
         before, now = _text(old.settings, name), _text(settings, name)
-        if before != now:
+        follows = name == "dtype_asked" and any(change.what == "dtype" for change in found)
+        if before != now and not follows:
             found.append(Change(name, before, now))
     former = {entry.name: entry.blob.digest for entry in old.files}
     copied = {entry.name: entry.blob.digest for entry in plan.base.aux}

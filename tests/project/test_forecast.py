@@ -90,7 +90,7 @@ def test_blocks_that_are_there_are_reused_and_not_read(tmp_path: Path) -> None:
 def test_a_record_without_its_blob_is_no_reuse(tmp_path: Path) -> None:
     project = made(tmp_path)
     build(project, "m_4bit")
-    drop.drop(project.store, [planned(project, "m_4bit").key])
+    drop.drop(project.store, {"m_4bit": [planned(project, "m_4bit").key]})
     (one,) = forecast(again(project), ["m_4bit"]).passes
     assert (one.make, one.reuse) == (3, 0)
 

@@ -221,7 +221,8 @@ def again(project: Project) -> Project:
 
 def note(project: Project, **figures: float) -> None:
     """Results of the model's one suite, as an evaluation leaves them."""
-    key = result_key(project, planned(project, "m_4bit").key, project.spec.suites["own"])
+    plan = planned(project, "m_4bit")
+    key = result_key(project, plan.target.model, plan.measured, project.spec.suites["own"])
     values = {name: Figure(value, None, None, 1) for name, value in figures.items()}
     results.write(project.store, Result(key, "m_4bit", "own", "command", values))
 
@@ -243,10 +244,10 @@ def why_not(project: Project) -> str:
         release(project, quiet)
     assert production_of(project) == before
     assert caught.value.hint_text == (
-        "`doit eval:m_4bit` shows its figures, [model.m.require] what they must be."
+        "`doit eval:m_4bit` shows its figures. [model.m.require] says what they must be."
     )
     said = caught.value.message
-    start, end = "m_4bit is not released: ", ". models/production is what it was."
+    start, end = "m_4bit is not released: ", ". models/production has not changed."
     assert said.startswith(start)
     assert said.endswith(end)
     return said.removeprefix(start).removesuffix(end)
@@ -272,7 +273,7 @@ def test_without_its_sources_nothing_is_released(tmp_path: Path) -> None:
     build(project, "m_4bit")
     shutil.rmtree(tmp_path / "project/base")
     project = again(project)
-    assert why_not(project) == "its sources are not there"
+    assert why_not(project) == "its sources are missing"
     assert not is_current(project)
 
 

@@ -256,7 +256,10 @@ def _dead_views(
     young: int,
     declared: Collection[str] | None,
 ) -> tuple[Path, ...]:
-    """Views of manifests that go or are long gone, and views under names that are not declared any more."""
+    """Views of manifests that go or are long gone, and views under names that are not declared any more.
+
+    What nobody declares and the policy keeps stays a folder that can be loaded.
+    """
 
     def dead(view: View) -> bool:
         if view.released or view.key is None:
@@ -266,7 +269,8 @@ def _dead_views(
         if view.changed_ns > young or view.key in inventory.pinned:
             return False
         lost = view.key not in inventory.manifests and view.key not in live
-        return lost or (view.mine and declared is not None and view.folder.name not in declared)
+        undeclared = view.mine and declared is not None and view.folder.name not in declared
+        return lost or (undeclared and view.key in live)
 
     return tuple(view.folder for view in inventory.views if dead(view))
 

@@ -16,11 +16,12 @@ from builder.spec.types import Adapter, Base
 class Selection:
     """The targets of this run. The first task of a model builds all of them in one pass.
 
-    `named` are the targets that were named one by one.
+    `named` are the targets that were named one by one. `again`: what is measured already is measured anew.
     """
 
     targets: set[str] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
+    again: bool = False
 
 
 SELECTED = Selection()
@@ -117,12 +118,15 @@ class Evaluated:
 
     project: Project
     name: str
+    selection: Selection
 
     def __call__(self, task: object = None, values: object = None) -> bool:
         from builder.evaluate.run import complete
 
         try:
             plan = self.project.plan.targets[self.name]
+            if self.selection.again:
+                return False
             return isinstance(plan, TargetPlan) and complete(self.project, plan)
         except BuildError:
             return False  # the action reports it

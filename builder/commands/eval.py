@@ -1,4 +1,6 @@
-"""`builder eval [TARGET...]`: runs `doit eval:TARGET`, with targets named as in status; `--again` measures anew."""
+"""`builder eval [TARGET...]`: runs `doit eval:TARGET`, with targets named as in status; `--again` measures
+anew.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,9 @@ def target_folder(project: Project, name: str) -> Path:
 
 
 def base_folder(project: Project, base: Base) -> Path:
-    """The folder of a base in Hugging Face layout. Raises NotBuilt for a GGUF that is not imported, SourceError."""
+    """The folder of a base in Hugging Face layout. Raises NotBuilt for a GGUF that is not imported,
+    SourceError.
+    """
     if isinstance(base.source, GgufSource):
         manifest = project.sources.imported(base)
         if manifest is None:

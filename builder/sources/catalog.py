@@ -114,7 +114,9 @@ class Catalog:
         return found
 
     def base_directory(self, base: Base) -> Path:
-        """The directory of a base's files; for a GGUF the view of its import as it is now. Raises SourceError."""
+        """The directory of a base's files; for a GGUF the view of its import as it is now. Raises
+        SourceError.
+        """
         if isinstance(base.source, GgufSource):
             key = self.gguf_key(base)
             if key is None:

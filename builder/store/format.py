@@ -43,11 +43,13 @@ MIGRATIONS: Mapping[int, Callable[[Path], None]] = {1: _keys_of_format_1}
 def open_store(root: Path, checkout: str = "", *, create: bool = True, parents: bool = True) -> Store:
     """The store at `root`, created when there is none, migrated when its format is older.
 
-    A store is created in a folder that is empty or not there. An existing store is known by its version file. Writes nothing when the store exists at the current format, so a read-only store can be read. The
-    other folders appear when something is first put in them.
+    A store is created in a folder that is empty or not there. An existing store is known by its version file.
+    Writes nothing when the store exists at the current format, so a read-only store can be read. The other
+    folders appear when something is first put in them.
 
-    Raises StoreError: a folder that holds something else, a version that this program does not know, the disk. Raises
-    StoreGone where there is no store, without `create`, or without `parents` where even the folder around is missing.
+    Raises StoreError: a folder that holds something else, a version that this program does not know, the
+    disk. Raises StoreGone where there is no store, without `create`, or without `parents` where even the
+    folder around is missing.
     """
     store = Store(root.absolute(), checkout)
     version = _read_version(store, create, parents)

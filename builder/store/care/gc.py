@@ -1,9 +1,9 @@
 """Deleting what nobody needs. `plan_gc` decides, purely; `apply_gc` acts on what is still so.
 
-Needed: what the root keys lead to (what the caller declares), what `needs` says that others need, what is pinned,
-and whatever is younger than a grace period. Blobs that no record speaks of go too, but never while a build runs: it
-may be about to write the record.
-Doubt leaks space, it never deletes. What was measured stays unless the policy says otherwise.
+Needed: what the root keys lead to (what the caller declares), what `needs` says that others need, what is
+pinned, and whatever is younger than a grace period. Blobs that no record speaks of go too, but never while a
+build runs: it may be about to write the record. Doubt leaks space, it never deletes. What was measured stays
+unless the policy says otherwise.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Policy:
     """What to keep beyond the roots.
 
     Without `max_bytes`, everything unneeded that was not used for `keep_days` goes (None: 0 days). With it,
-    the least recently used goes until the blobs fit, and older than `keep_days` only if that is given. `results`: what
-    was measured of nothing declared goes too.
+    the least recently used goes until the blobs fit, and older than `keep_days` only if that is given.
+    `results`: what was measured of nothing declared goes too.
     """
 
     keep_days: float | None = None
@@ -103,8 +103,8 @@ def plan_gc(
 ) -> GcPlan:
     """Decides what goes.
 
-    `roots`: the keys of everything that `checkout` (the caller's) declares now. `declared`: the names of its targets,
-    whose views alone stay; None: nothing is known of names.
+    `roots`: the keys of everything that `checkout` (the caller's) declares now. `declared`: the names of its
+    targets, whose views alone stay; None: nothing is known of names.
 
     Raises GcRefused when there are no roots and the policy does not allow that.
     """

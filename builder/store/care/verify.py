@@ -39,7 +39,9 @@ class Report:
 
 @dataclass(frozen=True)
 class _Place:
-    """A view as it was found: the folder, what it shows, and which folder it was (views are replaced as a whole)."""
+    """A view as it was found: the folder, what it shows, and which folder it was (views are replaced as a
+    whole).
+    """
 
     folder: Path
     manifest: Manifest

@@ -99,8 +99,8 @@ class Catalog:
         if known := self.cache.get("identity", key):
             digests = [Digest(text) if text else None for text in json.loads(known)]
             first, config, words, prompts, former = digests
-            assert first and config and words and prompts
-            return BaseIdentity(first, config, words, prompts, tuple(copied), imported, former)
+            if first and config and words and prompts:
+                return BaseIdentity(first, config, words, prompts, tuple(copied), imported, former)
         found = bases.identity_of(
             weights,
             copied,

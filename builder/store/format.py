@@ -86,6 +86,8 @@ def _create(store: Store, create: bool, parents: bool) -> None:
     if not parents and not store.root.parent.is_dir():
         raise StoreGone(path=store.root, what=f"the folder {store.root.parent} does not exist")
     found = sorted(entry.name for entry in store.root.iterdir()) if store.root.is_dir() else []
+    if store.root.is_symlink() and not store.root.exists():
+        raise StoreGone(path=store.root, what=f"it is a link to {store.root.readlink()}, which is not there")
     if os.path.lexists(store.root) and not store.root.is_dir():
         raise StoreError(path=store.root, what="it is not a folder")
     if foreign := [name for name in found if name not in _EMPTY and not name.startswith((_DRAFT, "._"))]:

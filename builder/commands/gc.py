@@ -130,7 +130,7 @@ def forget(project: Project, folder: Path, *, really: bool) -> None:
 
 
 def agreed(question: str) -> bool:
-    """What a person at a terminal answers. A script was not asked, so it agrees: `--dry-run` is for looking."""
+    """What a person at a terminal answers. A script agrees: it has `--dry-run` for looking."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return True
     try:

@@ -280,7 +280,7 @@ _SETTINGS |= frozenset().union(*METHOD_SETTINGS.values())
 
 
 def _in_words(keyed: Sequence[Mapping[str, object]]) -> dict[str, str]:
-    """The named parts of several keys as text, digests of many values as one; settings stand for themselves."""
+    """The named parts of several keys as text: digests of many values as one, settings as they are."""
     values: dict[str, list[object]] = {}
     for parts in keyed:
         for name, value in parts.items():

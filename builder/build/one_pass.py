@@ -15,10 +15,12 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from builder.build import card
+from builder.build.adoption import adopt
 from builder.build.blocks import Tally, make_blocks
 from builder.build.manifests import manifest_of
 from builder.build.prepare import waiting
 from builder.console.events import Emit, Note, PassDone, PassStarted
+from builder.console.words import count
 from builder.errors import SourceChanged
 from builder.plan.types import TargetPlan
 from builder.project import preflight, speed
@@ -58,6 +60,11 @@ def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[B
     """
     start = time.perf_counter()
     store = project.store
+    for target in targets:
+        if taken := adopt(store, target):
+            emit(
+                Note(f"{target.name}: {count(taken, 'block')} taken over from the former format of the store")
+            )
     keys = [key for target in targets for key in keys_of(target)]
     _check_room(project, targets)
     with _ONE_PASS, build_session(store, keys):

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
 # Commands of `builder` only. They work without a project, or they change its declaration.
 STANDALONE: Mapping[str, str] = {
     "build": "builder.commands.build:Build",
+    "eval": "builder.commands.eval:Eval",
     "init": "builder.commands.init:Init",
     "add-variant": "builder.commands.add_variant:AddVariant",
     "path": "builder.commands.path:Path",

@@ -27,11 +27,13 @@ _RUN = (
     "--progress",
     "--quiet",
     "--locked",
+    "--no-space-check",
 )
 # The classes of the commands declare these options too, but importing them takes too long. A test compares.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "run": _RUN,
     "build": _RUN,
+    "eval": (*_RUN, "--again"),
     "status": ("--json",),
     "why": ("--json",),
     "plan": ("--json",),
@@ -42,11 +44,13 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "--grace",
         "--forget",
         "--delete-everything-undeclared",
+        "--results",
+        "--yes",
         "--json",
     ),
     "verify": ("--repair", "--sample", "--seed", "--json"),
     "report": ("--out", "--json"),
-    "init": ("--schema",),
+    "init": ("--schema", "--store"),
     "add-variant": ("--bits", "--group-size", "--mode", "--dtype", "--recipe"),
     "attest": ("--sha256",),
     "path": (),
@@ -92,7 +96,7 @@ def candidates(
     elif not before:
         found = commands | (tasks if program == "doit" or last else set())
         found |= {*_targets(declared), *_models(declared)} if program == "builder" and last else set()
-    elif command == "build":
+    elif command in ("build", "eval"):
         found = {*_targets(declared), *_models(declared), *tasks}
     elif command in ("status", "why", "plan", "attest", "verify", "path"):
         found = {*_targets(declared), *_models(declared)}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
 from builder.console.display import showing
-from builder.console.words import size_of_text, size_text
+from builder.console.words import count, size_of_text, size_text
 from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.roots import fingerprint, gc_plan, register
@@ -70,12 +72,20 @@ class Gc(ProjectCommand):
             "default": False,
             "help": "continue if artifacts.toml declares no target. This deletes everything in the store",
         },
+        {
+            "name": "results",
+            "long": "results",
+            "type": bool,
+            "default": False,
+            "help": "delete also what was measured of targets and suites that nothing declares",
+        },
+        {"name": "yes", "short": "y", "long": "yes", "type": bool, "default": False, "help": "do not ask"},
         OPT_JSON,
     )
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
-        if options["forget"] and not checkouts.forget(project.store, Path(options["forget"])):
-            raise BadOption(option="--forget", what=f"no checkout {options['forget']} uses this store")
+        if options["forget"]:
+            forget(project, Path(options["forget"]), really=not options["dry_run"])
         allowed = policy(options)
         with showing() as emit:
             fingerprint(project, emit)
@@ -84,6 +94,9 @@ class Gc(ProjectCommand):
             show(plan)
         freed = None
         if not options["dry_run"] and not plan.is_empty:
+            if not (options["yes"] or options["json"] or agreed("Delete this?")):
+                print("Nothing was deleted.")
+                return 0
             freed = apply_gc(project.store, plan)
             register(project)
         if options["json"]:
@@ -98,10 +111,32 @@ class Gc(ProjectCommand):
                 kept_bytes=plan.kept_bytes,
                 over=plan.over,
                 freed_bytes=freed.bytes if freed else 0,
+                fresh_bytes=plan.fresh_bytes,
+                results=len(plan.results),
+                spare_results=plan.spare_results,
             )
         elif freed:
             print(f"freed {size_text(freed.bytes)} in {freed.blobs} blobs")
         return int(plan.over > 0)
+
+
+def forget(project: Project, folder: Path, *, really: bool) -> None:
+    """Keep nothing any more for another checkout. Raises BadOption for one that does not use this store."""
+    known = {checkout.folder for checkout in checkouts.registered(project.store)}
+    if folder.resolve() not in known:
+        raise BadOption(option="--forget", what=f"no checkout {folder} uses this store")
+    if really:
+        checkouts.forget(project.store, folder)
+
+
+def agreed(question: str) -> bool:
+    """What a person at a terminal answers. A script agrees: it has `--dry-run` for looking."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return True
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def policy(options: Mapping[str, Any]) -> Policy:
@@ -111,6 +146,7 @@ def policy(options: Mapping[str, Any]) -> Policy:
         max_bytes=_size("--max-size", options["max_size"]),
         grace_s=_number("--grace", options["grace"]) or 0.0,
         allow_no_roots=options["no_roots"],
+        results=options["results"],
     )
 
 
@@ -142,11 +178,24 @@ def show(plan: GcPlan) -> None:
     for view in plan.views:
         print(f"view {view.name}")
     if plan.is_empty:
-        print(f"Nothing to delete: {size_text(plan.kept_bytes)} in the store are all needed or new.")
+        print(f"Nothing to delete: {size_text(plan.kept_bytes)} in the store are all needed{_or_new(plan)}.")
     else:
         print(
             f"{len(plan.blobs)} blobs, {len(plan.records)} records, {len(plan.temporaries)} left-overs: "
             f"{size_text(plan.bytes)} to free, {size_text(plan.kept_bytes)} stay"
         )
+    if plan.fresh_bytes and not plan.is_empty:
+        print(f"Of what stays,{_or_new(plan).removeprefix(' or new:')}.")
+    if plan.spare_results and not plan.results:
+        spare = count(plan.spare_results, "result")
+        print(f"{spare} of nothing declared stay: measuring is dear. `doit gc --results` deletes them.")
     if plan.over:
         print(f"The declared targets alone are {size_text(plan.over)} larger than --max-size.")
+
+
+def _or_new(plan: GcPlan) -> str:
+    """How much nobody needs and is only kept because it is new, and until when."""
+    if not plan.fresh_bytes:
+        return ""
+    until = datetime.fromtimestamp(plan.fresh_until_ns / 1e9).strftime("%H:%M")
+    return f" or new: nothing needs {size_text(plan.fresh_bytes)}, which stay until {until}"

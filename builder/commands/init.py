@@ -22,6 +22,15 @@ OPT_SCHEMA: Mapping[str, Any] = {
 }
 
 
+OPT_STORE: Mapping[str, Any] = {
+    "name": "store",
+    "long": "store",
+    "type": bool,
+    "default": False,
+    "help": "make the store that artifacts.toml declares, also in the place of one that is gone",
+}
+
+
 class AlreadyThere(BuildError):
     """{path} exists already."""
 
@@ -34,10 +43,12 @@ class Init(AnyOrder, Command):  # type: ignore[misc]
     doc_purpose = "propose an artifacts.toml for this folder from the adapters and models found nearby"
     doc_usage = ""
     doc_description = "Files that exist stay as they are; what has to be added to them is printed."
-    cmd_options: ClassVar[tuple[Mapping[str, Any], ...]] = (OPT_SCHEMA,)
+    cmd_options: ClassVar[tuple[Mapping[str, Any], ...]] = (OPT_SCHEMA, OPT_STORE)
 
     def execute(self, opt_values: Mapping[str, Any], pos_args: Sequence[str]) -> int:
         refuse_names(self, pos_args)
+        if opt_values["store"]:
+            return guarded(lambda: make_store(Path("artifacts.toml")))
         return guarded(lambda: write_schema(Path.cwd()) if opt_values["schema"] else init(Path.cwd()))
 
 
@@ -61,6 +72,16 @@ def init(folder: Path) -> int:
     write_schema(folder)
     for line in wire(folder):
         print(line)
+    return 0
+
+
+def make_store(file: Path) -> int:
+    """The store of a declaration, empty, if none is there. Raises SpecError, StoreError."""
+    from builder.project.project import store_of
+    from builder.spec.parse import parse_spec
+
+    store = store_of(parse_spec(file), asked=True)
+    print(f"{store.root} is the store")
     return 0
 
 

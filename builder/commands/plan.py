@@ -37,7 +37,13 @@ class Plan(ProjectCommand):
                 refused=[{"target": target, "reason": reason} for target, reason in made.refused],
                 current=made.current,
                 remarks=remarks,
-                space={"before": made.before, "after": made.after, "free": made.free, "fits": made.fits},
+                space={
+                    "before": made.before,
+                    "after": made.after,
+                    "copies": made.copies,
+                    "free": made.free,
+                    "fits": made.fits,
+                },
             )
         else:
             show(made)
@@ -85,6 +91,8 @@ def show(made: Forecast) -> None:
         f"store: {size_text(made.before)} now, {size_text(made.after)} after{more}; "
         f"{size_text(made.free)} free on its disk"
     )
+    if made.copies:
+        print(f"This disk can neither clone nor link: the views are copies, {size_text(made.copies)} more.")
     if pruned := sorted({step.source for step in made.learned if step.prunes}):
         print(f"deleted again as soon as nothing needs it: {', '.join(pruned)}")
     if not made.fits:

@@ -20,6 +20,7 @@ from builder.console.display import MODES, VARIABLE, showing
 from builder.console.interrupt import INTERRUPTED
 from builder.console.words import nearest, quoted
 from builder.errors import BuildError
+from builder.project.preflight import NO_SPACE_CHECK
 from builder.tasks.uptodate import SELECTED
 
 OPT_PROGRESS: Mapping[str, Any] = {
@@ -37,6 +38,13 @@ OPT_QUIET: Mapping[str, Any] = {
     "type": bool,
     "default": False,
     "help": "print errors only",
+}
+OPT_SPACE: Mapping[str, Any] = {
+    "name": "no_space_check",
+    "long": "no-space-check",
+    "type": bool,
+    "default": False,
+    "help": "build although the disk seems too small for it",
 }
 OPT_LOCKED: Mapping[str, Any] = {
     "name": "locked",
@@ -58,7 +66,7 @@ class Run(DoitRun):  # type: ignore[misc]
     """doit's run. It notes the selected targets before it starts. Ctrl-C ends it with one line."""
 
     name = "run"
-    cmd_options = (*DoitRun.cmd_options, OPT_PROGRESS, OPT_QUIET, OPT_LOCKED)
+    cmd_options = (*DoitRun.cmd_options, OPT_PROGRESS, OPT_QUIET, OPT_LOCKED, OPT_SPACE)
 
     def execute(self, params: Any, args: Sequence[str]) -> int:
         code = guarded(lambda: int(super(Run, self).execute(params, args) or 0))
@@ -85,13 +93,16 @@ class Run(DoitRun):  # type: ignore[misc]
         progress: str = "",
         quiet: bool = False,
         locked: bool = False,
+        no_space_check: bool = False,
     ) -> int:
         """Runs the tasks. doit reads the names of these arguments from this signature."""
         arguments = dict(locals())
-        for ours in ("self", "__class__", "progress", "quiet", "locked"):
+        for ours in ("self", "__class__", "progress", "quiet", "locked", "no_space_check"):
             arguments.pop(ours, None)
         if locked:
             _check_lock()
+        if no_space_check:
+            os.environ[NO_SPACE_CHECK] = "1"  # worker processes inherit it
         note_selection(self.task_list, self.sel_tasks or [])
         if quiet:
             arguments["reporter"] = ErrorsOnly

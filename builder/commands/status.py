@@ -7,7 +7,7 @@ from typing import Any
 
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
 from builder.console.tables import print_table
-from builder.console.words import ago, size_text
+from builder.console.words import ago, from_here, size_text
 from builder.evaluate.standing import scored_survey
 from builder.project.project import Project
 from builder.project.status import Status as Row
@@ -29,13 +29,28 @@ class Status(ProjectCommand):
         wanted = find_targets(project, names)
         rows = [row for row in scored_survey(project) if not names or row.target in wanted]
         shown = {name: _target_of(project, name) for name in releases.released(project.store)}
+        spare = undeclared(project)
         if options["json"]:
-            print_json("status", targets=rows, released=shown)
+            print_json(
+                "status", targets=rows, released=shown, undeclared=spare, models=str(project.store.models)
+            )
         else:
             show(rows)
             for name, target in shown.items():
                 print(f"{name} is {target}")
+            if project.store.checkout:
+                print(f"the store is shared: this checkout's models are in {from_here(project.store.models)}")
+            if spare:
+                print(f"stored, but not declared any more: {', '.join(spare)} (`doit gc` deletes them)")
         return int(any(row.due or (names and row.state != "built") for row in rows))
+
+
+def undeclared(project: Project) -> tuple[str, ...]:
+    """The targets that lie in the store under names that artifacts.toml does not declare."""
+    models = project.store.models
+    known = {target.name for target in project.spec.targets} | releases.NAMES
+    found = sorted(models.iterdir()) if models.is_dir() else []
+    return tuple(folder.name for folder in found if folder.name not in known and views.is_view(folder))
 
 
 def _target_of(project: Project, release: str) -> str:

@@ -36,7 +36,9 @@ def size_of_text(text: str) -> int | None:
 
 
 def number(value: float) -> str:
-    """A figure with at least three significant digits, at most six decimals, and no exponent if it is readable."""
+    """A figure with at least three significant digits, at most six decimals, and no exponent if it is
+    readable.
+    """
     if not math.isfinite(value) or abs(value) < 1e-6:
         return f"{value:.3g}"
     digits = max(0, min(6, 2 - math.floor(math.log10(abs(value)))))

@@ -128,7 +128,9 @@ def _measure(
 
 
 def _shown(project: Project, target: TargetPlan) -> Shown | None:
-    """The view of the target, watched; None for one that is measured from its sources. Raises EvaluationFailed."""
+    """The view of the target, watched; None for one that is measured from its sources. Raises
+    EvaluationFailed.
+    """
     directory = project.store.models / target.name
     manifest = records.read_manifest(project.store, target.key)
     if manifest is not None and (shown := Shown(project.store, directory, manifest)).is_shown:

@@ -106,8 +106,9 @@ def explain(
 def changes(plan: TargetPlan, old: Manifest) -> tuple[Change, ...]:
     """Everything that differs between a former build and what would be built now, and can be in a key.
 
-    Names that a person gave are in no key: a new name is said only where its content changed too. What follows from
-    something else (the tensors, the quantization of each path) is said only where nothing else explains it.
+    Names that a person gave are in no key: a new name is said only where its content changed too. What
+    follows from something else (the tensors, the quantization of each path) is said only where nothing else
+    explains it.
     """
     inputs, settings = inputs_of(plan), settings_of(plan)
     found = []
@@ -147,7 +148,9 @@ def summary(found: Sequence[Change]) -> str:
 
 
 def inputs_of(plan: TargetPlan) -> Mapping[str, str]:
-    """What a manifest records of a target's inputs: everything that is in its keys, and the names of its sources."""
+    """What a manifest records of a target's inputs: everything that is in its keys, and the names of its
+    sources.
+    """
     labels = {"base": plan.target.model.base}
     if plan.adapter is not None and plan.target.model.adapter is not None:
         labels["adapter"] = plan.target.model.adapter

@@ -2,14 +2,14 @@
 
 All keys are known before anything is built:
 
-  block key    = H(base weights, block, this block's slice of the adapter, dtype, its tensors, their quantization)
-  learned key  = H(the source's block keys, the calibration text and how it becomes tokens, settings of the method)
-  config key   = H(config.json of the base, generation_config.json, dtype, settings, quantization of each path)
-  target key   = H(its block keys or its learned key, its config key, the files copied from the base)
-  measured key = H(the same, but of the copied files only those that make prompts)
+  block key    = H(base weights, block, this block's slice of the adapter, dtype, its tensors, their
+  quantization) learned key  = H(the source's block keys, the calibration text and how it becomes tokens,
+  settings of the method) config key   = H(config.json of the base, generation_config.json, dtype, settings,
+  quantization of each path) target key   = H(its block keys or its learned key, its config key, the files
+  copied from the base) measured key = H(the same, but of the copied files only those that make prompts)
 
-Every key is made of named parts, and the names and values go into the manifest: so `why` can name whatever changed.
-No key holds a name that a person gave: renaming a model or a variant makes nothing again.
+Every key is made of named parts, and the names and values go into the manifest: so `why` can name whatever
+changed. No key holds a name that a person gave: renaming a model or a variant makes nothing again.
 
 A target is Unresolved if its base or adapter has not been fingerprinted yet, or if its declaration cannot be
 met. An Unresolved target says why, and does not affect other targets.
@@ -97,7 +97,8 @@ def _refuse_packed(target: Target, base: BaseFacts) -> None:
 def plan_learned(
     target: Target, source: TargetPlan | Unresolved, calibration: Calibration | Unknown
 ) -> TargetPlan | Unresolved:
-    """A whole-model step: one key from the blocks of its source, its text and the settings that its method uses.
+    """A whole-model step: one key from the blocks of its source, its text and the settings that its method
+    uses.
 
     `source` is the unquantized target that the step reads. Raises PlanError for what the method cannot do.
     """
@@ -279,7 +280,7 @@ _SETTINGS |= frozenset().union(*METHOD_SETTINGS.values())
 
 
 def _in_words(keyed: Sequence[Mapping[str, object]]) -> dict[str, str]:
-    """The named parts of several keys as text, digests of many values as one; settings stand for themselves."""
+    """The named parts of several keys as text: digests of many values as one, settings as they are."""
     values: dict[str, list[object]] = {}
     for parts in keyed:
         for name, value in parts.items():

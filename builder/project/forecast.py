@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from builder.keys import Key
 from builder.plan.types import Action, TargetPlan, Unresolved
 from builder.project import speed
-from builder.project.preflight import deltas, peak_memory
+from builder.project.preflight import deltas, peak_memory, view_copies
 from builder.project.project import Project
 from builder.project.state import missing_actions, reads_source, target_state
 from builder.spec.types import Target
@@ -54,7 +54,8 @@ class Forecast:
     """What a run would do. `learned`: after the passes. `relink`: targets whose bytes are all there;
     `prepare`: sources to be read first, of which nothing more can be said yet; `refused`: what cannot be
     built as it is declared. `before` and `after` are the bytes of all blobs; `after` counts an intermediate
-    that the run deletes at its end, and not what a quantizer writes."""
+    that the run deletes at its end, and not what a quantizer writes. `copies`: bytes of the views, where
+    the file system can neither clone nor link."""
 
     passes: tuple[PassForecast, ...]
     learned: tuple[LearnedForecast, ...]
@@ -65,6 +66,7 @@ class Forecast:
     before: int
     after: int
     free: int
+    copies: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -72,7 +74,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        return self.after - self.before <= self.free
+        return self.after - self.before + self.copies <= self.free
 
 
 def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
@@ -101,6 +103,8 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
             todo.setdefault(plan.target.model.name, []).append((plan, missing))
         else:
             relink.append(plan.name)
+    viewed = [plan for targets in todo.values() for plan, _ in targets]
+    viewed += [plan for name in relink if isinstance(plan := project.plan.targets[name], TargetPlan)]
     known = speed.passes(project.cache)
     claimed: set[Key] = set()
     budget = project.spec.build.memory
@@ -117,6 +121,7 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
         before,
         before + sum(p.write for p in passes),
         shutil.disk_usage(root).free,
+        view_copies(project.store, viewed),
     )
 
 

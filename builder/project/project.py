@@ -99,8 +99,8 @@ class Project:
 def store_of(spec: Spec, *, asked: bool = False) -> Store:
     """The store of a declaration. One in the declaration's folder is made where there is none.
 
-    Another one is made too, but not in the place of a store that was there, nor on a disk that is not mounted, unless
-    it is `asked` for. Raises StoreError, StoreGone.
+    Another one is made too, but not in the place of a store that was there, nor on a disk that is not
+    mounted, unless it is `asked` for. Raises StoreError, StoreGone.
     """
     name = checkout_name(spec)
     if not name:
@@ -114,8 +114,8 @@ def store_of(spec: Spec, *, asked: bool = False) -> Store:
 def checkout_name(spec: Spec) -> str:
     """How a store that several checkouts may share calls this one; empty for a store that lies in its folder.
 
-    What a person names (views, pins, releases) belongs to one checkout. A store inside the folder moves with it, so it
-    needs no name; another one is told apart by the path of the folder.
+    What a person names (views, pins, releases) belongs to one checkout. A store inside the folder moves with
+    it, so it needs no name; another one is told apart by the path of the folder.
     """
     folder = spec.file.parent.resolve()
     if spec.store.resolve().is_relative_to(folder):

@@ -118,8 +118,8 @@ def _content(path: Path) -> tuple[int, ...] | None:
 class Shown:
     """A view that is read for a while: the same folder, unedited, from the first look to the last.
 
-    A folder that shows the same key again is another one if it was replaced in between: it may have been read while it
-    showed something else.
+    A folder that shows the same key again is another one if it was replaced in between: it may have been read
+    while it showed something else.
     """
 
     def __init__(self, store: Store, folder: Path, manifest: Manifest) -> None:

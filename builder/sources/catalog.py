@@ -99,8 +99,8 @@ class Catalog:
         if known := self.cache.get("identity", key):
             digests = [Digest(text) if text else None for text in json.loads(known)]
             first, config, words, prompts, former = digests
-            assert first and config and words and prompts
-            return BaseIdentity(first, config, words, prompts, tuple(copied), imported, former)
+            if first and config and words and prompts:
+                return BaseIdentity(first, config, words, prompts, tuple(copied), imported, former)
         found = bases.identity_of(
             weights,
             copied,
@@ -114,7 +114,9 @@ class Catalog:
         return found
 
     def base_directory(self, base: Base) -> Path:
-        """The directory of a base's files; for a GGUF the view of its import as it is now. Raises SourceError."""
+        """The directory of a base's files; for a GGUF the view of its import as it is now. Raises
+        SourceError.
+        """
         if isinstance(base.source, GgufSource):
             key = self.gguf_key(base)
             if key is None:

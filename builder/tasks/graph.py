@@ -133,8 +133,8 @@ def _eval_tasks(project: Project) -> Iterator[Task]:
             "eval",
             target.name,
             f"measure {target.name}: {suites}",
-            Evaluate(project, target.name),
-            Evaluated(project, target.name),
+            Evaluate(project, target.name, SELECTED),
+            Evaluated(project, target.name, SELECTED),
             after=_measured_of(project, target),
         )
     yield {

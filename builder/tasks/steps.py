@@ -100,6 +100,7 @@ class Evaluate(Step):
     """Measures a target, prints its figures, and fails if the target misses a requirement."""
 
     name: str
+    selection: Selection
 
     def run(self) -> None:
         from builder.console.display import mode, showing
@@ -113,7 +114,7 @@ class Evaluate(Step):
         if not isinstance(plan, TargetPlan):  # the sources have disappeared since the target was built
             raise EvaluationFailed(target=self.name, what=plan.reason)
         with showing() as emit:
-            results = evaluate(self.project, plan, emit)
+            results = evaluate(self.project, plan, emit, again=self.selection.again)
         refresh(self.project, plan)
         if mode() in ("live", "plain"):
             print_results(self.name, results)

@@ -10,17 +10,19 @@ from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.sources.facts import Unknown
 from builder.spec.types import Adapter, Base
+from builder.store import records
 
 
 @dataclass
 class Selection:
     """The targets of this run. The first task of a model builds all of them in one pass.
 
-    `named` are the targets that were named one by one.
+    `named` are the targets that were named one by one. `again`: what is measured already is measured anew.
     """
 
     targets: set[str] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
+    again: bool = False
 
 
 SELECTED = Selection()
@@ -85,6 +87,8 @@ class TargetReady:
             from builder.project.roots import keep_registered
 
             keep_registered(self.project)  # so that gc in another checkout knows about this target
+            if isinstance(plan := self.project.plan.targets[self.name], TargetPlan):
+                records.mark_used(self.project.store, plan.key)
             self._settle()
         return built
 
@@ -117,12 +121,15 @@ class Evaluated:
 
     project: Project
     name: str
+    selection: Selection
 
     def __call__(self, task: object = None, values: object = None) -> bool:
         from builder.evaluate.run import complete
 
         try:
             plan = self.project.plan.targets[self.name]
+            if self.selection.again:
+                return False
             return isinstance(plan, TargetPlan) and complete(self.project, plan)
         except BuildError:
             return False  # the action reports it

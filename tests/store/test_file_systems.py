@@ -231,6 +231,7 @@ def test_it_builds_loads_verifies_and_does_nothing_again(
     project: Sandbox, plain: Path, tmp_path: Path
 ) -> None:
     assert built(project) == {"m_4bit": BLOCKS, "m_5bit": BLOCKS - 1}
+    assert "the views are copies" in project.doit("plan", "m_f16").out
     assert built(project) == {}
     verified = project.doit("verify")
     assert verified.code == 0

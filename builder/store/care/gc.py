@@ -1,16 +1,16 @@
 """Deleting what nobody needs. `plan_gc` decides, purely; `apply_gc` acts on what is still so.
 
-Needed: what the root keys lead to (what the caller declares), what `needs` says that others need, what is pinned,
-and whatever is younger than a grace period. Blobs that no record speaks of go too, but never while a build runs: it
-may be about to write the record.
-Doubt leaks space, it never deletes. What was measured stays unless the policy says otherwise.
+Needed: what the root keys lead to (what the caller declares), what `needs` says that others need, what is
+pinned, and whatever is younger than a grace period. Blobs that no record speaks of go too, but never while a
+build runs: it may be about to write the record. Doubt leaks space, it never deletes. What was measured stays
+unless the policy says otherwise.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,8 +33,8 @@ class Policy:
     """What to keep beyond the roots.
 
     Without `max_bytes`, everything unneeded that was not used for `keep_days` goes (None: 0 days). With it,
-    the least recently used goes until the blobs fit, and older than `keep_days` only if that is given. `results`: what
-    was measured of nothing declared goes too.
+    the least recently used goes until the blobs fit, and older than `keep_days` only if that is given.
+    `results`: what was measured of nothing declared goes too.
     """
 
     keep_days: float | None = None
@@ -49,6 +49,7 @@ class GcPlan:
     """What goes. `bytes` counts blobs and temporaries, `over` is what the roots hold beyond `max_bytes`.
 
     `spare_results`: how many results nothing declared needs; they go only where the policy says so.
+    `fresh_bytes`: what only the grace period keeps, the last of it until `fresh_until_ns`.
     """
 
     views: tuple[Path, ...]
@@ -66,6 +67,8 @@ class GcPlan:
     now_ns: int
     results: tuple[Path, ...] = ()
     spare_results: int = 0
+    fresh_bytes: int = 0
+    fresh_until_ns: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -100,8 +103,8 @@ def plan_gc(
 ) -> GcPlan:
     """Decides what goes.
 
-    `roots`: the keys of everything that `checkout` (the caller's) declares now. `declared`: the names of its targets,
-    whose views alone stay; None: nothing is known of names.
+    `roots`: the keys of everything that `checkout` (the caller's) declares now. `declared`: the names of its
+    targets, whose views alone stay; None: nothing is known of names.
 
     Raises GcRefused when there are no roots and the policy does not allow that.
     """
@@ -120,7 +123,7 @@ def plan_gc(
     manifests = tuple(held.manifest for key, held in sorted(inventory.manifests.items()) if key in keys)
     temporaries = tuple(inventory.temporaries)
     unneeded = _unneeded_results(inventory, live, young)
-    return GcPlan(
+    made = GcPlan(
         views=_dead_views(inventory, keys, live, young, declared),
         manifests=manifests,
         records=_dead_records(inventory, live, young, gone),
@@ -137,6 +140,21 @@ def plan_gc(
         results=unneeded if policy.results else (),
         spare_results=len(unneeded),
     )
+    if not policy.grace_s:
+        return made
+    at_once = plan_gc(inventory, own, replace(policy, grace_s=0.0), now_ns, checkout, declared)
+    fresh_bytes, until = at_once.bytes - made.bytes, _last_use(inventory, at_once)
+    return replace(
+        made, fresh_bytes=max(0, fresh_bytes), fresh_until_ns=until + int(policy.grace_s * _SECOND)
+    )
+
+
+def _last_use(inventory: Inventory, plan: GcPlan) -> int:
+    """When something of what goes was last used, in ns."""
+    times = [inventory.manifests[manifest.key].used_ns for manifest in plan.manifests]
+    times += [inventory.records[key].written_ns for key in plan.records]
+    times += [inventory.blobs[blob.digest].changed_ns for blob in plan.blobs]
+    return max(times, default=0)
 
 
 def apply_gc(store: Store, plan: GcPlan, on_freed: Callable[[int], None] | None = None) -> Collected:

@@ -39,7 +39,9 @@ class Report:
 
 @dataclass(frozen=True)
 class _Place:
-    """A view as it was found: the folder, what it shows, and which folder it was (views are replaced as a whole)."""
+    """A view as it was found: the folder, what it shows, and which folder it was (views are replaced as a
+    whole).
+    """
 
     folder: Path
     manifest: Manifest
@@ -87,7 +89,7 @@ def verify(
 
 
 def _still(finding: Finding, places: Sequence[_Place]) -> bool:
-    """Whether a finding is true now: builders and gc go on beside us, and what they replaced is not damage."""
+    """Whether a finding is true now: what builders and gc replaced beside us is not damage."""
     if finding.kind is Kind.MISSING:
         holders = (p for p in places if finding.path.name in p.manifest.digests)
         return not os.path.lexists(finding.path) and any(_inode(p.folder) == p.inode for p in holders)

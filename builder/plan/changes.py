@@ -22,6 +22,7 @@ _DERIVED = frozenset(
         "paths_digest",
         "vocabulary_digest",
         "generation_digest",
+        "dtype_asked",
     }
 )
 _SHOWN = {
@@ -134,11 +135,11 @@ def changes(plan: TargetPlan, old: Manifest) -> tuple[Change, ...]:
     explained = bool(found)
     for name in sorted({*inputs, *old.inputs} - _LABELS - {"base_digest", "adapter_digest"}):
         before, now = _text(old.inputs, name), _text(inputs, name)
-        if before != now and not (explained and name in _DERIVED):
+        what = _SHOWN.get(name, name.removesuffix("_digest"))
+        said = (explained and name in _DERIVED) or any(change.what == what for change in found)
+        if before != now and not said:
             digest = name.endswith("_digest") and None not in (before, now)
-            found.append(
-                Change(_SHOWN.get(name, name.removesuffix("_digest")), before, now, is_digest=digest)
-            )
+            found.append(Change(what, before, now, is_digest=digest))
     return tuple(found)
 
 

@@ -126,6 +126,8 @@ def plan_learned(
     key = named_key("learned/3", {**step, "source_blocks": blocks})
     config = named_key("learned-config/1", {"learned": key, "source_config": source.config})
     shown = {name: str(value) for name, value in step.items() if name not in _SETTINGS}
+    if source.target.variant.dtype is not None:  # in the source's key of config.json
+        shown["dtype_asked"] = source.target.variant.dtype
     return TargetPlan(
         target,
         _target_key([["learned", key]], config, base),

@@ -154,7 +154,7 @@ def seed() -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What the program remembers of this user, here and in every command that a test runs: not the person's own."""
+    """Where the program, and every command that a test runs, keeps what it knows of this user."""
     folder = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))

@@ -1,4 +1,4 @@
-"""Both directions of every key: each named part changes it and is named by `why`, and nothing else changes it."""
+"""Both directions of every key: each named part changes it and `why` names it, and nothing else does."""
 
 from __future__ import annotations
 
@@ -37,20 +37,25 @@ def recipes() -> Structure:
     return replace(found, quantizable=tuple(quantizable))
 
 
+F16 = Variant("f16", dtype="float16")
+IDENTITY = BaseIdentity(
+    digest("b"), digest("c"), digest("d"), digest("e"), (file("tokenizer.json"), file("notes.json"))
+)
+TOY = structure()
+ADAPTER = AdapterFacts(digest("a"), {"layers.1": Key("1" * 64)}, frozenset({"layers.1.down_proj"}))
+TEXT = Calibration(digest("7"), "jsonl")
+
+
 @dataclass(frozen=True)
 class World:
     """All that a plan of one target is made from."""
 
     variant: Variant
-    source: Variant = Variant("f16", dtype="float16")
-    identity: BaseIdentity = BaseIdentity(
-        digest("b"), digest("c"), digest("d"), digest("e"), (file("tokenizer.json"), file("notes.json"))
-    )
-    structure: Structure = structure()
-    adapter: AdapterFacts | None = AdapterFacts(
-        digest("a"), {"layers.1": Key("1" * 64)}, frozenset({"layers.1.down_proj"})
-    )
-    text: Calibration = Calibration(digest("7"), "jsonl")
+    source: Variant = F16
+    identity: BaseIdentity = IDENTITY
+    structure: Structure = TOY
+    adapter: AdapterFacts | None = ADAPTER
+    text: Calibration = TEXT
     toolchain: str = "mlx 1"
     names: tuple[str, str, str] = ("b", "a", "m")
 

@@ -88,7 +88,7 @@ def test_what_cannot_be_planned_has_no_keys(file: Path) -> None:
 
 
 def test_what_was_measured_and_the_answers_of_the_unquantized_model_are_kept(tmp_path: Path) -> None:
-    """They are dear to make again. Questions that are not there are a doubt about their suite, and about no other."""
+    """They are dear to make again. Questions that are missing are a doubt about their suite alone."""
     file = make_toy(tmp_path / "project", DECLARATION + FIDELITY)
     rows = tmp_path / "project/rows.jsonl"
     project = prepared(file)

@@ -112,8 +112,14 @@ def test_the_files_that_a_command_names_count(project: Project, name: str) -> No
 
 @pytest.mark.parametrize(
     ("suite", "metric", "timed"),
-    [("own", "seconds", True), ("own", "memory", True), ("own", "tokens_per_second", True)]
-    + [("own", "accuracy", False), ("said", "seconds", False), ("other", "seconds", False)],
+    [
+        ("own", "seconds", True),
+        ("own", "memory", True),
+        ("own", "tokens_per_second", True),
+        ("own", "accuracy", False),
+        ("said", "seconds", False),
+        ("other", "seconds", False),
+    ],
 )
 def test_the_machine_counts_where_a_time_or_a_memory_is_required(
     project: Project, monkeypatch: pytest.MonkeyPatch, suite: str, metric: str, timed: bool

@@ -15,7 +15,8 @@ from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.roots import fingerprint, gc_plan, register
 from builder.store import checkouts
-from builder.store.care.gc import GcPlan, Policy, apply_gc
+from builder.store.care.gc import apply_gc
+from builder.store.care.policy import GcPlan, Policy
 
 
 class BadOption(BuildError):
@@ -178,7 +179,8 @@ def show(plan: GcPlan) -> None:
     for view in plan.views:
         print(f"view {view.name}")
     if plan.is_empty:
-        print(f"Nothing to delete: {size_text(plan.kept_bytes)} in the store are all needed{_or_new(plan)}.")
+        kept = size_text(plan.kept_bytes)
+        print(f"Nothing to delete: {kept} in the store are all needed{_or_kept(plan)}{_or_new(plan)}.")
     else:
         print(
             f"{len(plan.blobs)} blobs, {len(plan.records)} records, {len(plan.temporaries)} left-overs: "
@@ -193,9 +195,18 @@ def show(plan: GcPlan) -> None:
         print(f"The declared targets alone are {size_text(plan.over)} larger than --max-size.")
 
 
+def _or_kept(plan: GcPlan) -> str:
+    """What the policy keeps beyond what is needed."""
+    if plan.policy.max_bytes is not None and not plan.over:
+        return f" or fit into {size_text(plan.policy.max_bytes)}"
+    days = plan.policy.keep_days
+    return f" or were used in the last {days:g} days" if days else ""
+
+
 def _or_new(plan: GcPlan) -> str:
     """How much nobody needs and is only kept because it is new, and until when."""
     if not plan.fresh_bytes:
         return ""
-    until = datetime.fromtimestamp(plan.fresh_until_ns / 1e9).strftime("%H:%M")
-    return f" or new: nothing needs {size_text(plan.fresh_bytes)}, which stay until {until}"
+    until = datetime.fromtimestamp(plan.fresh_until_ns / 1e9)
+    shown = until.strftime("%H:%M" if until.date() == datetime.now().date() else "%Y-%m-%d %H:%M")
+    return f" or new: nothing needs {size_text(plan.fresh_bytes)}, which stay until {shown}"

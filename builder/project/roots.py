@@ -18,8 +18,9 @@ from builder.project.result_keys import measured_keys
 from builder.sources.catalog import structure_key
 from builder.spec.types import GgufSource
 from builder.store import checkouts
-from builder.store.care.gc import GcPlan, Policy, plan_gc
+from builder.store.care.gc import plan_gc
 from builder.store.care.inventory import survey
+from builder.store.care.policy import GcPlan, Policy
 
 _TRIED: set[tuple[Path, Path, int]] = (
     set()

@@ -60,7 +60,7 @@ DECLARED = tomllib.loads(DECLARATION)
         ("builder init ", []),
         ("builder report ", ["m"]),
         ("builder lock --", ["--check", "--help"]),
-        ("builder init --", ["--help", "--schema"]),
+        ("builder init --", ["--help", "--schema", "--store"]),
         ("builder attest m_4bit --", ["--help", "--sha256"]),
         ("builder add-variant m 6bit --b", ["--bits"]),
         ("builder gc --d", ["--delete-everything-undeclared", "--dry-run"]),

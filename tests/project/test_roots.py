@@ -29,7 +29,7 @@ from builder.project.roots import (
 )
 from builder.sources.catalog import structure_key
 from builder.store import checkouts
-from builder.store.care.gc import Policy
+from builder.store.care.policy import Policy
 from tests.toy import DECLARATION, build, make_toy, planned, prepared, save_adapter
 
 NOW = Policy(grace_s=0)

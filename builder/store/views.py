@@ -16,6 +16,7 @@ from builder.errors import StoreError
 from builder.keys import Key, is_digest
 from builder.store import blobs, records, seals, tmp
 from builder.store.disk import capability, durable, swap
+from builder.store.disk.identity import Identity, identity_of
 from builder.store.disk.names import alike, is_hidden
 from builder.store.layout import Store, is_plain
 from builder.store.types import Blob, Manifest, manifest_to_text
@@ -86,6 +87,15 @@ def _text_of(store: Store, manifest: Manifest) -> bytes:
     data = records.manifest_bytes(store, manifest.key)
     known = records.parse_manifest(seals.unsealed(data), manifest.key) if data is not None else None
     return data if data is not None and known == manifest else seals.sealed(manifest_to_text(manifest))
+
+
+def instance(folder: Path) -> tuple[int, Identity] | None:
+    """Which view lies there: another one each time that it was made. None where none does.
+
+    The folder's inode alone would not tell: a new folder may get the number of one that was just deleted.
+    """
+    place, said = (identity_of(path, follow_symlinks=False) for path in (folder, folder / MANIFEST))
+    return (place.inode, said) if place and said else None
 
 
 def current_key(folder: Path) -> Key | None:

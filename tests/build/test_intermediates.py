@@ -131,6 +131,17 @@ def test_asked_for_by_name_it_stays(project: Project) -> None:
     assert len(pruned(project)) == 1
 
 
+def test_it_stays_while_what_needs_it_cannot_be_planned(project: Project) -> None:
+    build(project, "m_f16")
+    build(project, "m_dwq")
+    text = project.spec.file.parent / "text.txt"
+    text.rename(text.with_name("elsewhere"))
+    assert pruned(project) == []
+    assert target_state(project.store, planned(project, "m_f16")).built
+    text.with_name("elsewhere").rename(text)
+    assert len(pruned(project)) == 1
+
+
 def test_a_former_one_goes_too(project: Project) -> None:
     """Made of an adapter that is no longer the declared one."""
     build(project, "m_f16")

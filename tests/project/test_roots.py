@@ -13,7 +13,7 @@ import pytest
 from builder.console.events import Event, Hashing
 from builder.errors import GcRefused
 from builder.keys import Key
-from builder.plan.types import Unresolved
+from builder.plan.types import TargetPlan, Unresolved
 from builder.project import roots
 from builder.project.project import Project
 from builder.project.result_keys import reference_key, result_key
@@ -30,7 +30,7 @@ from builder.project.roots import (
 from builder.sources.catalog import structure_key
 from builder.store import checkouts
 from builder.store.care.policy import Policy
-from tests.toy import DECLARATION, build, make_toy, planned, prepared, save_adapter
+from tests.toy import DECLARATION, build, make_toy, planned, prepared, save_adapter, write
 
 NOW = Policy(grace_s=0)
 FIDELITY = """suites = ["said", "ppl"]
@@ -119,6 +119,35 @@ def test_a_doubt_keeps_what_was_known_last(tmp_path: Path) -> None:
     assert known_roots(project).keys == whole
     register(project)  # a run in doubt does not make the store forget
     assert registered(project) == whole
+
+
+def test_gc_keeps_the_answers_of_suites_whose_questions_are_there(tmp_path: Path) -> None:
+    """One missing file once took the answers to all questions."""
+    two = FIDELITY.replace('"rows.jsonl"\n', '"other.jsonl"\n', 1).replace(
+        'kind = "perplexity"', 'kind = "fidelity"'
+    )
+    file = make_toy(tmp_path / "project", DECLARATION + two)
+    for name in ("rows.jsonl", "other.jsonl"):
+        (file.parent / name).write_text(f'{{"messages": ["{name}"]}}\n')
+    project = prepared(file)
+    plan = build_plan(project)
+    keys = {name: reference_key(project, plan, project.spec.suites[name]) for name in ("said", "ppl")}
+    for key in keys.values():
+        write(project, key, "reference", 1000)
+    other = file.parent / "other.jsonl"  # the questions of `said`
+    other.rename(file.parent / "elsewhere")
+    gone = gc_plan(again(project), NOW)
+    assert keys["ppl"] not in gone.records
+    assert keys["said"] in gone.records  # this checkout has never told the store of it
+    (file.parent / "elsewhere").rename(other)
+    register(again(project))
+    other.unlink()
+    assert not set(keys.values()) & set(gc_plan(again(project), NOW).records)
+
+
+def build_plan(project: Project) -> TargetPlan:
+    build(project, "m_4bit")
+    return planned(project, "m_4bit")
 
 
 # -- register ------------------------------------------------------------------------------------------------

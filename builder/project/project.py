@@ -29,6 +29,7 @@ from builder.store.statcache import StatCache
 
 _Source = TypeVar("_Source")
 _Facts = TypeVar("_Facts")
+_REMEMBERED = ("plan", "keys", "known", "seen")  # what a Project looks up once
 
 
 @dataclass
@@ -81,8 +82,12 @@ class Project:
 
     def forget_plan(self) -> None:
         """Plan afresh: a source has been fingerprinted, or its files may have changed."""
-        for name in ("plan", "keys", "known", "seen"):
+        for name in _REMEMBERED:
             self.__dict__.pop(name, None)
+
+    def __getstate__(self) -> dict[str, object]:
+        """For a process that is spawned: it plans afresh."""
+        return {name: value for name, value in self.__dict__.items() if name not in _REMEMBERED}
 
     def _planned_from(self) -> Sources:
         """What is known of the sources that the models use."""

@@ -6,11 +6,13 @@ Shapes, lines and labels tell variants apart, never colours alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from builder.console.states import limit_text
 from builder.report.cells import divergence
-from builder.report.drawing import INK, Plot, canvas, svg_of
+from builder.report.drawing import GOOD, INK, Plot, canvas, svg_of
 from builder.report.facts import ModelReport, Row
+from builder.report.labels import apart
 from builder.report.size_plot import size_plot
 from builder.spec.types import Metric
 
@@ -35,14 +37,15 @@ def _survival(model: ModelReport) -> Plot | None:
         return None
     order = list(dict.fromkeys(block.block for _, blocks in series for block in blocks))
     figure, axes = canvas()
-    for at, (row, blocks) in enumerate(series):
+    for at, (_, blocks) in enumerate(series):
         values = [block.survival.db or 0.0 for block in blocks]
-        _line(axes, at, row.variant, [order.index(block.block) for block in blocks], values, size=3.5)
+        _line(axes, at, [order.index(block.block) for block in blocks], values, size=3.5)
     axes.axhline(0, color=INK, linewidth=0.5)
     axes.set_xlabel("adapted block")
     _ticks(axes, order)
     axes.set_ylabel("survival, dB")
-    axes.margins(x=0.12)
+    last = [(order.index(blocks[-1].block), blocks[-1].survival.db or 0.0) for _, blocks in series]
+    _ends(figure, axes, [row.variant for row, _ in series], last)
     said = (
         f"The adapter's change against the rounding error in each adapted block ({order[0]} to {order[-1]}), "
         "in dB, estimated from a sample."
@@ -57,14 +60,16 @@ def _error(model: ModelReport) -> Plot | None:
         return None
     order = list(dict.fromkeys(block.block for _, blocks in series for block in blocks))
     figure, axes = canvas()
-    for at, (row, blocks) in enumerate(series):
+    for at, (_, blocks) in enumerate(series):
         values = [100 * block.survival.error for block in blocks]
-        _line(axes, at, row.variant, [order.index(block.block) for block in blocks], values, size=3.0)
+        _line(axes, at, [order.index(block.block) for block in blocks], values, size=3.0)
     axes.set_xlabel("block")
     _ticks(axes, order)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylabel("quantization error, %")
-    axes.margins(x=0.1)
+    last = [(order.index(blocks[-1].block), 100 * blocks[-1].survival.error) for _, blocks in series]
+    _ends(figure, axes, [row.variant for row, _ in series], last)
     said = (
         f"Quantization error of each block ({order[0]} to {order[-1]}): rounding error against weights, "
         "logarithmic, estimated from a sample."
@@ -74,11 +79,32 @@ def _error(model: ModelReport) -> Plot | None:
     )
 
 
-def _line(axes: Axes, at: int, name: str, x: Sequence[int], y: Sequence[float], *, size: float) -> None:
+def _line(axes: Axes, at: int, x: Sequence[int], y: Sequence[float], *, size: float) -> None:
     """The line of one variant. Dashes, marks and the name tell variants apart."""
     line, mark = _LINES[at % len(_LINES)], _MARKS[at % len(_MARKS)]
     axes.plot(x, y, line, marker=mark, markersize=size, linewidth=0.9, color=INK)
-    _beside(axes, name, x[-1], y[-1])
+
+
+def _ends(figure: Any, axes: Axes, names: Sequence[str], ends: Sequence[tuple[int, float]]) -> None:
+    """Writes the names of the lines at their ends, so that no name covers another name."""
+    width = 72 * figure.get_figwidth() - 50  # of the axes, nearly
+    room = (12 + 0.62 * 8 * max(map(len, names))) / width
+    span = max(x for x, _ in ends)
+    axes.set_xlim(-0.04 * span, span + span * room / (1 - room))
+    figure.draw_without_rendering()  # settles where everything stands
+    points = [axes.transData.transform(end) for end in ends]
+    heights = apart([float(y) for _, y in points], 10)
+    for name, (x, y), height in zip(names, points, heights, strict=True):
+        axes.annotate(
+            name,
+            (float(x), float(y)),
+            xytext=(float(x) + 7, height),
+            xycoords="figure pixels",
+            textcoords="figure pixels",
+            va="center",
+            fontsize=8,
+            color=INK,
+        ).set_in_layout(False)
 
 
 def _ticks(axes: Axes, blocks: Sequence[str]) -> None:
@@ -101,21 +127,33 @@ def _kl(model: ModelReport) -> Plot | None:
         _point(axes, row, at, metric, model.required.get(metric))
     if metric in model.required:
         operator, value = model.required[metric]
-        axes.axhline(value, color=INK, linestyle="--", linewidth=0.8)
+        axes.axhline(value, color=GOOD, linewidth=1.2)
+        said = f"required: {limit_text(operator, f'{value:g}')}"
         axes.annotate(
-            f"required {operator} {value:g}", (0.01, value), xycoords=("axes fraction", "data"),
+            said, (0.01, value), xycoords=("axes fraction", "data"),
             ha="left", va="bottom", fontsize=8, color=INK,
         )  # fmt: skip
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(range(len(rows)), [row.variant for row in rows], fontsize=8)
     axes.set_ylabel("KL, nats per token")
     axes.margins(x=0.1)
+    if metric in model.required:
+        _zone(axes, *model.required[metric])
     said = "Mean KL divergence from the unquantized model to each variant, 95 % intervals, logarithmic."
     if any(metric in (row.control or {}) for row in rows):
         said += (
             " Crosses: the base without adapter, quantized in the same way, against its own unquantized self."
         )
     return Plot("kl", "KL by variant", said, svg_of(figure, "kl", "KL by variant"))
+
+
+def _zone(axes: Axes, operator: str, value: float) -> None:
+    """Colours the part of the plot that meets a requirement."""
+    low, high = axes.get_ylim()
+    edge = low if operator.startswith("<") else high
+    axes.axhspan(min(value, edge), max(value, edge), facecolor=GOOD, alpha=0.16, linewidth=0)
+    axes.set_ylim(low, high)
 
 
 def _point(axes: Axes, row: Row, at: int, metric: Metric, required: tuple[str, float] | None) -> None:
@@ -134,11 +172,6 @@ def _point(axes: Axes, row: Row, at: int, metric: Metric, required: tuple[str, f
     control = (row.control or {}).get(metric)
     if control is not None and control.value > 1e-6:
         axes.plot(at, control.value, "x", color=INK)
-
-
-def _beside(axes: Axes, text: str, x: float, y: float) -> None:
-    """Writes a name at the end of a line."""
-    axes.annotate(text, (x, y), xytext=(7, -3), textcoords="offset points", fontsize=8, color=INK)
 
 
 def _short(block: str) -> str:

@@ -128,9 +128,10 @@ def _scales(facts: _Facts, axes: Axes) -> None:
         near = [tick for tick in range(0, 101, 20) if all(abs(tick - each) > 6 for each in marked)]
         at = sorted([*near, *marked])
         axes.set_yticks(at, [f"{tick:g}" for tick in at])
-        axes.set_ylim(-7, 107)
+        axes.set_ylim(-7, 113)
     elif min(map(facts.value, facts.rows)) > 0 and _spread(facts) > 20:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
     axes.set_axisbelow(True)
 

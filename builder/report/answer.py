@@ -43,14 +43,14 @@ def answer(model: ModelReport) -> Answer:
 def _no_choice(model: ModelReport) -> tuple[str, str]:
     """Why no variant is chosen, in short and with what to know about it."""
     if not model.rows:
-        return "Nothing is built yet", f"`doit model:{model.name}` builds"
+        return "Nothing is built yet", f"build with `doit model:{model.name}`"
     if not model.required:
         sizes = [size_text(row.size) for row in (model.rows[-1], model.rows[0])]
         number = count(len(model.rows), "variant")
         return "Nothing is required", f"{number}, {' to '.join(dict.fromkeys(sizes))}"
     unmeasured = [row.target for row in model.rows if row.verdict == "not measured"]
     if unmeasured:
-        return "No variant is known to pass", f"`doit eval:{unmeasured[0]}` measures"
+        return "No variant is known to pass", f"measure with `doit eval:{unmeasured[0]}`"
     largest = model.rows[0]
     return "No variant passes", f"{largest.variant}, the largest, misses {_missed(model, largest)}"
 

@@ -52,24 +52,24 @@ def places(
     obstacles: Sequence[Box],
     lines: Sequence[Box],
     bounds: Box,
-) -> list[Place]:
-    """A place for the text of each point. Earlier points choose first.
+) -> list[Place | None]:
+    """A place for the text of each point, or None where there is no place. Earlier points choose first.
 
-    No text covers an obstacle or another text. If possible, no text covers one of `lines`, and no line to a
-    far text touches another point or text. Without any free place the text stands at the last place that was
-    tried.
+    No text covers an obstacle, another text or the line to a far text. No such line touches another point or
+    text. If possible, no text covers one of `lines`.
     """
     texts: list[Box] = []
+    leads: list[Box] = []
     found = []
     for point, size in zip(points, sizes, strict=True):
-        taken = [*obstacles, *texts]
-        place = _place(point, size, [*taken, *lines], texts, points, bounds)
-        place = place or _place(point, size, taken, texts, points, bounds)
-        place = place or _place(point, size, taken, [], [], bounds)
-        if place is None:
-            place = Place(_box(point, size, _DIRECTIONS[-1], _DISTANCES[-1]), is_far=True)
+        others = [other for other in points if other != point]
+        taken = [*obstacles, *texts, *leads]
+        place = _place(point, size, [*taken, *lines], texts, others, bounds)
+        place = place or _place(point, size, taken, texts, others, bounds)
         found.append(place)
-        texts.append(place.box)
+        if place is not None:
+            texts.append(place.box)
+            leads += _lead(point, place.box) if place.is_far else []
     return found
 
 
@@ -104,33 +104,44 @@ def _place(
     size: tuple[float, float],
     taken: Sequence[Box],
     texts: Sequence[Box],
-    points: Sequence[tuple[float, float]],
+    others: Sequence[tuple[float, float]],
     bounds: Box,
 ) -> Place | None:
     for distance in _DISTANCES:
         for direction in _DIRECTIONS:
             box = _box(point, size, direction, distance)
-            is_far = distance > _DISTANCES[1]
+            is_far = distance > _DISTANCES[1] or _is_nearer(others, point, box)
             if not box.inside(bounds) or any(box.meets(other) for other in taken):
                 continue
-            if not is_far or _is_clear(point, box, [other for other in points if other != point], texts):
+            if not is_far or _is_clear(point, box, others, texts):
                 return Place(box, is_far)
     return None
+
+
+def _is_nearer(others: Sequence[tuple[float, float]], point: tuple[float, float], box: Box) -> bool:
+    """Whether another point is nearer to a text than the point of the text."""
+    middle = ((box.left + box.right) / 2, (box.low + box.high) / 2)
+    return any(math.dist(middle, other) < math.dist(middle, point) for other in others)
 
 
 def _is_clear(
     point: tuple[float, float], box: Box, others: Sequence[tuple[float, float]], texts: Sequence[Box]
 ) -> bool:
     """Whether the line from a point to its text touches no other point and no other text."""
+    spots = _lead(point, box)
+    return not any(
+        any(spot.meets(text) for text in texts)
+        or any(math.dist((spot.left, spot.low), other) < _NEAR for other in others)
+        for spot in spots
+    )
+
+
+def _lead(point: tuple[float, float], box: Box) -> list[Box]:
+    """Small boxes along the line from a point to its text."""
     (x, y), (end_x, end_y) = point, ((box.left + box.right) / 2, (box.low + box.high) / 2)
-    for step in range(1, _STEPS):
-        at_x, at_y = x + step / _STEPS * (end_x - x), y + step / _STEPS * (end_y - y)
-        spot = Box(at_x - 1, at_y - 1, at_x + 1, at_y + 1)
-        if any(spot.meets(text) for text in texts):
-            return False
-        if any(math.dist((at_x, at_y), other) < _NEAR for other in others):
-            return False
-    return True
+    shares = [step / _STEPS for step in range(1, _STEPS)]
+    spots = [(x + share * (end_x - x), y + share * (end_y - y)) for share in shares]
+    return [Box(at_x - 1, at_y - 1, at_x + 1, at_y + 1) for at_x, at_y in spots]
 
 
 def _box(

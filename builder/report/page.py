@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+
+from markupsafe import Markup
 
 from builder.console.markdown import table as table_lines
 from builder.console.states import MARKS
@@ -86,6 +89,7 @@ def html(report: Report, sections: Sequence[Section], hints: Sequence[str] = ())
         interval=_interval,
         look=_look,
         how=samples.how,
+        coded=_coded,
         light=LIGHT,
         dark=DARK,
     )
@@ -98,6 +102,14 @@ def _value(cell: str) -> str:
 
 def _interval(cell: str) -> str:
     return "".join(cell.partition(" (")[1:]).strip()
+
+
+def _coded(text: str) -> str:
+    """A sentence as HTML, with commands that stand between backticks as code."""
+    parts = re.split(r"`([^`]*)`", text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts)
+    )
 
 
 def _look(cell: str) -> str:

@@ -122,56 +122,46 @@ def _kl(model: ModelReport) -> Plot | None:
     rows = [row for row in model.rows if metric in row.figures and row.figures[metric].value > 1e-6]
     if len(rows) < 2:
         return None
-    figure, axes = canvas()
+    figure, axes = canvas(height=1.2 + 0.3 * len(rows))
     for at, row in enumerate(rows):
-        _point(axes, row, at, metric, model.required.get(metric))
-    if metric in model.required:
-        operator, value = model.required[metric]
-        axes.axhline(value, color=GOOD, linewidth=1.2)
-        said = f"required: {limit_text(operator, f'{value:g}')}"
-        axes.annotate(
-            said, (0.01, value), xycoords=("axes fraction", "data"),
-            ha="left", va="bottom", fontsize=8, color=INK,
-        )  # fmt: skip
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xticks(range(len(rows)), [row.variant for row in rows], fontsize=8)
-    axes.set_ylabel("KL, nats per token")
+        _point(axes, row, at, metric)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_yticks(range(len(rows)), [row.variant for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("KL, nats per token")
     axes.margins(x=0.1)
-    if metric in model.required:
-        _zone(axes, *model.required[metric])
+    limit = model.required.get(metric)
+    if limit:
+        _zone(axes, *limit)
     said = "Mean KL divergence from the unquantized model to each variant, 95 % intervals, logarithmic."
     if any(metric in (row.control or {}) for row in rows):
         said += (
             " Crosses: the base without adapter, quantized in the same way, against its own unquantized self."
         )
+    if limit:
+        said += f" Green: {limit_text(limit[0], f'{limit[1]:g}')}, as required."
     return Plot("kl", "KL by variant", said, svg_of(figure, "kl", "KL by variant"))
 
 
 def _zone(axes: Axes, operator: str, value: float) -> None:
     """Colours the part of the plot that meets a requirement."""
-    low, high = axes.get_ylim()
+    low, high = axes.get_xlim()
+    low, high = min(low, value / 1.5), max(high, value * 1.5)
     edge = low if operator.startswith("<") else high
-    axes.axhspan(min(value, edge), max(value, edge), facecolor=GOOD, alpha=0.16, linewidth=0)
-    axes.set_ylim(low, high)
+    axes.axvspan(min(value, edge), max(value, edge), facecolor=GOOD, alpha=0.16, linewidth=0)
+    axes.axvline(value, color=GOOD, linewidth=1.2)
+    axes.set_xlim(low, high)
 
 
-def _point(axes: Axes, row: Row, at: int, metric: Metric, required: tuple[str, float] | None) -> None:
+def _point(axes: Axes, row: Row, at: int, metric: Metric) -> None:
     value = row.figures[metric]
     low, high = value.interval or (value.value, value.value)
     span = [[value.value - max(low, value.value / 10)], [high - value.value]]
-    axes.errorbar(at, value.value, yerr=span, fmt="o", color=INK, capsize=3)
-    axes.annotate(
-        f"{value.value:.2g}",
-        (at, value.value),
-        xytext=(7, -9 if required and value.value <= required[1] else 2),  # away from the required line
-        textcoords="offset points",
-        fontsize=8,
-        color=INK,
-    )
+    axes.errorbar(value.value, at, xerr=span, fmt="o", color=INK, capsize=3)
     control = (row.control or {}).get(metric)
     if control is not None and control.value > 1e-6:
-        axes.plot(at, control.value, "x", color=INK)
+        axes.plot(control.value, at, "x", color=INK)
 
 
 def _short(block: str) -> str:

@@ -73,9 +73,11 @@ def size_plot(model: ModelReport) -> Plot | None:
         return None
     scale = 100 if shown_as(model, metric) == "%" else 1
     facts = _Facts(model, metric, rows, scale, answer.chosen_row(model))
-    wide = svg_of(_drawn(facts, 12.0, 5.0), "size", TITLE, 1.4)
-    narrow = svg_of(_drawn(facts, 5.0, 5.4), "size-narrow", TITLE, 1)
-    return Plot("size", TITLE, _said(facts), wide, narrow)
+    (wide, named), (narrow, _) = _drawn(facts, 12.0, 5.0), _drawn(facts, 5.0, 5.4)
+    said = _said(facts) + ("" if named else " The table has the names of all points.")
+    return Plot(
+        "size", TITLE, said, svg_of(wide, "size", TITLE, 1.4), svg_of(narrow, "size-narrow", TITLE, 1)
+    )
 
 
 def shown_metric(model: ModelReport) -> Metric | None:
@@ -86,7 +88,8 @@ def shown_metric(model: ModelReport) -> Metric | None:
     return next((metric for metric in model.required if metric in model.metrics), rate)
 
 
-def _drawn(facts: _Facts, width: float, height: float) -> Any:
+def _drawn(facts: _Facts, width: float, height: float) -> tuple[Any, bool]:
+    """The figure, and whether every point has its name."""
     figure, axes = canvas(width, height, _FONT)
     _scales(facts, axes)
     _zone(facts, axes)
@@ -105,8 +108,7 @@ def _drawn(facts: _Facts, width: float, height: float) -> Any:
         labelcolor=INK, fontsize=_FONT,
     )  # fmt: skip
     figure.draw_without_rendering()  # settles where everything stands
-    _names(facts, axes)
-    return figure
+    return figure, _names(facts, axes)
 
 
 def _scales(facts: _Facts, axes: Axes) -> None:
@@ -199,8 +201,11 @@ def _limit(facts: _Facts) -> str:
     return f"{heading(facts.model, facts.metric)} {said}"
 
 
-def _names(facts: _Facts, axes: Axes) -> None:
-    """Writes the names of the points where they cover nothing. The chosen point chooses first."""
+def _names(facts: _Facts, axes: Axes) -> bool:
+    """Writes the names of the points where they cover nothing. The chosen point chooses first.
+
+    Where many points are close, some stay without a name. Returns whether all have one.
+    """
     order = sorted(facts.rows, key=lambda row: row is not facts.chosen)
     texts = [row.variant + (f", {size_text(row.size)}" if row is facts.chosen else "") for row in order]
     at = {row.target: axes.transData.transform((row.size / 1e6, facts.value(row))) for row in facts.rows}
@@ -212,7 +217,9 @@ def _names(facts: _Facts, axes: Axes) -> None:
     bounds = Box(frame.x0 + 2, frame.y0 + 2, frame.x1 - 2, frame.y1 - 1)
     found = places(points, sizes, _marks(facts, axes, points), _lines(facts, axes, bounds), bounds)
     for row, text, point, place in zip(order, texts, points, found, strict=True):
-        _write(axes, text, point, place, bold=row is facts.chosen)
+        if place is not None:
+            _write(axes, text, point, place, bold=row is facts.chosen)
+    return None not in found
 
 
 def _marks(facts: _Facts, axes: Axes, points: Sequence[tuple[float, float]]) -> list[Box]:

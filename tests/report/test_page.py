@@ -111,7 +111,7 @@ def test_nothing_built_and_an_unknown_model(sandbox: Callable[[str], Sandbox]) -
     box = sandbox(DECLARATION)
     ran = box.doit("report")
     assert ran.code == 0, ran.text
-    assert "Nothing is built yet: `doit model:m` builds." in ran.out
+    assert "Nothing is built yet: build with `doit model:m`." in ran.out
     assert "Nothing is built yet" in (box.root / "store/report/index.html").read_text()
     wrong = box.doit("report", "n")
     assert wrong.code == 3

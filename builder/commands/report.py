@@ -52,23 +52,25 @@ class Report(ProjectCommand):
             print_json("report", version=report.version, models=models)
             return 0
         folder = Path(options["out"]) if options["out"] else project.store.root / "report"
-        written = write(project, report, folder)
+        written = write(report, folder)
         show(report)
         for path in written:
             print(shown(path))
         return 0
 
 
-def write(project: Project, report: Any, folder: Path) -> list[Path]:
+def write(report: Any, folder: Path) -> list[Path]:
     """Writes the page, the Markdown and the plots, and returns their paths. Raises StoreError.
 
     Each file is replaced as a whole.
     """
-    from builder.report import page, plots
+    from builder.report import drawing, page, plots
+    from builder.report.answer import answer
     from builder.store.disk.durable import explained, replace_text
 
-    drawn = {model.name: plots.plots(model) if plots.available() else [] for model in report.models}
-    hints = [] if plots.available() else [page.NO_PLOTS]
+    drawn = {model.name: plots.plots(model) if drawing.available() else [] for model in report.models}
+    hints = [] if drawing.available() else [page.NO_PLOTS]
+    hints += [f"{each.name}: {answer(each).headline}." for each in report.models if not each.rows]
     sections = [page.section(model, drawn[model.name]) for model in report.models if model.rows]
     named = {f"{name} {plot.name}": plot for name, made in drawn.items() for plot in made}
     files = {name: f"{name.replace(' ', '-')}.svg" for name in named}
@@ -84,16 +86,15 @@ def write(project: Project, report: Any, folder: Path) -> list[Path]:
 
 
 def show(report: Any) -> None:
-    """Prints the study table of each model."""
+    """Prints the answer and the first table of each model."""
     from builder.report import tables
+    from builder.report.answer import answer
 
     for model in report.models:
-        table = tables.study(model, few=True, brief=True)
-        if table.rows:
-            print(model.name)
-            print_table(table.headings, table.rows, left=[table.headings[0], table.headings[-1]])
-        if not table.rows:
-            print(f"{model.name}: nothing is built, `doit model:{model.name}` does.")
+        print(f"{model.name}: {answer(model).headline}.")
+        table = tables.key(model, brief=True)
+        if model.rows:
+            print_table(table.headings, table.rows, left=[table.headings[at] for at in table.text])
         print()
 
 

@@ -17,7 +17,7 @@ from builder.evaluate import results
 from builder.evaluate.circumstances import circumstances
 from builder.evaluate.command import run_command
 from builder.evaluate.process import EvaluationFailed, ask
-from builder.evaluate.results import Missed, Result, missed
+from builder.evaluate.results import Missed, Result, Sample, missed
 from builder.evaluate.statistics import Figure
 from builder.keys import Key
 from builder.plan.types import TargetPlan
@@ -104,7 +104,8 @@ def _measure(
             raise ChangedMeanwhile(target=target.name, what=shown.folder)
         rows = {metric: tuple(values) for metric, values in said.get("rows", {}).items()}
         key, made = keys[suite.name], said["made"]
-        found[suite.name] = Result(key, target.name, suite.name, suite.kind, figures, rows, made)
+        samples = tuple(Sample(**sample) for sample in said.get("samples", ()))
+        found[suite.name] = Result(key, target.name, suite.name, suite.kind, figures, rows, made, samples)
         results.write(project.store, found[suite.name])
 
     scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
@@ -118,7 +119,7 @@ def _measure(
         for suite in together:
             said = answer["results"][suite.name]
             figures = {name: Figure(**figure) for name, figure in said["figures"].items()}
-            keep(suite, figures, {"rows": said["rows"], "made": answer["made"]})
+            keep(suite, figures, {**said, "made": answer["made"]})
     for suite in (suite for suite in todo if suite.kind == "command"):
         assert directory is not None, "a command measures a directory"
         emit(Note(f"measuring {target.name}: {suite.name}"))

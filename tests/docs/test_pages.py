@@ -116,6 +116,7 @@ INSTEAD: tuple[tuple[str, str, str], ...] = (
         "its default is the repository",
     ),
     (r"(?:uv run )?python docs/reference_pages.py", "python docs/reference_pages.py", "in the copy"),
+    (r"(?:uv run )?python docs/study_page.py.*", "python docs/study_page.py made", "in the copy"),
     (r"(?s)mlx_lm\.fuse .*", "python -m mlx_lm fuse --help", "bench/build.py runs it"),
     (r".*b3sum.*", "doit verify", "b3sum may not be installed"),
     (r"bash \.ci/run", "bash -n .ci/run", "runs this test"),
@@ -224,7 +225,7 @@ def test_the_store_format_names_every_place(tmp_path: Path) -> None:
 
 
 def test_the_readmes_table_is_the_reports() -> None:
-    """To renew it: `doit -d example/study report -o docs/study`; put phase8-table.md between the marks."""
+    """To renew it: `python docs/study_page.py`; put docs/study/phase8-table.md between the marks."""
     page = (ROOT / "README.md").read_text()
     found = re.search(r"<!-- study: (\S+), .* -->\n(.*)<!-- /study -->\n", page, re.DOTALL)
     assert found is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
 from builder.console.display import showing
-from builder.console.words import count, size_of_text, size_text
+from builder.console.words import count, here, size_of_text, size_text
 from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.roots import fingerprint, gc_plan, register
@@ -29,6 +29,7 @@ class Gc(ProjectCommand):
     name = "gc"
     doc_purpose = "delete what no declared target, pin, running build or other checkout needs"
     doc_usage = ""
+    interrupted = "What was deleted was not needed; the same command deletes the rest."
     doc_description = "What goes is shown before it goes. Works on a full disk."
     cmd_options = (
         {
@@ -40,6 +41,7 @@ class Gc(ProjectCommand):
         },
         {
             "name": "keep_days",
+            "metavar": "DAYS",
             "long": "keep-days",
             "type": str,
             "default": "",
@@ -47,6 +49,7 @@ class Gc(ProjectCommand):
         },
         {
             "name": "max_size",
+            "metavar": "SIZE",
             "long": "max-size",
             "type": str,
             "default": "",
@@ -54,6 +57,7 @@ class Gc(ProjectCommand):
         },
         {
             "name": "grace",
+            "metavar": "SECONDS",
             "long": "grace",
             "type": str,
             "default": "3600",
@@ -61,6 +65,7 @@ class Gc(ProjectCommand):
         },
         {
             "name": "forget",
+            "metavar": "FOLDER",
             "long": "forget",
             "type": str,
             "default": "",
@@ -86,7 +91,7 @@ class Gc(ProjectCommand):
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         if options["forget"]:
-            forget(project, Path(options["forget"]), really=not options["dry_run"])
+            forget(project, here() / options["forget"], really=not options["dry_run"])
         allowed = policy(options)
         with showing() as emit:
             fingerprint(project, emit)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.commands.guard import writing
 from builder.console.display import showing
 from builder.console.tables import print_table
-from builder.console.words import suggestion
+from builder.console.words import from_here, here, suggestion
 from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.roots import fingerprint
@@ -51,22 +52,22 @@ class Report(ProjectCommand):
             models = [document(model) for model in report.models]
             print_json("report", version=report.version, models=models)
             return 0
-        folder = Path(options["out"]) if options["out"] else project.store.root / "report"
-        written = write(report, folder)
+        folder = here() / options["out"] if options["out"] else project.store.root / "report"
+        written = write(project, report, folder)
         show(report)
         for path in written:
-            print(shown(path))
+            print(from_here(path))
         return 0
 
 
-def write(report: Any, folder: Path) -> list[Path]:
-    """Writes the page, the Markdown and the plots, and returns their paths. Raises StoreError.
+def write(project: Project, report: Any, folder: Path) -> list[Path]:
+    """Writes the page, the Markdown and the plots, and returns their paths. Raises Unwritable.
 
     Each file is replaced as a whole.
     """
     from builder.report import drawing, page, plots
     from builder.report.answer import answer
-    from builder.store.disk.durable import explained, replace_text
+    from builder.store.disk.durable import replace_text
 
     drawn = {model.name: plots.plots(model) if drawing.available() else [] for model in report.models}
     hints = [] if drawing.available() else [page.NO_PLOTS]
@@ -78,7 +79,7 @@ def write(report: Any, folder: Path) -> list[Path]:
     texts |= {f"{each.facts.name}-table.md": page.summary(each.facts) for each in sections}
     texts["report.md"] = page.markdown(report, sections, files, hints)
     texts["index.html"] = page.html(report, sections, hints)
-    with explained(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             replace_text(folder / name, text)
@@ -94,15 +95,13 @@ def show(report: Any) -> None:
         print(f"{model.name}: {answer(model).headline}.")
         table = tables.key(model, brief=True)
         if model.rows:
-            print_table(table.headings, table.rows, left=[table.headings[at] for at in table.text])
+            print_table(
+                table.headings,
+                table.rows,
+                left=[table.headings[at] for at in table.text],
+                unimportant=("memory", "survival", "bits/weight"),
+            )
         print()
-
-
-def shown(path: Path) -> str:
-    """A path as text: relative to the current folder where the path is below that folder, else absolute."""
-    path = path.resolve()
-    here = Path.cwd().resolve()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _known(project: Project, name: str) -> str:

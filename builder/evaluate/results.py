@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from builder.console.words import number
 from builder.evaluate.statistics import Figure
 from builder.keys import Key
-from builder.spec.types import Condition, Metric
+from builder.spec.types import METRICS, Condition, Metric, SuiteKind
 from builder.store import seals
 from builder.store.layout import Store
 
@@ -113,6 +113,12 @@ def write(store: Store, result: Result) -> None:
     seals.write(store, path(store, result.key), text + "\n")
 
 
+def figures(result: Result) -> list[tuple[str, Figure]]:
+    """The figures of a result in the order in which its kind lists them, whether measured now or read."""
+    order = [*METRICS.get(cast(SuiteKind, result.kind), ())]
+    return sorted(result.figures.items(), key=lambda each: order.index(each[0]) if each[0] in order else 99)
+
+
 def figure_of(results: Mapping[str, Result], metric: Metric) -> Figure | None:
     """The figure of a metric, from results by suite. None if it was not measured."""
     result = results.get(metric.suite)
@@ -142,6 +148,28 @@ def doubts(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> 
         if not _holds(condition, end):
             found.append(Doubt(condition, end))
     return found
+
+
+Verdict = Literal["passes", "misses", "not measured", "nothing required"]
+
+
+def verdict(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> Verdict:
+    """The one word for what is known of a target's requirements: in status, eval, threshold and report."""
+    if not conditions:
+        return "nothing required"
+    short = missed(conditions, results)
+    if any(miss.value is None for miss in short):
+        return "not measured"
+    return "misses" if short else "passes"
+
+
+def passing(target: str, conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> str:
+    """A sentence about a target that misses nothing that is required of it."""
+    if not conditions:
+        return f"{target}: nothing is required of it"
+    if unsure := doubts(conditions, results):
+        return f"{target} passes, but not with certainty: {'; '.join(map(str, unsure))}"
+    return f"{target} passes: {', '.join(map(str, conditions))}"
 
 
 def _holds(condition: Condition, value: float) -> bool:

@@ -42,7 +42,7 @@ class ChangedMeanwhile(BuildError):
 
 
 class RequirementMissed(BuildError):
-    """{target} does not meet its requirements: {what}"""
+    """{target} misses its requirements: {what}"""
 
 
 def measured(project: Project, target: TargetPlan) -> dict[str, Result]:
@@ -173,7 +173,7 @@ def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -
             request = _request(project, target, [suite], None)
             request |= {"stored": None, "make": {suite.name: str(file)}}
             with unchanged(project, target):  # the worker reads base and adapter again
-                ask(target.name, request, emit)
+                ask(target.name, request, emit, f"{target.target.model.name}, unquantized")
             if reference_key(project, target, suite) != key:
                 raise ChangedMeanwhile(target=target.name, what=f"the questions of suite {suite.name}")
             how: dict[str, str | int | float | bool] = {"top_k": suite.top_k, "precision": PRECISION}

@@ -6,6 +6,7 @@ run, so that listing tasks stays instant whatever the size of the weights.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,12 +109,19 @@ def store_of(spec: Spec, *, asked: bool = False) -> Store:
     mounted, unless it is `asked` for. Raises StoreError, StoreGone.
     """
     name = checkout_name(spec)
+    root = _without_dots(spec.store)
     if not name:
-        return open_store(spec.store)
+        return open_store(root)
     create = asked or not store_memory.is_known(spec.store)
-    store = open_store(spec.store, name, create=create, parents=asked)
+    store = open_store(root, name, create=create, parents=asked)
     store_memory.remember(spec.store)
     return store
+
+
+def _without_dots(path: Path) -> Path:
+    """The path without `..`, as messages should name it, unless a link on the way makes another place."""
+    plain = Path(os.path.normpath(path))
+    return plain if plain.resolve() == path.resolve() else path
 
 
 def checkout_name(spec: Spec) -> str:

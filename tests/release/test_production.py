@@ -58,7 +58,9 @@ def test_released_moved_and_rolled_back(box: Sandbox) -> None:
     assert "production is now m_4bit" in first.err
     assert "m_4bit is released unmeasured: [model.m.require] names no condition" in first.err
     assert shown(box) == {"production": "m_4bit"}
-    assert box.doit("release:production").out.endswith("-- release:production\n")
+    assert box.doit("release:production").out.endswith(
+        "-- release:production\nproduction is m_4bit already\n"
+    )
     box.edit('production = "m_4bit"', 'production = "m_5bit"')
     assert box.doit("release:production").code == 0
     assert shown(box) == {"production": "m_5bit", "production.former": "m_4bit"}
@@ -106,7 +108,7 @@ def test_a_target_that_misses_is_not_released(sandbox: Callable[[str], Sandbox])
     box.edit('"routing.accuracy" = ">= 0"', '"routing.accuracy" = ">= 1.5"')
     refused = box.doit("release:production")
     assert refused.code == 1
-    assert "m_5bit does not meet its requirements: routing.accuracy >= 1.5: measured" in refused.text
+    assert "m_5bit misses its requirements: routing.accuracy >= 1.5: measured" in refused.text
     alone = box.doit("run", "--single", "release:production")
     assert alone.code == 1
     assert "m_5bit is not released: routing.accuracy >= 1.5: measured" in alone.text

@@ -45,7 +45,7 @@ class Report(ProjectCommand):
         if len(tuple(project.plan.resolved())) < len(project.spec.targets):
             with showing() as emit:  # some sources look new, and only their digests tell their builds
                 fingerprint(project, emit)
-        report = collect(project, [_known(project, name.removeprefix("model:")) for name in names])
+        report = collect(project, [known_model(project, name.removeprefix("model:")) for name in names])
         if options["json"]:
             from builder.report.document import document
 
@@ -104,7 +104,7 @@ def show(report: Any) -> None:
         print()
 
 
-def _known(project: Project, name: str) -> str:
+def known_model(project: Project, name: str) -> str:
     if name in project.spec.models:
         return name
     raise UnknownModel(name=name, near=suggestion(name, list(project.spec.models)))

@@ -59,7 +59,7 @@ class Verify(ProjectCommand):
 
             report = verify(
                 project.store,
-                only=_keys(project, names),
+                only=keys_of(project, names),
                 fraction=_fraction(options["sample"]),
                 seed=options["seed"],
                 on_progress=progress,
@@ -89,7 +89,7 @@ class Verify(ProjectCommand):
         return int(not report.is_clean and not options["repair"])
 
 
-def _keys(project: Project, names: Sequence[str]) -> set[Key] | None:
+def keys_of(project: Project, names: Sequence[str]) -> set[Key] | None:
     if not names:
         return None
     wanted = find_targets(project, names)

@@ -6,7 +6,7 @@ dequantize_model, and the LoRA layers of mlx_lm.tuner with their `fuse`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ class AdapterMismatch(BuildError):
     hint = "Was it trained on another model? Correct `base` or `path` in artifacts.toml."
 
 
+Tensors = dict[str, mx.array]
+# What is called in place of a model's `sanitize`: with that, and with the tensors of the checkpoint by name.
+Around = Callable[[Callable[[Tensors], Tensors], Tensors], Tensors]
+
+
 @dataclass(frozen=True)
 class LoadedAdapter:
     """The tensors of an adapter under mlx-lm names (lazy), and the scale of each adapted path."""
@@ -59,11 +64,16 @@ class LoadedAdapter:
 
 
 def load_base(
-    directory: Path, *, dequantize: bool = False, trust_remote_code: bool = False
+    directory: Path,
+    *,
+    dequantize: bool = False,
+    trust_remote_code: bool = False,
+    around: Around | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model with lazy weights, and its config as mlx_lm.utils.load_model returns it.
 
-    Raises ModelUnloadable, RemoteCode, NotDequantizable.
+    `around` is called in place of the model's `sanitize`, with that and the tensors of the checkpoint. It is
+    not called for a model that brings code of its own. Raises ModelUnloadable, RemoteCode, NotDequantizable.
     """
     import_mlx_lm()
     from mlx_lm.utils import dequantize_model, load_config, load_model
@@ -72,7 +82,8 @@ def load_base(
         config = load_config(directory)
         if (code := config.get("model_file")) is not None and not trust_remote_code:
             raise RemoteCode(path=directory, what=code)
-        model, config = load_model(directory, lazy=True, trust_remote_code=trust_remote_code)
+        classes = {} if around is None else {"get_model_classes": _around(around)}
+        model, config = load_model(directory, lazy=True, trust_remote_code=trust_remote_code, **classes)
     except BuildError:
         raise
     except (Exception, SystemExit) as error:  # a model's code may raise anything. mlx_lm.models.olmo exits
@@ -90,6 +101,22 @@ def load_base(
         for name in ("quantization", "quantization_config"):
             config.pop(name, None)
     return model, config
+
+
+def _around(around: Around) -> Callable[[dict[str, Any]], tuple[type, type]]:
+    """As mlx_lm.utils._get_classes, with a model whose `sanitize` is `around` the model's own."""
+    from mlx_lm.utils import _get_classes
+
+    def classes(config: dict[str, Any]) -> tuple[type, type]:
+        model_class, arguments = _get_classes(config)
+
+        class Around(model_class):  # type: ignore[misc, valid-type]
+            def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+                return around(getattr(super(), "sanitize", dict), weights)
+
+        return Around, arguments
+
+    return classes
 
 
 def quantized_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -121,7 +148,7 @@ def lora_layers(model: nn.Module, adapter: LoadedAdapter) -> dict[str, Any]:
         if path not in modules:
             name = f"{path}.{next(iter(parts))}"
             raise AdapterMismatch(adapter=adapter.name, tensor=name, what="matches nothing in the model")
-        layers[path] = _lora_layer(modules[path], path, parts, adapter)
+        layers[path] = lora_layer(modules[path], path, parts, adapter)
     return layers
 
 
@@ -151,7 +178,7 @@ def _check_place(adapter: str, name: str, tensor: mx.array, place: mx.array | No
         )
 
 
-def _lora_layer(module: nn.Module, path: str, parts: Mapping[str, mx.array], adapter: LoadedAdapter) -> Any:
+def lora_layer(module: nn.Module, path: str, parts: Mapping[str, mx.array], adapter: LoadedAdapter) -> Any:
     """The LoRA or DoRA layer around `module`, with the adapter's tensors in it."""
     first = next(iter(parts))
     if missing := set(lora.PAIR) - set(parts):

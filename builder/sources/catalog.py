@@ -173,7 +173,7 @@ class Catalog:
         if key is None:
             return Unknown(NOT_YET)
         base = self._base_that_names(adapter)
-        fact = key if base is None else make_key("adapter-places/1", key, base.weights)
+        fact = key if base is None else make_key("adapter-places/2", key, base.weights)
         known = self.cache.get("adapter", fact)
         if known is None:
             return self.read_adapter(adapter, key, base, fact)
@@ -216,7 +216,7 @@ class Catalog:
         located = self.base_identity(self.spec.bases[adapter.base])
         if key is None or isinstance(located, Unknown):
             return None
-        return make_key("adapter-checked/1", key, located.weights)
+        return make_key("adapter-checked/2", key, located.weights)
 
     def read_adapter(
         self, adapter: Adapter, key: Key, base: BaseFacts | None, fact: Key
@@ -236,7 +236,7 @@ class Catalog:
         facts = AdapterFacts(
             Digest(key),
             {block: Key(digest) for block, digest in slice_digests(info, block_of).items()},
-            frozenset(tensor.path for tensor in info.tensors),
+            frozenset(name.rpartition(".")[0] for tensor in info.tensors for name in tensor.places),
         )
         if self.adapter_key(adapter) != key:  # replaced during the reading, so the facts may mix two adapters
             return Unknown("is being written")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -71,12 +71,40 @@ class Quantizable:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """From which tensors of the checkpoint mlx-lm makes a parameter, and how (`sanitize` of the model).
+
+    sources: their names. A `*` with `count` stands for the numbers 0 to count - 1 (the experts of a layer).
+    same: the parameter has the very values of its only source, maybe under another name.
+    arithmetic: values change. Otherwise they are only moved: split, stacked, transposed.
+    packed: a source holds packed numbers (fp8 ...). Its values exist only after mlx-lm has unpacked them.
+    """
+
+    sources: tuple[str, ...]
+    count: int = 0
+    same: bool = False
+    arithmetic: bool = False
+    packed: bool = False
+
+    def names(self) -> Iterator[str]:
+        """The names of all sources."""
+        for source in self.sources:
+            if "*" in source:
+                yield from (source.replace("*", str(number)) for number in range(self.count))
+            else:
+                yield source
+
+
+@dataclass(frozen=True)
 class Structure:
     """All parameters in the model's own order, the modules that can be quantized, the paths for an adapter.
 
     `default_dtype` is the dtype to which mlx_lm.convert casts unless it is told another (None: no cast).
     `quantized` says that the checkpoint itself holds quantized weights. `recipe_errors` says for each mixed
-    recipe that mlx-lm cannot apply to this model why not.
+    recipe that mlx-lm cannot apply to this model why not. `origins` has every parameter that is not the
+    tensor of the same name, as it is. `dropped` are the tensors that mlx-lm does not load, by the shortest
+    prefixes that name nothing else. `tied` is the path of the embedding that is also the output head, or
+    empty.
     """
 
     model_type: str
@@ -86,6 +114,9 @@ class Structure:
     default_dtype: str | None
     quantized: bool
     recipe_errors: Mapping[str, str]
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    tied: str = ""
 
     @cached_property
     def blocks(self) -> tuple[str, ...]:
@@ -179,6 +210,12 @@ def to_text(structure: Structure) -> str:
             "default_dtype": structure.default_dtype,
             "quantized": structure.quantized,
             "recipe_errors": dict(structure.recipe_errors),
+            "origins": {
+                name: [list(o.sources), o.count, o.same, o.arithmetic, o.packed]
+                for name, o in structure.origins.items()
+            },
+            "dropped": list(structure.dropped),
+            "tied": structure.tied,
         },
         sort_keys=True,
         separators=(",", ":"),
@@ -186,7 +223,10 @@ def to_text(structure: Structure) -> str:
 
 
 def from_text(text: str) -> Structure:
-    """The structure that `to_text` wrote. Raises ValueError, KeyError or TypeError for other text."""
+    """The structure that `to_text` wrote. Raises ValueError, KeyError or TypeError for other text.
+
+    Text of a version that did not know `origins` is other text: the base is inspected again.
+    """
     data = json.loads(text)
     return Structure(
         model_type=data["model_type"],
@@ -202,4 +242,7 @@ def from_text(text: str) -> Structure:
         default_dtype=data["default_dtype"],
         quantized=data["quantized"],
         recipe_errors=data["recipe_errors"],
+        origins={name: Origin(tuple(sources), *rest) for name, (sources, *rest) in data["origins"].items()},
+        dropped=tuple(data["dropped"]),
+        tied=data["tied"],
     )

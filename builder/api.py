@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from builder.plan.types import TargetPlan
     from builder.project.forecast import Forecast
     from builder.project.status import Status
-    from builder.store.care.gc import GcPlan
+    from builder.store.care.policy import GcPlan
     from builder.store.care.verify import Report
 
 
@@ -214,7 +214,8 @@ class Project:
         `grace`, `keep_days`, `max_bytes` and `results` mean what the options of `builder gc` mean.
         """
         from builder.project.roots import fingerprint, gc_plan, register
-        from builder.store.care.gc import Policy, apply_gc
+        from builder.store.care.gc import apply_gc
+        from builder.store.care.policy import Policy
 
         self._project.forget_plan()
         with _shown(None) as tell:

@@ -15,7 +15,7 @@ from builder.plan.planning import shard_name
 from builder.plan.types import CONFIG, TargetPlan
 from builder.project.project import Project
 from builder.project.toolchain import made_by, now
-from builder.sources.base import INDEX
+from builder.sources.contents import INDEX
 from builder.spec.types import Quantization
 from builder.store import blobs
 from builder.store.types import FileEntry, Manifest

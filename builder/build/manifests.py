@@ -11,7 +11,7 @@ from builder.plan.changes import inputs_of, settings_of
 from builder.plan.types import CONFIG, TargetPlan
 from builder.project.state import usable_record
 from builder.project.toolchain import made_by, now
-from builder.sources import base as bases
+from builder.sources.contents import INDEX
 from builder.store import blobs
 from builder.store.layout import Store
 from builder.store.types import Blob, FileEntry, Manifest
@@ -32,7 +32,7 @@ def manifest_of(store: Store, target: TargetPlan, made: int) -> Manifest:
             for action in target.actions
         ),
         FileEntry(CONFIG, _blob(store, target, target.config, CONFIG)),
-        FileEntry(bases.INDEX, blobs.ingest(store, [index_bytes(target)])),
+        FileEntry(INDEX, blobs.ingest(store, [index_bytes(target)])),
         *target.base.aux,
     ]
     return Manifest(

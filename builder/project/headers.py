@@ -18,6 +18,7 @@ from builder.plan.planning import make_plan
 from builder.plan.types import Sources, TargetPlan
 from builder.project.project import Project
 from builder.sources import base as bases
+from builder.sources import contents
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Unknown
 from builder.sources.gguf.header import read_gguf_header
 from builder.sources.gguf.location import resolve_gguf
@@ -57,7 +58,7 @@ def base_from_headers(project: Project, base: Base) -> BaseFacts | None:
         if directory is None:
             return None
         files = bases.list_files(base, directory)
-        config = json.loads((directory / bases.CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((directory / contents.CONFIG).read_text(encoding="utf-8"))
         shards = [path for path in files.weights if path.suffix == ".safetensors"]
         tensors = [
             TensorSpec(tensor.name, tensor.dtype, tensor.shape)

@@ -15,7 +15,7 @@ from builder.plan.types import CONFIG, Action, TargetPlan
 from builder.project.project import Project
 from builder.project.roots import freeable
 from builder.project.state import target_state
-from builder.sources.base import INDEX
+from builder.sources.contents import INDEX
 from builder.store import views
 from builder.store.disk import capability
 from builder.store.layout import Store

@@ -8,6 +8,7 @@ files count nowhere: macOS leaves `._tokenizer.json` and the like on exFAT and n
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,21 @@ from pathlib import Path
 from builder.errors import SourceInvalid, SourceMissing
 from builder.keys import Digest, Key, digest_bytes, make_key
 from builder.sources import hub
+from builder.sources.contents import (
+    CONFIG,
+    INDEX,
+    TEMPLATES,
+    TOKENIZER_CONFIG,
+    is_copied,
+    is_shard,
+    is_template,
+    makes_tokens,
+)
 from builder.sources.facts import BaseIdentity
 from builder.spec.types import Base, HfSource, PathSource
 from builder.store.disk.names import is_hidden
 from builder.store.types import FileEntry
 
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 # Keys of config.json that no model of mlx-lm reads (a test looks through all of them): editing them changes
 # no weight.
 IGNORED = frozenset(
@@ -40,13 +48,7 @@ IGNORED = frozenset(
         "router_aux_loss_coef", "output_router_logits", "unsloth_version", "unsloth_fixed",
     }
 )  # fmt: skip
-_VOCABULARY = frozenset(
-    {"tokenizer.json", "tokenizer.model", "tiktoken.model", "merges.txt", "vocab.txt", "vocab.json"}
-    | {"added_tokens.json", "special_tokens_map.json"}
-)
-_COPIED_NAMES = frozenset({"tokenizer.model", "tiktoken.model", "merges.txt", "vocab.txt"})
-_COPIED_SUFFIXES = (".json", ".jinja", ".tiktoken", ".py")
-_NOT_COPIED = frozenset({CONFIG, INDEX, "artifact.toml", "hf_quant_config.json"})
+QUANTIZED_ELSEWHERE = "hf_quant_config.json"  # ModelOpt's quantization_config, which mlx-lm reads
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -61,9 +63,13 @@ class BaseFiles:
     weights: tuple[Path, ...]
     copied: tuple[Path, ...]
 
+    def name(self, path: Path) -> str:
+        """The name of a file in the folder of the base, and of its copy in the folder of a target."""
+        return path.relative_to(self.directory).as_posix()
+
 
 def locate(base: Base) -> Path | None:
-    """The directory of a `path` or `hf` base, or None if a repository is not in the local cache yet.
+    """The directory of a `path` or `hf` base. None for a repository that is not whole in the local cache.
 
     Raises SourceMissing for a path that does not exist.
     """
@@ -88,7 +94,7 @@ def list_files(base: Base, directory: Path) -> BaseFiles:
     names = sorted(e.name for e in directory.iterdir() if e.is_file() and not is_hidden(e.name))
     if CONFIG not in names:
         raise SourceInvalid(table=table, path=directory, what="holds no config.json")
-    shards = [name for name in names if name.startswith("model") and name.endswith(".safetensors")]
+    shards = [name for name in names if is_shard(name)]
     if not shards:
         pickled = [name for name in names if name.endswith(_PICKLES)]
         what = f"holds {pickled[0]} but no model*.safetensors" if pickled else "holds no model*.safetensors"
@@ -97,23 +103,30 @@ def list_files(base: Base, directory: Path) -> BaseFiles:
     if INDEX in names:
         _check_index(table, directory, set(shards))
     code = [name for name in names if name.endswith(".py")] if base.trust_remote_code else []
-    weights = [CONFIG, *(n for n in names if n == "hf_quant_config.json"), *code, *shards]
-    copied = [
-        name
-        for name in names
-        if name not in _NOT_COPIED and (name in _COPIED_NAMES or name.endswith(_COPIED_SUFFIXES))
-    ]
+    weights = [CONFIG, *(n for n in names if n == QUANTIZED_ELSEWHERE), *code, *shards]
+    copied = [name for name in (*names, *_templates(directory)) if is_copied(name)]
     return BaseFiles(
         directory, tuple(directory / name for name in weights), tuple(directory / name for name in copied)
     )
 
 
+def _templates(directory: Path) -> list[str]:
+    """The chat templates besides the first one, by their names in the folder."""
+    folder = directory / TEMPLATES
+    if not folder.is_dir():
+        return []
+    return sorted(f"{TEMPLATES}/{entry.name}" for entry in folder.iterdir() if entry.is_file())
+
+
 def _check_index(table: str, directory: Path, shards: set[str]) -> None:
     path = directory / INDEX
     try:
-        named = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        named = {
+            _text(value) for value in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SourceInvalid(table=table, path=path, what=f"is not an index of shards ({error})") from error
+        what = f"is not an index of shards ({str(error)[:80]})"
+        raise SourceInvalid(table=table, path=path, what=what) from error
     if missing := sorted(named - shards):
         raise SourceInvalid(table=table, path=directory, what=f"lacks {missing[0]}, which {INDEX} names")
     if stale := sorted(shards - named):
@@ -123,6 +136,12 @@ def _check_index(table: str, directory: Path, shards: set[str]) -> None:
             what=f"holds {stale[0]}, which {INDEX} does not name",
             hint="mlx-lm would load it too. Remove this old shard.",
         )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"weight_map holds {reprlib.repr(value)} where the name of a file must be")
+    return value
 
 
 def identity_of(
@@ -145,12 +164,12 @@ def identity_of(
     words, prompts = [], []
     for entry in copied:
         name, digest = entry.name, entry.blob.digest
-        if name in _VOCABULARY or name.endswith((".tiktoken", ".py")):
+        if makes_tokens(name):
             words.append([name, digest])
         elif name == TOKENIZER_CONFIG:
             words.append([name, _without(_read(read, name, digest), frozenset({"chat_template"}))])
             prompts.append([name, digest])
-        elif name.endswith(".jinja") or name == "chat_template.json":
+        elif is_template(name):
             prompts.append([name, digest])
     return BaseIdentity(
         weights=Digest(make_key("base/2", sorted(by_name.items()), settings, dequantize)),

@@ -14,6 +14,7 @@ from pathlib import Path
 from builder.errors import BuildError, SourceChanged, SourceError, SourceMissing
 from builder.keys import Digest, Key, make_key
 from builder.sources import base as bases
+from builder.sources.contents import CONFIG, INDEX
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
 from builder.sources.gguf.location import IMPORTER, resolve_gguf
 from builder.spec.types import Adapter, Base, GgufSource, Spec, Variant
@@ -65,7 +66,7 @@ class Catalog:
             return Unknown(NOT_YET)
         try:
             entries = [
-                FileEntry(path.name, Blob(digest, path.stat().st_size))
+                FileEntry(files.name(path), Blob(digest, path.stat().st_size))
                 for path, (_, digest) in zip(files.copied, copied, strict=True)
             ]
             return self._identity(base, weights, entries, lambda name: (directory / name).read_bytes(), None)
@@ -75,10 +76,8 @@ class Catalog:
     def imported_identity(self, base: Base, manifest: Manifest) -> BaseIdentity:
         """As `base_identity`, from the manifest of an import: nothing is hashed again."""
         blob_of = {entry.name: entry.blob for entry in manifest.files}
-        weights = [
-            (n, b.digest) for n, b in blob_of.items() if n == bases.CONFIG or n.endswith(".safetensors")
-        ]
-        outer = {name for name, _ in weights} | {bases.INDEX}
+        weights = [(n, b.digest) for n, b in blob_of.items() if n == CONFIG or n.endswith(".safetensors")]
+        outer = {name for name, _ in weights} | {INDEX}
         copied = [entry for entry in manifest.files if entry.name not in outer]
         return self._identity(
             base, weights, copied, lambda name: blobs.read(self.store, blob_of[name]), manifest.key
@@ -95,7 +94,7 @@ class Catalog:
         """Remembered by the digests of the files: two small ones are parsed for it."""
         listed = [[entry.name, entry.blob.digest, entry.blob.size] for entry in copied]
         how = [base.dequantize, base.trust_remote_code, imported]
-        key = make_key("identity/1", sorted(weights), listed, how)
+        key = make_key("identity/2", sorted(weights), listed, how)
         if known := self.cache.get("identity", key):
             digests = [Digest(text) if text else None for text in json.loads(known)]
             first, config, words, prompts, former = digests

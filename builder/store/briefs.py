@@ -99,7 +99,7 @@ class Seen:
             if place is None or place[0] != size:
                 return False
             inode = inodes.pop(name, None)
-            if inode is None:
+            if inode is None and "/" not in name:
                 return False
             linked = inode == place[2] and device == place[1]
             if not linked and not _sound(f"{folder}/{name}", digest, size):

@@ -89,3 +89,9 @@ def homes(store: Store) -> tuple[Store, ...]:
 def is_plain(name: str) -> bool:
     """Whether a name is one path component that the store may use: not empty, not hidden."""
     return bool(name) and not is_hidden(name) and "/" not in name and "\0" not in name
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file of a view may have this name: a plain name, or a plain name in one plain folder."""
+    folder, slash, file = name.rpartition("/")
+    return is_plain(file) and (not slash or is_plain(folder))

@@ -18,7 +18,7 @@ from builder.store import blobs, records, seals, tmp
 from builder.store.disk import capability, durable, swap
 from builder.store.disk.identity import Identity, identity_of
 from builder.store.disk.names import alike, is_hidden
-from builder.store.layout import Store, is_plain
+from builder.store.layout import Store, is_file_name
 from builder.store.types import Blob, Manifest, manifest_to_text
 
 MANIFEST = "artifact.toml"
@@ -39,7 +39,7 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "", 
     """
     refuse_foreign(folder)
     for entry in manifest.files:
-        if not is_plain(entry.name) or entry.name == MANIFEST:
+        if not is_file_name(entry.name) or entry.name.partition("/")[0] == MANIFEST:
             raise StoreError(path=folder, what=f"{entry.name!r} cannot be the name of a file in a view")
         if not blobs.has(store, entry.blob):
             place = blobs.path(store, entry.blob.digest)
@@ -47,6 +47,9 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "", 
     check_names(store, folder, (entry.name for entry in manifest.files))
     with durable.explained(folder), tmp.new_folder(store) as staged:
         put = _Placer(store)
+        inner = sorted({entry.name.rpartition("/")[0] for entry in manifest.files} - {""})
+        for name in inner:
+            (staged / name).mkdir()
         for entry in manifest.files:
             put(entry.blob, staged / entry.name)
         if card and not (staged / CARD).exists():
@@ -54,8 +57,9 @@ def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "", 
         if name:
             _write(staged / NAME, seals.sealed(f"{name}\n"))
         _write(staged / MANIFEST, _text_of(store, manifest))
-        durable.set_mode(staged, 0o755)
-        durable.sync_folder(staged)  # in full: the files before it asked for the order only
+        for place in (*(staged / name for name in inner), staged):
+            durable.set_mode(place, 0o755)
+            durable.sync_folder(place, order_only=place != staged)  # the last in full, for all before it
         durable.make_folder(folder.parent)
         swap.into_place(staged, folder, tmp.new_name(store))
         if os.path.lexists(staged) and not is_view(staged):  # put there since we looked

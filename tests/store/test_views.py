@@ -140,7 +140,26 @@ def test_notes_that_no_loader_takes_do_not_make_a_view_stale(store: Store) -> No
     assert views.is_current(store, folder, manifest)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/x", "../x", "a\0b", views.MANIFEST])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "/etc/x",
+        "../x",
+        "a/..",
+        "./x",
+        "a/b/c",
+        "a//b",
+        "a/",
+        "a/.b",
+        ".a/b",
+        "a\0b",
+        views.MANIFEST,
+        f"{views.MANIFEST}/x",
+    ],
+)
 def test_a_file_name_that_is_not_plain_is_refused(store: Store, name: str) -> None:
     blob = blobs.ingest(store, [b"x"])
     manifest = Manifest(make_key("v"), "target", "m", "", (FileEntry(name, blob),))

@@ -205,11 +205,9 @@ def _strangers(store: Store, places: Iterable[_Place], everything: bool) -> Iter
         known = records.manifest_bytes(store, place.manifest.key)
         if own is not None and known is not None and seals.sealed(own) != known and seals.unsealed(known):
             yield found(Kind.OUTDATED, place.folder / views.MANIFEST)
-        names = {entry.name for entry in place.manifest.files} | {views.MANIFEST, views.CARD}
         with suppress(FileNotFoundError):  # replaced or taken away meanwhile
-            for path in sorted(place.folder.iterdir()):
-                if path.name not in names and not is_hidden(path.name):
-                    yield found(Kind.FOREIGN, path)
+            for path in _strange_files(place):
+                yield found(Kind.FOREIGN, path)
     if everything and store.blobs.is_dir():
         for path in sorted(store.blobs.rglob("*")):
             in_place = len(path.parent.name) == 2 and path.name.startswith(path.parent.name)
@@ -223,6 +221,17 @@ def _strangers(store: Store, places: Iterable[_Place], everything: bool) -> Iter
                 yield found(Kind.FOREIGN, path)
             elif mode & 0o222 and capability.keeps_modes(store.tmp):
                 yield found(Kind.WRITABLE, path)
+
+
+def _strange_files(place: _Place) -> Iterator[Path]:
+    """What lies in a view, or in a folder of a view, and is no part of the view."""
+    names = {entry.name for entry in place.manifest.files} | {views.MANIFEST, views.CARD}
+    inner = {name.rpartition("/")[0] for name in names} - {""}
+    for folder in ("", *sorted(inner)):
+        for path in sorted((place.folder / folder).iterdir()):
+            name = path.relative_to(place.folder).as_posix()
+            if name not in names | inner and not is_hidden(path.name):
+                yield path
 
 
 def _hash_all(

@@ -60,7 +60,7 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def canvas(width: float = 6.4, height: float = 3.6, font: float = 9) -> tuple[Any, Axes]:
+def canvas(width: float = 5.2, height: float = 3.2, font: float = 10) -> tuple[Any, Axes]:
     """An empty figure with one pair of axes. Width and height are in inches of 72 points."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def canvas(width: float = 6.4, height: float = 3.6, font: float = 9) -> tuple[An
     return figure, axes
 
 
-def svg_of(figure: Any, name: str, title: str, scale: float = 1.4) -> str:
+def svg_of(figure: Any, name: str, title: str, scale: float = 1.6) -> str:
     """A figure as SVG text. `name` begins all ids, which must differ within a page."""
     from matplotlib import rc_context
 

@@ -88,12 +88,12 @@ def _line(axes: Axes, at: int, x: Sequence[int], y: Sequence[float], *, size: fl
 def _ends(figure: Any, axes: Axes, names: Sequence[str], ends: Sequence[tuple[int, float]]) -> None:
     """Writes the names of the lines at their ends, so that no name covers another name."""
     width = 72 * figure.get_figwidth() - 50  # of the axes, nearly
-    room = (12 + 0.62 * 8 * max(map(len, names))) / width
+    room = (12 + 0.62 * 9 * max(map(len, names))) / width
     span = max(x for x, _ in ends)
     axes.set_xlim(-0.04 * span, span + span * room / (1 - room))
     figure.draw_without_rendering()  # settles where everything stands
     points = [axes.transData.transform(end) for end in ends]
-    heights = apart([float(y) for _, y in points], 10)
+    heights = apart([float(y) for _, y in points], 11)
     for name, (x, y), height in zip(names, points, heights, strict=True):
         axes.annotate(
             name,
@@ -102,16 +102,16 @@ def _ends(figure: Any, axes: Axes, names: Sequence[str], ends: Sequence[tuple[in
             xycoords="figure pixels",
             textcoords="figure pixels",
             va="center",
-            fontsize=8,
+            fontsize=9,
             color=INK,
         ).set_in_layout(False)
 
 
 def _ticks(axes: Axes, blocks: Sequence[str]) -> None:
     """Labels as many blocks as fit. An outer block has no number, and gets its first letters."""
-    step = -(-len(blocks) // 16)
+    step = -(-len(blocks) // 10)
     at = range(0, len(blocks), step)
-    axes.set_xticks(at, [_short(blocks[i])[:5] for i in at], fontsize=8)
+    axes.set_xticks(at, [_short(blocks[i])[:5] for i in at], fontsize=9)
 
 
 def _kl(model: ModelReport) -> Plot | None:
@@ -127,7 +127,7 @@ def _kl(model: ModelReport) -> Plot | None:
         _point(axes, row, at, metric)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_yticks(range(len(rows)), [row.variant for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [row.variant for row in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("KL, nats per token")
     axes.margins(x=0.1)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from builder.evaluate.comparison import Difference
+from builder.evaluate.results import MOST_SAMPLES
 from builder.evaluate.statistics import Figure
 from builder.report.document import as_json
 from builder.report.facts import Compared, ModelReport, Provenance, Row
@@ -70,6 +71,36 @@ def test_the_page_says_what_was_measured(measured: Sandbox) -> None:
     assert key is not None
     assert key[1][:12] in page
     assert "store/report/index.html" in ran.out.splitlines()
+
+
+def test_sample_answers_stand_beside_the_right_ones(measured: Sandbox) -> None:
+    """The suite "said" generates. Its first answers are kept, those of other suites are not."""
+    rows = json.loads(measured.doit("report", "--json").out)["models"][0]["rows"]
+    kept = next(row for row in rows if row["variant"] == "4bit")["samples"]
+    assert list(kept) == ["said"]
+    assert 0 < len(kept["said"]) <= MOST_SAMPLES
+    first = json.loads((measured.root / "rows.jsonl").read_text().splitlines()[0])["messages"]
+    assert kept["said"][0]["question"] == first[-2]["content"]
+    assert kept["said"][0]["expected"] == first[-1]["content"]
+    page = (measured.root / "store/report/index.html").read_text()
+    assert "Sample answers" in page
+
+
+def test_the_headline_names_production(measured: Sandbox, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(measured.root, copy, symlinks=True)
+    box = Sandbox(copy)
+    box.edit('">= 0.9"', '">= 0"')
+    box.toml.write_text(box.toml.read_text() + '\n[release]\nproduction = "m_5bit"\n')
+    before = json.loads(box.doit("report", "--json").out)["models"][0]
+    assert before["production"] == {"target": None, "is_current": False}
+    assert before["headline"].endswith("; production is not released yet")
+    assert box.doit("release:production").code == 0
+    model, plain = json.loads(box.doit("report", "--json").out)["models"]
+    assert model["chosen"] == "m_4bit"
+    assert re.fullmatch(r"4bit is the smallest that passes: .*; production is 5bit", model["headline"])
+    assert plain["production"] is None
+    assert "production is 5bit." in box.doit("report").out
 
 
 def test_the_page_needs_nothing_from_elsewhere(measured: Sandbox) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
 from builder.console.tables import print_table
-from builder.console.words import count, duration, size_text
+from builder.console.words import count, duration, listed, size_text
 from builder.plan.types import TargetPlan
 from builder.project.forecast import Forecast, forecast
 from builder.project.project import Project
@@ -100,9 +100,10 @@ def show(made: Forecast) -> None:
         )
     if made.relink:
         print(f"make the view again, no bytes written: {', '.join(made.relink)}")
-    for reason, targets in _by_reason(made.prepare).items():
-        print(f"{reason}: a run does that first ({', '.join(targets)})")
     guessed = [one.model for one in made.passes if one.estimated]
+    for reason, targets in _by_reason(made.prepare).items():
+        more = "" if guessed else ", then more can be said"
+        print(f"{reason}: a run does that first{more} ({listed(targets, 'and')})")
     if guessed:
         writes = f" An import writes {size_text(made.imports)}." if made.imports else ""
         print(f"The numbers of {', '.join(guessed)} are estimates from the headers of the files.{writes}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from builder.errors import BuildError
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
+from builder.project.toolchain import version_of
 from builder.sources.facts import Unknown
 from builder.spec.types import Adapter, Base, Variant
 from builder.tasks.uptodate import Selection
@@ -15,6 +18,16 @@ UNREGISTERED = (
     "each target is a pass of its own: doit uses a reporter that is not builder's, and does not know"
     " builder's `run` command. `builder init` prints the lines that teach it."
 )
+
+
+def without_kernels() -> str:
+    """Names the extra whose kernels are missing here. Empty where they are there, and where a GPU computes."""
+    if not sys.platform.startswith("linux") or find_spec("numba"):
+        return ""
+    cuda = any(version_of(f"mlx-cuda-{number}") != "-" for number in (12, 13))
+    return (
+        "" if cuda else 'the extra "cpu" is not installed: without its kernels quantizing takes twice as long'
+    )
 
 
 @dataclass
@@ -101,6 +114,8 @@ class BuildTarget(Step):
         with showing() as emit:
             if not self.selection.targets:
                 emit(Note(UNREGISTERED))
+            if hint := without_kernels():
+                emit(Note(hint))
             results = deliver(self.project, self.name, self.selection.targets, self.selection.named, emit)
         if prints_answers():
             print_built(results)

@@ -75,7 +75,8 @@ def code(folder: Path) -> None:
 
 CONFIG = frozenset({"config", "measured", "key"})  # config.json of the target, and no weight
 CASES: dict[str, tuple[Change, frozenset[str]]] = {
-    "a stray json": (write("base/trainer_state.json", "{}"), frozenset({"key"})),
+    "a stray json": (write("base/notes.json", "{}"), frozenset({"key"})),
+    "what training left": (write("base/trainer_state.json", "{}"), frozenset()),
     "a chat template": (write("base/chat_template.jinja", "{{ x }}"), frozenset({"measured", "key"})),
     "a template in the tokenizer's config": (
         write("base/tokenizer_config.json", '{"chat_template": "x"}'),

@@ -109,9 +109,7 @@ def _finish(
     return manifest
 
 
-def _assemble(
-    project: Project, plan: TargetPlan, source: TargetPlan, step: Manifest, emit: Emit
-) -> Manifest:
+def _assemble(project: Project, plan: TargetPlan, source: TargetPlan, step: Manifest, emit: Emit) -> Manifest:
     """config.json and the target's manifest, from what the step made and what the base brings."""
     store = project.store
     if usable_record(store, plan.config) is None and usable_record(store, source.config) is None:

@@ -1,7 +1,7 @@
-"""The state machine of tests/soak/machine.py, for a number of steps; and that it finds faults that are put back.
+"""The state machine of tests/soak/machine.py, for a number of steps. It finds faults that are put back.
 
-MODELKILN_STEPS: how many steps. MODELKILN_SEED repeats a run. MODELKILN_SHRINK=0 shows a failure at once, and not
-its shortest form some minutes later.
+MODELKILN_STEPS: how many steps. MODELKILN_SEED repeats a run. MODELKILN_SHRINK=0 shows a failure at once, and
+not its shortest form some minutes later.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from builder.project import watch
 from builder.project.project import Project
 from builder.store import blobs, records, views
 from builder.store.care import drop
+from builder.store.types import Manifest
 from tests.soak.machine import Person
 from tests.soak.person import quick
 from tests.soak.world import Fresh, make_pool
@@ -120,7 +121,11 @@ def text_by_digest_alone(patch: pytest.MonkeyPatch) -> None:
 
 def a_view_of_its_key(patch: pytest.MonkeyPatch) -> None:
     """A view was what it said in its first lines."""
-    patch.setattr(views, "is_current", lambda _, folder, manifest: views.current_key(folder) == manifest.key)
+
+    def is_current(_: object, folder: Path, manifest: Manifest) -> bool:
+        return views.current_key(folder) == manifest.key
+
+    patch.setattr(views, "is_current", is_current)
 
 
 def a_blob_of_its_name(patch: pytest.MonkeyPatch) -> None:

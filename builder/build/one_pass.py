@@ -155,6 +155,13 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     return Stream(model, config, requests, adapter, configs=configs, survival=project.spec.build.survival)
 
 
+def make_config(project: Project, target: TargetPlan, emit: Emit) -> None:
+    """config.json alone of a target: no block is read for it."""
+    with unchanged(project, target) as check:
+        stream = open_stream(project, [target], [target])
+        _make_config(project.store, target, stream, check, emit)
+
+
 def _make_config(
     store: Store, target: TargetPlan, stream: Stream, check: Callable[[], None], emit: Emit
 ) -> None:

@@ -10,14 +10,15 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.engine.arrays import dtype_code
-from builder.engine.loading import adaptable_paths, load_base, one_line, quantized_modules
+from builder.engine.loading import adaptable_paths, load, one_line, quantized_modules
 from builder.spec.types import DTYPES, RECIPES, Quantization
 from builder.weights.structure import Parameter, Quantizable, Structure, TensorSpec
 
 
 def inspect(directory: Path, *, dequantize: bool = False, trust_remote_code: bool = False) -> Structure:
-    """The structure of the model in `directory`. Raises what `load_base` raises."""
-    model, config = load_base(directory, dequantize=dequantize, trust_remote_code=trust_remote_code)
+    """The structure of the model in `directory`. Raises what `load` raises."""
+    loaded = load(directory, dequantize=dequantize, trust_remote_code=trust_remote_code)
+    model, config = loaded.model, loaded.config
     castable = getattr(model, "cast_predicate", lambda _: True)
     parameters = tuple(
         Parameter(TensorSpec(name, dtype_code(value), tuple(value.shape)), bool(castable(name)))
@@ -32,6 +33,7 @@ def inspect(directory: Path, *, dequantize: bool = False, trust_remote_code: boo
         default_dtype=default_dtype(config),
         quantized=bool(quantized_modules(model)),
         recipe_errors=errors,
+        repairs=loaded.repairs,
     )
 
 

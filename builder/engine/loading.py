@@ -6,16 +6,19 @@ dequantize_model, and the LoRA layers of mlx_lm.tuner with their `fuse`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from builder.engine.checkpoint import ForeignQuantization, Reading, in_numbers, reading_of
 from builder.engine.lean import import_mlx_lm
+from builder.engine.rope import readable
 from builder.errors import BuildError
 from builder.weights import lora
 
@@ -58,24 +61,48 @@ class LoadedAdapter:
     scales: Mapping[str, float]
 
 
+class Loaded(NamedTuple):
+    """A model with lazy weights, and its config as mlx_lm.utils.load_model returns it.
+
+    `repairs` says, by the name of a setting, what was done otherwise than by mlx-lm, which would misread it.
+    """
+
+    model: nn.Module
+    config: dict[str, Any]
+    repairs: Mapping[str, str]
+
+
 def load_base(
     directory: Path, *, dequantize: bool = False, trust_remote_code: bool = False
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with lazy weights, and its config as mlx_lm.utils.load_model returns it.
+    """The model with lazy weights, and its config. Raises what `load` raises."""
+    loaded = load(directory, dequantize=dequantize, trust_remote_code=trust_remote_code)
+    return loaded.model, loaded.config
 
-    Raises ModelUnloadable, RemoteCode, NotDequantizable.
+
+def load(directory: Path, *, dequantize: bool = False, trust_remote_code: bool = False) -> Loaded:
+    """The model in a directory, with what mlx-lm would misread put right.
+
+    Raises ModelUnloadable, RemoteCode, NotDequantizable, ForeignQuantization, UnreadSettings.
     """
     import_mlx_lm()
-    from mlx_lm.utils import dequantize_model, load_config, load_model
+    from mlx_lm.utils import dequantize_model
 
+    reading = Reading()
     try:
         config = load_config(directory)
         if (code := config.get("model_file")) is not None and not trust_remote_code:
             raise RemoteCode(path=directory, what=code)
-        model, config = load_model(directory, lazy=True, trust_remote_code=trust_remote_code)
+        reading = reading_of(directory, config)
+        model, config, repairs = _load(directory, config, reading, trust_remote_code)
     except BuildError:
         raise
     except (Exception, SystemExit) as error:  # a model's code may raise anything. mlx_lm.models.olmo exits
+        if (method := reading.method) is not None:
+            what = f": {one_line(error)}"
+            raise ForeignQuantization(
+                path=directory, method=method.method, key=method.key, what=what
+            ) from error
         raise ModelUnloadable(path=directory, what=one_line(error)) from error
     if dequantize:
         packed = quantized_modules(model)
@@ -89,7 +116,53 @@ def load_base(
             raise NotDequantizable(path=directory, what=path, kind=type(left[path]).__name__)
         for name in ("quantization", "quantization_config"):
             config.pop(name, None)
-    return model, config
+    return Loaded(model, config, repairs)
+
+
+def load_config(directory: Path) -> dict[str, Any]:
+    """What mlx_lm.utils.load_config makes of config.json. Raises ValueError if it is not a JSON object."""
+    from mlx_lm.utils import load_config as load
+
+    config: object = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("config.json is not a JSON object")
+    return dict(load(directory))
+
+
+def _load(
+    directory: Path, config: dict[str, Any], reading: Reading, trusted: bool
+) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
+    """load_model with the settings and the FP8 weights put right."""
+    from mlx_lm.utils import _get_classes, load_model
+
+    settings, repairs = dict(reading.settings), dict(reading.repairs)
+    if "model_file" not in config:
+        found, said = readable(directory, {**config, **settings}, lambda given: _get_classes(config=given))
+        settings, repairs = settings | found, repairs | said
+
+    def classes(config: dict[str, Any]) -> tuple[Any, Any]:
+        model_class, args_class = _get_classes(config=config)
+        return (_with_numbers(model_class, reading) if reading.scaled else model_class), args_class
+
+    model, config = load_model(
+        directory, lazy=True, model_config=settings, get_model_classes=classes, trust_remote_code=trusted
+    )
+    if reading.scaled:
+        del model.sanitize
+    if reading.drop:
+        config.pop("quantization_config", None)
+    return model, config, repairs
+
+
+def _with_numbers(model_class: Any, reading: Reading) -> Callable[[Any], nn.Module]:
+    """Makes the model, with a `sanitize` that knows the FP8 weights of this checkpoint."""
+
+    def make(arguments: Any) -> nn.Module:
+        model: nn.Module = model_class(arguments)
+        model.sanitize = in_numbers(reading, getattr(model, "sanitize", None))
+        return model
+
+    return make
 
 
 def quantized_modules(model: nn.Module) -> dict[str, nn.Module]:

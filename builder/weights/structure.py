@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -76,7 +76,8 @@ class Structure:
 
     `default_dtype` is the dtype to which mlx_lm.convert casts unless it is told another (None: no cast).
     `quantized` says that the checkpoint itself holds quantized weights. `recipe_errors` says for each mixed
-    recipe that mlx-lm cannot apply to this model why not.
+    recipe that mlx-lm cannot apply to this model why not. `repairs` says by name what mlx-lm would misread of
+    the checkpoint, and what is done about it.
     """
 
     model_type: str
@@ -86,6 +87,7 @@ class Structure:
     default_dtype: str | None
     quantized: bool
     recipe_errors: Mapping[str, str]
+    repairs: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def blocks(self) -> tuple[str, ...]:
@@ -179,6 +181,7 @@ def to_text(structure: Structure) -> str:
             "default_dtype": structure.default_dtype,
             "quantized": structure.quantized,
             "recipe_errors": dict(structure.recipe_errors),
+            "repairs": dict(structure.repairs),
         },
         sort_keys=True,
         separators=(",", ":"),
@@ -202,4 +205,5 @@ def from_text(text: str) -> Structure:
         default_dtype=data["default_dtype"],
         quantized=data["quantized"],
         recipe_errors=data["recipe_errors"],
+        repairs=data["repairs"],
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -90,8 +91,9 @@ def _older_names(
     path: Path, place: Settings, within: Callable[[Settings], Settings], probe: _Probe
 ) -> Settings:
     """What must be said under older names, for the settings of one place."""
-    tried = _probed(place)
-    for names in (_translated(place), _without_scaling(_translated(place)), {}):
+    names = _translated(place)
+    ways = product((_more_layers(place), place), (names, _without_scaling(names), {}))
+    for tried, names in ways:
         wanted = probe(within({**tried, **names}))
         if wanted is not None:
             break
@@ -107,8 +109,8 @@ def _older_names(
     return needed
 
 
-def _probed(place: Settings) -> Settings:
-    """The settings with so many layers that each kind of layer occurs, where the number decides about kinds."""
+def _more_layers(place: Settings) -> Settings:
+    """The settings with enough layers for each kind of layer, where the number decides about kinds."""
     layers = place.get("num_hidden_layers")
     if place.get("layer_types") or not isinstance(layers, int):
         return place

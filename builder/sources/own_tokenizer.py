@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 from builder.errors import SourceError, SourceInvalid
-from builder.keys import make_key
+from builder.keys import Digest, make_key
 from builder.sources import base as bases
 from builder.sources import tokenizers
 from builder.sources.facts import BaseIdentity, OwnTokenizer, Unknown
-from builder.spec.types import Adapter
+from builder.spec.types import Adapter, Base, Spec
+from builder.store.statcache import StatCache
 from builder.store.types import Blob, FileEntry
 
-if TYPE_CHECKING:
-    from builder.sources.catalog import Catalog
-
 _KIND = "own-tokenizer"
+
+
+class Catalog(Protocol):
+    """What this module uses of builder.sources.catalog.Catalog."""
+
+    spec: Spec
+    cache: StatCache
+
+    def known_digest(self, path: Path) -> Digest | None: ...
+
+    def digest(self, path: Path) -> Digest: ...
+
+    def base_identity(self, base: Base) -> BaseIdentity | Unknown: ...
+
+    def copied_file(self, base: Base, entry: FileEntry) -> bytes: ...
 
 
 def own_entries(catalog: Catalog, adapter: Adapter) -> tuple[FileEntry, ...]:

@@ -6,15 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from builder.api import Project
+    from builder.console.events import silent
+    from builder.errors import BuildError
+    from builder.project.opened import NotBuilt
 
 __version__ = "0.1.0"
-__all__ = ["Project", "__version__"]
+__all__ = ["BuildError", "NotBuilt", "Project", "__version__", "silent"]
+
+_PLACES = {
+    "Project": "builder.api",
+    "BuildError": "builder.errors",
+    "NotBuilt": "builder.project.opened",
+    "silent": "builder.console.events",
+}
 
 
 def __getattr__(name: str) -> Any:
     """`from builder import Project` loads what it needs; importing a module of the package does not."""
-    if name == "Project":
-        from builder.api import Project
+    if name in _PLACES:
+        from importlib import import_module
 
-        return Project
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,10 +23,10 @@ built twice in {variants}: once by this project, block by block, and once by `ml
 `tests/engine/test_architectures.py`. This page is written by `python -m tests.architecture_table`.
 
 `tests/engine/test_architectures_adapted.py` compares the same models with DoRA, with a full fine-tune, and
-with a LoRA on a dequantized base. It leaves out the few that are marked below, and llama-biased. mlx-lm cannot
-dequantize the latent attention of deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa, kimi_k25,
-kimi_k3, kimi_linear, kimi_vl, longcat_flash, longcat_flash_ngram and mistral4. This project refuses that
-with an error that names the part.
+with a LoRA on a dequantized base. It leaves out the few that are marked below, and llama-biased. mlx-lm
+cannot dequantize the latent attention of deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa, kimi_k25,
+kimi_k3, kimi_linear, kimi_vl, longcat_flash, longcat_flash_ngram and mistral4. This project refuses that with
+an error that names the part.
 
 A checkpoint named `original` has the names and shapes of Hugging Face. The others have those of mlx-lm.
 

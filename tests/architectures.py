@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (one architecture a line)
 """Tiny random checkpoints of mlx-lm's text architectures: small enough to fuse and quantize in a moment.
 
 `REGISTRY` names one configuration per architecture: COMMON with what it changes. `checkpoint` instantiates

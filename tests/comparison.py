@@ -22,12 +22,13 @@ from builder.engine.arrays import raw
 from builder.engine.inspect import inspect
 from builder.engine.kernels import agreement
 from builder.engine.loading import LoadedAdapter, load_base, one_line
+from builder.engine.merging import with_merges
 from builder.engine.stream import Request, Stream
 from builder.errors import BuildError
 from builder.plan.quantization import resolve
 from builder.sources.adapters.places import placed, places_of
 from builder.sources.adapters.reading import read_adapter
-from builder.sources.adapters.tensors import load_tensors
+from builder.sources.adapters.tensors import load_merges, load_tensors
 from builder.spec.types import Adapter, Quantization, Variant
 from builder.weights.shards import RawTensor
 from builder.weights.structure import Structure, TensorSpec, shard_tensors
@@ -143,7 +144,7 @@ def stream(
     structure = structure or inspect(base, dequantize=dequantize)
     requests = [Request(v, v.dtype or structure.default_dtype, resolve(structure, v)[0]) for v in variants]
     model, config = load_base(base, dequantize=dequantize)
-    change = loaded(adapter, structure) if isinstance(adapter, Path) else adapter
+    change = loaded(adapter, structure, base) if isinstance(adapter, Path) else adapter
     with mock.patch.object(stream_module, "COMPILED_FROM", 0):  # the models here are too small to pay
         streamed = Stream(model, config, requests, change)
     del model
@@ -158,13 +159,14 @@ def stream(
     return {v.name: Made(tensors[v.name], json.loads(streamed.config(v.name))) for v in variants}
 
 
-def loaded(folder: Path, structure: Structure | None = None) -> LoadedAdapter:
-    """`structure`: that of the base, where the adapter may have other names than mlx-lm."""
+def loaded(folder: Path, structure: Structure | None = None, base: Path | None = None) -> LoadedAdapter:
+    """`structure` and `base`: those of the base, where the adapter may have other names than mlx-lm."""
     declared = Adapter("a", "b", folder)
     info = read_adapter(declared)
     if structure is not None:
         info = placed(info, declared, places_of(structure))
-    return LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)
+    adapter = LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)
+    return with_merges(adapter, load_merges(info), base) if base else adapter
 
 
 def specs(shard: Tensors) -> tuple[TensorSpec, ...]:

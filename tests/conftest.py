@@ -23,6 +23,8 @@ import pytest
 from hypothesis import settings
 
 from builder.commands import COMMANDS
+from builder.project.project import store_of
+from builder.spec.parse import parse_spec
 
 # Seconds after which whatever a test waits for counts as hanging. It measures nothing: a busy machine passes.
 PATIENCE = 600
@@ -87,7 +89,13 @@ class Sandbox:
         self.toml.write_text(text.replace(old, new))
 
     def view(self, target: str) -> Path:
+        """Of a store in the project's folder."""
         return self.root / "store" / "models" / target
+
+    @property
+    def models(self) -> Path:
+        """Where the views of this checkout are, also in a store that lies elsewhere."""
+        return store_of(parse_spec(self.toml)).models
 
 
 def fresh_python(code: str, *arguments: str) -> str:
@@ -142,6 +150,15 @@ def seed() -> int:
     chosen = int(os.environ.get("MODELKILN_SEED") or random.SystemRandom().randrange(2**32))
     print(f"MODELKILN_SEED={chosen}")
     return chosen
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the program, and every command that a test runs, keeps what it knows of this user."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder
 
 
 # -- no network ---------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def channels_first(tensors: Tensors) -> Tensors:
 def with_leftovers(tensors: Tensors) -> Tensors:
     """What a checkpoint may hold and the model has no use for: a tied head, rotary tables."""
     extra = {
-        "lm_head.weight": mx.ones((128, 64), mx.bfloat16),
+        "lm_head.weight": tensors["model.embed_tokens.weight"],
         "model.layers.0.self_attn.rotary_emb.inv_freq": mx.ones((8,)),
     }
     return {**extra, **tensors}

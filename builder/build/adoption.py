@@ -1,8 +1,9 @@
-"""Blocks of a store of format 1, taken over under their present keys where their content proves that they are right.
+"""Blocks of a store of format 1, taken over under their present keys where content proves them right.
 
-The keys of format 1 lacked names and types of tensors, and an import was found by a name that could be given to
-another GGUF. So a block is taken over only if its base is a folder or a snapshot, whose files were compared with the
-plan at every pass, and if the blob is sound and holds exactly the tensors that the plan says.
+The keys of format 1 lacked names and types of tensors, and an import was found by a name that could be
+given to another GGUF. So a block is taken over only if its base is a folder or a snapshot, whose files were
+compared with the plan at every pass, and if the blob is sound and holds exactly the tensors that the plan
+says.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from builder.weights.structure import TensorSpec, block_of
 
 
 def adopt(store: Store, plan: TargetPlan) -> int:
-    """Record the missing blocks of a target that the store holds under a former key; how many. Raises StoreError."""
+    """Record the missing blocks of a target that the store holds under a former key; how many. Raises
+    StoreError.
+    """
     if plan.base.identity.former is None or not (store.root / FORMER).is_file():
         return 0
     found = 0

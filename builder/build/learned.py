@@ -75,7 +75,7 @@ def _learned(plan: TargetPlan) -> Learned:
 
 
 def _run(project: Project, plan: TargetPlan, source: TargetPlan) -> Manifest:
-    """Run the method on a copy of its source that nobody else knows of; its output as a manifest of its own."""
+    """Run the method on a copy of its source that nobody else knows of; a manifest of its output."""
     store = project.store
     read = records.read_manifest(store, source.key)
     if read is None or not holds(store, read):

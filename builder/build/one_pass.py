@@ -125,12 +125,14 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     unsettled: those whose config.json is to be made.
     """
     from builder.engine.loading import LoadedAdapter, load_base
+    from builder.engine.merging import with_merges
     from builder.engine.stream import Request, Stream
 
     first = targets[0].target.model
     base = project.spec.bases[first.base]
+    folder = base_folder(project, targets[0])
     model, config = load_base(
-        base_folder(project, targets[0]),
+        folder,
         dequantize=base.dequantize,
         trust_remote_code=base.trust_remote_code,
     )
@@ -138,11 +140,16 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     if first.adapter is not None:
         from builder.sources.adapters.places import placed, places_of
         from builder.sources.adapters.reading import read_adapter
-        from builder.sources.adapters.tensors import load_tensors
+        from builder.sources.adapters.tensors import load_merges, load_tensors
 
         declared = project.spec.adapters[first.adapter]
         info = placed(read_adapter(declared), declared, places_of(targets[0].base.structure))
-        adapter = LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)
+        adapter = with_merges(
+            LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales),
+            load_merges(info),
+            folder,
+            trust_remote_code=base.trust_remote_code,
+        )
     requests = [Request(t.target.variant, t.dtype, t.quantization) for t in targets]
     configs = {target.target.variant.name for target in unsettled}
     return Stream(model, config, requests, adapter, configs=configs, survival=project.spec.build.survival)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from builder.console.events import Emit, Note
-from builder.errors import SourceChanged, SourceInvalid
+from builder.errors import SourceChanged
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.hashing import digest
 from builder.project.project import Project
@@ -14,10 +14,9 @@ from builder.project.toolchain import now
 from builder.project.watch import require_adapter, show_import
 from builder.sources import base as bases
 from builder.sources import hub
-from builder.sources.adapters.places import Places, placed, places_of
+from builder.sources.adapters.places import check_fit, placed, places_of
 from builder.sources.adapters.reading import adapter_files, read_adapter
 from builder.sources.adapters.tensors import check_finite
-from builder.sources.adapters.types import AdapterInfo
 from builder.sources.catalog import structure_key
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Unknown
 from builder.spec.types import Adapter, Base, GgufSource, HfSource, Target, Variant
@@ -102,18 +101,6 @@ def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFa
         project.sources.note_adapter_checked(adapter)
     project.forget_plan()
     return facts
-
-
-def check_fit(adapter: Adapter, info: AdapterInfo, places: Places) -> None:
-    """Raises SourceInvalid naming the first tensor that the base has no place for."""
-    for name in sorted(tensor.name for tensor in info.tensors):
-        if not places.fits(name):
-            raise SourceInvalid(
-                table=f"adapter.{adapter.name}",
-                path=adapter.path,
-                what=f'tensor "{name}" matches nothing in base "{adapter.base}"',
-                hint="Was it trained on another model? Correct `base` or `path` in artifacts.toml.",
-            )
 
 
 def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from builder.console.interrupt import one_line_interrupts
+
+one_line_interrupts()  # first of all, for Ctrl-C while the rest is loaded
+
 # Name -> class. pyproject.toml has the same table, [tool.doit.plugins.command], and a test compares them.
 COMMANDS: Mapping[str, str] = {
     "run": "builder.commands.run:Run",
@@ -16,6 +20,9 @@ COMMANDS: Mapping[str, str] = {
     "gc": "builder.commands.gc:Gc",
     "verify": "builder.commands.verify:Verify",
     "report": "builder.commands.report:Report",
+    "list": "builder.commands.list:List",
+    "info": "builder.commands.info:Info",
+    "help": "builder.commands.help:Help",
 }
 
 # Commands of `builder` only. They work without a project, or they change its declaration.

@@ -10,14 +10,17 @@ from doit.cmd_base import Command
 from doit.exceptions import InvalidCommand
 
 from builder.commands.base import AnyOrder
-from builder.commands.guard import guarded
+from builder.commands.guard import guarded, writing
+from builder.commands.usage import OneScreen
+from builder.console.words import from_here
+from builder.spec.place import DECLARATION
 
 
 def _option(name: str, kind: type, default: object, text: str) -> Mapping[str, Any]:
     return {"name": name, "long": name.replace("_", "-"), "type": kind, "default": default, "help": text}
 
 
-class AddVariant(AnyOrder, Command):  # type: ignore[misc]
+class AddVariant(AnyOrder, OneScreen, Command):  # type: ignore[misc]
     name = "add-variant"
     doc_purpose = "declare one more variant of a model in artifacts.toml; comments are kept"
     doc_usage = "MODEL VARIANT"
@@ -34,7 +37,7 @@ class AddVariant(AnyOrder, Command):  # type: ignore[misc]
         if len(pos_args) != 2:
             raise InvalidCommand("add-variant takes MODEL and VARIANT, for example: add-variant phase8 6bit")
         given = {o["name"]: opt_values[o["name"]] for o in self.cmd_options if opt_values[o["name"]]}
-        return guarded(lambda: _add(Path("artifacts.toml"), pos_args[0], pos_args[1], given))
+        return guarded(lambda: _add(Path(DECLARATION), pos_args[0], pos_args[1], given))
 
 
 def _add(file: Path, model: str, variant: str, settings: dict[str, Any]) -> int:
@@ -42,6 +45,10 @@ def _add(file: Path, model: str, variant: str, settings: dict[str, Any]) -> int:
     from builder.spec.parse import parse_spec
 
     spec = parse_spec(file)
-    replace_checked(file, add_variant(read_exactly(file), spec, model, variant, settings))
-    print(f"{file}: target {model}_{variant} declared; `builder build {model}_{variant}` builds it")
+    changed = add_variant(read_exactly(file), spec, model, variant, settings)
+    with writing(file):
+        replace_checked(file, changed)
+    print(
+        f"{from_here(file)}: target {model}_{variant} declared; `builder build {model}_{variant}` builds it"
+    )
     return 0

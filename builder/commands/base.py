@@ -15,6 +15,9 @@ from doit.cmdparse import CmdParseError
 from doit.exceptions import InvalidCommand
 
 from builder.commands.guard import guarded
+from builder.commands.usage import OneScreen
+from builder.console.interrupt import NOTHING, when_interrupted
+from builder.spec.place import DECLARATION
 
 if TYPE_CHECKING:
     from builder.project.project import Project
@@ -33,7 +36,7 @@ class AnyOrder:
 
     def parse_execute(self, in_args: Sequence[str]) -> int:
         options_end = in_args.index("--") if "--" in in_args else len(in_args)
-        if "--help" in in_args[:options_end]:
+        if {"-h", "--help"} & {*in_args[:options_end]}:
             print(self.help())  # type: ignore[attr-defined]
             return 0
         parser: Any = self.cmdparser  # type: ignore[attr-defined]
@@ -46,10 +49,14 @@ class AnyOrder:
         return int(super().parse_execute([*ordered, *dashes, *names]) or 0)  # type: ignore[misc]
 
 
-class ProjectCommand(AnyOrder, Command):  # type: ignore[misc]
-    """A command for the project in the current folder. Its `run` returns the exit code."""
+class ProjectCommand(AnyOrder, OneScreen, Command):  # type: ignore[misc]
+    """A command for the project in the current folder. Its `run` returns the exit code.
+
+    `interrupted` says what Ctrl-C leaves behind.
+    """
 
     cmd_options: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    interrupted: ClassVar[str] = NOTHING
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         raise NotImplementedError
@@ -57,6 +64,8 @@ class ProjectCommand(AnyOrder, Command):  # type: ignore[misc]
     def execute(self, opt_values: Mapping[str, Any], pos_args: Sequence[str]) -> int:
         if not self.doc_usage:
             refuse_names(self, pos_args)
+
+        when_interrupted(self.interrupted)
 
         def run() -> int:
             from builder.project.project import Project
@@ -76,7 +85,7 @@ def refuse_names(command: Command, names: Sequence[str]) -> None:
 def declaration(options: Mapping[str, Any]) -> Path:
     """The artifacts.toml that `doit -d FOLDER` or `doit -f FOLDER/dodo.py` means."""
     folder = options.get("cwdPath") or os.path.dirname(options.get("dodoFile") or "")  # noqa: PTH120
-    return Path(folder) / "artifacts.toml"
+    return Path(folder) / DECLARATION
 
 
 def print_json(kind: str, **values: object) -> None:

@@ -28,6 +28,7 @@ _RUN = (
     "--quiet",
     "--locked",
     "--no-space-check",
+    "--json",
 )
 # The classes of the commands declare these options too, but importing them takes too long. A test compares.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -54,9 +55,10 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "add-variant": ("--bits", "--group-size", "--mode", "--dtype", "--recipe"),
     "attest": ("--sha256",),
     "path": (),
-    "lock": ("--check",),
+    "lock": ("--check", "--json"),
     "completion": (),
-    "list": ("--all", "--quiet", "--status", "--private", "--deps", "--template", "--sort"),
+    "help": (),
+    "list": ("--all", "--quiet", "--status", "--private", "--deps", "--template", "--sort", "--json"),
     "info": ("--no-status",),
     "forget": ("--follow-sub", "--disable-default", "--all"),
     "clean": ("--clean-dep", "--clean-all", "--dry-run", "--forget"),

@@ -8,6 +8,9 @@ from typing import Any
 from doit.cmd_base import Command
 from doit.exceptions import InvalidCommand
 
+from builder.commands.base import AnyOrder
+from builder.commands.usage import OneScreen
+
 BASH = r"""_builder_complete() {
     local line="${COMP_LINE:0:COMP_POINT}" last
     local -a words
@@ -48,7 +51,7 @@ complete -c doit -f -n "test -f artifacts.toml -o -f dodo.py" -a "(__builder_com
 SCRIPTS: Mapping[str, str] = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
-class Completion(Command):  # type: ignore[misc]
+class Completion(AnyOrder, OneScreen, Command):  # type: ignore[misc]
     name = "completion"
     doc_purpose = "print a script that completes commands and targets of `builder` and `doit`"
     doc_usage = "bash|zsh|fish"

@@ -1,4 +1,4 @@
-"""`builder eval [TARGET...]`: runs `doit eval:TARGET`, with targets named as in status; `--again` measures anew."""
+"""`builder eval [TARGET...]`: runs `doit eval:TARGET` for targets and models. `--again` measures anew."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from builder.commands.base import AnyOrder
 from builder.commands.guard import guarded
-from builder.commands.run import Run
+from builder.commands.run import OURS, Run
+from builder.spec.place import DECLARATION
 from builder.tasks.uptodate import SELECTED
 
 OPT_AGAIN: Mapping[str, Any] = {
@@ -16,7 +17,7 @@ OPT_AGAIN: Mapping[str, Any] = {
     "long": "again",
     "type": bool,
     "default": False,
-    "help": "measure what is known too, and replace it",
+    "help": "measure what was measured already too, and replace it",
 }
 
 
@@ -25,6 +26,7 @@ class Eval(AnyOrder, Run):
     doc_purpose = "measure targets by the suites of their models"
     doc_usage = "[TARGET...]"
     cmd_options = (*Run.cmd_options, OPT_AGAIN)
+    shown_options = (OPT_AGAIN, *OURS)
 
     def execute(self, params: Any, args: Sequence[str]) -> int:
         SELECTED.again = bool(params.pop("again"))
@@ -38,7 +40,7 @@ def as_evaluations(names: Sequence[str]) -> list[str]:
     """
     from builder.spec.parse import parse_spec
 
-    spec = parse_spec(Path("artifacts.toml"))
+    spec = parse_spec(Path(DECLARATION))
     tasks: list[str] = []
     for name in names:
         bare = name.removeprefix("eval:").removeprefix("model:")

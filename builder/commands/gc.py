@@ -10,12 +10,13 @@ from typing import Any
 
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
 from builder.console.display import showing
-from builder.console.words import count, size_of_text, size_text
+from builder.console.words import count, here, size_of_text, size_text
 from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.roots import fingerprint, gc_plan, register
 from builder.store import checkouts
-from builder.store.care.gc import GcPlan, Policy, apply_gc
+from builder.store.care.gc import apply_gc
+from builder.store.care.policy import GcPlan, Policy
 
 
 class BadOption(BuildError):
@@ -28,6 +29,7 @@ class Gc(ProjectCommand):
     name = "gc"
     doc_purpose = "delete what no declared target, pin, running build or other checkout needs"
     doc_usage = ""
+    interrupted = "What was deleted was not needed; the same command deletes the rest."
     doc_description = "What goes is shown before it goes. Works on a full disk."
     cmd_options = (
         {
@@ -39,6 +41,7 @@ class Gc(ProjectCommand):
         },
         {
             "name": "keep_days",
+            "metavar": "DAYS",
             "long": "keep-days",
             "type": str,
             "default": "",
@@ -46,6 +49,7 @@ class Gc(ProjectCommand):
         },
         {
             "name": "max_size",
+            "metavar": "SIZE",
             "long": "max-size",
             "type": str,
             "default": "",
@@ -53,6 +57,7 @@ class Gc(ProjectCommand):
         },
         {
             "name": "grace",
+            "metavar": "SECONDS",
             "long": "grace",
             "type": str,
             "default": "3600",
@@ -60,6 +65,7 @@ class Gc(ProjectCommand):
         },
         {
             "name": "forget",
+            "metavar": "FOLDER",
             "long": "forget",
             "type": str,
             "default": "",
@@ -85,7 +91,7 @@ class Gc(ProjectCommand):
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         if options["forget"]:
-            forget(project, Path(options["forget"]), really=not options["dry_run"])
+            forget(project, here() / options["forget"], really=not options["dry_run"])
         allowed = policy(options)
         with showing() as emit:
             fingerprint(project, emit)
@@ -130,7 +136,7 @@ def forget(project: Project, folder: Path, *, really: bool) -> None:
 
 
 def agreed(question: str) -> bool:
-    """What a person at a terminal answers. A script was not asked, so it agrees: `--dry-run` is for looking."""
+    """What a person at a terminal answers. A script agrees: it has `--dry-run` for looking."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return True
     try:
@@ -178,7 +184,8 @@ def show(plan: GcPlan) -> None:
     for view in plan.views:
         print(f"view {view.name}")
     if plan.is_empty:
-        print(f"Nothing to delete: {size_text(plan.kept_bytes)} in the store are all needed{_or_new(plan)}.")
+        kept = size_text(plan.kept_bytes)
+        print(f"Nothing to delete: {kept} in the store are all needed{_or_kept(plan)}{_or_new(plan)}.")
     else:
         print(
             f"{len(plan.blobs)} blobs, {len(plan.records)} records, {len(plan.temporaries)} left-overs: "
@@ -193,9 +200,18 @@ def show(plan: GcPlan) -> None:
         print(f"The declared targets alone are {size_text(plan.over)} larger than --max-size.")
 
 
+def _or_kept(plan: GcPlan) -> str:
+    """What the policy keeps beyond what is needed."""
+    if plan.policy.max_bytes is not None and not plan.over:
+        return f" or fit into {size_text(plan.policy.max_bytes)}"
+    days = plan.policy.keep_days
+    return f" or were used in the last {days:g} days" if days else ""
+
+
 def _or_new(plan: GcPlan) -> str:
     """How much nobody needs and is only kept because it is new, and until when."""
     if not plan.fresh_bytes:
         return ""
-    until = datetime.fromtimestamp(plan.fresh_until_ns / 1e9).strftime("%H:%M")
-    return f" or new: nothing needs {size_text(plan.fresh_bytes)}, which stay until {until}"
+    until = datetime.fromtimestamp(plan.fresh_until_ns / 1e9)
+    shown = until.strftime("%H:%M" if until.date() == datetime.now().date() else "%Y-%m-%d %H:%M")
+    return f" or new: nothing needs {size_text(plan.fresh_bytes)}, which stay until {shown}"

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from doit.cmd_base import Command
 
 from builder.commands.base import AnyOrder, refuse_names
-from builder.commands.guard import guarded
+from builder.commands.guard import guarded, writing
+from builder.commands.usage import OneScreen
 from builder.errors import BuildError
 
 SCHEMA = ".artifacts.schema.json"
@@ -38,7 +39,7 @@ class AlreadyThere(BuildError):
     hint = "Edit it, or move it away and run `builder init` again."
 
 
-class Init(AnyOrder, Command):  # type: ignore[misc]
+class Init(AnyOrder, OneScreen, Command):  # type: ignore[misc]
     name = "init"
     doc_purpose = "propose an artifacts.toml for this folder from the adapters and models found nearby"
     doc_usage = ""
@@ -66,12 +67,14 @@ def init(folder: Path) -> int:
     if file.exists():
         raise AlreadyThere(path=file.name)
     found = look(folder)
-    replace_checked(file, propose(found, f"./{SCHEMA}"))
+    with writing(file):
+        replace_checked(file, propose(found, f"./{SCHEMA}"))
     things = f"{counted(len(found.bases), 'base')}, {counted(len(found.adapters), 'adapter')}"
     print(f"artifacts.toml: {things} found; look for EDIT, then `builder plan` says what a build costs")
     write_schema(folder)
-    for line in wire(folder):
-        print(line)
+    with writing(folder):
+        for line in wire(folder):
+            print(line)
     return 0
 
 
@@ -92,7 +95,8 @@ def write_schema(folder: Path) -> int:
     """
     from builder.spec.schema import schema_text
 
-    (folder / SCHEMA).write_text(schema_text(), encoding="utf-8")
+    with writing(folder / SCHEMA):
+        (folder / SCHEMA).write_text(schema_text(), encoding="utf-8")
     print(f"{SCHEMA}: with it editors complete and check artifacts.toml")
     return 0
 

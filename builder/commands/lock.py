@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from builder.commands.base import ProjectCommand
+from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.commands.guard import writing
 from builder.console.display import showing
 from builder.console.words import count
 from builder.plan.changes import shortened
 from builder.project.project import Project
+from builder.store.disk.durable import replace_text
 
 if TYPE_CHECKING:
     from builder.build.lockfile import Difference
@@ -28,7 +30,7 @@ class Lock(ProjectCommand):
     name = "lock"
     doc_purpose = "pin the digests of bases, adapters and outputs in artifacts.lock"
     doc_usage = ""
-    cmd_options = (OPT_CHECK,)
+    cmd_options = (OPT_CHECK, OPT_JSON)
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         from builder.build import lockfile as lock
@@ -40,10 +42,17 @@ class Lock(ProjectCommand):
         if former is None:
             with suppress(lock.LockInvalid):  # the lock file does not exist yet, or is not valid
                 here = lock.with_outputs(here, lock.read(path))
-            path.write_text(lock.to_text(here), encoding="utf-8")
+            with writing(path):
+                replace_text(path, lock.to_text(here))
+            if options["json"]:
+                print_json("lock", file=str(path), written=True, same=True, differences=())
+                return 0
             print(f"{path.name}: {', '.join(count(len(here[kind]), kind) for kind in here)}")
             return 0
         found = lock.differences(former, here)
+        if options["json"]:
+            print_json("lock", file=str(path), written=False, same=not found, differences=found)
+            return int(bool(found))
         for one in found:
             print(f"{one.what}: {_said(one, path.name)}")
         if not found:

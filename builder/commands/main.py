@@ -1,8 +1,12 @@
-"""`builder`: every command, in a project with doit's configuration or without.
+"""`builder`: every command, in the project of this folder or of a folder above.
 
 builder build [TARGET...]            build what is not up to date
 builder status | why | plan          what there is, why it would be built, what that costs
-builder eval:TARGET                  measure a target; `threshold:MODEL`, `release:production` likewise
+builder eval [TARGET...]             measure targets by the suites of their models
+builder threshold:MODEL              find the smallest target that meets the requirements
+builder release:production           move models/production to its declared target
+builder list, info TASK              the tasks, and what one of them depends on
+builder gc | verify                  delete what nobody needs; hash the store again
 builder report [MODEL...]            tables, plots and provenance of what was built and measured
 builder init                         propose an artifacts.toml for this folder
 builder add-variant MODEL VARIANT    declare one more variant
@@ -11,7 +15,8 @@ builder path TARGET                  the folder of a built target, or of base:NA
 builder attest TARGET                an in-toto statement about a built target
 builder completion bash|zsh|fish     completion for `builder` and `doit`
 builder -d FOLDER COMMAND            the same in another folder
-builder help COMMAND                 options of a command; doit's own commands (list, info, ...) work too
+builder help COMMAND                 the options of a command
+builder --version                    the version
 """
 
 from __future__ import annotations
@@ -25,6 +30,8 @@ from typing import Any
 
 from builder.commands import COMMANDS, STANDALONE
 from builder.commands.guard import guarded
+from builder.console.words import stand_in
+from builder.spec.place import project_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from builder.commands.complete import complete
 
         return complete(given[1:])
+    stand_in(Path.cwd())
     if given[:1] in (["-d"], ["--dir"]) and len(given) > 1:
         try:
             os.chdir(given[1])
@@ -43,13 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given in (["-h"], ["--help"], ["help"]):
         print(dedent(__doc__ or "").strip())
         return 0
-    if given == ["--version"]:
+    if given in (["--version"], ["-V"]):
         from builder.project.toolchain import version_of
 
-        print(version_of("modelkiln"))
+        print(f"modelkiln {version_of('modelkiln')}")
         return 0
     if given[0].startswith("-"):
         return _refused(f"{given[0]}: options stand after the command; only -d FOLDER stands before it")
+    if given != ["init"] and (folder := project_folder(Path.cwd())):
+        os.chdir(folder)
     return guarded(lambda: _doit(given))
 
 
@@ -89,7 +99,7 @@ def _doit(given: list[str]) -> int:
         if given[0] not in tasks and ":" not in given[0]:  # `build` reports a wrong name with a colon
             return _refused(f'there is no command "{given[0]}"{suggestion(given[0], [*known, *tasks])}')
         given = ["build", *given]
-    if "-h" in given[1:2] or "--help" in given[1:2]:
+    if {"-h", "--help"} & {*given[1:2]}:
         given = ["help", given[0]]
     return int(commands.run(given) or 0)
 

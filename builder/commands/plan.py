@@ -8,6 +8,7 @@ from typing import Any
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
 from builder.console.tables import print_table
 from builder.console.words import count, duration, size_text
+from builder.plan.types import TargetPlan
 from builder.project.forecast import Forecast, forecast
 from builder.project.project import Project
 from builder.project.targets import find_targets
@@ -38,13 +39,38 @@ class Plan(ProjectCommand):
                 refused=[{"target": target, "reason": reason} for target, reason in made.refused],
                 current=made.current,
                 remarks=remarks,
-                space={"before": made.before, "after": made.after, "free": made.free, "fits": made.fits},
+                imports=made.imports,
+                space={
+                    "before": made.before,
+                    "after": made.after,
+                    "copies": made.copies,
+                    "free": made.free,
+                    "fits": made.fits,
+                },
             )
         else:
             show(made)
-            for remark in remarks:
-                print(remark)
+            for line in remarked([plan for plan in plans if plan.name in to_build]):
+                print(line)
         return int(not made.is_empty)
+
+
+def remarked(plans: Sequence[TargetPlan]) -> list[str]:
+    """What has no effect in a declaration: each remark once for a model, with its variants."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for plan in plans:
+        for remark in plan.remarks:
+            text = remark.removeprefix(f"{plan.name}: ")
+            said.setdefault((plan.target.model.name, text), []).append(plan.target.variant.name)
+    return [f"{model}, {', '.join(variants)}: {text}" for (model, text), variants in said.items()]
+
+
+def _by_reason(found: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Reason -> the targets that have it: a base says it once, not once for each target."""
+    groups: dict[str, list[str]] = {}
+    for target, reason in found:
+        groups.setdefault(reason, []).append(target)
+    return groups
 
 
 def show(made: Forecast) -> None:
@@ -58,7 +84,7 @@ def show(made: Forecast) -> None:
         rows = [
             [
                 one.model,
-                f"{one.make} blocks",
+                count(one.make, "block"),
                 str(one.reuse),
                 size_text(one.read),
                 size_text(one.write),
@@ -67,7 +93,7 @@ def show(made: Forecast) -> None:
             ]
             for one in made.passes
         ]
-        print_table(HEADINGS, rows, left=("model",))
+        print_table(HEADINGS, rows, left=("model",), unimportant=("reuse", "read", "time"))
     for step in made.learned:
         print(
             f"then {step.method} makes {step.target} of {step.source} ({size_text(step.read)}); "
@@ -75,10 +101,14 @@ def show(made: Forecast) -> None:
         )
     if made.relink:
         print(f"make the view again, no bytes written: {', '.join(made.relink)}")
-    for target, reason in made.prepare:
-        print(f"{target}: {reason}; the run does that first, then more can be said")
-    for target, reason in made.refused:
-        print(f"{target} cannot be built: {reason}")
+    for reason, targets in _by_reason(made.prepare).items():
+        print(f"{reason}: a run does that first ({', '.join(targets)})")
+    guessed = [one.model for one in made.passes if one.estimated]
+    if guessed:
+        writes = f" An import writes {size_text(made.imports)}." if made.imports else ""
+        print(f"The numbers of {', '.join(guessed)} are estimates from the headers of the files.{writes}")
+    for reason, targets in _by_reason(made.refused).items():
+        print(f"{', '.join(targets)} cannot be built: {reason}")
     if made.current:
         print(f"up to date: {', '.join(made.current)}")
     more = ", more by what is not known" if made.learned else ""
@@ -86,6 +116,8 @@ def show(made: Forecast) -> None:
         f"store: {size_text(made.before)} now, {size_text(made.after)} after{more}; "
         f"{size_text(made.free)} free on its disk"
     )
+    if made.copies:
+        print(f"This disk can neither clone nor link: the views are copies, {size_text(made.copies)} more.")
     if pruned := sorted({step.source for step in made.learned if step.prunes}):
         print(f"deleted again as soon as nothing needs it: {', '.join(pruned)}")
     if not made.fits:

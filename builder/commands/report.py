@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.commands.guard import writing
 from builder.console.display import showing
 from builder.console.tables import print_table
-from builder.console.words import suggestion
+from builder.console.words import from_here, here, suggestion
 from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.roots import fingerprint
@@ -44,31 +45,33 @@ class Report(ProjectCommand):
         if len(tuple(project.plan.resolved())) < len(project.spec.targets):
             with showing() as emit:  # some sources look new, and only their digests tell their builds
                 fingerprint(project, emit)
-        report = collect(project, [_known(project, name.removeprefix("model:")) for name in names])
+        report = collect(project, [known_model(project, name.removeprefix("model:")) for name in names])
         if options["json"]:
             from builder.report.document import document
 
             models = [document(model) for model in report.models]
             print_json("report", version=report.version, models=models)
             return 0
-        folder = Path(options["out"]) if options["out"] else project.store.root / "report"
+        folder = here() / options["out"] if options["out"] else project.store.root / "report"
         written = write(project, report, folder)
         show(report)
         for path in written:
-            print(shown(path))
+            print(from_here(path))
         return 0
 
 
 def write(project: Project, report: Any, folder: Path) -> list[Path]:
-    """Writes the page, the Markdown and the plots, and returns their paths. Raises StoreError.
+    """Writes the page, the Markdown and the plots, and returns their paths. Raises Unwritable.
 
     Each file is replaced as a whole.
     """
-    from builder.report import page, plots
-    from builder.store.disk.durable import explained, replace_text
+    from builder.report import drawing, page, plots
+    from builder.report.answer import answer
+    from builder.store.disk.durable import replace_text
 
-    drawn = {model.name: plots.plots(model) if plots.available() else [] for model in report.models}
-    hints = [] if plots.available() else [page.NO_PLOTS]
+    drawn = {model.name: plots.plots(model) if drawing.available() else [] for model in report.models}
+    hints = [] if drawing.available() else [page.NO_PLOTS]
+    hints += [f"{each.name}: {answer(each).headline}." for each in report.models if not each.rows]
     sections = [page.section(model, drawn[model.name]) for model in report.models if model.rows]
     named = {f"{name} {plot.name}": plot for name, made in drawn.items() for plot in made}
     files = {name: f"{name.replace(' ', '-')}.svg" for name in named}
@@ -76,7 +79,7 @@ def write(project: Project, report: Any, folder: Path) -> list[Path]:
     texts |= {f"{each.facts.name}-table.md": page.summary(each.facts) for each in sections}
     texts["report.md"] = page.markdown(report, sections, files, hints)
     texts["index.html"] = page.html(report, sections, hints)
-    with explained(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             replace_text(folder / name, text)
@@ -84,27 +87,24 @@ def write(project: Project, report: Any, folder: Path) -> list[Path]:
 
 
 def show(report: Any) -> None:
-    """Prints the study table of each model."""
+    """Prints the answer and the first table of each model."""
     from builder.report import tables
+    from builder.report.answer import answer
 
     for model in report.models:
-        table = tables.study(model, few=True, brief=True)
-        if table.rows:
-            print(model.name)
-            print_table(table.headings, table.rows, left=[table.headings[0], table.headings[-1]])
-        if not table.rows:
-            print(f"{model.name}: nothing is built, `doit model:{model.name}` does.")
+        print(f"{model.name}: {answer(model).headline}.")
+        table = tables.key(model, brief=True)
+        if model.rows:
+            print_table(
+                table.headings,
+                table.rows,
+                left=[table.headings[at] for at in table.text],
+                unimportant=("memory", "survival", "bits/weight"),
+            )
         print()
 
 
-def shown(path: Path) -> str:
-    """A path as text: relative to the current folder where the path is below that folder, else absolute."""
-    path = path.resolve()
-    here = Path.cwd().resolve()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def _known(project: Project, name: str) -> str:
+def known_model(project: Project, name: str) -> str:
     if name in project.spec.models:
         return name
     raise UnknownModel(name=name, near=suggestion(name, list(project.spec.models)))

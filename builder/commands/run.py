@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from doit.cmd_run import Run as DoitRun
 from doit.exceptions import InvalidCommand
 
-from builder.commands import COMMANDS
+from builder.commands import COMMANDS, STANDALONE
+from builder.commands.base import OPT_JSON
 from builder.commands.guard import guarded
-from builder.commands.reporter import ErrorsOnly, Reporter
-from builder.console.display import MODES, VARIABLE, showing
+from builder.commands.usage import OneScreen
+from builder.console.display import ANSWERS, MODES, VARIABLE, showing
 from builder.console.interrupt import INTERRUPTED
 from builder.console.words import nearest, quoted
 from builder.errors import BuildError
 from builder.project.preflight import NO_SPACE_CHECK
-from builder.tasks.uptodate import SELECTED
+from builder.spec.place import DECLARATION
+from builder.tasks.reporter import Collecting, ErrorsOnly, Reporter
+from builder.tasks.selection import as_tasks, note_selection
 
 OPT_PROGRESS: Mapping[str, Any] = {
     "name": "progress",
@@ -29,7 +31,8 @@ OPT_PROGRESS: Mapping[str, Any] = {
     "type": str,
     "default": "",
     "choices": [(name, "") for name in MODES],
-    "help": "how progress is shown on stderr; default: live on a terminal, else plain",
+    "metavar": "MODE",
+    "help": f"how progress is shown on stderr: {', '.join(MODES)}. Default: live on a terminal, else plain",
 }
 OPT_QUIET: Mapping[str, Any] = {
     "name": "quiet",
@@ -55,6 +58,27 @@ OPT_LOCKED: Mapping[str, Any] = {
 }
 
 
+# Of doit's options, the help shows those that a person needs every day.
+_EVERY_DAY: Mapping[str, str] = {
+    "always": "run the tasks also where they are up to date",
+    "continue": "go on with the other tasks when one fails",
+    "num_process": "run N tasks at once",
+}
+OURS = (
+    *(
+        dict(o) | {"help": text}
+        for name, text in _EVERY_DAY.items()
+        for o in DoitRun.cmd_options
+        if o["name"] == name
+    ),
+    OPT_PROGRESS,
+    OPT_QUIET,
+    OPT_LOCKED,
+    OPT_SPACE,
+    OPT_JSON,
+)
+
+
 class UnknownTask(BuildError):
     """there is no task or target "{name}"{near}"""
 
@@ -62,11 +86,23 @@ class UnknownTask(BuildError):
     hint = "`doit list` shows all tasks. `doit help` shows the commands."
 
 
-class Run(DoitRun):  # type: ignore[misc]
+class Run(OneScreen, DoitRun):  # type: ignore[misc]
     """doit's run. It notes the selected targets before it starts. Ctrl-C ends it with one line."""
 
     name = "run"
-    cmd_options = (*DoitRun.cmd_options, OPT_PROGRESS, OPT_QUIET, OPT_LOCKED, OPT_SPACE)
+    doc_purpose = "build what is not up to date: all targets, or those that are named"
+    doc_usage = "[TARGET or TASK...]"
+    doc_more = (
+        "`{bin} help COMMAND` shows the options of another command. docs/cli.md has doit's other options."
+    )
+    cmd_options = (*DoitRun.cmd_options, OPT_PROGRESS, OPT_QUIET, OPT_LOCKED, OPT_SPACE, OPT_JSON)
+    shown_options = OURS
+
+    def parse_execute(self, in_args: Sequence[str]) -> int:
+        if in_args[:1] in (["-h"], ["--help"]):
+            print(self.help())
+            return 0
+        return int(super().parse_execute(in_args) or 0)
 
     def execute(self, params: Any, args: Sequence[str]) -> int:
         code = guarded(lambda: int(super(Run, self).execute(params, args) or 0))
@@ -94,34 +130,60 @@ class Run(DoitRun):  # type: ignore[misc]
         quiet: bool = False,
         locked: bool = False,
         no_space_check: bool = False,
+        json: bool = False,
     ) -> int:
         """Runs the tasks. doit reads the names of these arguments from this signature."""
         arguments = dict(locals())
-        for ours in ("self", "__class__", "progress", "quiet", "locked", "no_space_check"):
+        for ours in ("self", "__class__", "progress", "quiet", "locked", "no_space_check", "json"):
             arguments.pop(ours, None)
         if locked:
             _check_lock()
         if no_space_check:
-            os.environ[NO_SPACE_CHECK] = "1"  # worker processes inherit it
-        note_selection(self.task_list, self.sel_tasks or [])
-        if quiet:
+            os.environ[NO_SPACE_CHECK] = "1"  # worker processes inherit it, and the two below
+        if quiet or progress:
+            os.environ[VARIABLE] = progress or "silent"
+        if json:
+            os.environ[ANSWERS] = "json"
+        self.sel_tasks: list[str] = as_tasks(self.sel_tasks or [], self.task_list)
+        note_selection(self.task_list, self.sel_tasks)
+        collected = Collecting() if json else None
+        if collected:
+            arguments["reporter"] = collected
+        elif quiet:
             arguments["reporter"] = ErrorsOnly
         elif arguments["reporter"] == "console":
             arguments["reporter"] = Reporter
-        if quiet or progress:
-            os.environ[VARIABLE] = progress or "silent"  # worker processes inherit it
         try:
-            return int(super()._execute(**arguments) or 0)
+            code = int(super()._execute(**arguments) or 0)
         except InvalidCommand as error:
             if error.not_found is None:
                 raise
             tasks = [task.name for task in self.task_list]
             commands = COMMANDS if self.name == "run" else ()  # doit takes the typo `doit staus` for a task
             raise unknown_task(str(error.not_found), [*tasks, *commands]) from None
+        if collected:
+            from builder.commands.outcome import print_outcome
+
+            print_outcome(collected.tasks, collected.failed)
+        return code
+
+
+def known_tasks(names: Sequence[str], tasks: Sequence[Any]) -> list[str]:
+    """The tasks of typed names, which must all be tasks. Raises UnknownTask."""
+    known = [task.name for task in tasks]
+    found = as_tasks(names, tasks)
+    if wrong := next((name for name in found if name not in known), None):
+        raise unknown_task(wrong, known)
+    return found
 
 
 def unknown_task(name: str, words: Sequence[str]) -> UnknownTask:
     """The error for an unknown name, with the nearest of `words`. Targets may be named without `model:`."""
+    if name in STANDALONE:
+        only = (
+            f"`builder {name}` is a command of builder, not of doit. `doit help` shows the commands of doit."
+        )
+        return UnknownTask(name=name, near=".", hint=only)
     targets = [word.removeprefix("model:") for word in words if word.startswith("model:")]
     close = nearest(name, [*targets, *words])
     return UnknownTask(name=name, near=f"; did you mean {quoted(close)}?" if close else ".")
@@ -133,29 +195,4 @@ def _check_lock() -> None:
     from builder.project.project import Project
 
     with showing() as emit:
-        check(Project.load(Path("artifacts.toml")), emit)
-
-
-def note_selection(tasks: Iterable[Any], asked: Iterable[str]) -> None:
-    """Notes in SELECTED which targets this run includes, and which of them were named one by one."""
-    by_name = {task.name: task for task in tasks}
-    SELECTED.targets.clear()
-    SELECTED.named.clear()
-    todo = [name for pattern in asked for name in _matches(pattern, by_name)]
-    SELECTED.named.update(name.removeprefix("model:") for name in todo)
-    seen: set[str] = set()
-    while todo:
-        name = todo.pop()
-        if name in seen or name not in by_name:
-            continue
-        seen.add(name)
-        if name.startswith("model:") and by_name[name].actions:
-            SELECTED.targets.add(name.removeprefix("model:"))
-        else:  # a group, or a task that needs targets, such as eval: build these in one pass too
-            todo.extend(by_name[name].task_dep)
-
-
-def _matches(pattern: str, names: Iterable[str]) -> list[str]:
-    if "*" in pattern:
-        return [name for name in names if fnmatchcase(name, pattern)]
-    return [pattern]
+        check(Project.load(Path(DECLARATION)), emit)

@@ -14,8 +14,12 @@ from builder.project.status import Status as Row
 from builder.project.targets import find_targets
 from builder.store import releases, views
 
-OPTIONAL = ("reused", "blocks", "bits/w")  # the columns that a narrow terminal leaves out
-HEADINGS = ("target", "state", "size", "bits/w", "blocks", "reused", "built", "survival", "score", "why")
+HEADINGS = (
+    *("target", "state", "size", "bits/w", "blocks", "reused", "built", "survival", "score"),
+    *("result", "why"),
+)
+TEXT = ("target", "state", "built", "result", "why")
+UNIMPORTANT = ("reused", "blocks", "bits/w", "built", "survival", "score")
 
 
 class Status(ProjectCommand):
@@ -62,15 +66,13 @@ def show(rows: Sequence[Row]) -> None:
     if not rows:
         print("artifacts.toml declares no target.")
         return
-    print_table(
-        HEADINGS, [_cells(row) for row in rows], left=("target", "state", "built", "why"), optional=OPTIONAL
-    )
+    print_table(HEADINGS, [_cells(row) for row in rows], left=TEXT, unimportant=UNIMPORTANT)
 
 
 def _cells(row: Row) -> list[str]:
     return [
         row.target,
-        "failed gate" if row.misses and row.state == "built" else row.state,
+        row.shown_state,
         size_text(row.size),
         f"{row.bits_per_weight:.3f}" if row.bits_per_weight is not None else "-",
         str(row.blocks) if row.blocks is not None else "-",
@@ -78,6 +80,7 @@ def _cells(row: Row) -> list[str]:
         ago(row.built),
         f"{row.survival:.1f} dB" if row.survival is not None else "-",
         _score(row),
+        row.verdict,
         row.why or "; ".join(miss.partition(":")[0] for miss in row.misses),
     ]
 

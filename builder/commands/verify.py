@@ -10,6 +10,7 @@ from builder.commands.base import OPT_JSON, ProjectCommand, print_json
 from builder.commands.gc import BadOption
 from builder.console.display import showing
 from builder.console.events import Hashing
+from builder.console.interrupt import when_interrupted
 from builder.console.words import size_text
 from builder.keys import Key
 from builder.plan.types import TargetPlan
@@ -34,6 +35,7 @@ class Verify(ProjectCommand):
         },
         {
             "name": "sample",
+            "metavar": "SHARE",
             "long": "sample",
             "type": str,
             "default": "1",
@@ -57,7 +59,7 @@ class Verify(ProjectCommand):
 
             report = verify(
                 project.store,
-                only=_keys(project, names),
+                only=keys_of(project, names),
                 fraction=_fraction(options["sample"]),
                 seed=options["seed"],
                 on_progress=progress,
@@ -66,6 +68,7 @@ class Verify(ProjectCommand):
             show(report)
         rebuilt: tuple[str, ...] = ()
         if options["repair"] and report.findings:
+            when_interrupted("The same command goes on from there.")
             quarantine(project.store, report.findings)
             with showing() as emit:
                 rebuilt = restore(project, report.findings, emit)
@@ -86,7 +89,7 @@ class Verify(ProjectCommand):
         return int(not report.is_clean and not options["repair"])
 
 
-def _keys(project: Project, names: Sequence[str]) -> set[Key] | None:
+def keys_of(project: Project, names: Sequence[str]) -> set[Key] | None:
     if not names:
         return None
     wanted = find_targets(project, names)

@@ -17,6 +17,7 @@ from builder.console.events import Emit, silent
 from builder.console.lines import JsonLines, Plain
 
 VARIABLE = "BUILDER_PROGRESS"
+ANSWERS = "BUILDER_ANSWERS"  # "json": stdout is for one JSON document, so no table is printed
 Mode = Literal["live", "plain", "json", "silent"]
 MODES: Mapping[str, Mode] = {"live": "live", "plain": "plain", "json": "json", "silent": "silent"}
 
@@ -30,6 +31,11 @@ def mode() -> Mode:
         return asked
     is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     return "live" if is_terminal and not os.environ.get("CI") else "plain"
+
+
+def prints_answers() -> bool:
+    """Whether a task prints its tables and sentences on stdout."""
+    return mode() in ("live", "plain") and os.environ.get(ANSWERS) != "json"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TextIO
 
 from builder.console.events import BlockDone, Event, Hashing, Note, PassStarted, Scored
-from builder.console.words import size_text
+from builder.console.words import count, size_text
 
 _LINE = Lock()
 
@@ -48,7 +48,7 @@ class Plain:
             case PassStarted():
                 self._blocks, self._done = event.blocks, 0
                 self._line(
-                    f"{event.model}: {', '.join(event.targets)}: {event.blocks} blocks to make, "
+                    f"{event.model}: {', '.join(event.targets)}: {count(event.blocks, 'block')} to make, "
                     f"{event.reused} reused, {size_text(event.nbytes)} to write"
                 )
             case BlockDone():

@@ -45,7 +45,7 @@ class Live:
                 if done >= total:
                     self._stop()
             case Scored(target, done, total):
-                self._follow(target, total)
+                self._follow(target, total, longest=30)
                 self._update(done, f"{done}/{total} measured{self._left(done)}")
                 if done >= total:
                     self._stop()
@@ -65,7 +65,7 @@ class Live:
             case _:
                 pass
 
-    def _follow(self, what: str, total: int) -> None:
+    def _follow(self, what: str, total: int, longest: int = 12) -> None:
         """Starts a display of `what`, unless it is on the terminal already. `total` is its size or count."""
         if self._progress is not None and self._what == what:
             return
@@ -75,7 +75,7 @@ class Live:
         columns = (TextColumn("{task.description}"), BarColumn(8), text)
         self._progress = Progress(*columns, console=self._console, transient=True, refresh_per_second=8)
         self._what, self._started, self._total = what, time.monotonic(), total
-        self._task = self._progress.add_task(_cut(what), total=max(total, 1), text="")
+        self._task = self._progress.add_task(_cut(what, longest), total=max(total, 1), text="")
         self._progress.start()
 
     def _update(self, done: int, text: str) -> None:
@@ -108,7 +108,7 @@ def _of(done: int, total: int) -> str:
     return f"{done / 1e6:.0f}/{total / 1e6:.0f} MB"
 
 
-def _cut(what: str, longest: int = 12) -> str:
+def _cut(what: str, longest: int) -> str:
     return what if len(what) <= longest else what[: longest - 1] + "…"
 
 

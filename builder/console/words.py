@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+_HERE = "BUILDER_HERE"
 _LONGEST = 60
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
 _MOST_WORDS = 12
@@ -36,7 +38,9 @@ def size_of_text(text: str) -> int | None:
 
 
 def number(value: float) -> str:
-    """A figure with at least three significant digits, at most six decimals, and no exponent if it is readable."""
+    """A figure with at least three significant digits, at most six decimals, and no exponent if it is
+    readable.
+    """
     if not math.isfinite(value) or abs(value) < 1e-6:
         return f"{value:.3g}"
     digits = max(0, min(6, 2 - math.floor(math.log10(abs(value)))))
@@ -73,12 +77,25 @@ def ago(created: str | None, now: datetime | None = None) -> str:
     return "just now"
 
 
+def stand_in(folder: Path) -> None:
+    """Notes where the person is, for a program that works in another folder. Worker processes inherit it."""
+    os.environ[_HERE] = os.fspath(folder)
+
+
+def here() -> Path:
+    """The folder in which the person typed the command."""
+    noted = os.environ.get(_HERE)
+    return Path(noted) if noted else Path.cwd()
+
+
 def from_here(path: Path) -> str:
-    """A path as text: relative to the current folder where the path is below that folder, else unchanged."""
+    """A path as the person can use it: relative to where the person is, or absolute where that is shorter."""
     try:
-        return str(path.absolute().relative_to(Path.cwd()))
+        whole = path.absolute()
+        near = os.path.relpath(whole, here())
     except (ValueError, OSError):
         return str(path)
+    return near if len(near) < len(str(whole)) else str(whole)
 
 
 def dotted(*keys: str) -> str:

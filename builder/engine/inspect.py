@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.engine.arrays import dtype_code
 from builder.engine.loading import adaptable_paths, load, one_line, quantized_modules
+from builder.engine.tracing import Trace, shortest
+from builder.errors import BuildError
 from builder.spec.types import DTYPES, RECIPES, Quantization
-from builder.weights.structure import Parameter, Quantizable, Structure, TensorSpec
+from builder.weights.structure import Origin, Parameter, Quantizable, Structure, TensorSpec
+
+_EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "head.weight")
+_SPECIAL = re.compile(r"\.\d+|per_layer|wpe|position")  # no embedding of tokens, no output head
+_ROWS = 4096  # of two tensors that are compared at once
+
+
+class TiedHeadDiffers(BuildError):
+    """{path}: config.json ties the output head to the embedding, but "{head}" differs from "{embedding}". mlx-lm would drop that head."""  # noqa: E501
+
+    exit_code = 2
+    hint = "transformers keeps such a head. Set `tie_word_embeddings` to false in config.json of the base."
 
 
 def inspect(directory: Path, *, dequantize: bool = False, trust_remote_code: bool = False) -> Structure:
-    """The structure of the model in `directory`. Raises what `load` raises."""
-    loaded = load(directory, dequantize=dequantize, trust_remote_code=trust_remote_code)
+    """The structure of the model in `directory`. Raises what `load` raises, and TiedHeadDiffers."""
+    trace = Trace()
+    loaded = load(directory, dequantize=dequantize, trust_remote_code=trust_remote_code, around=trace.around)
     model, config = loaded.model, loaded.config
+    origins = trace.origins()
+    dropped = trace.dropped(origins)
+    embedding = tied_embedding(model, origins)
+    _check_head(directory, embedding, origins, dropped, trace)
     castable = getattr(model, "cast_predicate", lambda _: True)
     parameters = tuple(
         Parameter(TensorSpec(name, dtype_code(value), tuple(value.shape)), bool(castable(name)))
@@ -34,7 +55,47 @@ def inspect(directory: Path, *, dequantize: bool = False, trust_remote_code: boo
         quantized=bool(quantized_modules(model)),
         recipe_errors=errors,
         repairs=loaded.repairs,
+        origins=origins,
+        dropped=shortest(dropped, trace.given.keys() - dropped),
+        tied=embedding,
     )
+
+
+def tied_embedding(model: nn.Module, origins: Mapping[str, Origin]) -> str:
+    """The path of the embedding that is also the output head, or empty for a model with a head of its own."""
+    embeddings = {p: m.weight.shape[0] for p, m in model.named_modules() if isinstance(m, _EMBEDDINGS)}
+    if not embeddings:
+        return ""
+    path: str = max(embeddings, key=lambda p: (_SPECIAL.search(p) is None, embeddings[p]))
+    weight = origins.get(f"{path}.weight", Origin((f"{path}.weight",)))
+    for other, module in model.named_modules():
+        wide = "weight" in module and module.weight.ndim == 2 and module.weight.shape[0] == embeddings[path]
+        if wide and not _SPECIAL.search(other) and not isinstance(module, _EMBEDDINGS):
+            head = origins.get(f"{other}.weight")
+            return path if head is not None and head.sources == weight.sources else ""
+    return path
+
+
+def _check_head(
+    directory: Path, tied: str, origins: Mapping[str, Origin], dropped: Iterable[str], trace: Trace
+) -> None:
+    """Raises TiedHeadDiffers for a head that mlx-lm drops and that is not the embedding."""
+    heads = [name for name in dropped if name.endswith(_HEADS) and ".layers." not in name]
+    if not tied or not heads:
+        return
+    weight = f"{tied}.weight"
+    source = origins[weight].sources[0] if weight in origins else weight
+    for head in heads:
+        if not same_values(trace.given[head], trace.given.get(source)):
+            raise TiedHeadDiffers(path=directory, head=head, embedding=source)
+
+
+def same_values(one: mx.array, other: mx.array | None) -> bool:
+    """Whether two tensors hold the same numbers, maybe in different types."""
+    if other is None or one.shape != other.shape:
+        return False
+    rows = range(0, one.shape[0], _ROWS)
+    return all(mx.array_equal(one[r : r + _ROWS], other[r : r + _ROWS]).item() for r in rows)
 
 
 def default_dtype(config: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ dequantize_model, and the LoRA layers of mlx_lm.tuner with their `fuse`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from builder.engine.checkpoint import ForeignQuantization, Reading, in_numbers, reading_of
+from builder.engine.checkpoint import ForeignQuantization, Reading, reading_of
 from builder.engine.lean import import_mlx_lm
 from builder.engine.rope import readable
+from builder.engine.sanitizing import Around, inside, with_numbers
 from builder.errors import BuildError
 from builder.weights import lora
 
@@ -80,10 +81,18 @@ def load_base(
     return loaded.model, loaded.config
 
 
-def load(directory: Path, *, dequantize: bool = False, trust_remote_code: bool = False) -> Loaded:
+def load(
+    directory: Path,
+    *,
+    dequantize: bool = False,
+    trust_remote_code: bool = False,
+    around: Around | None = None,
+) -> Loaded:
     """The model in a directory, with what mlx-lm would misread put right.
 
-    Raises ModelUnloadable, RemoteCode, NotDequantizable, ForeignQuantization, UnreadSettings.
+    `around` is called in place of the model's `sanitize`, with that and the tensors of the checkpoint. It is
+    not called for a model that brings code of its own. Raises ModelUnloadable, RemoteCode, NotDequantizable,
+    ForeignQuantization, UnreadSettings.
     """
     import_mlx_lm()
     from mlx_lm.utils import dequantize_model
@@ -94,7 +103,7 @@ def load(directory: Path, *, dequantize: bool = False, trust_remote_code: bool =
         if (code := config.get("model_file")) is not None and not trust_remote_code:
             raise RemoteCode(path=directory, what=code)
         reading = reading_of(directory, config)
-        model, config, repairs = _load(directory, config, reading, trust_remote_code)
+        model, config, repairs = _load(directory, config, reading, trust_remote_code, around)
     except BuildError:
         raise
     except (Exception, SystemExit) as error:  # a model's code may raise anything. mlx_lm.models.olmo exits
@@ -130,7 +139,7 @@ def load_config(directory: Path) -> dict[str, Any]:
 
 
 def _load(
-    directory: Path, config: dict[str, Any], reading: Reading, trusted: bool
+    directory: Path, config: dict[str, Any], reading: Reading, trusted: bool, around: Around | None
 ) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
     """load_model with the settings and the FP8 weights put right."""
     from mlx_lm.utils import _get_classes, load_model
@@ -142,7 +151,9 @@ def _load(
 
     def classes(config: dict[str, Any]) -> tuple[Any, Any]:
         model_class, args_class = _get_classes(config=config)
-        return (_with_numbers(model_class, reading) if reading.scaled else model_class), args_class
+        if around is not None:
+            model_class = inside(model_class, around)
+        return (with_numbers(model_class, reading) if reading.scaled else model_class), args_class
 
     model, config = load_model(
         directory, lazy=True, model_config=settings, get_model_classes=classes, trust_remote_code=trusted
@@ -152,17 +163,6 @@ def _load(
     if reading.drop:
         config.pop("quantization_config", None)
     return model, config, repairs
-
-
-def _with_numbers(model_class: Any, reading: Reading) -> Callable[[Any], nn.Module]:
-    """Makes the model, with a `sanitize` that knows the FP8 weights of this checkpoint."""
-
-    def make(arguments: Any) -> nn.Module:
-        model: nn.Module = model_class(arguments)
-        model.sanitize = in_numbers(reading, getattr(model, "sanitize", None))
-        return model
-
-    return make
 
 
 def quantized_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -194,7 +194,7 @@ def lora_layers(model: nn.Module, adapter: LoadedAdapter) -> dict[str, Any]:
         if path not in modules:
             name = f"{path}.{next(iter(parts))}"
             raise AdapterMismatch(adapter=adapter.name, tensor=name, what="matches nothing in the model")
-        layers[path] = _lora_layer(modules[path], path, parts, adapter)
+        layers[path] = lora_layer(modules[path], path, parts, adapter)
     return layers
 
 
@@ -224,7 +224,7 @@ def _check_place(adapter: str, name: str, tensor: mx.array, place: mx.array | No
         )
 
 
-def _lora_layer(module: nn.Module, path: str, parts: Mapping[str, mx.array], adapter: LoadedAdapter) -> Any:
+def lora_layer(module: nn.Module, path: str, parts: Mapping[str, mx.array], adapter: LoadedAdapter) -> Any:
     """The LoRA or DoRA layer around `module`, with the adapter's tensors in it."""
     first = next(iter(parts))
     if missing := set(lora.PAIR) - set(parts):

@@ -25,8 +25,10 @@ class EvaluationFailed(BuildError):
     exit_code = 2
 
 
-def ask(target: str, request: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
+def ask(target: str, request: Mapping[str, Any], emit: Emit, running: str = "") -> dict[str, Any]:
     """Starts a worker and returns its answer to the request. `emit` gets the worker's progress.
+
+    `target` is named in errors. `running` is what the worker runs, where that is not the target.
 
     Raises the BuildError that the worker raised, or EvaluationFailed if the worker does not answer.
     """
@@ -34,7 +36,7 @@ def ask(target: str, request: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     said: list[str] = []
     with subprocess.Popen(command, text=True, errors="replace", **pipes) as process:  # type: ignore[call-overload]
-        listener = Thread(target=_listen, args=(process.stderr, said, target, emit), daemon=True)
+        listener = Thread(target=_listen, args=(process.stderr, said, running or target, emit), daemon=True)
         listener.start()
         try:
             text = _exchange(process, request)

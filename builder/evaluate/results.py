@@ -6,16 +6,36 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from builder.console.words import number
 from builder.evaluate.statistics import Figure
 from builder.keys import Key
-from builder.spec.types import Condition, Metric
+from builder.spec.types import METRICS, Condition, Metric, SuiteKind
 from builder.store import seals
 from builder.store.layout import Store
 
 FORMAT = 2
+MOST_SAMPLES = 5  # answers of a suite that are kept
+_LONGEST = 400  # characters of a kept text
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer that a target wrote: the question, the right answer, what was `said`, if that is right.
+
+    Long texts are shortened. With the check "regex" the right answer is a regular expression.
+    """
+
+    question: str
+    expected: str
+    said: str
+    right: bool
+
+
+def shortened(text: str) -> str:
+    """A text of at most 400 characters."""
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 @dataclass(frozen=True)
@@ -23,7 +43,8 @@ class Result:
     """What one suite measured for one target. `figures` are by name.
 
     `rows` has, by the name of a figure, one outcome for each question. Paired tests use them. `made` says
-    how, when and on which machine the suite measured.
+    how, when and on which machine the suite measured. `samples` are the first answers of a suite that
+    generates. Results that were written before samples existed have none.
     """
 
     key: Key
@@ -33,6 +54,7 @@ class Result:
     figures: Mapping[str, Figure]
     rows: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     made: Mapping[str, str] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,15 +98,25 @@ def read(store: Store, key: Key) -> Result | None:
             return None
         figures = {name: Figure(**figure) for name, figure in data.pop("figures").items()}
         rows = {name: tuple(values) for name, values in data.pop("rows").items()}
-        return Result(figures=figures, rows=rows, **data)
+        samples = tuple(Sample(**sample) for sample in data.pop("samples", ()))
+        return Result(figures=figures, rows=rows, samples=samples, **data)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def write(store: Store, result: Result) -> None:
     """Keeps a result in the store. Raises StoreError."""
-    text = json.dumps({"format": FORMAT, **asdict(result)}, sort_keys=True)
+    data = {"format": FORMAT, **asdict(result)}
+    if not result.samples:  # so that a version which knows no samples reads the results of other suites
+        del data["samples"]
+    text = json.dumps(data, sort_keys=True)
     seals.write(store, path(store, result.key), text + "\n")
+
+
+def figures(result: Result) -> list[tuple[str, Figure]]:
+    """The figures of a result in the order in which its kind lists them, whether measured now or read."""
+    order = [*METRICS.get(cast(SuiteKind, result.kind), ())]
+    return sorted(result.figures.items(), key=lambda each: order.index(each[0]) if each[0] in order else 99)
 
 
 def figure_of(results: Mapping[str, Result], metric: Metric) -> Figure | None:
@@ -116,6 +148,28 @@ def doubts(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> 
         if not _holds(condition, end):
             found.append(Doubt(condition, end))
     return found
+
+
+Verdict = Literal["passes", "misses", "not measured", "nothing required"]
+
+
+def verdict(conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> Verdict:
+    """The one word for what is known of a target's requirements: in status, eval, threshold and report."""
+    if not conditions:
+        return "nothing required"
+    short = missed(conditions, results)
+    if any(miss.value is None for miss in short):
+        return "not measured"
+    return "misses" if short else "passes"
+
+
+def passing(target: str, conditions: tuple[Condition, ...], results: Mapping[str, Result]) -> str:
+    """A sentence about a target that misses nothing that is required of it."""
+    if not conditions:
+        return f"{target}: nothing is required of it"
+    if unsure := doubts(conditions, results):
+        return f"{target} passes, but not with certainty: {'; '.join(map(str, unsure))}"
+    return f"{target} passes: {', '.join(map(str, conditions))}"
 
 
 def _holds(condition: Condition, value: float) -> bool:

@@ -17,7 +17,7 @@ from builder.evaluate import results
 from builder.evaluate.circumstances import circumstances
 from builder.evaluate.command import run_command
 from builder.evaluate.process import EvaluationFailed, ask
-from builder.evaluate.results import Missed, Result, missed
+from builder.evaluate.results import Missed, Result, Sample, missed
 from builder.evaluate.statistics import Figure
 from builder.keys import Key
 from builder.plan.types import CONFIG, TargetPlan
@@ -42,7 +42,7 @@ class ChangedMeanwhile(BuildError):
 
 
 class RequirementMissed(BuildError):
-    """{target} does not meet its requirements: {what}"""
+    """{target} misses its requirements: {what}"""
 
 
 def measured(project: Project, target: TargetPlan) -> dict[str, Result]:
@@ -104,7 +104,8 @@ def _measure(
             raise ChangedMeanwhile(target=target.name, what=shown.folder)
         rows = {metric: tuple(values) for metric, values in said.get("rows", {}).items()}
         key, made = keys[suite.name], said["made"]
-        found[suite.name] = Result(key, target.name, suite.name, suite.kind, figures, rows, made)
+        samples = tuple(Sample(**sample) for sample in said.get("samples", ()))
+        found[suite.name] = Result(key, target.name, suite.name, suite.kind, figures, rows, made, samples)
         results.write(project.store, found[suite.name])
 
     scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
@@ -118,7 +119,7 @@ def _measure(
         for suite in together:
             said = answer["results"][suite.name]
             figures = {name: Figure(**figure) for name, figure in said["figures"].items()}
-            keep(suite, figures, {"rows": said["rows"], "made": answer["made"]})
+            keep(suite, figures, {**said, "made": answer["made"]})
     for suite in (suite for suite in todo if suite.kind == "command"):
         assert directory is not None, "a command measures a directory"
         emit(Note(f"measuring {target.name}: {suite.name}"))
@@ -128,7 +129,9 @@ def _measure(
 
 
 def _shown(project: Project, target: TargetPlan) -> Shown | None:
-    """The view of the target, watched; None for one that is measured from its sources. Raises EvaluationFailed."""
+    """The view of the target, watched; None for one that is measured from its sources. Raises
+    EvaluationFailed.
+    """
     directory = project.store.models / target.name
     manifest = records.read_manifest(project.store, target.key)
     if manifest is not None and (shown := Shown(project.store, directory, manifest)).is_shown:
@@ -170,7 +173,7 @@ def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -
             request = _request(project, target, [suite], None)
             request |= {"stored": None, "make": {suite.name: str(file)}}
             with unchanged(project, target):  # the worker reads base and adapter again
-                ask(target.name, request, emit)
+                ask(target.name, request, emit, f"{target.target.model.name}, unquantized")
             if reference_key(project, target, suite) != key:
                 raise ChangedMeanwhile(target=target.name, what=f"the questions of suite {suite.name}")
             how: dict[str, str | int | float | bool] = {"top_k": suite.top_k, "precision": PRECISION}

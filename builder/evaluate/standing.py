@@ -18,9 +18,9 @@ def scored(project: Project, row: Status) -> Status:
     """The status with the score of the first requirement, and with the requirements that are missed."""
     target = project.spec.target(row.target)
     known_keys = project.known.get(row.target)
-    if not target.model.require or known_keys is None or row.state == "missing":
+    if not target.model.require or known_keys is None:
         return row
-    from builder.evaluate.results import figure_of, missed
+    from builder.evaluate.results import figure_of, missed, verdict
     from builder.evaluate.run import known_of
 
     try:
@@ -29,4 +29,5 @@ def scored(project: Project, row: Status) -> Status:
         return row
     figure = figure_of(known, target.model.require[0].metric)
     short = [miss for miss in missed(target.model.require, known) if miss.value is not None]
-    return replace(row, score=figure.value if figure else None, misses=tuple(map(str, short)))
+    said = verdict(target.model.require, known)
+    return replace(row, score=figure.value if figure else None, misses=tuple(map(str, short)), verdict=said)

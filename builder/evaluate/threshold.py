@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from builder.console.events import Emit
 from builder.errors import BuildError
 from builder.evaluate.process import EvaluationFailed
-from builder.evaluate.results import Doubt, Missed, Result, doubts, missed
+from builder.evaluate.results import Doubt, Missed, Result, Verdict, doubts, missed
 from builder.evaluate.run import evaluate, measured
 from builder.plan.types import TargetPlan, Unresolved, nominal_size
 from builder.project.project import Project
@@ -68,8 +68,8 @@ def search(
 ) -> Search:
     """Bisects each family of targets. `passes` is asked about targets that `known` does not have.
 
-    `order` is from small to large. The largest family comes first. Of the other families, only targets
-    smaller than the smallest target found so far are asked.
+    `order` is from small to large. The largest family comes first. Only targets smaller than the smallest
+    target that is known to pass are asked, and of a family only those that what is known does not decide.
 
     The answer is right if, within a family, every target larger than a target that passes also passes. Where
     the answers contradict this, every member is asked from the small end until one passes.
@@ -84,27 +84,32 @@ def search(
     families: dict[Hashable, list[str]] = {}
     for name in order:
         families.setdefault(family(name), []).append(name)
-    found, end = None, len(order)
+    found = next((name for name in order if known.get(name)), None)
+    end = order.index(found) if found is not None else len(order)
     for members in sorted(families.values(), key=len, reverse=True):
         smaller = [name for name in members if order.index(name) < end]
-        smallest = _bisect(smaller, ask)
-        if _exceptions(smaller, asked):
+        smallest = _bisect(smaller, ask, asked)
+        if _exceptions(members, asked):
             smallest = next((name for name in smaller if ask(name)), None)
         if smallest is not None:
             found, end = smallest, order.index(smallest)
     return Search(tuple(order), dict(asked), found)
 
 
-def _bisect(order: Sequence[str], ask: Callable[[str], bool]) -> str | None:
-    """The smallest target that passes, provided that all larger targets pass too."""
-    low, high = 0, len(order)
+def _bisect(order: Sequence[str], ask: Callable[[str], bool], known: Mapping[str, bool]) -> str | None:
+    """The smallest target that passes, provided that all larger targets pass too.
+
+    What is known narrows the search first: everything smaller than a target that fails fails too.
+    """
+    low = max((at + 1 for at, name in enumerate(order) if known.get(name) is False), default=0)
+    high = min((at for at, name in enumerate(order) if known.get(name)), default=len(order))
     while low < high:
         middle = (low + high) // 2
         if ask(order[middle]):
             high = middle
         else:
             low = middle + 1
-    return order[low] if low < len(order) else None
+    return order[high] if high < len(order) else None
 
 
 def family_of(variant: Variant) -> Hashable:
@@ -129,41 +134,73 @@ class Threshold:
     open: Mapping[str, Sequence[Doubt]]
     built: tuple[str, ...]
 
+    def verdict(self, name: str) -> Verdict:
+        passed = self.search.passes.get(name)
+        return "not measured" if passed is None else "passes" if passed else "misses"
+
+    def details(self, name: str) -> str:
+        """What a target misses, or which of its figures are not certain."""
+        return "; ".join(map(str, self.misses.get(name) or self.open.get(name, ())))
+
 
 def find_threshold(project: Project, model: str, deliver: Callable[[str], object], emit: Emit) -> Threshold:
     """Finds the smallest target of `model` that meets the requirements. `deliver` builds a target by name.
 
     Raises NonePasses when no target passes, NothingToRequire without requirements, and other BuildErrors.
     """
-    require = project.spec.models[model].require
-    if not require:
-        raise NothingToRequire(model=model)
-    plans = {p.name: p for p in project.plan.resolved() if p.target.model.name == model}
-    if not plans:
-        raise _reason(project, model)
-    order = sorted(plans, key=lambda name: (_weight_bytes(project, plans[name]), name))
-    misses: dict[str, Sequence[Missed]] = {}
-    doubted: dict[str, Sequence[Doubt]] = {}
+    judged = _Judged(project, model)
     built: list[str] = []
-
-    def judge(name: str, results: Mapping[str, Result]) -> bool:
-        misses[name], doubted[name] = missed(require, results), doubts(require, results)
-        return not misses[name]
 
     def passes(name: str) -> bool:
         deliver(name)
         built.append(name)
-        return judge(name, evaluate(project, plans[name], emit))
+        return judged.judge(name, evaluate(project, judged.plans[name], emit))
 
-    known = {}
-    for name, plan in plans.items():
-        if _all_known(results := measured(project, plan), plan):
-            known[name] = judge(name, results)
-    found = search(order, passes, known, lambda name: family_of(plans[name].target.variant))
+    known = judged.known()
+    found = search(judged.order, passes, known, lambda name: family_of(judged.plans[name].target.variant))
     if found.found is None:
-        largest = order[-1]
-        raise NonePasses(model=model, name=largest, what="; ".join(map(str, misses[largest])))
-    return Threshold(found, misses, doubted, tuple(built))
+        largest = judged.order[-1]
+        raise NonePasses(model=model, name=largest, what="; ".join(map(str, judged.misses[largest])))
+    return Threshold(found, judged.misses, judged.open, tuple(built))
+
+
+def known_threshold(project: Project, model: str) -> Threshold:
+    """What the results that are known say, without measuring: `found` is None where none is known to pass.
+
+    Raises NothingToRequire, and what keeps the model from being planned.
+    """
+    judged = _Judged(project, model)
+    known = judged.known()
+    found = next((name for name in judged.order if known.get(name)), None)
+    return Threshold(Search(tuple(judged.order), known, found), judged.misses, judged.open, ())
+
+
+class _Judged:
+    """The targets of a model, small to large, and what their results say. Raises NothingToRequire."""
+
+    def __init__(self, project: Project, model: str) -> None:
+        self.require = project.spec.models[model].require
+        if not self.require:
+            raise NothingToRequire(model=model)
+        self.project = project
+        self.plans = {p.name: p for p in project.plan.resolved() if p.target.model.name == model}
+        if not self.plans:
+            raise _reason(project, model)
+        self.order = sorted(self.plans, key=lambda name: (_weight_bytes(project, self.plans[name]), name))
+        self.misses: dict[str, Sequence[Missed]] = {}
+        self.open: dict[str, Sequence[Doubt]] = {}
+
+    def judge(self, name: str, results: Mapping[str, Result]) -> bool:
+        self.misses[name], self.open[name] = missed(self.require, results), doubts(self.require, results)
+        return not self.misses[name]
+
+    def known(self) -> dict[str, bool]:
+        """Target -> whether it passes, of those whose required figures are all in the store."""
+        found = {}
+        for name, plan in self.plans.items():
+            if _all_known(results := measured(self.project, plan), plan):
+                found[name] = self.judge(name, results)
+        return found
 
 
 def _weight_bytes(project: Project, plan: TargetPlan) -> int:
@@ -185,6 +222,8 @@ def _all_known(results: Mapping[str, object], plan: TargetPlan) -> bool:
 
 def answer(search: Search) -> str:
     """The answer as one sentence: what was found, and what was not measured."""
+    if search.found is None:
+        return "no target is known to pass"
     if not search.unasked:
         return f"{search.found} is the smallest that passes"
     return f"{search.found} is the smallest found; smaller ones not measured: {', '.join(search.unasked)}"

@@ -22,6 +22,7 @@ _DERIVED = frozenset(
         "paths_digest",
         "vocabulary_digest",
         "generation_digest",
+        "dtype_asked",
     }
 )
 _SHOWN = {
@@ -107,8 +108,9 @@ def explain(
 def changes(plan: TargetPlan, old: Manifest) -> tuple[Change, ...]:
     """Everything that differs between a former build and what would be built now, and can be in a key.
 
-    Names that a person gave are in no key: a new name is said only where its content changed too. What follows from
-    something else (the tensors, the quantization of each path) is said only where nothing else explains it.
+    Names that a person gave are in no key: a new name is said only where its content changed too. What
+    follows from something else (the tensors, the quantization of each path) is said only where nothing else
+    explains it.
     """
     inputs, settings = inputs_of(plan), settings_of(plan)
     found = []
@@ -121,7 +123,8 @@ def changes(plan: TargetPlan, old: Manifest) -> tuple[Change, ...]:
             found.append(Change(label, before, now, is_digest=None not in (before, now)))
     for name in sorted({*settings, *old.settings} - _LABELS):
         before, now = _text(old.settings, name), _text(settings, name)
-        if before != now:
+        follows = name == "dtype_asked" and any(change.what == "dtype" for change in found)
+        if before != now and not follows:
             found.append(Change(name, before, now))
     former = {entry.name: entry.blob.digest for entry in old.files}
     copied = {entry.name: entry.blob.digest for entry in plan.base.aux}
@@ -133,11 +136,11 @@ def changes(plan: TargetPlan, old: Manifest) -> tuple[Change, ...]:
     explained = bool(found)
     for name in sorted({*inputs, *old.inputs} - _LABELS - {"base_digest", "adapter_digest"}):
         before, now = _text(old.inputs, name), _text(inputs, name)
-        if before != now and not (explained and name in _DERIVED):
+        what = _SHOWN.get(name, name.removesuffix("_digest"))
+        said = (explained and name in _DERIVED) or any(change.what == what for change in found)
+        if before != now and not said:
             digest = name.endswith("_digest") and None not in (before, now)
-            found.append(
-                Change(_SHOWN.get(name, name.removesuffix("_digest")), before, now, is_digest=digest)
-            )
+            found.append(Change(what, before, now, is_digest=digest))
     return tuple(found)
 
 
@@ -147,7 +150,9 @@ def summary(found: Sequence[Change]) -> str:
 
 
 def inputs_of(plan: TargetPlan) -> Mapping[str, str]:
-    """What a manifest records of a target's inputs: everything that is in its keys, and the names of its sources."""
+    """What a manifest records of a target's inputs: everything that is in its keys, and the names of its
+    sources.
+    """
     labels = {"base": plan.target.model.base}
     if plan.adapter is not None and plan.target.model.adapter is not None:
         labels["adapter"] = plan.target.model.adapter

@@ -2,12 +2,14 @@
 
 All keys are known before anything is built:
 
-  block key    = H(base weights, block, this block's slice of the adapter, dtype, its tensors, their
-  quantization) learned key  = H(the source's block keys, the calibration text and how it becomes tokens,
-  settings of the method) config key   = H(config.json of the base, generation_config.json, dtype,
-  settings, quantization of each path) target key   = H(its block keys or its learned key, its config key,
-  the files copied from the base) measured key = H(the same, but of the copied files only those that make
-  prompts)
+  block key    = H(base weights, block, this block's slice of the adapter, dtype, its tensors,
+                   their quantization)
+  learned key  = H(the source's block keys, the calibration text and how it becomes tokens,
+                   settings of the method)
+  config key   = H(config.json of the base, generation_config.json, dtype, settings,
+                   quantization of each path)
+  target key   = H(its block keys or its learned key, its config key, the files copied from the base)
+  measured key = H(the same, but of the copied files only those that make prompts)
 
 Every key is made of named parts, and the names and values go into the manifest: so `why` can name whatever
 changed. No key holds a name that a person gave: renaming a model or a variant makes nothing again.
@@ -101,7 +103,8 @@ def _refuse_packed(target: Target, base: BaseFacts) -> None:
 def plan_learned(
     target: Target, source: TargetPlan | Unresolved, calibration: Calibration | Unknown
 ) -> TargetPlan | Unresolved:
-    """A whole-model step: one key from the blocks of its source, its text and the settings that its method uses.
+    """A whole-model step: one key from the blocks of its source, its text and the settings that its method
+    uses.
 
     `source` is the unquantized target that the step reads. Raises PlanError for what the method cannot do.
     """
@@ -129,6 +132,8 @@ def plan_learned(
     key = named_key("learned/3", {**step, "source_blocks": blocks})
     config = named_key("learned-config/1", {"learned": key, "source_config": source.config})
     shown = {name: str(value) for name, value in step.items() if name not in SETTINGS}
+    if source.target.variant.dtype is not None:  # in the source's key of config.json
+        shown["dtype_asked"] = source.target.variant.dtype
     return TargetPlan(
         target,
         _target_key([["learned", key]], config, base),

@@ -43,10 +43,10 @@ class Action:
 class TargetPlan:
     """Everything a target is made of.
 
-    `key` is what the target is, whatever it is called. `inputs` says in words what is in its keys.
-    `measured` is what can change a figure that is measured of it. `learned`: the key of a whole-model
-    step, `needs`: the target that must be on disk for that step. `skipped`: quantizable paths whose width
-    the group does not divide, `idle`: overrides that match nothing.
+    `key` is what the target is, whatever it is called. `inputs` says in words what is in its keys. `measured`
+    is what can change a figure that is measured of it. `learned`: the key of a whole-model step, `needs`: the
+    target that must be on disk for that step. `skipped`: quantizable paths whose width the group does not
+    divide, `idle`: overrides that match nothing.
     """
 
     target: Target

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from builder.keys import Key
 from builder.plan.types import Action, TargetPlan, Unresolved
 from builder.project import speed
-from builder.project.preflight import deltas, peak_memory
+from builder.project.headers import estimated
+from builder.project.preflight import deltas, peak_memory, view_copies
 from builder.project.project import Project
 from builder.project.state import missing_actions, reads_source, target_state
-from builder.spec.types import Target
+from builder.spec.types import GgufSource, Target
 from builder.store import blobs, pins
 
 
@@ -21,7 +22,7 @@ class PassForecast:
     """One pass over one model. Sizes in bytes; `seconds` None: this machine has no record yet.
 
     `read`: weights of the blocks that must be walked, `write`: new blobs, `memory`: an upper estimate of
-    the process at its peak.
+    the process at its peak. `estimated`: the base was not read yet, and its headers told the numbers.
     """
 
     model: str
@@ -32,6 +33,7 @@ class PassForecast:
     write: int
     memory: int
     seconds: float | None
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ class LearnedForecast:
 @dataclass(frozen=True)
 class Forecast:
     """What a run would do. `learned`: after the passes. `relink`: targets whose bytes are all there;
-    `prepare`: sources to be read first, of which nothing more can be said yet; `refused`: what cannot be
-    built as it is declared. `before` and `after` are the bytes of all blobs; `after` counts an intermediate
-    that the run deletes at its end, and not what a quantizer writes."""
+    `prepare`: targets whose sources must be read first: their passes are estimates, if there are any;
+    `imports`: bytes that imports of GGUF bases write before; `refused`: what cannot be built as it is
+    declared. `before` and `after` are the bytes of all blobs; `after` counts an intermediate that the run
+    deletes at its end, and not what a quantizer writes. `copies`: bytes of the views, where the file system
+    can neither clone nor link."""
 
     passes: tuple[PassForecast, ...]
     learned: tuple[LearnedForecast, ...]
@@ -65,6 +69,8 @@ class Forecast:
     before: int
     after: int
     free: int
+    copies: int = 0
+    imports: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -72,7 +78,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        return self.after - self.before <= self.free
+        return self.after - self.before + self.copies <= self.free
 
 
 def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
@@ -101,10 +107,19 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
             todo.setdefault(plan.target.model.name, []).append((plan, missing))
         else:
             relink.append(plan.name)
+    guessed = estimated(project, [name for name, _ in prepare]) if prepare else {}
+    for plan in guessed.values():
+        todo.setdefault(plan.target.model.name, []).append((plan, plan.actions))
+    viewed = [plan for targets in todo.values() for plan, _ in targets]
+    viewed += [plan for name in relink if isinstance(plan := project.plan.targets[name], TargetPlan)]
     known = speed.passes(project.cache)
     claimed: set[Key] = set()
     budget = project.spec.build.memory
-    passes = tuple(_pass(model, targets, known, claimed, budget) for model, targets in todo.items())
+    passes = tuple(
+        _pass(model, targets, known, claimed, budget, estimated=any(p.name in guessed for p, _ in targets))
+        for model, targets in todo.items()
+    )
+    imports = _imports(project, guessed.values())
     before = sum(blobs.present(project.store).values())
     root = project.store.root
     return Forecast(
@@ -115,9 +130,21 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
         tuple(refused),
         tuple(name for name in current if name in chosen),
         before,
-        before + sum(p.write for p in passes),
+        before + imports + sum(p.write for p in passes),
         shutil.disk_usage(root).free,
+        view_copies(project.store, viewed),
+        imports,
     )
+
+
+def _imports(project: Project, guessed: Iterable[TargetPlan]) -> int:
+    """Bytes of the GGUF bases that a run imports first."""
+    sizes = {
+        plan.target.model.base: plan.base.structure.nbytes
+        for plan in guessed
+        if isinstance(project.spec.bases[plan.target.model.base].source, GgufSource)
+    }
+    return sum(sizes.values())
 
 
 def _is_wanted(target: Target, names: Collection[str]) -> bool:
@@ -144,6 +171,8 @@ def _pass(
     known: tuple[speed.Pass, ...],
     claimed: set[Key],
     budget: int | None,
+    *,
+    estimated: bool = False,
 ) -> PassForecast:
     """`budget`: [build] memory. `claimed`: keys that an earlier pass of the run makes; this adds its own."""
     unique = {a.key: a for _, missing in targets for a in missing if a.key not in claimed}
@@ -162,6 +191,7 @@ def _pass(
         write,
         peak_memory(unique.values(), source, budget, deltas(targets[0][0])),
         speed.estimate(known, read, write),
+        estimated,
     )
 
 

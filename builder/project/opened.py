@@ -18,7 +18,7 @@ class NotBuilt(BuildError):
 
 
 def target_folder(project: Project, name: str) -> Path:
-    """The view of a target that is built at its current key; asking for it counts as a use. Raises NotBuilt."""
+    """The view of a target that is built at its current key; this counts as a use. Raises NotBuilt."""
     key = project.keys.get(name)
     if key is None or not project.is_built(name):
         raise NotBuilt(target=name)
@@ -27,7 +27,9 @@ def target_folder(project: Project, name: str) -> Path:
 
 
 def base_folder(project: Project, base: Base) -> Path:
-    """The folder of a base in Hugging Face layout. Raises NotBuilt for a GGUF that is not imported, SourceError."""
+    """The folder of a base in Hugging Face layout. Raises NotBuilt for a GGUF that is not imported,
+    SourceError.
+    """
     if isinstance(base.source, GgufSource):
         manifest = project.sources.imported(base)
         if manifest is None:

@@ -6,6 +6,7 @@ run, so that listing tasks stays instant whatever the size of the weights.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,7 @@ from builder.store.statcache import StatCache
 
 _Source = TypeVar("_Source")
 _Facts = TypeVar("_Facts")
+_REMEMBERED = ("plan", "keys", "known", "seen")  # what a Project looks up once
 
 
 @dataclass
@@ -81,8 +83,12 @@ class Project:
 
     def forget_plan(self) -> None:
         """Plan afresh: a source has been fingerprinted, or its files may have changed."""
-        for name in ("plan", "keys", "known", "seen"):
+        for name in _REMEMBERED:
             self.__dict__.pop(name, None)
+
+    def __getstate__(self) -> dict[str, object]:
+        """For a process that is spawned: it plans afresh."""
+        return {name: value for name, value in self.__dict__.items() if name not in _REMEMBERED}
 
     def _planned_from(self) -> Sources:
         """What is known of the sources that the models use."""
@@ -99,23 +105,30 @@ class Project:
 def store_of(spec: Spec, *, asked: bool = False) -> Store:
     """The store of a declaration. One in the declaration's folder is made where there is none.
 
-    Another one is made too, but not in the place of a store that was there, nor on a disk that is not mounted, unless
-    it is `asked` for. Raises StoreError, StoreGone.
+    Another one is made too, but not in the place of a store that was there, nor on a disk that is not
+    mounted, unless it is `asked` for. Raises StoreError, StoreGone.
     """
     name = checkout_name(spec)
+    root = _without_dots(spec.store)
     if not name:
-        return open_store(spec.store)
+        return open_store(root)
     create = asked or not store_memory.is_known(spec.store)
-    store = open_store(spec.store, name, create=create, parents=asked)
+    store = open_store(root, name, create=create, parents=asked)
     store_memory.remember(spec.store)
     return store
+
+
+def _without_dots(path: Path) -> Path:
+    """The path without `..`, as messages should name it, unless a link on the way makes another place."""
+    plain = Path(os.path.normpath(path))
+    return plain if plain.resolve() == path.resolve() else path
 
 
 def checkout_name(spec: Spec) -> str:
     """How a store that several checkouts may share calls this one; empty for a store that lies in its folder.
 
-    What a person names (views, pins, releases) belongs to one checkout. A store inside the folder moves with it, so it
-    needs no name; another one is told apart by the path of the folder.
+    What a person names (views, pins, releases) belongs to one checkout. A store inside the folder moves with
+    it, so it needs no name; another one is told apart by the path of the folder.
     """
     folder = spec.file.parent.resolve()
     if spec.store.resolve().is_relative_to(folder):

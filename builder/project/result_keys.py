@@ -70,8 +70,8 @@ def _is_file(path: Path) -> bool:
 def result_key(project: Project, model: Model, measured: Key, suite: Suite) -> Key:
     """Of one suite on a target of a model, `measured` as TargetPlan says. Raises QuestionsMissing.
 
-    The target counts by what can change a figure: not by its name, nor by files that make no prompt. Where the model
-    requires a time or a memory, the machine counts too.
+    The target counts by what can change a figure: not by its name, nor by files that make no prompt. Where
+    the model requires a time or a memory, the machine counts too.
     """
     timed = any(c.suite == suite.name and c.metric.name in _OF_A_MACHINE for c in model.require)
     where = machine_name() if timed and suite.kind in ("generate", "command") else None

@@ -18,8 +18,9 @@ from builder.project.result_keys import measured_keys
 from builder.sources.catalog import structure_key
 from builder.spec.types import GgufSource
 from builder.store import checkouts
-from builder.store.care.gc import GcPlan, Policy, plan_gc
+from builder.store.care.gc import plan_gc
 from builder.store.care.inventory import survey
+from builder.store.care.policy import GcPlan, Policy
 
 _TRIED: set[tuple[Path, Path, int]] = (
     set()
@@ -28,7 +29,9 @@ _TRIED: set[tuple[Path, Path, int]] = (
 
 @dataclass(frozen=True)
 class Roots:
-    """What a checkout needs. `doubts`: what could not be found out, one clause each; then the last known roots stay."""
+    """What a checkout needs. `doubts`: what could not be found out, one clause each; then the last known
+    roots stay.
+    """
 
     keys: frozenset[Key]
     doubts: tuple[str, ...]
@@ -42,9 +45,11 @@ def keys_of(plan: TargetPlan) -> frozenset[Key]:
 
 
 def roots_of(project: Project) -> Roots:
-    """Keys of every declared target, its actions, the imports and structures of its base, and what was measured.
+    """Keys of every declared target, its actions, the imports and structures of its base, and what was
+    measured.
 
-    One source that is not there, or one suite whose questions are missing, is a doubt about itself and nothing else.
+    One source that is not there, or one suite whose questions are missing, is a doubt about itself and
+    nothing else.
     """
     keys: set[Key] = set()
     doubts: list[str] = []
@@ -68,7 +73,9 @@ def roots_of(project: Project) -> Roots:
 
 
 def known_roots(project: Project) -> Roots:
-    """The roots, and where there is a doubt those that this checkout had last: doubt keeps. Raises StoreError."""
+    """The roots, and where there is a doubt those that this checkout had last: doubt keeps. Raises
+    StoreError.
+    """
     roots, folder = roots_of(project), project.spec.file.parent.resolve()
     if not roots.doubts:
         return roots
@@ -119,8 +126,8 @@ def fingerprint(project: Project, emit: Emit) -> None:
 def gc_plan(project: Project, policy: Policy) -> GcPlan:
     """What a gc would delete now. Raises GcRefused, StoreError.
 
-    While something cannot be found out (a source is not there), this checkout's last known roots stay too: what is not
-    known is not deleted.
+    While something cannot be found out (a source is not there), this checkout's last known roots stay too:
+    what is not known is not deleted.
     """
     roots, folder = known_roots(project), project.spec.file.parent
     if roots.doubts and not roots.keys and not policy.allow_no_roots:

@@ -22,8 +22,8 @@ class Status:
 
     `blocks` of the target, `reused`: how many of them did not have to be made (built) or will not have
     to be (not built). `due`: a plain `doit` would build it. `survival` in dB. `score`: the first figure
-    that the model requires, and `misses` the conditions that do not hold, when they were measured
-    (builder.evaluate.standing fills both).
+    that the model requires, `misses` the conditions that do not hold where they were measured, `verdict`
+    passes, misses or not measured, or empty: nothing is required. builder.evaluate.standing fills all three.
     """
 
     target: str
@@ -40,6 +40,13 @@ class Status:
     survival: float | None = None
     score: float | None = None
     misses: tuple[str, ...] = ()
+    verdict: str = ""
+
+    @property
+    def shown_state(self) -> str:
+        """The state in the words for a person: an intermediate that nobody needs is not kept, not missing."""
+        gone = self.state in ("missing", "pruned") and not self.due
+        return "not kept" if gone else self.state
 
 
 def survey(project: Project) -> tuple[Status, ...]:

@@ -1,7 +1,7 @@
 """Which stores outside of their checkouts this user has had: one that is gone is not made anew in silence.
 
-A store on a disk that is not mounted looks like a store that was never there. A note for each store is kept in the
-user's state folder; a lost note costs the warning and nothing else.
+A store on a disk that is not mounted looks like a store that was never there. A note for each store is kept
+in the user's state folder; a lost note costs the warning and nothing else.
 """
 
 from __future__ import annotations

@@ -16,6 +16,21 @@ class UnknownTarget(BuildError):
     hint = "`doit list` shows what artifacts.toml declares."
 
 
+class SeveralTargets(BuildError):
+    """{name} is a model of several targets, and this needs one: {possible}."""
+
+    exit_code = 3
+
+
+def find_target(project: Project, name: str) -> str:
+    """One target by its name as typed. Raises UnknownTarget, SeveralTargets."""
+    found = find_targets(project, [name])
+    if len(found) != 1:
+        targets = [t.name for t in project.spec.targets if t.model.name == name.removeprefix("model:")]
+        raise SeveralTargets(name=name, possible=listed(targets, "or"))
+    return found[0]
+
+
 def find_targets(project: Project, names: Iterable[str]) -> tuple[str, ...]:
     """Names as typed (`phase8_5bit`, `model:phase8_5bit`, a model: all its targets) -> names of targets.
 

@@ -20,7 +20,7 @@ from builder.sources.facts import BaseIdentity, Unknown
 from builder.sources.own_tokenizer import own_tokenizer
 from builder.spec.types import Adapter, Base
 from builder.store import blobs, records, views
-from builder.store.disk.identity import identity_of
+from builder.store.disk.identity import Identity, identity_of
 from builder.store.layout import Store
 from builder.store.types import Manifest
 
@@ -143,21 +143,19 @@ def copied_from(project: Project, target: TargetPlan) -> Mapping[str, Path]:
 class Shown:
     """A view that is read for a while: the same folder, unedited, from the first look to the last.
 
-    A folder that shows the same key again is another one if it was replaced in between: it may have been
-    read while it showed something else.
+    A folder that shows the same key again is another one if it was replaced in between: it may have been read
+    while it showed something else.
     """
 
     def __init__(self, store: Store, folder: Path, manifest: Manifest) -> None:
         self._store, self.folder, self._manifest = store, folder, manifest
-        self._inode = self._look()
+        self._first = self._look()
 
     @property
     def is_shown(self) -> bool:
         """Whether the folder shows the manifest now, and has done so all the time since."""
-        return self._inode is not None and self._look() == self._inode
+        return self._first is not None and self._look() == self._first
 
-    def _look(self) -> int | None:
-        found = identity_of(self.folder, follow_symlinks=False)
-        if found is None or not views.is_current(self._store, self.folder, self._manifest):
-            return None
-        return found.inode
+    def _look(self) -> tuple[int, Identity] | None:
+        found = views.instance(self.folder)
+        return found if views.is_current(self._store, self.folder, self._manifest) else None

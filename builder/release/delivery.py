@@ -111,4 +111,5 @@ def clean(project: Project, names: Sequence[str], emit: Emit) -> None:
     emit(Note(f"dropped {', '.join(names)}: {freed.blobs} blobs, {size_text(freed.bytes)} freed"))
     for name, keys in targets.items():
         if who := dict.fromkeys(holder for key in keys for holder in freed.held.get(key, ())):
-            emit(Note(f"the bytes of {name} stay: {listed(list(who), 'and')} needs them"))
+            needs = "needs" if len(who) == 1 else "need"
+            emit(Note(f"the bytes of {name} stay: {listed(list(who), 'and')} {needs} them"))

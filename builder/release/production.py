@@ -29,6 +29,13 @@ class NoFormer(BuildError):
     hint = "`doit release:production` makes one when it moves to another target."
 
 
+class NothingDeclared(BuildError):
+    """artifacts.toml declares no release."""
+
+    exit_code = 3
+    hint = 'Add [release] with production = "TARGET".'
+
+
 def is_current(project: Project) -> bool:
     """Whether production shows the declared target as it is built now. Raises BuildError."""
     plan = _plan(project)

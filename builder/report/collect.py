@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import pairwise
 
+from builder.console.states import Verdict
 from builder.evaluate.circumstances import told
-from builder.evaluate.comparison import PAIRED, Difference, compare, together
 from builder.evaluate.results import Result, doubts, missed, read
 from builder.evaluate.statistics import Figure
 from builder.plan.changes import inputs_of, settings_of
 from builder.plan.types import TargetPlan, nominal_size
 from builder.project.project import Project
 from builder.project.result_keys import QuestionsMissing, result_key, suite_key
-from builder.project.state import usable_record
-from builder.report.facts import BlockSurvival, Compared, ModelReport, Provenance, Report, Row, Verdict
+from builder.project.state import target_state, usable_record
+from builder.report.facts import BlockSurvival, ModelReport, Production, Provenance, Report, Row
+from builder.report.pairs import compared
 from builder.spec.types import Metric, Model, Variant
-from builder.store import records
+from builder.store import records, releases, views
 from builder.store.types import Manifest, Scalar
 from builder.weights.survival import Survival, rows, total
 
@@ -43,7 +43,9 @@ def _model(project: Project, model: Model) -> ModelReport:
         if _is_known(project, plan):
             results[plan.name] = _measured(project, plan)
             made.append(_row(project, plan, results[plan.name], control))
-    kinds = {name: project.spec.suites[name].kind for name in model.suites}
+    suites = {name: project.spec.suites[name] for name in model.suites}
+    kinds = {name: suite.kind for name, suite in suites.items()}
+    mine = [f"{model.name}_{variant}" for variant in model.variants]
     return ModelReport(
         name=model.name,
         base=model.base,
@@ -52,17 +54,27 @@ def _model(project: Project, model: Model) -> ModelReport:
         metrics=tuple(dict.fromkeys(metric for row in made for metric in row.figures)),
         kinds=kinds,
         required={each.metric: (each.operator, each.value) for each in model.require},
-        compared=tuple(_compared(model, kinds, [row.target for row in made], results)),
-        absent=tuple(
-            f"{model.name}_{variant}"
-            for variant in model.variants
-            if f"{model.name}_{variant}" not in results
-        ),
+        compared=tuple(compared(model, kinds, [row.target for row in made], results)),
+        absent=tuple(name for name in mine if name not in results),
         control=control.name if control else None,
         plain=_plain(project, control) if control else None,
         unread=unread,
-        top_k={name: project.spec.suites[name].top_k for name, kind in kinds.items() if kind == "fidelity"},
+        top_k={name: suite.top_k for name, suite in suites.items() if suite.kind == "fidelity"},
+        checks={name: suite.check for name, suite in suites.items() if suite.kind == "generate"},
+        states={name: target_state(project.store, project.plan.targets[name]).kind for name in mine},
+        production=_production(project, mine),
     )
+
+
+def _production(project: Project, mine: Sequence[str]) -> Production | None:
+    """What models/production shows, if it shows or should show one of these targets."""
+    folder = project.store.models / releases.PRODUCTION
+    key = views.current_key(folder)
+    name = views.current_name(folder) if key else None
+    if name not in mine and project.spec.production not in mine:
+        return None
+    plan = project.plan.targets.get(name) if name is not None and name in mine else None
+    return Production(name, isinstance(plan, TargetPlan) and plan.key == key)
 
 
 def _unread(project: Project, model: Model) -> dict[str, str]:
@@ -147,6 +159,7 @@ def _row(
         provenance=_provenance(plan, manifest, results),
         control_name=beside.name if beside else None,
         control=_figures(_measured(project, beside)) if beside else None,
+        samples={suite: result.samples for suite, result in results.items() if result.samples},
     )
 
 
@@ -220,48 +233,3 @@ def _provenance(plan: TargetPlan, manifest: Manifest | None, results: Mapping[st
         machine=str(toolchain.get("machine", "")),
         measured=told(result.made for result in results.values()),
     )
-
-
-def _compared(
-    model: Model,
-    kinds: Mapping[str, str],
-    order: Sequence[str],
-    results: Mapping[str, Mapping[str, Result]],
-) -> list[Compared]:
-    """Compares neighbours in size, and each target with the largest target.
-
-    The compared figures are the figures that the model requires of a suite, else the suite's main figure. All
-    tests are judged together.
-    """
-    pairs = dict.fromkeys([*pairwise(order), *((order[0], other) for other in order[1:])])
-    asked: list[tuple[Metric, str, str]] = []
-    found: list[Difference] = []
-    for suite, kind in kinds.items():
-        for metric in _tested(model, suite, kind):
-            for first, second in pairs:
-                one, other = (_rows(results[target], metric) for target in (first, second))
-                if one and len(one) == len(other):
-                    asked.append((metric, first, second))
-                    found.append(compare(kind, metric.name, one, other))
-    judged = zip(asked, together(found), strict=True)
-    return [
-        Compared(metric, kinds[metric.suite], first, second, difference)
-        for (metric, first, second), difference in judged
-    ]
-
-
-def _tested(model: Model, suite: str, kind: str) -> list[Metric]:
-    """The metrics of a suite that are compared: the required metrics with a value for each question.
-
-    If there are none, the main metric of the suite.
-    """
-    paired = PAIRED.get(kind, ())
-    required = dict.fromkeys(each.metric for each in model.require if each.suite == suite)
-    return [metric for metric in required if metric.name in paired] or [
-        Metric(suite, name) for name in paired[:1]
-    ]
-
-
-def _rows(results: Mapping[str, Result], metric: Metric) -> tuple[float, ...]:
-    result = results.get(metric.suite)
-    return result.rows.get(metric.name, ()) if result else ()

@@ -9,6 +9,7 @@ from typing import Any
 
 from builder.console.words import listed, quoted
 from builder.errors import BuildError
+from builder.report.answer import answer
 from builder.report.facts import ModelReport
 from builder.spec.types import Metric
 
@@ -27,7 +28,9 @@ def document(model: ModelReport) -> dict[str, Any]:
     for each in model.compared:
         suite, name = each.metric
         compared.append({"suite": suite, "kind": each.kind, **asdict(each), "metric": name})
-    made: dict[str, Any] = as_json({**asdict(model), "compared": compared})
+    said = answer(model)
+    added = {"headline": said.headline, "chosen": said.chosen, "compared": compared}
+    made: dict[str, Any] = as_json({**asdict(model), **added})
     return made
 
 

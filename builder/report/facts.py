@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+from builder.console.states import Verdict
 from builder.evaluate.circumstances import Told
 from builder.evaluate.comparison import Difference
+from builder.evaluate.results import Sample
 from builder.evaluate.statistics import Figure
 from builder.spec.types import Metric
 from builder.weights.survival import Survival
-
-Verdict = Literal["passes", "misses", "not measured", "nothing required"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Row:
     `size` is in bytes. For a target that is not built, `size` is what the target would take. `control_name`
     is the target that quantizes the base without adapter in the same way, and `control` are its figures. A
     figure may meet its requirement, but not with certainty. `doubts` then has the end of its interval that
-    does not meet the requirement.
+    does not meet the requirement. `samples` are some answers of the target, by suite.
     """
 
     target: str
@@ -68,6 +67,7 @@ class Row:
     control_name: str | None = None
     control: Mapping[Metric, Figure] | None = None
     is_built: bool = True
+    samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
 
     @property
     def levels(self) -> str:
@@ -89,13 +89,25 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Production:
+    """What models/production shows: `target`, or None before the first release.
+
+    `is_current` is false when production shows another build of the target than the declared one.
+    """
+
+    target: str | None
+    is_current: bool
+
+
+@dataclass(frozen=True)
 class ModelReport:
     """One model: its targets from large to small, and the comparisons of pairs of them.
 
     `metrics` are in the order of declaration. `required` has operator and value by metric. `absent` are the
     declared targets without a row. `control` is the declared model of the same base without adapter, or None.
-    `plain` is the unquantized target of `control`. `kinds`, `unread` (what is wrong with the questions) and
-    `top_k` are by suite.
+    `plain` is the unquantized target of `control`. `kinds`, `unread` (what is wrong with the questions),
+    `top_k` and `checks` (how the answers of a generate suite are judged) are by suite. `states` has the kind
+    of builder.project.state by declared target. `production` is None for a model that is not released.
     """
 
     name: str
@@ -111,6 +123,9 @@ class ModelReport:
     plain: Row | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
     top_k: Mapping[str, int] = field(default_factory=dict)
+    checks: Mapping[str, str] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
+    production: Production | None = None
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from builder.report.cells import accuracy, divergence, is_distance, memory
+from builder.console.states import KINDS
+from builder.report.answer import required_text
+from builder.report.cells import is_distance, memory
 from builder.report.facts import ModelReport
 
 
-def notes(model: ModelReport) -> list[str]:
-    """All sentences that go with the tables of a model."""
+def first(model: ModelReport) -> list[str]:
+    """The sentences that stand beside the first table: what is counted, and what is not there."""
     said = [counted(model) or "Nothing is measured yet: `doit eval` measures what [model] suites name."]
-    said += required(model)
     said += [f"{suite}: not measured: questions missing ({what})." for suite, what in model.unread.items()]
-    said += [
-        f"{row.variant} misses {'; '.join(row.misses)}." for row in model.rows if row.verdict == "misses"
-    ]
+    unbuilt = [row.variant for row in model.rows if not row.is_built]
+    if unbuilt:
+        said.append(
+            f"Measured from base and adapter, not on disk: {', '.join(unbuilt)}; the size is what it takes."
+        )
+    if model.absent:
+        states = [f"{name} ({KINDS[model.states.get(name, 'missing')]})" for name in model.absent]
+        said.append(f"Without figures: {', '.join(states)}.")
+    return said
+
+
+def more(model: ModelReport) -> list[str]:
+    """The sentences that explain the figures and the tests."""
+    said = [f"{row.variant} misses {'; '.join(row.misses)}." for row in model.rows if row.verdict == "misses"]
     said += _of_fidelity(model)
     if any(row.survival and row.survival.db is not None for row in model.rows):
         said.append(
@@ -36,40 +48,28 @@ def notes(model: ModelReport) -> list[str]:
             "wrong answers: McNemar's exact test, Newcombe's interval. Others: random signs of the "
             "differences by question, Student's interval. The intervals are those of single comparisons."
         )
-    unbuilt = [row.variant for row in model.rows if not row.is_built]
-    if unbuilt:
-        said.append(
-            f"Measured from base and adapter, not on disk: {', '.join(unbuilt)}; the size is what it takes."
-        )
-    if model.absent:
-        said.append(f"Not built: {', '.join(model.absent)}.")
     return said
 
 
 def required(model: ModelReport) -> list[str]:
     """The sentence that names the requirements. Empty if the model has none."""
-    conditions = [f"{metric} {operator} {value:g}" for metric, (operator, value) in model.required.items()]
-    return [f"Required: {', '.join(conditions)}."] if conditions else []
+    return [f"Required: {required_text(model)}."] if model.required else []
 
 
 def counted(model: ModelReport) -> str:
     """What the brackets are, and how many observations they come from. Empty if nothing is measured."""
+    asked = observations(model)
+    return f"In brackets the 95 % interval ({asked})." if asked else ""
+
+
+def observations(model: ModelReport) -> str:
+    """How many observations each suite has: "routing n = 120". Empty if nothing is measured."""
     asked = []
     for suite in model.kinds:
         figures = [f for row in model.rows for metric, f in row.figures.items() if metric.suite == suite]
         if figures:
             asked.append(f"{suite} n = {max(figures, key=lambda figure: figure.n).counted}")
-    return f"In brackets the 95 % interval ({', '.join(asked)})." if asked else ""
-
-
-def meant(model: ModelReport) -> str:
-    """Which figures the accuracy and KL of the short table are, and how many observations they come from."""
-    said = []
-    for name, metric in (("Accuracy", accuracy(model)), ("KL", divergence(model))):
-        figures = [row.figures[metric] for row in model.rows if metric and metric in row.figures]
-        if figures:
-            said.append(f"{name} is {metric} (n = {max(figures, key=lambda figure: figure.n).counted}).")
-    return " ".join(said)
+    return ", ".join(asked)
 
 
 def _of_fidelity(model: ModelReport) -> list[str]:

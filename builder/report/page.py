@@ -2,42 +2,73 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 
+from markupsafe import Markup
+
 from builder.console.markdown import table as table_lines
-from builder.report import notes, tables
+from builder.console.states import MARKS
+from builder.report import notes, samples, tables
+from builder.report.answer import Answer, answer
+from builder.report.drawing import DARK, LIGHT, Plot
 from builder.report.facts import ModelReport, Report
-from builder.report.plots import Plot
+from builder.report.samples import Question
 from builder.report.tables import Table
 
-ABOVE = 2  # notes that stand above the plots: what was counted, what is required
 NO_PLOTS = "There are no plots: `pip install matplotlib` adds them."
+_CLASSES = {MARKS["passes"]: "good", MARKS["misses"]: "bad"}
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says about one model. The first `open` tables are visible, the others are folded."""
+    """What the page says about one model. `key` and `first` are visible, everything after them is folded."""
 
     facts: ModelReport
-    heading: str
+    about: str
+    answer: Answer
+    limits: tuple[str, ...]
+    key: Table
+    first: tuple[str, ...]
     tables: tuple[Table, ...]
-    notes: tuple[str, ...]
+    more: tuple[str, ...]
+    questions: tuple[Question, ...]
     plots: tuple[Plot, ...]
-    open: int
+
+    @property
+    def large(self) -> tuple[Plot, ...]:
+        """The plot that shows the answer, if there is one."""
+        return tuple(plot for plot in self.plots if plot.name == "size")
+
+    @property
+    def small(self) -> tuple[Plot, ...]:
+        return tuple(plot for plot in self.plots if plot.name != "size")
 
 
 def section(model: ModelReport, plots: Sequence[Plot]) -> Section:
-    """The section of one model, with its tables, notes and plots."""
-    few, every = tables.study(model, few=True), tables.study(model)
-    shown = [table for table in (few, tables.whose_loss(model)) if table]
-    more = replace(every, title="All figures") if every.headings != few.headings else None
-    asked = [table for table in (more, tables.comparisons(model), tables.provenance(model)) if table]
+    """The section of one model, with its answer, tables, notes and plots."""
+    folded = (
+        tables.every(model),
+        tables.whose_loss(model),
+        tables.comparisons(model),
+        tables.provenance(model),
+    )
+    said = answer(model)
     worn = f"with the adapter {model.adapter}" if model.adapter else "without an adapter"
-    heading = f"The base {model.base} {worn}; {_count(len(model.rows))} built."
-    said = tuple(notes.notes(model))
-    return Section(model, heading, (*shown, *asked), said, tuple(plots), len(shown))
+    return Section(
+        facts=model,
+        limits=(*notes.required(model), *said.notes),
+        about=f"The base {model.base} {worn}; {_count(len(model.rows))} built.",
+        answer=said,
+        key=tables.key(model),
+        first=tuple(notes.first(model)),
+        tables=tuple(table for table in folded if table),
+        more=tuple(notes.more(model)),
+        questions=tuple(samples.questions(model)),
+        plots=tuple(plots),
+    )
 
 
 def html(report: Report, sections: Sequence[Section], hints: Sequence[str] = ()) -> str:
@@ -45,16 +76,22 @@ def html(report: Report, sections: Sequence[Section], hints: Sequence[str] = ())
     from jinja2 import Environment
 
     source = resources.files("builder.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     template = environment.from_string(source)
     return template.render(
         report=report,
         title=_title(sections),
         models=sections,
         hints=hints,
-        above=ABOVE,
         value=_value,
         interval=_interval,
+        look=_look,
+        how=samples.how,
+        coded=_coded,
+        light=LIGHT,
+        dark=DARK,
     )
 
 
@@ -65,6 +102,19 @@ def _value(cell: str) -> str:
 
 def _interval(cell: str) -> str:
     return "".join(cell.partition(" (")[1:]).strip()
+
+
+def _coded(text: str) -> str:
+    """A sentence as HTML, with commands that stand between backticks as code."""
+    parts = re.split(r"`([^`]*)`", text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts)
+    )
+
+
+def _look(cell: str) -> str:
+    """The class of a verdict's cell. Empty for other cells."""
+    return _CLASSES.get(cell[:1], "")
 
 
 def markdown(
@@ -78,23 +128,37 @@ def markdown(
         "",
     ]
     for each in sections:
-        lines += [f"## {each.facts.name}", "", each.heading, ""]
-        for number, table in enumerate(each.tables):
+        lines += [f"## {each.facts.name}", "", f"**{each.answer.headline}.**", ""]
+        lines += _paragraphs([*each.limits, each.about])
+        lines += _plots(each, each.large, files)
+        lines += [f"### {each.key.title}", "", *markdown_table(each.key), "", *_paragraphs(each.first)]
+        if each.questions:
+            lines += ["### Sample answers", "", *samples.markdown(list(each.questions))]
+        lines += _plots(each, each.small, files)
+        for table in each.tables:
             lines += [f"### {table.title}", "", *markdown_table(table), ""]
-            if number == 0:
-                lines += [line for note in each.notes[:ABOVE] for line in (note, "")]
-                for plot in each.plots:
-                    link = files[f"{each.facts.name} {plot.name}"]
-                    lines += [f"![{plot.title}]({link})", "", plot.text, ""]
-                lines += [line for note in each.notes[ABOVE:] for line in (note, "")]
-    lines += [line for hint in hints for line in (hint, "")]
+        lines += ["### What the figures mean", "", *_paragraphs(each.more)]
+    lines += _paragraphs(hints)
     return "\n".join(lines)
 
 
+def _plots(each: Section, plots: Sequence[Plot], files: Mapping[str, str]) -> list[str]:
+    lines = []
+    for plot in plots:
+        lines += [f"![{plot.title}]({files[f'{each.facts.name} {plot.name}']})", "", plot.text, ""]
+    return lines
+
+
+def _paragraphs(said: Sequence[str]) -> list[str]:
+    return [line for each in said for line in (each, "")]
+
+
 def summary(model: ModelReport) -> str:
-    """Markdown for a README: the answer in six columns, then what is counted, required and not certain."""
-    said = [notes.meant(model), *notes.required(model), *tables.doubted(model)]
-    return "\n".join([*markdown_table(tables.answer(model)), "", " ".join(filter(None, said)), ""])
+    """Markdown for a README: the answer, the first table, then what is counted, required and not certain."""
+    counted = notes.observations(model)
+    said = [f"Measured: {counted}." if counted else "", *notes.required(model), *tables.doubted(model)]
+    table = markdown_table(tables.key(model, brief=True))
+    return "\n".join([f"**{answer(model).headline}.**", "", *table, "", " ".join(filter(None, said)), ""])
 
 
 def markdown_table(made: Table) -> list[str]:

@@ -6,13 +6,14 @@ where a paired test says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from builder.console.states import verdict_text
 from builder.console.words import size_text
 from builder.evaluate.circumstances import Told
 from builder.evaluate.comparison import RATES
-from builder.evaluate.results import side
+from builder.report.answer import chosen_row, doubts_text
 from builder.report.cells import (
     AGREEMENT,
     KL,
@@ -25,12 +26,12 @@ from builder.report.cells import (
     heading,
     is_distance,
     memory,
-    number_text,
     of_kind,
     shown_as,
 )
 from builder.report.facts import Compared, ModelReport, Row
-from builder.spec.types import Metric
+
+MOST_COLUMNS = 7  # of the table that a reader sees first
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,69 @@ class Table:
     text: frozenset[int] = frozenset({0})
 
 
-def study(model: ModelReport, *, few: bool = False, brief: bool = False) -> Table:
-    """What each target costs and can do: one row for each target, and one row for the base alone.
+def key(model: ModelReport, *, brief: bool = False) -> Table:
+    """What a reader looks at first, in at most seven columns. `brief` leaves out intervals and remarks.
 
-    `few` leaves out columns that repeat what another column says. `brief` leaves out intervals.
+    The figures are the first three required figures, else the accuracy and the KL.
     """
-    metrics = [metric for metric in model.metrics if shown_as(model, metric) != "GB"]
-    metrics = [metric for metric in metrics if not few or not _second(model, metric)]
-    headings = ["variant", "result", "levels", "disk", "memory", "bits/weight"]
-    headings += [heading(model, metric) for metric in metrics] + ["survival"]
-    headings += [] if few else ["quantization error"]
+    asked = [metric for metric in model.required if metric in model.metrics][:3]
+    shown = asked or [metric for metric in (accuracy(model), divergence(model)) if metric]
+    headings = ["variant", "verdict", "size", "bits/weight", *(heading(model, metric) for metric in shown)]
+    headings += ["survival", "memory"]
     rows = []
-    for row in ((model.plain,) if model.plain else ()) + model.rows:
+    for row in _with_plain(model):
         alone = row is model.plain
         cells = [
-            f"{row.variant}, no adapter" if alone else row.variant,
-            "-" if alone else _result(model, row, brief=brief),
+            _name(model, row) + ("" if brief else _remark(model, row)),
+            verdict_text(row.verdict, certain=not row.doubts) if model.required and not alone else "-",
+            size_text(row.size),
+            f"{row.bits_per_weight:.2f}",
+        ]
+        for metric in shown:
+            figure = None if alone and is_distance(model, metric) else row.figures.get(metric)
+            cells.append(cell(model, metric, figure, brief=brief))
+        rows.append([*cells, decibels(row), memory(model, row)])
+    trimmed, body = _trim(headings, rows)
+    fitting = tuple(cells[:MOST_COLUMNS] for cells in body)
+    words = frozenset(at for at, name in enumerate(trimmed) if name in ("variant", "verdict"))
+    return Table("The variants", trimmed[:MOST_COLUMNS], fitting, words)
+
+
+def _with_plain(model: ModelReport) -> tuple[Row, ...]:
+    """The rows of a model, after the row of the base alone."""
+    return ((model.plain,) if model.plain else ()) + model.rows
+
+
+def _name(model: ModelReport, row: Row) -> str:
+    return f"{row.variant}, no adapter" if row is model.plain else row.variant
+
+
+def _remark(model: ModelReport, row: Row) -> str:
+    """What else a variant is, in brackets: the answer of the report, or production."""
+    chosen, made = chosen_row(model), model.production
+    said = ["smallest that passes"] if row is chosen else []
+    said += ["production"] if made and made.is_current and made.target == row.target else []
+    return f" ({', '.join(said)})" if said else ""
+
+
+def every(model: ModelReport) -> Table:
+    """All figures: one row for each figure, and one column for each variant."""
+    table = study(model)
+    columns = tuple(zip(table.headings, *table.rows, strict=True))
+    return Table("All figures", ("figure", *(columns[0][1:] if columns else ())), columns[1:])
+
+
+def study(model: ModelReport) -> Table:
+    """What each target costs and can do: one row for each target, and one row for the base alone."""
+    metrics = [metric for metric in model.metrics if shown_as(model, metric) != "GB"]
+    headings = ["variant", "result", "levels", "size", "memory", "bits/weight"]
+    headings += [heading(model, metric) for metric in metrics] + ["survival", "quantization error"]
+    rows = []
+    for row in _with_plain(model):
+        alone = row is model.plain
+        cells = [
+            _name(model, row),
+            "-" if alone else verdict_text(row.verdict, certain=not row.doubts),
             row.levels,
             size_text(row.size),
             memory(model, row),
@@ -66,75 +114,18 @@ def study(model: ModelReport, *, few: bool = False, brief: bool = False) -> Tabl
         ]
         for metric in metrics:
             figure = None if alone and is_distance(model, metric) else row.figures.get(metric)
-            cells.append(cell(model, metric, figure, brief=brief))
-        cells += [decibels(row)] if few else [decibels(row), error_text(row)]
-        rows.append(cells)
-    return Table("What each variant costs and can do", *_trim(headings, rows), frozenset({0, 1}))
-
-
-def answer(model: ModelReport) -> Table:
-    """The study in six columns for a README, without intervals. `doubted` says what these leave open."""
-    rate, distance = accuracy(model), divergence(model)
-    headings = ["variant", "size", "bits per weight", "accuracy", "KL", "verdict"]
-    rows = []
-    for row in ((model.plain,) if model.plain else ()) + model.rows:
-        alone = row is model.plain
-        cells = [
-            f"{row.variant}, no adapter" if alone else row.variant,
-            size_text(row.size),
-            f"{row.bits_per_weight:.2f}",
-            cell(model, rate, row.figures.get(rate), brief=True) if rate else "-",
-            cell(model, distance, row.figures.get(distance), brief=True) if distance and not alone else "-",
-            "-" if alone else _short_verdict(row),
-        ]
-        rows.append(cells)
-    trimmed, body = _trim(headings, rows)
-    return Table("The answer", trimmed, body, frozenset({0, len(trimmed) - 1}))
-
-
-def _short_verdict(row: Row) -> str:
-    return f"{row.verdict}, not certain" if row.verdict == "passes" and row.doubts else row.verdict
+            cells.append(cell(model, metric, figure))
+        rows.append([*cells, decibels(row), error_text(row)])
+    return Table("All figures", *_trim(headings, rows), frozenset({0, 1}))
 
 
 def doubted(model: ModelReport) -> list[str]:
     """Sentences about the targets that pass although their true figures may not."""
     said: dict[str, list[str]] = {}
-    rate = accuracy(model)
     for row in model.rows:
         if row.verdict == "passes" and row.doubts:
-            said.setdefault(_ends(model, row, {rate: "accuracy"} if rate else {}), []).append(row.variant)
+            said.setdefault(doubts_text(model, row), []).append(row.variant)
     return [f"Not certain for {', '.join(variants)}: {ends}." for ends, variants in said.items()]
-
-
-def _second(model: ModelReport, metric: Metric) -> bool:
-    """Whether another figure of the suite says nearly what this metric says."""
-    if metric in model.required:
-        return False
-    match of_kind(model, metric):
-        case "choice", "accuracy":
-            return metric._replace(name="greedy") in model.required
-        case "choice", "greedy":
-            return metric._replace(name="accuracy") in model.required
-        case ("fidelity", "kl_p99") | ("generate", "tokens_per_second"):
-            return True
-    return False
-
-
-def _result(model: ModelReport, row: Row, *, brief: bool) -> str:
-    """The verdict, and the intervals that leave it open."""
-    if brief or row.verdict != "passes" or not row.doubts:
-        return row.verdict
-    return f"{row.verdict} ({_ends(model, row)})"
-
-
-def _ends(model: ModelReport, row: Row, names: Mapping[Metric, str] = {}) -> str:
-    """How low or high the figures may be in truth. `names` replaces the headings of metrics."""
-    ends = []
-    for metric, end in row.doubts.items():
-        name = names.get(metric) or heading(model, metric)
-        where = side(model.required[metric][0])
-        ends.append(f"the true {name} may be as {where} as {number_text(model, metric, end)}")
-    return " and ".join(ends)
 
 
 def whose_loss(model: ModelReport) -> Table | None:

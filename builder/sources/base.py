@@ -31,22 +31,21 @@ from builder.spec.types import Base, HfSource, PathSource
 from builder.store.disk.names import is_hidden
 from builder.store.types import FileEntry
 
-# Keys of config.json that no model of mlx-lm reads (a test looks through all of them): editing them
-# changes no weight.
+# Keys of config.json that no model of mlx-lm reads (a test looks through all of them): editing them changes
+# no weight.
 IGNORED = frozenset(
     {
         "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "unk_token_id", "mask_token_id",
-        "decoder_start_token_id", "transformers_version", "use_cache", "id2label", "label2id",
-        "problem_type", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
-        "finetuning_task", "tokenizer_class", "prefix", "task_specific_params", "max_length", "min_length",
-        "do_sample", "temperature", "top_p", "typical_p", "repetition_penalty", "length_penalty",
-        "no_repeat_ngram_size", "num_beams", "num_beam_groups", "num_return_sequences",
-        "diversity_penalty", "early_stopping", "bad_words_ids", "forced_bos_token_id",
-        "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
-        "suppress_tokens", "begin_suppress_tokens", "output_scores", "return_dict_in_generate",
-        "encoder_no_repeat_ngram_size", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
-        "_attn_implementation", "_attn_implementation_autoset", "router_aux_loss_coef",
-        "output_router_logits", "unsloth_version", "unsloth_fixed",
+        "decoder_start_token_id", "transformers_version", "use_cache", "id2label", "label2id", "problem_type",
+        "return_dict", "output_hidden_states", "output_attentions", "torchscript", "finetuning_task",
+        "tokenizer_class", "prefix", "task_specific_params", "max_length", "min_length", "do_sample",
+        "temperature", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+        "num_beams", "num_beam_groups", "num_return_sequences", "diversity_penalty", "early_stopping",
+        "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
+        "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "output_scores",
+        "return_dict_in_generate", "encoder_no_repeat_ngram_size", "hidden_dropout", "resid_pdrop",
+        "embd_pdrop", "attn_pdrop", "_attn_implementation", "_attn_implementation_autoset",
+        "router_aux_loss_coef", "output_router_logits", "unsloth_version", "unsloth_fixed",
     }
 )  # fmt: skip
 QUANTIZED_ELSEWHERE = "hf_quant_config.json"  # ModelOpt's quantization_config, which mlx-lm reads
@@ -156,8 +155,8 @@ def identity_of(
 ) -> BaseIdentity:
     """The identity of a base from the digests of its files. Raises OSError from `read`.
 
-    weights: names and digests of config.json, the shards and what else decides the tensors. read: the
-    bytes of a small file. trusted: the model's own code is run, and it may read any setting.
+    weights: names and digests of config.json, the shards and what else decides the tensors. read: the bytes
+    of a small file. trusted: the model's own code is run, and it may read any setting.
     """
     by_name = dict(weights)
     config = by_name.pop(CONFIG)
@@ -198,7 +197,9 @@ def _read(read: Callable[[str], bytes], name: str, digest: Digest) -> bytes:
 
 
 def _without(text: bytes, ignored: frozenset[str]) -> Digest:
-    """The digest of a JSON object without some of its keys, also in its text_config; of the bytes if it is none."""
+    """The digest of a JSON object without some of its keys, also in its text_config; of the bytes if it is
+    none.
+    """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):

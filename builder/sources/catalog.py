@@ -99,8 +99,8 @@ class Catalog:
         if known := self.cache.get("identity", key):
             digests = [Digest(text) if text else None for text in json.loads(known)]
             first, config, words, prompts, former = digests
-            assert first and config and words and prompts
-            return BaseIdentity(first, config, words, prompts, tuple(copied), imported, former)
+            if first and config and words and prompts:
+                return BaseIdentity(first, config, words, prompts, tuple(copied), imported, former)
         found = bases.identity_of(
             weights,
             copied,
@@ -114,7 +114,9 @@ class Catalog:
         return found
 
     def base_directory(self, base: Base) -> Path:
-        """The directory of a base's files; for a GGUF the view of its import as it is now. Raises SourceError."""
+        """The directory of a base's files; for a GGUF the view of its import as it is now. Raises
+        SourceError.
+        """
         if isinstance(base.source, GgufSource):
             key = self.gguf_key(base)
             if key is None:
@@ -171,7 +173,7 @@ class Catalog:
         if key is None:
             return Unknown(NOT_YET)
         base = self._base_that_names(adapter)
-        fact = key if base is None else make_key("adapter-places/1", key, base.weights)
+        fact = key if base is None else make_key("adapter-places/2", key, base.weights)
         known = self.cache.get("adapter", fact)
         facts = _adapter_from_text(known.decode()) if known else self.read_adapter(adapter, key, base, fact)
         if isinstance(facts, Unknown):
@@ -215,7 +217,7 @@ class Catalog:
         located = self.base_identity(self.spec.bases[adapter.base])
         if key is None or isinstance(located, Unknown):
             return None
-        return make_key("adapter-checked/1", key, located.weights)
+        return make_key("adapter-checked/2", key, located.weights)
 
     def read_adapter(
         self, adapter: Adapter, key: Key, base: BaseFacts | None, fact: Key
@@ -235,7 +237,7 @@ class Catalog:
         facts = AdapterFacts(
             Digest(key),
             {block: Key(digest) for block, digest in slice_digests(info, block_of).items()},
-            frozenset(tensor.path for tensor in info.tensors),
+            frozenset(name.rpartition(".")[0] for tensor in info.tensors for name in tensor.places),
         )
         if self.adapter_key(adapter) != key:  # replaced during the reading, so the facts may mix two adapters
             return Unknown("is being written")
@@ -276,8 +278,7 @@ class Catalog:
         """The digest of a file, hashed if necessary. Raises OSError.
 
         `on_progress` gets the number of bytes of each piece.
-        This process remembers the digest too, because the stat cache does not trust a file that has just been
-        written.
+        This process remembers the digest too: the stat cache does not trust a file that was just written.
         """
         before = identity(path.stat())
         digest = self.cache.digest(path, on_progress)
@@ -287,7 +288,7 @@ class Catalog:
 
 def structure_key(weights: Digest) -> Key:
     """The key under which the store keeps the structure of a base."""
-    return make_key("structure/2", weights)
+    return make_key("structure/3", weights)
 
 
 def _adapter_to_text(facts: AdapterFacts) -> str:

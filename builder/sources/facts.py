@@ -17,9 +17,9 @@ class BaseIdentity:
 
     `weights`: the shards, and those settings of config.json that a model of mlx-lm reads. `config`:
     config.json as it is. `vocabulary`: how text becomes tokens. `prompts`: the vocabulary and the chat
-    templates. `aux`: the files that every target copies as they are. `imported`: the key of the import
-    that holds the files of a GGUF. `former`: the identity of the weights in stores of format 1, None where
-    it proves nothing.
+    templates. `aux`: the files that every target copies as they are. `imported`: the key of the import that
+    holds the files of a GGUF. `former`: the identity of the weights in stores of format 1, None where it
+    proves nothing.
     """
 
     weights: Digest

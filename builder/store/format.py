@@ -43,11 +43,13 @@ MIGRATIONS: Mapping[int, Callable[[Path], None]] = {1: _keys_of_format_1}
 def open_store(root: Path, checkout: str = "", *, create: bool = True, parents: bool = True) -> Store:
     """The store at `root`, created when there is none, migrated when its format is older.
 
-    A store is created in a folder that is empty or not there. An existing store is known by its version file. Writes nothing when the store exists at the current format, so a read-only store can be read. The
-    other folders appear when something is first put in them.
+    A store is created in a folder that is empty or not there. An existing store is known by its version file.
+    Writes nothing when the store exists at the current format, so a read-only store can be read. The other
+    folders appear when something is first put in them.
 
-    Raises StoreError: a folder that holds something else, a version that this program does not know, the disk. Raises
-    StoreGone where there is no store, without `create`, or without `parents` where even the folder around is missing.
+    Raises StoreError: a folder that holds something else, a version that this program does not know, the
+    disk. Raises StoreGone where there is no store, without `create`, or without `parents` where even the
+    folder around is missing.
     """
     store = Store(root.absolute(), checkout)
     version = _read_version(store, create, parents)
@@ -84,6 +86,8 @@ def _create(store: Store, create: bool, parents: bool) -> None:
     if not parents and not store.root.parent.is_dir():
         raise StoreGone(path=store.root, what=f"the folder {store.root.parent} does not exist")
     found = sorted(entry.name for entry in store.root.iterdir()) if store.root.is_dir() else []
+    if store.root.is_symlink() and not store.root.exists():
+        raise StoreGone(path=store.root, what=f"it is a link to {store.root.readlink()}, which is not there")
     if os.path.lexists(store.root) and not store.root.is_dir():
         raise StoreError(path=store.root, what="it is not a folder")
     if foreign := [name for name in found if name not in _EMPTY and not name.startswith((_DRAFT, "._"))]:

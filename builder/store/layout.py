@@ -18,7 +18,9 @@ class Store:
 
     @property
     def _own(self) -> Path:
-        """Names that a person gave belong to one checkout: what they name must not depend on another checkout."""
+        """Names that a person gave belong to one checkout: what they name must not depend on another
+        checkout.
+        """
         return self.root / "checkouts" / self.checkout if self.checkout else self.root
 
     @property

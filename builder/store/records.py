@@ -54,11 +54,12 @@ def read_manifest(store: Store, key: Key) -> Manifest | None:
 
 
 def write_manifest(store: Store, manifest: Manifest) -> Manifest:
-    """Remembers a target's files, durably and atomically, after all of them; what the store says of the key now.
+    """Remembers a target's files, durably and atomically, after all of them; what the store says of the key
+    now.
 
     A manifest is written once for a key: one that names the same files stays as it is, with its time and its
-    measures, since views hold a copy of it. Its bytes are flushed in full before its name appears, and every earlier
-    blob and record with them. The caller holds the lock of the key. Raises StoreError.
+    measures, since views hold a copy of it. Its bytes are flushed in full before its name appears, and every
+    earlier blob and record with them. The caller holds the lock of the key. Raises StoreError.
     """
     former = read_manifest(store, manifest.key)
     if former is not None and former.files == manifest.files:

@@ -1,7 +1,7 @@
 """Released targets: views under a name of their own, and the former ones beside them.
 
-A release says itself what it shows, so nothing else has to be kept in step: gc and pruning keep the bytes of whatever
-a release shows. Each checkout that shares a store has releases of its own.
+A release says itself what it shows, so nothing else has to be kept in step: gc and pruning keep the bytes of
+whatever a release shows. Each checkout that shares a store has releases of its own.
 """
 
 from __future__ import annotations

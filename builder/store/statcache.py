@@ -45,6 +45,13 @@ class StatCache:
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
 
+    def __getstate__(self) -> dict[str, object]:
+        """For a process that is spawned: it opens the database itself, and locks nobody else's lock."""
+        return {"_path": self._path}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _connection=None, _owner=0)
+
     def known(self, path: Path) -> Digest | None:
         """The digest of a file if it is certain without reading it. Raises OSError from `path`."""
         return self._lookup(path, path.stat())

@@ -16,6 +16,7 @@ from builder.errors import StoreError
 from builder.keys import Key, is_digest
 from builder.store import blobs, records, seals, tmp
 from builder.store.disk import capability, durable, swap
+from builder.store.disk.identity import Identity, identity_of
 from builder.store.disk.names import alike, is_hidden
 from builder.store.layout import Store, is_file_name
 from builder.store.types import Blob, Manifest, manifest_to_text
@@ -29,12 +30,12 @@ REMOVED = "artifact.toml.removed"  # a view that is being deleted
 def materialize(store: Store, folder: Path, manifest: Manifest, card: str = "", name: str = "") -> None:
     """Makes `folder` the view of the manifest, in place of the view that is there, atomically and durably.
 
-    `card` becomes its README.md, which is for people and no part of what the view must be. `name`: the target, if the
-    folder is called otherwise (a release). Files are reflinks of the blobs, else hard links, else copies. `folder` must
-    be on the store's file system.
+    `card` becomes its README.md, which is for people and no part of what the view must be. `name`: the
+    target, if the folder is called otherwise (a release). Files are reflinks of the blobs, else hard links,
+    else copies. `folder` must be on the store's file system.
 
-    Raises StoreError: a folder that is not a view (it is somebody's, and stays), a file name that is not plain, two that
-    differ only by case where that is one name, a blob that is missing or damaged, the disk.
+    Raises StoreError: a folder that is not a view (it is somebody's, and stays), a file name that is not
+    plain, two that differ only by case where that is one name, a blob that is missing or damaged, the disk.
     """
     refuse_foreign(folder)
     for entry in manifest.files:
@@ -75,12 +76,13 @@ def is_view(folder: Path) -> bool:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raises StoreError for something that is not a view: the program replaces and deletes only what it made."""
+    """Only what this program made is replaced and deleted. Raises StoreError for anything but a view."""
     if os.path.lexists(folder) and not is_view(folder):
         raise StoreError(
             path=folder,
             what="something is there that this program did not make, and it stays",
-            hint="Move it away, then run the same command again. (`doit verify --repair` moves a damaged view.)",
+            hint="Move it away, then run the same command again. "
+            "(`doit verify --repair` moves a damaged view.)",
         )
 
 
@@ -89,6 +91,15 @@ def _text_of(store: Store, manifest: Manifest) -> bytes:
     data = records.manifest_bytes(store, manifest.key)
     known = records.parse_manifest(seals.unsealed(data), manifest.key) if data is not None else None
     return data if data is not None and known == manifest else seals.sealed(manifest_to_text(manifest))
+
+
+def instance(folder: Path) -> tuple[int, Identity] | None:
+    """Which view lies there: another one each time that it was made. None where none does.
+
+    The folder's inode alone would not tell: a new folder may get the number of one that was just deleted.
+    """
+    place, said = (identity_of(path, follow_symlinks=False) for path in (folder, folder / MANIFEST))
+    return (place.inode, said) if place and said else None
 
 
 def current_key(folder: Path) -> Key | None:
@@ -118,7 +129,8 @@ def _said(folder: Path, key: bytes) -> str | None:
 
 
 def is_current(store: Store, folder: Path, manifest: Manifest) -> bool:
-    """Whether the folder is exactly the manifest's view: the same text, every file there, unedited by size and seal.
+    """Whether the folder is exactly the manifest's view: the same text, every file there, unedited by size
+    and seal.
 
     A weights file that is not the manifest's makes it stale too, since loaders take all that they find.
     """

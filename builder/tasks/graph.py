@@ -14,13 +14,14 @@ clean:<variant>    drop that variant of every model. clean:<target> drops one ta
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from builder.console.display import tell_error
-from builder.console.interrupt import one_line_interrupts
-from builder.console.words import from_here
+from builder.console.words import from_here, stand_in
 from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.result_keys import needs_directory
@@ -51,7 +52,9 @@ def load(file: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
     """
     from doit.exceptions import InvalidDodoFile
 
-    one_line_interrupts()
+    from builder.tasks.reporter import Reporter
+
+    _note_where_the_person_is()
     try:
         project = Project.load(Path(file))
         defaults = [f"model:{t.name}" for t in project.spec.targets if not t.variant.intermediate]
@@ -64,8 +67,27 @@ def load(file: str) -> tuple[dict[str, Any], Callable[[], Iterator[Task]]]:
     def task_artifacts() -> Iterator[Task]:
         yield from project_tasks(project)
 
-    config = {"default_tasks": defaults, "backend": "sqlite3", "dep_file": DATABASE, "verbosity": 2}
+    config = {
+        "default_tasks": defaults,
+        "backend": "sqlite3",
+        "dep_file": DATABASE if _can_write(Path(DATABASE)) else ":memory:",
+        "verbosity": 2,
+        "reporter": Reporter,  # notes which targets a run includes, also where doit does not know our `run`
+    }
     return config, task_artifacts
+
+
+def _note_where_the_person_is() -> None:
+    """doit goes to the folder of dodo.py (`-f`, `-d`, `-k`). Paths are relative to where it was started."""
+    loader = sys.modules.get("doit.loader")
+    started = getattr(loader, "initial_workdir", None)
+    if started and Path(started) != Path.cwd():
+        stand_in(Path(started))
+
+
+def _can_write(file: Path) -> bool:
+    """Whether doit can keep its database; without one, it asks the store more often."""
+    return os.access(file if file.exists() else file.absolute().parent, os.W_OK)
 
 
 def project_tasks(project: Project) -> Iterator[Task]:

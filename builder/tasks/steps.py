@@ -11,6 +11,11 @@ from builder.sources.facts import Unknown
 from builder.spec.types import Adapter, Base, Variant
 from builder.tasks.uptodate import Selection
 
+UNREGISTERED = (
+    "each target is a pass of its own: doit uses a reporter that is not builder's, and does not know"
+    " builder's `run` command. `builder init` prints the lines that teach it."
+)
+
 
 @dataclass
 class Step:
@@ -20,6 +25,9 @@ class Step:
 
     def run(self) -> None:
         raise NotImplementedError
+
+    def tell(self) -> None:
+        """Prints the answer of a task that is up to date, where it has one. Raises BuildError."""
 
     def __call__(self) -> object:
         from doit.exceptions import TaskError, TaskFailed
@@ -85,25 +93,28 @@ class BuildTarget(Step):
     selection: Selection
 
     def run(self) -> None:
-        from builder.console.display import mode, showing
+        from builder.console.display import prints_answers, showing
+        from builder.console.events import Note
         from builder.release.delivery import deliver
         from builder.tasks.tables import print_built
 
         with showing() as emit:
+            if not self.selection.targets:
+                emit(Note(UNREGISTERED))
             results = deliver(self.project, self.name, self.selection.targets, self.selection.named, emit)
-        if mode() in ("live", "plain"):
+        if prints_answers():
             print_built(results)
 
 
 @dataclass
 class Evaluate(Step):
-    """Measures a target, prints its figures, and fails if the target misses a requirement."""
+    """Measures a target, prints its figures and its verdict, and fails if the target misses a requirement."""
 
     name: str
     selection: Selection
 
     def run(self) -> None:
-        from builder.console.display import mode, showing
+        from builder.console.display import prints_answers, showing
         from builder.evaluate.process import EvaluationFailed
         from builder.evaluate.run import check, evaluate
         from builder.release.scores import refresh
@@ -116,9 +127,17 @@ class Evaluate(Step):
         with showing() as emit:
             results = evaluate(self.project, plan, emit, again=self.selection.again)
         refresh(self.project, plan)
-        if mode() in ("live", "plain"):
-            print_results(self.name, results)
+        if prints_answers():
+            print_results(plan.target, results)
         check(plan, results)
+
+    def tell(self) -> None:
+        from builder.evaluate.run import measured
+        from builder.tasks.tables import print_results
+
+        plan = self.project.plan.targets[self.name]
+        if isinstance(plan, TargetPlan):
+            print_results(plan.target, measured(self.project, plan))
 
 
 @dataclass
@@ -128,7 +147,7 @@ class FindThreshold(Step):
     model: str
 
     def run(self) -> None:
-        from builder.console.display import mode, showing
+        from builder.console.display import prints_answers, showing
         from builder.evaluate.threshold import find_threshold
         from builder.project.result_keys import needs_directory
         from builder.release.delivery import deliver
@@ -142,7 +161,7 @@ class FindThreshold(Step):
                     deliver(self.project, name, {name}, (), emit)
 
             found = find_threshold(self.project, self.model, build, emit)
-        if mode() in ("live", "plain"):
+        if prints_answers():
             print_threshold(self.project, found)
 
 
@@ -159,6 +178,11 @@ class Release(Step):
         with showing() as emit:
             release(self.project, emit)
             emit(Note(f"{PRODUCTION} is now {self.project.spec.production}"))
+
+    def tell(self) -> None:
+        from builder.release.production import PRODUCTION
+
+        print(f"{PRODUCTION} is {self.project.spec.production} already")
 
 
 @dataclass

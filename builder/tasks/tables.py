@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from builder.build.one_pass import Built
 from builder.console.tables import print_table
 from builder.console.words import from_here, number, size_text
-from builder.evaluate.results import Result, interval_text
+from builder.evaluate.results import Result, figures, interval_text, missed, passing
 from builder.evaluate.threshold import Threshold, answer
 from builder.project.project import Project
 from builder.project.status import status_of
+from builder.spec.types import Target
 
 
 def print_built(results: Sequence[Built]) -> None:
@@ -29,39 +30,39 @@ def print_built(results: Sequence[Built]) -> None:
         for built in results
     ]
     print_table(
-        ("target", "size", "bits/weight", "blocks built", "reused", "seconds"), rows, left=("target",)
+        ("target", "size", "bits/weight", "blocks built", "reused", "seconds"),
+        rows,
+        left=("target",),
+        unimportant=("seconds", "bits/weight"),
     )
 
 
-def print_results(target: str, results: Mapping[str, Result]) -> None:
-    """Prints a table with one row for each figure of a target: value, 95 % interval, observations."""
+def print_results(target: Target, results: Mapping[str, Result]) -> None:
+    """Prints a row for each figure of a target (value, interval, observations), and whether it passes."""
     rows = [
         [f"{name}.{metric}", number(figure.value), interval_text(figure), figure.counted]
         for name, result in results.items()
-        for metric, figure in result.figures.items()
+        for metric, figure in figures(result)
     ]
-    print_table((target, "value", "95 % interval", "n"), rows, left=(target, "95 % interval"))
+    interval = "95 % interval"
+    print_table((target.name, "value", interval, "n"), rows, left=(target.name, interval), unimportant=("n",))
+    if not missed(target.model.require, results):  # what is missed is said as an error
+        print(passing(target.name, target.model.require, results))
 
 
 def print_threshold(project: Project, found: Threshold) -> None:
     """Prints a table with one row for each target, from small to large, and the answer as a sentence."""
     rows = []
     for name in found.search.order:
-        row = project.spec.target(name)
-        status = status_of(project, row)
+        status = status_of(project, project.spec.target(name))
         bits = "-" if status.bits_per_weight is None else f"{status.bits_per_weight:.3f}"
-        rows.append([name, size_text(status.size), bits, _verdict(found, name)])
-    headings = ("target", "size", "bits/weight", "meets the requirements")
-    print_table(headings, rows, left=("target", "meets the requirements"))
+        rows.append([name, size_text(status.size), bits, found.verdict(name), found.details(name)])
+    print_table(
+        ("target", "size", "bits/weight", "result", "why"),
+        rows,
+        left=("target", "result", "why"),
+        unimportant=("bits/weight",),
+    )
     print(answer(found.search))
     for small, large in found.search.exceptions:
         print(f"size does not order them: {small} passes, {large} is larger and does not")
-
-
-def _verdict(found: Threshold, name: str) -> str:
-    match found.search.passes.get(name):
-        case None:
-            return "not measured"
-        case False:
-            return "no: " + "; ".join(map(str, found.misses[name]))
-    return "; ".join(["yes", *map(str, found.open[name])])

@@ -10,6 +10,7 @@ from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.sources.facts import Unknown
 from builder.spec.types import Adapter, Base
+from builder.store import records
 
 
 @dataclass
@@ -86,6 +87,8 @@ class TargetReady:
             from builder.project.roots import keep_registered
 
             keep_registered(self.project)  # so that gc in another checkout knows about this target
+            if isinstance(plan := self.project.plan.targets[self.name], TargetPlan):
+                records.mark_used(self.project.store, plan.key)
             self._settle()
         return built
 

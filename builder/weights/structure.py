@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -71,13 +71,40 @@ class Quantizable:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """From which tensors of the checkpoint mlx-lm makes a parameter, and how (`sanitize` of the model).
+
+    sources: their names. A `*` with `count` stands for the numbers 0 to count - 1 (the experts of a layer).
+    same: the parameter has the very values of its only source, maybe under another name.
+    arithmetic: values change. Otherwise they are only moved: split, stacked, transposed.
+    packed: a source holds packed numbers (fp8 ...). Its values exist only after mlx-lm has unpacked them.
+    """
+
+    sources: tuple[str, ...]
+    count: int = 0
+    same: bool = False
+    arithmetic: bool = False
+    packed: bool = False
+
+    def names(self) -> Iterator[str]:
+        """The names of all sources."""
+        for source in self.sources:
+            if "*" in source:
+                yield from (source.replace("*", str(number)) for number in range(self.count))
+            else:
+                yield source
+
+
+@dataclass(frozen=True)
 class Structure:
     """All parameters in the model's own order, the modules that can be quantized, the paths for an adapter.
 
     `default_dtype` is the dtype to which mlx_lm.convert casts unless it is told another (None: no cast).
     `quantized` says that the checkpoint itself holds quantized weights. `recipe_errors` says for each mixed
-    recipe that mlx-lm cannot apply to this model why not. `repairs` says by name what mlx-lm would misread of
-    the checkpoint, and what is done about it.
+    recipe that mlx-lm cannot apply to this model why not. `origins` has every parameter that is not the
+    tensor of the same name, as it is. `dropped` are the tensors that mlx-lm does not load, by the shortest
+    prefixes that name nothing else. `tied` is the path of the embedding that is also the output head, or
+    empty. `repairs` says by name what mlx-lm would misread of the checkpoint, and what is done about it.
     """
 
     model_type: str
@@ -88,6 +115,9 @@ class Structure:
     quantized: bool
     recipe_errors: Mapping[str, str]
     repairs: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    tied: str = ""
 
     @cached_property
     def blocks(self) -> tuple[str, ...]:
@@ -182,6 +212,12 @@ def to_text(structure: Structure) -> str:
             "quantized": structure.quantized,
             "recipe_errors": dict(structure.recipe_errors),
             "repairs": dict(structure.repairs),
+            "origins": {
+                name: [list(o.sources), o.count, o.same, o.arithmetic, o.packed]
+                for name, o in structure.origins.items()
+            },
+            "dropped": list(structure.dropped),
+            "tied": structure.tied,
         },
         sort_keys=True,
         separators=(",", ":"),
@@ -189,7 +225,10 @@ def to_text(structure: Structure) -> str:
 
 
 def from_text(text: str) -> Structure:
-    """The structure that `to_text` wrote. Raises ValueError, KeyError or TypeError for other text."""
+    """The structure that `to_text` wrote. Raises ValueError, KeyError or TypeError for other text.
+
+    Text of a version that did not know `origins` is other text: the base is inspected again.
+    """
     data = json.loads(text)
     return Structure(
         model_type=data["model_type"],
@@ -206,4 +245,7 @@ def from_text(text: str) -> Structure:
         quantized=data["quantized"],
         recipe_errors=data["recipe_errors"],
         repairs=data["repairs"],
+        origins={name: Origin(tuple(sources), *rest) for name, (sources, *rest) in data["origins"].items()},
+        dropped=tuple(data["dropped"]),
+        tied=data["tied"],
     )

@@ -111,7 +111,7 @@ def rows(text: str, heading: str) -> list[list[str]]:
 
 
 def facts(manifest: Manifest) -> dict[str, str]:
-    return dict(rows(render(manifest, HF), "|  |  |"))
+    return dict(rows(render(manifest, HF, "m_4bit"), "|  |  |"))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def facts(manifest: Manifest) -> dict[str, str]:
 )
 def test_where_the_base_comes_from(source: BaseSource, said: str, front: list[str]) -> None:
     """Without the folders of the machine that made it."""
-    text = render(MANIFEST, Base("toy", source))
+    text = render(MANIFEST, Base("toy", source), "m_4bit")
     assert f"The base `toy` ({said}), in MLX format. Made by modelkiln." in text
     assert "/home/me" not in text
     assert text.startswith("\n".join(["---", "library_name: mlx", "tags:", "- mlx", *front, "---"]))
@@ -147,7 +147,7 @@ def test_where_the_base_comes_from(source: BaseSource, said: str, front: list[st
     ],
 )
 def test_what_was_made(inputs: dict[str, str], settings: dict[str, int], said: str) -> None:
-    text = render(replace(MANIFEST, inputs={**MANIFEST.inputs, **inputs}, settings=settings), HF)
+    text = render(replace(MANIFEST, inputs={**MANIFEST.inputs, **inputs}, settings=settings), HF, "m_4bit")
     assert said in text
 
 
@@ -192,7 +192,7 @@ HEAD = "| figure | value | 95 % interval | n |"
 
 
 def test_scores() -> None:
-    text = render(MANIFEST, HF, SCORES)
+    text = render(MANIFEST, HF, "m_4bit", SCORES)
     assert rows(text, HEAD) == [
         ["routing.accuracy", "0.983", "0.941 to 0.995", "120"],
         ["said.kl", "0.0123", "-", "1917 tokens of 120 answers"],
@@ -202,26 +202,28 @@ def test_scores() -> None:
 
 
 def test_scores_with_their_circumstances() -> None:
-    text = render(MANIFEST, HF, SCORES, Told("2025-01-01T00:00:00Z", "Darwin arm64 gpu", "mlx 1"))
+    text = render(MANIFEST, HF, "m_4bit", SCORES, Told("2025-01-01T00:00:00Z", "Darwin arm64 gpu", "mlx 1"))
     assert "\n\nMeasured 2025-01-01T00:00:00Z, on Darwin arm64 gpu, with mlx 1.\n\n" in text
 
 
 def test_without_scores_nothing_was_measured() -> None:
-    assert "## Scores\n\nNot measured.\n\n" in render(MANIFEST, HF, (), Told("now", "here", "this"))
-    assert "Not measured." in render(MANIFEST, HF)
+    assert "## Scores\n\nNot measured.\n\n" in render(MANIFEST, HF, "m_4bit", (), Told("now", "here", "this"))
+    assert "Not measured." in render(MANIFEST, HF, "m_4bit")
 
 
 def test_names_that_would_break_a_table_are_escaped() -> None:
     """A command names its figures as it likes; an override's pattern stands among the settings."""
     odd = Score("own.a|b\nc\rd", "1|2", "0 | 1", "3\r\n4")
-    text = render(replace(MANIFEST, settings={"override a|b\n": "x|y"}), HF, (odd, *SCORES))
+    text = render(replace(MANIFEST, settings={"override a|b\n": "x|y"}), HF, "m_4bit", (odd, *SCORES))
     assert rows(text, HEAD)[0] == ["own.a\\|b c d", "1\\|2", "0 \\| 1", "3 4"]
     assert len(rows(text, HEAD)) == 3
     assert facts(replace(MANIFEST, settings={"override a|b\n": "x|y"}))["override a\\|b"] == "x\\|y"
 
 
 def test_how_to_load_it_names_the_target() -> None:
-    text = render(MANIFEST, HF)
+    """By the name that it has now: its manifest may be of a build under another one."""
+    text = render(replace(MANIFEST, name="old_4bit"), HF, "m_4bit")
     assert "cp -Rc . ~/.lmstudio/models/local/m_4bit`" in text
+    assert "old_4bit" not in text
     assert text.endswith("\n")
     assert not text.endswith("\n\n")

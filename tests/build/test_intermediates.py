@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ from builder.build.intermediates import prunable, prune_intermediates
 from builder.console.events import Event, Note
 from builder.console.words import size_text
 from builder.keys import Digest, Key
-from builder.plan.types import TargetPlan
+from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.project.state import target_state
-from builder.sources.facts import BaseFacts
-from builder.spec.types import Model, Quantization, Target, Variant
+from builder.sources.facts import BaseFacts, BaseIdentity
+from builder.spec.types import Learned, Model, Quantization, Target, Variant
 from builder.store import blobs, pins, records
 from tests.toy import DECLARATION, LEARNED, STRUCTURE, build, make_toy, planned, prepared, save_adapter
 
@@ -24,12 +23,13 @@ def plan(
     variant: str, *, intermediate: bool = False, needs: str | None = None, model: str = "m"
 ) -> TargetPlan:
     """As far as pruning looks at it."""
-    how = Variant(variant, quantization=Quantization(4, 64), intermediate=intermediate)
+    learned = Learned("dwq", needs, Path("text.txt")) if needs else None
+    how = Variant(variant, quantization=Quantization(4, 64), intermediate=intermediate, learned=learned)
     target = Target(Model(model, "toy", None, (variant,)), how)
-    base = BaseFacts(Digest("b" * 64), STRUCTURE, ())
-    key = Key("0" * 64)
+    digest, key = Digest("b" * 64), Key("0" * 64)
+    base = BaseFacts(BaseIdentity(digest, digest, digest, digest, ()), STRUCTURE)
     return TargetPlan(
-        target, key, base, None, None, {}, (), key, (), needs=f"{model}_{needs}" if needs else None
+        target, key, base, None, None, {}, (), key, (), {}, key, needs=needs and f"{model}_{needs}"
     )
 
 
@@ -38,7 +38,8 @@ BF16 = plan("bf16", intermediate=True)
 FOUR = plan("4bit")
 DWQ, AWQ, GPTQ = (plan(name, needs="f16") for name in ("dwq", "awq", "gptq"))
 OTHER = plan("other", needs="bf16")
-CHAIN = replace(plan("chain", intermediate=True), needs="m_f16")
+CHAIN = plan("chain", intermediate=True, needs="f16")
+UNRESOLVED = Unresolved(DWQ.target, "its calibration text is missing")
 
 
 @pytest.mark.parametrize(
@@ -62,9 +63,15 @@ CHAIN = replace(plan("chain", intermediate=True), needs="m_f16")
         ([F16, CHAIN], [], [], ["m_chain"]),
         ([F16, plan("f16", intermediate=True, model="n"), DWQ], [], [], ["n_f16"]),  # of another model
         ([F16, plan("dwq", needs="f16", model="n")], [], [], ["m_f16"]),
+        ([F16, UNRESOLVED], [], [], []),  # it cannot be planned now, and needs what it is made from
+        ([F16, UNRESOLVED, AWQ], ["m_awq"], [], []),
+        ([F16, BF16, UNRESOLVED], [], [], ["m_bf16"]),
+        ([Unresolved(F16.target, "its base is missing"), DWQ], ["m_dwq"], [], []),
     ],
 )
-def test_prunable(plans: list[TargetPlan], built: list[str], pinned: list[str], go: list[str]) -> None:
+def test_prunable(
+    plans: list[TargetPlan | Unresolved], built: list[str], pinned: list[str], go: list[str]
+) -> None:
     assert [plan.name for plan in prunable(plans, frozenset(built), frozenset(pinned))] == go
     assert [p.name for p in prunable(iter(plans), frozenset(built), frozenset(pinned))] == go
 
@@ -121,6 +128,17 @@ def test_asked_for_by_name_it_stays(project: Project) -> None:
     assert pruned(project) == []
     assert target_state(project.store, planned(project, "m_f16")).built
     pins.unpin(project.store, "m_f16")
+    assert len(pruned(project)) == 1
+
+
+def test_it_stays_while_what_needs_it_cannot_be_planned(project: Project) -> None:
+    build(project, "m_f16")
+    build(project, "m_dwq")
+    text = project.spec.file.parent / "text.txt"
+    text.rename(text.with_name("elsewhere"))
+    assert pruned(project) == []
+    assert target_state(project.store, planned(project, "m_f16")).built
+    text.with_name("elsewhere").rename(text)
     assert len(pruned(project)) == 1
 
 

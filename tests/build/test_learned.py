@@ -8,17 +8,25 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from blake3 import blake3
 
+from builder.build import learned
 from builder.build.learned_output import StepFailed, _losses
 from builder.build.prepare import prepare_adapter, prepare_base
 from builder.engine.arrays import raw
+from builder.errors import SourceChanged
+from builder.keys import Key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
+from builder.project.state import holds
+from builder.release.delivery import deliver
+from builder.store import records, views
+from builder.store.care import verify
 from tests.architectures import checkpoint as make_checkpoint
 from tests.architectures import dense
 from tests.build.test_one_pass import ROW
@@ -332,3 +340,111 @@ def test_the_models_own_code_is_trusted_where_the_base_is(project: Callable[[str
     (box.root / "base/mine.py").write_text("from mlx_lm.models.qwen3 import Model, ModelArgs\n")
     box.edit('path = "base"', 'path = "base"\ntrust_remote_code = true')
     assert "m_learned" in rows(run(box, "model:m_learned"))
+
+
+# -- what a step reads while it runs -----------------------------------------------------------------------
+
+
+def learn(box: Sandbox) -> Project:
+    """Builds the learned target in this process."""
+    loaded = Project.load(box.toml)
+    deliver(loaded, "m_learned", {"m_learned"}, ("m_f16",), lambda _: None)
+    return Project.load(box.toml)
+
+
+def weights(box: Sandbox) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(box.view("m_learned").glob("*.safetensors"))}
+
+
+def test_a_source_view_that_is_replaced_while_the_step_runs(
+    project: Callable[[str], Sandbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step reads a folder of its own: what the name of its source shows meanwhile does not matter."""
+    box = project("gptq")
+    learn(box)
+    expected = weights(box)
+    make_adapter(box.root / "adapter", seed=99)
+    other = learn(box)
+    assert weights(box) != expected
+    theirs = records.read_manifest(other.store, other.keys["m_f16"])
+    assert theirs is not None
+    assert holds(other.store, theirs)
+    make_adapter(box.root / "adapter")
+    shutil.rmtree(box.root / "store/targets")  # so that it learns again
+    real = learned._call
+
+    def flipped(project: Project, plan: TargetPlan, source: Path, scratch: Path) -> None:
+        view = project.store.models / "m_f16"
+        mine = records.read_manifest(project.store, Key(str(views.current_key(view))))
+        assert mine is not None
+        assert mine != theirs
+        records.write_manifest(project.store, theirs)
+        views.materialize(project.store, view, theirs)
+        real(project, plan, source, scratch)
+        views.materialize(project.store, view, mine)
+
+    monkeypatch.setattr(learned, "_call", flipped)
+    learn(box)
+    assert weights(box) == expected
+
+
+def test_a_source_that_is_edited_while_the_step_runs(
+    project: Callable[[str], Sandbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = project("gptq")
+    real = learned._call
+
+    def edited(project: Project, plan: TargetPlan, source: Path, scratch: Path) -> None:
+        real(project, plan, source, scratch)
+        config = source / "config.json"
+        config.unlink()
+        config.write_text("{}")
+
+    monkeypatch.setattr(learned, "_call", edited)
+    with pytest.raises(SourceChanged, match="^model:m_f16: .* changed while it was being read"):
+        learn(box)
+    assert not box.view("m_learned").exists()
+    loaded = Project.load(box.toml)
+    assert [m.kind for m in records.manifests(loaded.store)] == ["target"]  # the source
+    assert not list(loaded.store.tmp.iterdir())
+    assert verify.verify(loaded.store).is_clean
+
+
+def test_nothing_is_learned_again_after_a_rename(
+    project: Callable[[str], Sandbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for the name of the model, nor of the variant, nor of the variant that it is made from."""
+    box = project("gptq")
+    learn(box)
+    expected = weights(box)
+    box.edit("[model.m]", "[model.n]")
+    box.edit("[variant.learned]", "[variant.best]")
+    box.edit("[variant.f16]", "[variant.half]")
+    box.edit('from = "f16"', 'from = "half"')
+    box.edit('variants = ["f16", "4bit", "5bit", "learned"]', 'variants = ["half", "4bit", "5bit", "best"]')
+    monkeypatch.setattr(learned, "_call", lambda *_: pytest.fail("it learns again"))
+    loaded = Project.load(box.toml)
+    assert [built.made for built in deliver(loaded, "n_best", {"n_best"}, (), lambda _: None)] == [0]
+    found = {file.name: file.read_bytes() for file in box.view("n_best").glob("*.safetensors")}
+    assert found == expected
+    assert not box.view("n_half").exists()
+    assert Project.load(box.toml).is_built("n_best")
+
+
+def test_a_new_chat_template_is_copied_and_nothing_is_learned_again(
+    project: Callable[[str], Sandbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = project("gptq")
+    learn(box)
+    expected = weights(box)
+    (box.root / "base/chat_template.jinja").write_text("{{ messages }}")
+    (box.root / "base/trainer_state.json").write_text("{}")
+    config = box.root / "base/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token_id": 7}))
+    monkeypatch.setattr(learned, "_call", lambda *_: pytest.fail("it learns again"))
+    deliver(Project.load(box.toml), "m_learned", {"m_learned"}, (), lambda _: None)
+    assert weights(box) == expected
+    view = box.view("m_learned")
+    assert (view / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert (view / "trainer_state.json").is_file()
+    assert json.loads((view / "config.json").read_text())["quantization"]["bits"] == 4

@@ -56,6 +56,17 @@ def test_touch_rebuilds_nothing(done: Sandbox) -> None:
     assert built(done.doit()) == {}
 
 
+def test_a_build_with_nothing_to_do_counts_as_a_use(done: Sandbox) -> None:
+    """gc drops the least recently used target first: one that is asked for each day is not that."""
+    manifests = [*done.root.glob("store/targets/*.toml")]
+    assert len(manifests) == 2
+    for file in manifests:
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+    assert built(done.doit("model:m_5bit")) == {}
+    used = [file for file in manifests if file.stat().st_mtime > 1_700_000_000]
+    assert len(used) == 1
+
+
 def test_another_end_of_text_reaches_config_json_and_rebuilds_no_block(done: Sandbox) -> None:
     """mlx_lm.utils.load_config takes eos_token_id from generation_config.json."""
     before = json.loads((done.view("m_4bit") / "config.json").read_text())

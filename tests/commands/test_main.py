@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from builder import __version__
 from builder.commands import COMMANDS, STANDALONE
 from builder.commands.complete import OPTIONS, candidates
 from builder.commands.completion import SCRIPTS
@@ -59,8 +60,8 @@ DECLARED = tomllib.loads(DECLARATION)
         ("builder completion ", ["bash", "fish", "zsh"]),
         ("builder init ", []),
         ("builder report ", ["m"]),
-        ("builder lock --", ["--check", "--help"]),
-        ("builder init --", ["--help", "--schema"]),
+        ("builder lock --", ["--check", "--help", "--json"]),
+        ("builder init --", ["--help", "--schema", "--store"]),
         ("builder attest m_4bit --", ["--help", "--sha256"]),
         ("builder add-variant m 6bit --b", ["--bits"]),
         ("builder gc --d", ["--delete-everything-undeclared", "--dry-run"]),
@@ -227,11 +228,25 @@ def test_help_and_unknown_commands(sandbox: Make) -> None:
     wrong = builder(box, "staus")
     assert (wrong.code, wrong.err) == (3, 'ERROR: there is no command "staus"; did you mean "status"?\n')
     assert builder(box, "m_4bt").err == 'ERROR: there is no command "m_4bt"; did you mean "m_4bit"?\n'
-    for command in ("build", "status", "why", "plan", "init", "add-variant", "completion"):
-        assert "PURPOSE" in builder(box, "help", command).out
-        assert builder(box, command, "--help").out == builder(box, "help", command).out
-    assert builder(box, "list", "--help").out.startswith("PURPOSE")
-    assert box.doit("status", "--json", "--help").out.startswith("PURPOSE")
+    for command in (*COMMANDS, *STANDALONE):
+        if command in ("run", "help"):
+            continue
+        help_text = builder(box, "help", command).out
+        assert help_text.startswith(f"builder {command}")
+        assert len(help_text.splitlines()) <= 24, help_text  # one screen
+        assert max(map(len, help_text.splitlines())) <= 80
+        assert "config:" not in help_text
+        assert builder(box, command, "--help").out == help_text
+        assert builder(box, command, "-h").out == help_text
+    assert " status [TARGET...]\n" in box.doit("status", "--json", "--help").out
+    assert "--locked" in box.doit("-h").out
+    assert "--db-file" not in box.doit("-h").out  # of doit, and nobody's business
+    assert "`builder help build`" in box.doit("help", "build").out
+
+
+def test_the_version(sandbox: Make) -> None:
+    ran = builder(sandbox(DECLARATION), "--version")
+    assert (ran.code, ran.out) == (0, f"modelkiln {__version__}\n")
 
 
 def test_a_wrong_name_is_said_at_once(sandbox: Make) -> None:

@@ -280,5 +280,10 @@ def test_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "here")
     assert from_here(tmp_path / "here/store/x") == "store/x"
     assert from_here(Path("store/x")) == "store/x"
-    assert from_here(tmp_path / "there") == str(tmp_path / "there")
+    assert from_here(tmp_path / "there") == "../there"
+    far = Path("/a/b")
+    assert from_here(far) == str(far)  # shorter than the way up
+    monkeypatch.setenv("BUILDER_HERE", str(tmp_path / "here/sub"))
+    assert from_here(tmp_path / "here/store/x") == "../store/x"
+    monkeypatch.delenv("BUILDER_HERE")
     assert from_here(Path("/")) == "/"

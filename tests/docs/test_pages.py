@@ -16,7 +16,9 @@ from builder.commands import COMMANDS, STANDALONE
 from builder.console.events import Event
 from builder.project.state import Kind as State
 from builder.store.care.findings import Kind
+from builder.store.format import FORMER
 from builder.store.layout import Store
+from builder.store.views import NAME
 from tests.conftest import ROOT, Ran, Sandbox
 
 BIN = Path(sys.executable).parent
@@ -114,6 +116,7 @@ INSTEAD: tuple[tuple[str, str, str], ...] = (
         "its default is the repository",
     ),
     (r"(?:uv run )?python docs/reference_pages.py", "python docs/reference_pages.py", "in the copy"),
+    (r"(?:uv run )?python docs/study_page.py.*", "python docs/study_page.py made", "in the copy"),
     (r"(?s)mlx_lm\.fuse .*", "python -m mlx_lm fuse --help", "bench/build.py runs it"),
     (r".*b3sum.*", "doit verify", "b3sum may not be installed"),
     (r"bash \.ci/run", "bash -n .ci/run", "runs this test"),
@@ -213,17 +216,16 @@ def test_the_json_page_lists_every_word_that_a_program_may_read() -> None:
 def test_the_store_format_names_every_place(tmp_path: Path) -> None:
     page = (ROOT / "docs/store-format.md").read_text()
     tree = next(body for _, body in FENCE.findall(page) if body.startswith("store/"))
-    places = [getattr(Store(tmp_path), name).name for name, is_a in vars(Store).items() if is_place(is_a)]
+    names = [name for name, is_a in vars(Store).items() if isinstance(is_a, property) and name[0] != "_"]
+    places = [getattr(Store(tmp_path), name).name for name in names]
     assert {"blobs", "state.sqlite"} <= {*places}
+    places += ["checkouts", FORMER, "bases/<key>"]
+    assert f"`{NAME}`" in page
     assert [place for place in places if f"\n  {place}" not in tree] == []
 
 
-def is_place(attribute: object) -> bool:
-    return isinstance(attribute, property)
-
-
 def test_the_readmes_table_is_the_reports() -> None:
-    """To renew it: `doit -d example/study report -o docs/study`; put phase8-table.md between the marks."""
+    """To renew it: `python docs/study_page.py`; put docs/study/phase8-table.md between the marks."""
     page = (ROOT / "README.md").read_text()
     found = re.search(r"<!-- study: (\S+), .* -->\n(.*)<!-- /study -->\n", page, re.DOTALL)
     assert found is not None

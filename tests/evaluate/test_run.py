@@ -107,7 +107,7 @@ def test_measured_once_then_known(sandbox: Callable[[str], Sandbox]) -> None:
     box.edit('">= 0"', '">= 1.5"')
     failed = box.doit("eval:m_4bit")
     assert failed.code == 1
-    assert "m_4bit does not meet its requirements: routing.accuracy >= 1.5: measured" in failed.text
+    assert "m_4bit misses its requirements: routing.accuracy >= 1.5: measured" in failed.text
     assert "measuring" not in failed.text
 
     for path in (box.root / "store" / "evals").rglob("*.json"):

@@ -21,36 +21,38 @@ from builder.plan.changes import (
 )
 from builder.plan.planning import make_plan
 from builder.plan.types import Sources, TargetPlan
-from builder.sources.facts import AdapterFacts, BaseFacts
+from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration
 from builder.spec.types import Learned, Model, Override, Quantization, Spec, Variant
 from builder.store.types import Blob, FileEntry, Manifest
 from tests.toy import STRUCTURE
 
 BASE, ADAPTER, TEXT, OTHER, MADE = ("b" * 64, "a" * 64, "c" * 64, "d" * 64, "e" * 64)
 TOKENIZER = FileEntry("tokenizer.json", Blob(Digest("f" * 64), 9))
+IDENTITY = BaseIdentity(Digest(BASE), Digest(MADE), Digest(MADE), Digest(MADE), (TOKENIZER,))
 FOUR = Variant("4bit", quantization=Quantization(4, 64))
 DWQ = Variant(
     "dwq", quantization=Quantization(4, 64), learned=Learned("dwq", "f16", Path("text.txt"), seed=1)
 )
 
 
-def plan(variant: Variant = FOUR, adapter: str | None = "tuned") -> TargetPlan:
+def plan(variant: Variant = FOUR, adapter: str | None = "tuned", toolchain: str = "") -> TargetPlan:
     """The plan of one target, with nothing read from any disk."""
     variants = {"f16": Variant("f16", dtype="float16"), variant.name: variant}
     model = Model("m", "toy", adapter, tuple(variants))
     spec = Spec(Path("artifacts.toml"), Path("store"), variants=variants, models={"m": model})
     facts = AdapterFacts(Digest(ADAPTER), {"layers.1": Key("1" * 64)}, frozenset({"layers.1.proj"}))
     sources = Sources(
-        {"toy": BaseFacts(Digest(BASE), STRUCTURE, (TOKENIZER,))},
+        {"toy": BaseFacts(IDENTITY, STRUCTURE)},
         {"tuned": facts},
-        calibrations={variant.name: Digest(TEXT)},
+        toolchain,
+        calibrations={variant.name: Calibration(Digest(TEXT), "text")},
     )
     found = make_plan(spec, sources).targets[f"m_{variant.name}"]
     assert isinstance(found, TargetPlan)
     return found
 
 
-def former(of: TargetPlan, toolchain: str = "mlx 1") -> Manifest:
+def former(of: TargetPlan) -> Manifest:
     """The manifest of a build of exactly this plan, under another key."""
     made = [*(action.file for action in of.actions), "config.json", "model.safetensors.index.json"]
     files = (*(FileEntry(name, Blob(Digest(MADE), 1)) for name in made), *of.base.aux)
@@ -62,7 +64,7 @@ def former(of: TargetPlan, toolchain: str = "mlx 1") -> Manifest:
         files,
         inputs_of(of),
         settings_of(of),
-        {"toolchain": toolchain},
+        {"toolchain": "mlx 1"},
     )
 
 
@@ -85,17 +87,17 @@ def test_the_same_inputs_and_settings_differ_in_nothing() -> None:
     [
         (FOUR, {"base_digest": OTHER}, ["base changed"]),
         (FOUR, {"adapter_digest": OTHER}, ["adapter changed"]),
-        (FOUR, {"base_digest": OTHER, "adapter_digest": OTHER}, ["adapter changed", "base changed"]),
+        (FOUR, {"base_digest": OTHER, "adapter_digest": OTHER}, ["base changed", "adapter changed"]),
         (FOUR, {"base": "old", "base_digest": OTHER}, ["base old -> toy"]),
         (FOUR, {"adapter": "old", "adapter_digest": OTHER}, ["adapter old -> tuned"]),
-        (FOUR, {"adapter": "old"}, ["adapter old -> tuned"]),  # the same bytes under another name
+        (FOUR, {"adapter": "old"}, []),  # the same bytes under another name: nothing is made again
         (
             FOUR,
             {"adapter": "old", "adapter_digest": OTHER, "base_digest": OTHER},
-            ["adapter old -> tuned", "base changed"],
+            ["base changed", "adapter old -> tuned"],
         ),
         (DWQ, {"calibration_digest": OTHER}, ["calibration changed"]),
-        (DWQ, {"base": "old", "calibration_digest": OTHER}, ["base old -> toy", "calibration changed"]),
+        (DWQ, {"base": "old", "calibration_digest": OTHER}, ["calibration changed"]),
     ],
 )
 def test_inputs(variant: Variant, before: dict[str, str], said: list[str]) -> None:
@@ -121,17 +123,17 @@ SETTINGS: list[tuple[Variant, Variant, list[str]]] = [
     (quantized(5, 32), FOUR, ["bits 5 -> 4", "group_size 32 -> 64"]),
     (quantized(4, 32, "mxfp4"), quantized(4, 32), ["mode mxfp4 -> affine"]),
     (replace(FOUR, dtype="float16"), FOUR, ["dtype float16 -> bfloat16"]),
-    (replace(FOUR, name="old"), FOUR, ["variant old -> 4bit"]),
+    (replace(FOUR, name="old"), FOUR, []),  # a name is in no key
     (
         overridden(Override("embed", Quantization(8, 32))),
         FOUR,
-        ["override embed 8 bits, group 32, affine -> unset"],
+        ["override embed 1: 8 bits, group 32, affine -> unset"],
     ),
-    (FOUR, overridden(Override("embed", None)), ["override embed unset -> as it is"]),
+    (FOUR, overridden(Override("embed", None)), ["override embed unset -> 1: as it is"]),
     (
         overridden(Override("embed", Quantization(6, 64))),
         overridden(Override("embed", Quantization(8, 64))),
-        ["override embed 6 bits, group 64, affine -> 8 bits, group 64, affine"],
+        ["override embed 1: 6 bits, group 64, affine -> 1: 8 bits, group 64, affine"],
     ),
     (
         Variant("4bit", dtype="float16"),
@@ -196,14 +198,18 @@ def test_copied_files(change: Callable[[Manifest], Manifest], expected: list[Cha
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [
-        ("mlx 1", "", []),  # not a part of the keys
+        ("", "", []),  # not a part of the keys
         ("mlx 1", "mlx 1", []),
         ("mlx 1", "mlx 2", ["toolchain mlx 1 -> mlx 2"]),
-        ("", "mlx 2", []),  # what made it is not known
+        ("", "mlx 2", ["toolchain unset -> mlx 2"]),
+        ("mlx 1", "", ["toolchain mlx 1 -> unset"]),
     ],
 )
 def test_toolchain(before: str, now: str, said: list[str]) -> None:
-    assert texts(changes(plan(), former(plan(), before), now)) == said
+    """With [build] strict_toolchain, the versions are in the keys."""
+    old, new = plan(toolchain=before), plan(toolchain=now)
+    assert (old.key != new.key) == bool(said)
+    assert texts(changes(new, former(old))) == said
 
 
 def test_all_changes_in_one_clause() -> None:

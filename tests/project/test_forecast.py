@@ -15,6 +15,7 @@ from builder.project.preflight import RESIDENT
 from builder.project.project import Project
 from builder.store import blobs, pins
 from builder.store.care import drop
+from builder.store.disk import capability
 from tests.toy import (
     BASE_BYTES,
     DECLARATION,
@@ -69,6 +70,19 @@ def test_everything_in_one_pass(tmp_path: Path) -> None:
     assert said.fits
 
 
+def test_views_that_are_copies_need_room_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = made(tmp_path)
+    assert forecast(project).copies == 0
+    monkeypatch.setattr(capability, "links", lambda folder: False)
+    said = forecast(project)
+    assert said.copies == sum(planned(project, name).whole_size or 0 for name in ("m_4bit", "m_8bit")) > 0
+    needed = said.after - said.before + said.copies
+    assert replace(said, free=needed).fits
+    assert not replace(said, free=needed - 1).fits
+
+
 def test_what_is_asked_for_by_name_alone(tmp_path: Path) -> None:
     project = made(tmp_path)
     (one,) = forecast(project, ["m_f16"]).passes
@@ -90,7 +104,7 @@ def test_blocks_that_are_there_are_reused_and_not_read(tmp_path: Path) -> None:
 def test_a_record_without_its_blob_is_no_reuse(tmp_path: Path) -> None:
     project = made(tmp_path)
     build(project, "m_4bit")
-    drop.drop(project.store, [planned(project, "m_4bit").key])
+    drop.drop(project.store, {"m_4bit": [planned(project, "m_4bit").key]})
     (one,) = forecast(again(project), ["m_4bit"]).passes
     assert (one.make, one.reuse) == (3, 0)
 

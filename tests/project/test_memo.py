@@ -160,11 +160,11 @@ def test_another_structure_of_the_same_base_is_planned_again(file: Path, planned
     """As `inspect_again` of an upgraded mlx-lm may leave one."""
     project = Project.load(file)
     inputs = key_of_inputs(file)
-    located = project.sources.base_files(project.spec.bases["toy"])
+    located = project.sources.base_identity(project.spec.bases["toy"])
     assert not isinstance(located, Unknown)
     other = to_text(STRUCTURE).replace("bfloat16", "float16")
     blob = blobs.ingest(project.store, [other.encode()])
-    records.write(project.store, Record(structure_key(located[0]), "structure", blob))
+    records.write(project.store, Record(structure_key(located.weights), "structure", blob))
     assert key_of_inputs(file) != inputs
     keys_of(file)
     assert planned == ["plan"]
@@ -272,8 +272,9 @@ def test_a_lost_or_damaged_cache_costs_a_plan_and_nothing_else(file: Path, plann
 def test_what_is_remembered_comes_back(file: Path) -> None:
     cache = Project.load(file).cache
     assert memo.recall(cache, make_key("never")) is None
-    memo.remember(cache, make_key("inputs"), {"m": make_key("m")})
-    assert memo.recall(cache, make_key("inputs")) == {"m": make_key("m")}
+    known = {"m": memo.Known(make_key("m"), make_key("measured"))}
+    memo.remember(cache, make_key("inputs"), known)
+    assert memo.recall(cache, make_key("inputs")) == known
     assert memo.recall(cache, make_key("other inputs")) is None
     cache.put("index", make_key("flat"), json.dumps({}).encode())
     assert not memo.recall(cache, make_key("flat"))

@@ -13,22 +13,24 @@ import pytest
 from builder.console.events import Event, Hashing
 from builder.errors import GcRefused
 from builder.keys import Key
-from builder.plan.types import Unresolved
+from builder.plan.types import TargetPlan, Unresolved
 from builder.project import roots
 from builder.project.project import Project
-from builder.project.result_keys import reference_key
+from builder.project.result_keys import reference_key, result_key
 from builder.project.roots import (
+    Roots,
     fingerprint,
     freeable,
     gc_plan,
     keep_registered,
+    known_roots,
     register,
-    root_keys,
+    roots_of,
 )
 from builder.sources.catalog import structure_key
 from builder.store import checkouts
-from builder.store.care.gc import Policy
-from tests.toy import DECLARATION, build, make_toy, planned, prepared, save_adapter
+from builder.store.care.policy import Policy
+from tests.toy import DECLARATION, build, make_toy, planned, prepared, save_adapter, write
 
 NOW = Policy(grace_s=0)
 FIDELITY = """suites = ["said", "ppl"]
@@ -57,7 +59,7 @@ def registered(project: Project) -> frozenset[Key] | None:
     return found.get(project.spec.file.parent.resolve())
 
 
-# -- root_keys -----------------------------------------------------------------------------------------------
+# -- roots_of ------------------------------------------------------------------------------------------------
 
 
 def test_every_declared_target_its_actions_and_the_structure_of_its_base(file: Path) -> None:
@@ -67,7 +69,7 @@ def test_every_declared_target_its_actions_and_the_structure_of_its_base(file: P
         plan = planned(project, name)
         wanted |= {plan.key, plan.config, *(action.key for action in plan.actions)}
         wanted.add(structure_key(plan.base.weights))
-    assert root_keys(project) == wanted
+    assert roots_of(project) == Roots(frozenset(wanted), ())
     assert len(wanted) == 3 * (1 + 1 + 3) + 1
 
 
@@ -75,24 +77,77 @@ def test_what_is_not_declared_any_more_is_no_root(file: Path) -> None:
     project = prepared(file)
     gone = planned(project, "m_8bit")
     file.write_text(file.read_text().replace(', "8bit"]', "]"))
-    assert not {gone.key, *gone.keys} & root_keys(again(project))
+    assert not {gone.key, *gone.keys} & roots_of(again(project)).keys
 
 
 def test_what_cannot_be_planned_has_no_keys(file: Path) -> None:
-    assert root_keys(Project.load(file)) == frozenset()
+    roots = roots_of(Project.load(file))
+    assert roots.keys == frozenset()
+    reason = "base:toy has not been inspected yet"
+    assert roots.doubts == tuple(f"{name}: {reason}" for name in ("m_f16", "m_4bit", "m_8bit"))
 
 
-def test_the_answers_of_the_unquantized_model_are_kept(tmp_path: Path) -> None:
-    """They are dear to make again. What a suite measured of a target is no blob, and stays anyway."""
+def test_what_was_measured_and_the_answers_of_the_unquantized_model_are_kept(tmp_path: Path) -> None:
+    """They are dear to make again. Questions that are missing are a doubt about their suite alone."""
     file = make_toy(tmp_path / "project", DECLARATION + FIDELITY)
     rows = tmp_path / "project/rows.jsonl"
     project = prepared(file)
-    without = root_keys(project)  # its questions are not there: nothing was ever asked
+    without = roots_of(project)
+    assert {doubt.partition(":")[0] for doubt in without.doubts} == {"suite said", "suite ppl"}
     rows.write_text('{"messages": []}\n')
     project = again(project)
-    plan = planned(project, "m_4bit")
-    reference = reference_key(project, plan, project.spec.suites["said"])
-    assert root_keys(project) == without | {reference}
+    wanted = set(without.keys)
+    for plan in project.plan.resolved():
+        for name in ("said", "ppl"):
+            wanted.add(result_key(project, plan.target.model, plan.measured, project.spec.suites[name]))
+        wanted.add(reference_key(project, plan, project.spec.suites["said"]))
+    assert roots_of(project) == Roots(frozenset(wanted), ())
+    assert len(wanted) == len(without.keys) + 3 * 2 + 1  # one reference for all variants
+
+
+def test_a_doubt_keeps_what_was_known_last(tmp_path: Path) -> None:
+    """Of one suite the questions are gone: the answers to them stay, and what is undeclared too."""
+    file = make_toy(tmp_path / "project", DECLARATION + FIDELITY)
+    rows = tmp_path / "project/rows.jsonl"
+    rows.write_text('{"messages": []}\n')
+    project = prepared(file)
+    register(project)
+    whole = roots_of(project).keys
+    rows.unlink()
+    project = again(project)
+    assert roots_of(project).keys < whole
+    assert known_roots(project).keys == whole
+    register(project)  # a run in doubt does not make the store forget
+    assert registered(project) == whole
+
+
+def test_gc_keeps_the_answers_of_suites_whose_questions_are_there(tmp_path: Path) -> None:
+    """One missing file once took the answers to all questions."""
+    two = FIDELITY.replace('"rows.jsonl"\n', '"other.jsonl"\n', 1).replace(
+        'kind = "perplexity"', 'kind = "fidelity"'
+    )
+    file = make_toy(tmp_path / "project", DECLARATION + two)
+    for name in ("rows.jsonl", "other.jsonl"):
+        (file.parent / name).write_text(f'{{"messages": ["{name}"]}}\n')
+    project = prepared(file)
+    plan = build_plan(project)
+    keys = {name: reference_key(project, plan, project.spec.suites[name]) for name in ("said", "ppl")}
+    for key in keys.values():
+        write(project, key, "reference", 1000)
+    other = file.parent / "other.jsonl"  # the questions of `said`
+    other.rename(file.parent / "elsewhere")
+    gone = gc_plan(again(project), NOW)
+    assert keys["ppl"] not in gone.records
+    assert keys["said"] in gone.records  # this checkout has never told the store of it
+    (file.parent / "elsewhere").rename(other)
+    register(again(project))
+    other.unlink()
+    assert not set(keys.values()) & set(gc_plan(again(project), NOW).records)
+
+
+def build_plan(project: Project) -> TargetPlan:
+    build(project, "m_4bit")
+    return planned(project, "m_4bit")
 
 
 # -- register ------------------------------------------------------------------------------------------------
@@ -101,7 +156,7 @@ def test_the_answers_of_the_unquantized_model_are_kept(tmp_path: Path) -> None:
 def test_a_checkout_tells_what_it_needs(file: Path) -> None:
     project = prepared(file)
     register(project)
-    assert registered(project) == root_keys(project)
+    assert registered(project) == roots_of(project).keys
 
 
 @pytest.fixture
@@ -131,7 +186,7 @@ def test_it_is_registered_once(file: Path, asked: list[str]) -> None:
     project = prepared(file)
     keep_registered(project)
     assert asked == ["registered"]
-    assert registered(project) == root_keys(project)
+    assert registered(project) == roots_of(project).keys
     keep_registered(project)
     written(file, -10)
     keep_registered(again(project))
@@ -154,7 +209,7 @@ def test_a_changed_declaration_is_registered_again(file: Path, asked: list[str])
     written(file, +10)
     keep_registered(again(project))
     assert asked == ["registered"] * 2
-    assert registered(project) == root_keys(again(project)) != before
+    assert registered(project) == roots_of(again(project)).keys != before
 
 
 def test_a_checkout_that_was_forgotten_registers_again(file: Path, asked: list[str]) -> None:
@@ -164,7 +219,7 @@ def test_a_checkout_that_was_forgotten_registers_again(file: Path, asked: list[s
     roots._TRIED.clear()
     keep_registered(again(project))
     assert asked == ["registered"] * 2
-    assert registered(project) == root_keys(project)
+    assert registered(project) == roots_of(project).keys
 
 
 def test_a_declaration_that_is_gone_is_no_error(file: Path, asked: list[str]) -> None:

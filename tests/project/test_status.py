@@ -13,9 +13,9 @@ from builder.plan.changes import Change
 from builder.project.project import Project
 from builder.project.state import TargetState
 from builder.project.status import Status, in_three_words, status_of, survey, survival_of
-from builder.store import blobs, records
+from builder.store import blobs, records, views
 from builder.store.care import drop
-from builder.store.types import Scalar
+from builder.store.types import Manifest, Scalar
 from tests.toy import (
     BLOCKS,
     DECLARATION,
@@ -61,12 +61,19 @@ def test_a_target_that_was_never_built_shows_its_plan(file: Path) -> None:
     assert (row.built, row.survival) == (None, None)
 
 
+def rewritten(project: Project, manifest: Manifest) -> None:
+    """As if the target had been built like this in the first place."""
+    records.manifest_path(project.store, manifest.key).unlink()
+    records.write_manifest(project.store, manifest)
+    views.materialize(project.store, project.store.models / manifest.name, manifest)
+
+
 def test_a_built_target_shows_its_manifest(file: Path) -> None:
     project = prepared(file)
     make_blocks(project, "m_4bit", 1)
     manifest = build(project, "m_4bit")
     manifest = replace(manifest, measures={**manifest.measures, "survival_db": 12.25})
-    records.write_manifest(project.store, manifest)
+    rewritten(project, manifest)
     project = Project.load(file)
     row = status(project, "m_4bit")
     assert (row.size, row.built) == (manifest.size, manifest.created)
@@ -77,7 +84,7 @@ def test_a_built_target_shows_its_manifest(file: Path) -> None:
 def test_an_older_manifest_is_completed_from_the_plan(file: Path) -> None:
     """Before blocks were measured, manifests had none of these figures."""
     project = prepared(file)
-    records.write_manifest(project.store, replace(build(project, "m_4bit"), measures={}))
+    rewritten(project, replace(build(project, "m_4bit"), measures={}))
     row, plan = status(Project.load(file), "m_4bit"), planned(project, "m_4bit")
     assert (row.state, row.bits_per_weight, row.blocks) == ("built", plan.bits_per_weight, 3)
 
@@ -98,7 +105,7 @@ def without_view(project: Project) -> None:
 
 
 def dropped(project: Project) -> None:
-    drop.drop(project.store, [planned(project, "m_4bit").key])
+    drop.drop(project.store, {"m_4bit": [planned(project, "m_4bit").key]})
 
 
 def one_blob_gone(project: Project) -> None:

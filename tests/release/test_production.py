@@ -58,7 +58,9 @@ def test_released_moved_and_rolled_back(box: Sandbox) -> None:
     assert "production is now m_4bit" in first.err
     assert "m_4bit is released unmeasured: [model.m.require] names no condition" in first.err
     assert shown(box) == {"production": "m_4bit"}
-    assert box.doit("release:production").out.endswith("-- release:production\n")
+    assert box.doit("release:production").out.endswith(
+        "-- release:production\nproduction is m_4bit already\n"
+    )
     box.edit('production = "m_4bit"', 'production = "m_5bit"')
     assert box.doit("release:production").code == 0
     assert shown(box) == {"production": "m_5bit", "production.former": "m_4bit"}
@@ -106,7 +108,7 @@ def test_a_target_that_misses_is_not_released(sandbox: Callable[[str], Sandbox])
     box.edit('"routing.accuracy" = ">= 0"', '"routing.accuracy" = ">= 1.5"')
     refused = box.doit("release:production")
     assert refused.code == 1
-    assert "m_5bit does not meet its requirements: routing.accuracy >= 1.5: measured" in refused.text
+    assert "m_5bit misses its requirements: routing.accuracy >= 1.5: measured" in refused.text
     alone = box.doit("run", "--single", "release:production")
     assert alone.code == 1
     assert "m_5bit is not released: routing.accuracy >= 1.5: measured" in alone.text
@@ -221,7 +223,8 @@ def again(project: Project) -> Project:
 
 def note(project: Project, **figures: float) -> None:
     """Results of the model's one suite, as an evaluation leaves them."""
-    key = result_key(project, planned(project, "m_4bit").key, project.spec.suites["own"])
+    plan = planned(project, "m_4bit")
+    key = result_key(project, plan.target.model, plan.measured, project.spec.suites["own"])
     values = {name: Figure(value, None, None, 1) for name, value in figures.items()}
     results.write(project.store, Result(key, "m_4bit", "own", "command", values))
 
@@ -243,10 +246,10 @@ def why_not(project: Project) -> str:
         release(project, quiet)
     assert production_of(project) == before
     assert caught.value.hint_text == (
-        "`doit eval:m_4bit` shows its figures, [model.m.require] what they must be."
+        "`doit eval:m_4bit` shows its figures. [model.m.require] says what they must be."
     )
     said = caught.value.message
-    start, end = "m_4bit is not released: ", ". models/production is what it was."
+    start, end = "m_4bit is not released: ", ". models/production has not changed."
     assert said.startswith(start)
     assert said.endswith(end)
     return said.removeprefix(start).removesuffix(end)
@@ -272,7 +275,7 @@ def test_without_its_sources_nothing_is_released(tmp_path: Path) -> None:
     build(project, "m_4bit")
     shutil.rmtree(tmp_path / "project/base")
     project = again(project)
-    assert why_not(project) == "its sources are not there"
+    assert why_not(project) == "its sources are missing"
     assert not is_current(project)
 
 

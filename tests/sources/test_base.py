@@ -247,7 +247,7 @@ def test_peft_is_converted(tmp_path: Path, changes: dict[str, object], scale: fl
     ("changes", "says"),
     [
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not LORA"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out = true is not supported"),
+        ({"fan_in_fan_out": "yes"}, "fan_in_fan_out = 'yes' is not true or false"),
         ({"bias": "all"}, "bias = 'all' is not supported"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices is not supported"),
         ({"r": 0}, "r = 0 is not a rank"),

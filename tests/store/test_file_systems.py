@@ -214,9 +214,9 @@ def project(plain: Path, tmp_path: Path) -> Sandbox:
     return box
 
 
-def digests(store: Path, target: str) -> dict[str, str]:
+def digests(models: Path, target: str) -> dict[str, str]:
     """Name -> BLAKE3 of each file of a built view, but for its manifest and card."""
-    files = (store / "models" / target).iterdir()
+    files = (models / target).iterdir()
     return {f.name: digest_bytes(f.read_bytes()) for f in files if f.suffix not in (".toml", ".md")}
 
 
@@ -231,6 +231,7 @@ def test_it_builds_loads_verifies_and_does_nothing_again(
     project: Sandbox, plain: Path, tmp_path: Path
 ) -> None:
     assert built(project) == {"m_4bit": BLOCKS, "m_5bit": BLOCKS - 1}
+    assert "the views are copies" in project.doit("plan", "m_f16").out
     assert built(project) == {}
     verified = project.doit("verify")
     assert verified.code == 0
@@ -241,19 +242,20 @@ def test_it_builds_loads_verifies_and_does_nothing_again(
         (elsewhere.root / name).symlink_to(project.root / name)
     assert built(elsewhere) == {"m_4bit": BLOCKS, "m_5bit": BLOCKS - 1}
     for target in ("m_4bit", "m_5bit"):
-        assert digests(plain / "store", target) == digests(elsewhere.root / "store", target)
+        assert digests(project.models, target) == digests(elsewhere.models, target)
 
     from mlx_lm.utils import load_model
 
-    model, _ = load_model(plain / "store/models/m_4bit")
+    model, _ = load_model(project.models / "m_4bit")
     assert len(model.layers) == 4
 
 
 def test_it_cleans_and_collects(project: Sandbox, plain: Path) -> None:
     assert project.doit("model:m_f16").code == 0
     assert built(project) == {"m_4bit": BLOCKS, "m_5bit": BLOCKS - 1}
+    assert (project.models / "m_f16").is_dir()
     assert "dropped m_f16" in project.doit("clean:f16").err
-    assert not (plain / "store/models/m_f16").exists()
+    assert not (project.models / "m_f16").exists()
     project.edit("bits = 4\ngroup_size = 64", "bits = 4\ngroup_size = 32")
     assert built(project) == {"m_4bit": BLOCKS - 1}
     before = len(list((plain / "store/blobs").glob("*/*")))
@@ -282,7 +284,7 @@ def test_a_killed_build_resumes_there(project: Sandbox, plain: Path) -> None:
     process.wait()
     finished = set(actions.glob("*/*"))
     assert len(finished) >= 15
-    assert not list((plain / "store").glob("models/*"))
+    assert not project.models.exists()
     made = built(project)
     assert (
         0 < sum(made.values()) <= 2 * 42 - 1 - (len(finished) - 3)
@@ -296,7 +298,7 @@ def test_the_preflight_counts_the_copies(project: Sandbox, plain: Path) -> None:
     """Both models fit on the disk, but not beside their views."""
     assert project.doit("model:m_4bit").code == 0
     store = open_store(plain / "store")
-    size = sum(file.stat().st_size for file in (store.models / "m_4bit").iterdir())
+    size = sum(file.stat().st_size for file in (project.models / "m_4bit").iterdir())
     fill(store)
     ballast = store.root / "ballast"
     os.truncate(ballast, ballast.stat().st_size - preflight.SLACK - 2 * size)

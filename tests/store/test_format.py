@@ -66,6 +66,13 @@ def test_a_store_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
     assert listing(tmp_path) == {}
 
 
+def test_a_link_to_a_disk_that_is_not_mounted_is_no_new_store(tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to(tmp_path / "mounted" / "store")
+    with pytest.raises(StoreGone, match="it is a link to .*mounted/store, which is not there"):
+        store_format.open_store(tmp_path / "store")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["store"]
+
+
 def test_nothing_is_swept_that_has_a_name_of_somebody_else(tmp_path: Path) -> None:
     store = store_format.open_store(tmp_path / "store")
     (store.tmp / "thesis").mkdir()

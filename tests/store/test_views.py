@@ -223,7 +223,9 @@ def test_what_this_program_did_not_make_is_neither_replaced_nor_removed(
 def test_a_view_that_half_went_on_a_full_disk_is_still_ours(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without room for a name in tmp/ a view is deleted where it lies; killed in between, it must not block builds."""
+    """Without room for a name in tmp/ a view is deleted where it lies; killed in between, it must not block
+    builds.
+    """
     manifest, folder = make(store), store.models / "m_5bit"
     views.materialize(store, folder, manifest)
     (folder / views.MANIFEST).rename(folder / views.REMOVED)

@@ -1,7 +1,7 @@
 """Gives mlx a faster matrix product on Linux CPUs, in the scoring process only. A build never does this.
 
 The mlx wheel for Linux has the reference BLAS: about 5 GFLOP/s on one core, where OpenBLAS makes 50. The PyPI
-package scipy-openblas32 (in the extra `cpu`) has an OpenBLAS whose names begin with `scipy_`. This module
+package scipy-openblas32 has an OpenBLAS whose names begin with `scipy_`. This module
 points the cblas entries in libmlx's table of imported functions to that OpenBLAS. Nothing on disk changes.
 Without the package nothing happens. The same products are computed before and after. Where they differ by
 more than rounding, the former entries are restored.

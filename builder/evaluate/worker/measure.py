@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from builder.evaluate.results import Sample
 from builder.evaluate.statistics import Figure, clustered_percentile, clustered_rate, mean, rate
 from builder.evaluate.worker.questions import Ask, Row, accepted, answer_asks, candidate_asks
 from builder.spec.types import Suite
@@ -28,10 +29,12 @@ class Measured:
     """The figures of one suite, and for each metric one outcome per row, for paired tests.
 
     The mean of the rows of a metric is its figure. For perplexity, the mean is the logarithm of the figure.
+    A suite that generates gives `samples`: some of its answers, for a person to read.
     """
 
     figures: Mapping[str, Figure]
     rows: Mapping[str, tuple[float, ...]]
+    samples: tuple[Sample, ...] = ()
 
 
 class Part(Protocol):

@@ -13,7 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
-from builder.engine.loading import LoadedAdapter, adaptable_paths, load_base, lora_layers, replacements
+from builder.engine.inspect import inspect
+from builder.engine.loading import LoadedAdapter, load_base, lora_layers, replacements
+from builder.engine.merging import with_merges
 
 
 def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> nn.Module:
@@ -23,7 +25,7 @@ def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) 
     """
     model = _load(base)
     if adapter is not None:
-        fuse(model, _load_adapter(adapter, model))
+        fuse(model, _load_adapter(adapter, base))
     return _in_float32(model)
 
 
@@ -32,7 +34,7 @@ def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dty
     model = _load(base)
     own = {name: array.dtype for name, array in tree_flatten(model.parameters())}
     if adapter is not None:
-        fuse(model, _load_adapter(adapter, model))
+        fuse(model, _load_adapter(adapter, base))
     castable = getattr(model, "cast_predicate", lambda _: True)
 
     def stored(name: str, array: mx.array) -> mx.array:
@@ -66,13 +68,16 @@ def fuse(model: nn.Module, adapter: LoadedAdapter) -> None:
     model.update_modules(tree_unflatten([(path, layer.fuse()) for path, layer in layers.items()]))
 
 
-def _load_adapter(adapter: Mapping[str, Any], model: nn.Module) -> LoadedAdapter:
-    from builder.sources.adapters.places import Places, placed
+def _load_adapter(adapter: Mapping[str, Any], base: Mapping[str, Any]) -> LoadedAdapter:
+    from builder.sources.adapters.places import placed, places_of
     from builder.sources.adapters.reading import read_adapter
-    from builder.sources.adapters.tensors import load_tensors
+    from builder.sources.adapters.tensors import load_merges, load_tensors
     from builder.spec.types import Adapter
 
     declared = Adapter(adapter["name"], adapter["base"], Path(adapter["path"]))
-    shapes = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
-    info = placed(read_adapter(declared), declared, Places(adaptable_paths(model), shapes))
-    return LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)
+    info, directory, trusted = read_adapter(declared), Path(base["directory"]), base["trust_remote_code"]
+    if info.layout == "peft":
+        structure = inspect(directory, dequantize=base["dequantize"], trust_remote_code=trusted)
+        info = placed(info, declared, places_of(structure))
+    loaded = LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales)
+    return with_merges(loaded, load_merges(info), directory, trust_remote_code=trusted)

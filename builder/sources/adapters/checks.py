@@ -6,8 +6,7 @@ import reprlib
 from collections.abc import Callable
 from pathlib import Path
 
-from builder.errors import SourceInvalid
-from builder.sources.adapters.types import CONFIG, AdapterInfo, AdapterTensor, refuse, table_of
+from builder.sources.adapters.types import CONFIG, AdapterInfo, AdapterTensor, refuse
 from builder.spec.types import Adapter
 from builder.weights import lora
 
@@ -64,22 +63,11 @@ def check_ranks(
             refuse(adapter, file, what)
 
 
-def check_peft_paths(adapter: Adapter, file: Path, kind: str, tensors: tuple[AdapterTensor, ...]) -> None:
-    """Raises SourceInvalid for a path with both a LoRA and a saved weight, and for DoRA on an embedding.
+def check_dora(adapter: Adapter, file: Path, tensors: tuple[AdapterTensor, ...]) -> None:
+    """Raises SourceInvalid for DoRA of PEFT on an embedding.
 
-    The magnitudes of DoRA on an embedding differ: PEFT has one per dimension, mlx-lm has one per token.
+    Its magnitudes differ: PEFT has one per dimension, mlx-lm has one per token.
     """
-    adapted = {tensor.path for tensor in tensors if tensor.part in lora.PARTS}
     for tensor in tensors:
-        if tensor.part not in lora.PARTS and tensor.path in adapted:
-            what = (
-                f'holds a LoRA of "{tensor.path}" and also its whole {tensor.part} ("{tensor.source_name}")'
-            )
-            raise SourceInvalid(
-                table=table_of(adapter),
-                path=file,
-                what=what,
-                hint="Save the adapter again with save_embedding_layers=False.",
-            )
-        if kind == "dora" and ".lora_embedding_" in tensor.source_name:
+        if tensor.embedding:
             refuse(adapter, file, f'tensor "{tensor.source_name}" is DoRA on an embedding, not supported')

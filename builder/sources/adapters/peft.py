@@ -24,8 +24,8 @@ _PARTS = {
 }
 # Settings that change the model in a way that LoRA layers of mlx-lm do not have.
 _UNSUPPORTED = (
-    "trainable_token_indices", "layer_replication", "megatron_config", "lora_bias", "target_parameters",
-    "use_qalora", "alora_invocation_tokens", "arrow_config", "use_bdlora",
+    "trainable_token_indices", "layer_replication", "megatron_config", "lora_bias", "use_qalora",
+    "alora_invocation_tokens", "arrow_config", "use_bdlora",
 )  # fmt: skip
 # These start from a base that PEFT has changed. So the adapter means nothing on top of the original base.
 _CHANGES_BASE = re.compile(r"pissa.*|olora|corda|loftq|lora_ga", re.IGNORECASE)
@@ -44,14 +44,13 @@ class Place:
     path: str
     part: str
     transpose: bool
+    embedding: bool = False
 
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raises Unfit for another method than LoRA, and for settings that mlx-lm does not have."""
     if (kind := config.get("peft_type")) != "LORA":
         raise Unfit(f"peft_type {reprlib.repr(kind)} is not LORA, the only kind that can be fused here")
-    if config.get("fan_in_fan_out"):
-        raise Unfit("fan_in_fan_out = true is not supported (Conv1D weights)")
     if config.get("bias", "none") != "none":
         raise Unfit(f"bias = {reprlib.repr(config['bias'])} is not supported, only none")
     for name in _UNSUPPORTED:
@@ -63,7 +62,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             f'init_lora_weights = "{start[:20]}" starts from a changed base; save it converted to plain LoRA'
             " (path_initial_model_for_weight_conversion)"
         )
-    for name in ("use_dora", "use_rslora"):
+    for name in ("use_dora", "use_rslora", "fan_in_fan_out", "ensure_weight_tying"):
         if not isinstance(config.get(name, False), bool | None):
             raise Unfit(f"{name} = {reprlib.repr(config[name])} is not true or false")
 
@@ -75,7 +74,7 @@ def place(name: str, dims: int, config: Mapping[str, Any]) -> Place:
     inner = name.removeprefix(_PREFIX)
     path, _, part = inner.removesuffix(".weight").rpartition(".")
     if part in _PARTS and path and dims == 2:
-        return Place(path, _PARTS[part], True)
+        return Place(path, _PARTS[part], True, "embedding" in part)
     if part == "lora_magnitude_vector" and path and dims == 1:
         return Place(path, "m", False)
     return _saved_weight(name, inner, config)
@@ -89,9 +88,29 @@ def _saved_weight(name: str, inner: str, config: Mapping[str, Any]) -> Place:
     names = [item for item in saved if isinstance(item, str)] if isinstance(saved, list) else []
     known = plain != inner or any(f".{item}." in f".{path}." for item in names)
     embedding = path.rpartition(".")[2] in ("embed_tokens", "lm_head") and leaf == "weight"
-    if not path or leaf not in ("weight", "bias") or not (known or embedding) or ".lora_" in inner:
+    if not path or not (known or embedding) or ".lora_" in inner:
         raise Unfit(f'tensor "{name}" is of a kind that cannot be fused here')
     return Place(path, leaf, False)
+
+
+def unwrapped(path: str) -> str:
+    """The path of a module without the wrappers that PEFT nests for several parameters of one module."""
+    return re.sub(r"(\.base_layer)+$", "", path)
+
+
+def parameters(config: Mapping[str, Any], path: str) -> list[str]:
+    """The parameters of a module that target_parameters names, sorted. Raises Unfit."""
+    targets = config.get("target_parameters") or []
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise Unfit(f"target_parameters = {reprlib.repr(targets)} is not a list of names")
+    split = [target.rpartition(".") for target in targets]
+    return sorted({name for module, _, name in split if path == module or path.endswith(f".{module}")})
+
+
+def version(config: Mapping[str, Any]) -> tuple[int, int]:
+    """The version of PEFT that wrote the config, or 0.0 where it does not say. PEFT says so since 0.18."""
+    match = re.match(r"(\d{1,4})\.(\d{1,4})", str(config.get("peft_version")))
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def rank(config: Mapping[str, Any], path: str) -> int:

@@ -1,178 +1,155 @@
 """Finds where the tensors of a PEFT adapter belong in mlx-lm's model of the same checkpoint. Pure.
 
-PEFT names modules as transformers does. mlx-lm differs in two ways. Models with a vision tower keep their
-text model one level deeper or elsewhere. The experts of a layer are one stacked weight. A renaming is taken
-only if every tensor has a place under it, and no other renaming gives every tensor a place.
+PEFT names modules as transformers does, and nearly as the checkpoint does. The structure of the base says
+which parameters mlx-lm makes from each tensor of the checkpoint. Where a parameter is that tensor as it is,
+the adapter's tensor gets the parameter's name. Where mlx-lm changes the tensor, the adapter's tensor goes
+`through` the checkpoint (builder.engine.merging). The experts of a layer are one stacked weight
+(builder.sources.adapters.experts).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
-from builder.errors import SourceInvalid
-from builder.sources.adapters.types import AdapterInfo, AdapterTensor
+from builder.sources.adapters import experts, tied
+from builder.sources.adapters.mlx import check_covered
+from builder.sources.adapters.model import Places, places_of
+from builder.sources.adapters.names import ROOTS, spellings
+from builder.sources.adapters.types import WHOLE, AdapterInfo, AdapterTensor, Cut, refuse
 from builder.spec.types import Adapter
 from builder.weights import lora
-from builder.weights.structure import Structure
 
-_EXPERT = re.compile(r"(.+)\.experts\.(\d{1,5})\.(\w+)")
-# What mlx-lm calls the projections of an expert (the `sanitize` of mixtral, lfm2_moe, nemotron_h ...).
-_PROJECTIONS: Mapping[str, tuple[str, ...]] = {
-    "w1": ("gate_proj",),
-    "w2": ("down_proj",),
-    "w3": ("up_proj",),
-    "up_proj": ("fc1",),
-    "down_proj": ("fc2",),
-}
-
-
-@dataclass(frozen=True)
-class Places:
-    """What a model has: the paths that can carry an adapter, and the shapes of its parameters by name."""
-
-    adaptable: Container[str]
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def fits(self, name: str) -> bool:
-        """Whether a tensor of an adapter has a place here."""
-        path, _, part = name.rpartition(".")
-        return path in self.adaptable if part in lora.PARTS else name in self.shapes
-
-    def experts(self, path: str) -> int:
-        """How many experts the weight of a path stacks. 0 if the weight is not a stack."""
-        shape = self.shapes.get(f"{path}.weight", ())
-        return shape[0] if len(shape) == 3 else 0
-
-
-def places_of(structure: Structure) -> Places:
-    """The places of a base, from its structure."""
-    return Places(structure.adaptable, {p.tensor.name: p.tensor.shape for p in structure.parameters})
+_TOWER = re.compile(r"(^|[._])(visual|vision|image|audio|speech)")
+_PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|mm_projector|patch_merge_mlp)\.")
 
 
 def placed(info: AdapterInfo, adapter: Adapter, places: Places) -> AdapterInfo:
-    """The adapter under the names of this model, if exactly one renaming places all of its tensors.
+    """The adapter under the names of this model, by the one renaming that places all of its tensors.
 
-    Otherwise the adapter as it is. Raises SourceInvalid for experts that cannot be stacked.
+    Without such a renaming: by the renaming that places most of them, for `check_fit` to name the others.
+    Raises SourceInvalid for what can never be placed.
     """
-    if info.layout != "peft" or all(places.fits(tensor.name) for tensor in info.tensors):
+    if info.layout != "peft":
+        check_covered(info, adapter, places.adaptable)
         return info
+    info = tied.without_twins(info, adapter, places.tied, places.origins)
+    found = [_placed(info, root, adapter, places) for root in ROOTS]
+    whole = {
+        frozenset((t.name, t.through) for t in one.tensors): one for one in found if not _missing(one, places)
+    }
+    if found[0] in whole.values() or len(whole) == 1:
+        return next(iter(whole.values()))
+    return min(found, key=lambda one: len(_missing(one, places)))
+
+
+def check_fit(adapter: Adapter, info: AdapterInfo, places: Places) -> None:
+    """Raises SourceInvalid naming the first tensor that the base has no place for, and why."""
+    for tensor in sorted(_missing(info, places), key=lambda tensor: tensor.name):
+        hint: str | None = "Was it trained on another model? Correct `base` or `path` in artifacts.toml."
+        if _TOWER.search(tensor.name) or _PROJECTOR.search(tensor.name):
+            what = f'tensor "{tensor.source_name}" is of a vision or audio tower, which mlx-lm does not load'
+            hint = "Train the language model only (Unsloth: finetune_vision_layers = False)."
+        elif any(places.is_dropped(s) for s in spellings(tensor.path)):
+            what = f'tensor "{tensor.source_name}" is of a part of the base that mlx-lm does not load'
+            hint = "Train the adapter without this module."
+        else:
+            what = f'tensor "{tensor.name}" matches nothing in base "{adapter.base}"'
+        refuse(adapter, adapter.path, what, hint)
+
+
+def _missing(info: AdapterInfo, places: Places) -> list[AdapterTensor]:
+    return [tensor for tensor in info.tensors if not tensor.through and not places.fits(tensor.name)]
+
+
+def _placed(info: AdapterInfo, root: Callable[[str], str], adapter: Adapter, places: Places) -> AdapterInfo:
+    """The adapter with each tensor at its place, where it has one under this renaming."""
+    tensors: list[AdapterTensor] = []
+    scales: dict[str, float] = {}
+    both = {t.path for t in info.tensors if t.part == "weight"} & set(info.scales)
+    members: list[experts.Member] = []
+    fused, ordinary = experts.split(info)
+    for tensor in ordinary:
+        path = root(tensor.path)
+        member = experts.member(tensor, path, places) if tensor.part in lora.PAIR else None
+        here = _places_of(tensor, path, info, adapter, places, merge=tensor.path in both)
+        if member is not None and not any(places.fits(one.name) for one in here):
+            members.append(replace(member, through=tuple(here)))
+            continue
+        for one in here or [_at(tensor, path)]:
+            tensors.append(one)
+            if tensor.part in lora.PARTS:
+                scales[one.path] = info.scales[tensor.path]
+    for one, scale in (
+        *experts.stacked(info, adapter, members, places),
+        *experts.of_parameters(info, adapter, fused, root, places),
+    ):
+        tensors.append(one)
+        scales[one.path] = scale
+    return replace(info, tensors=tuple(tensors), scales=scales)
+
+
+def _places_of(
+    tensor: AdapterTensor, path: str, info: AdapterInfo, adapter: Adapter, places: Places, *, merge: bool
+) -> list[AdapterTensor]:
+    """Where one tensor belongs, by the one spelling of its path that the checkpoint has. Empty for none."""
     found = []
-    for rename in _RENAMINGS:
-        one = _stacked(_renamed(info, rename), adapter, places)
-        if all(places.fits(tensor.name) for tensor in one.tensors):
-            found.append(one)
-    unique = {frozenset(tensor.name for tensor in one.tensors): one for one in found}
-    return next(iter(unique.values())) if len(unique) == 1 else info
+    for number, spelled in enumerate(spellings(path)):
+        here = _at_spelling(tensor, spelled, info, adapter, places, merge=merge)
+        if here and number == 0:
+            return here
+        if here:
+            found.append(here)
+    return found[0] if len({tuple(here) for here in found}) == 1 else []
 
 
-# -- the text model of a larger one ------------------------------------------------------------------------
+def _at_spelling(
+    tensor: AdapterTensor, path: str, info: AdapterInfo, adapter: Adapter, places: Places, *, merge: bool
+) -> list[AdapterTensor]:
+    leaf = "weight" if tensor.part in lora.PARTS else tensor.part
+    source = f"{path}.{leaf}"
+    made = places.made_from(source)
+    same = bool(made) and places.as_it_is(source, made)
+    if same and not merge:
+        at = _at(tensor, made[0].rpartition(".")[0])
+        if tensor.part not in lora.PARTS:
+            at = replace(at, name=made[0], part=made[0].rpartition(".")[2])
+        if places.fits(at.name):
+            return [at]
+    if made:
+        if any(name in places.origins and places.origins[name].packed for name in made):
+            what = f'tensor "{tensor.source_name}" changes "{source}", which the checkpoint holds packed'
+            refuse(adapter, info.file.path, what, "Use the original, unquantized checkpoint as the base.")
+        flip = not same and bool(info.config.get("fan_in_fan_out"))
+        return [replace(_at(tensor, path), through=source, reaches=made, flip=flip)]
+    if path.endswith(".gate_up_proj") and tensor.part in lora.PAIR:
+        return _halves(tensor, path.removesuffix("gate_up_proj"), places)
+    return []
 
 
-def _as_is(path: str) -> str:
-    return path
-
-
-def _into_the_text_model(path: str) -> str:
-    """model.layers.0 -> language_model.model.layers.0: it was trained on the text model alone."""
-    return f"language_model.{path}"
-
-
-def _text_model_first(path: str) -> str:
-    """model.language_model.layers.0 -> language_model.model.layers.0: transformers 4.52 and later."""
-    inner = path.removeprefix("model.language_model.")
-    return f"language_model.{path}" if inner == path else f"language_model.model.{inner}"
-
-
-def _out_of_the_whole(path: str) -> str:
-    """model.language_model.layers.0 -> model.layers.0: trained on the whole model, used on its text model."""
-    inner = path.removeprefix("model.language_model.")
-    return path if inner == path else f"model.{inner}"
-
-
-def _out_of_the_former_whole(path: str) -> str:
-    """language_model.model.layers.0 -> model.layers.0: as _out_of_the_whole, for transformers before 4.52."""
-    return path.removeprefix("language_model.")
-
-
-_RENAMINGS: tuple[Callable[[str], str], ...] = (
-    _as_is,
-    _into_the_text_model,
-    _text_model_first,
-    _out_of_the_whole,
-    _out_of_the_former_whole,
-)
-
-
-def _renamed(info: AdapterInfo, rename: Callable[[str], str]) -> AdapterInfo:
-    tensors = tuple(_at(tensor, rename(tensor.path)) for tensor in info.tensors)
-    return replace(info, tensors=tensors, scales={rename(path): s for path, s in info.scales.items()})
+def _halves(tensor: AdapterTensor, module: str, places: Places) -> list[AdapterTensor]:
+    """A pair of transformers' gate_up_proj, where checkpoint and mlx-lm have two projections."""
+    paths = [f"{module}{name}_proj" for name in ("gate", "up")]
+    if not all(path in places.adaptable for path in paths):
+        return []
+    cuts, start = [], 0
+    for path in paths:
+        rows = places.shapes[f"{path}.weight"][0]
+        cuts.append(Cut(rows=(start, start + rows, 1)) if tensor.part == "lora_b" else WHOLE)
+        start += rows
+    if tensor.part == "lora_b" and tensor.shape[-1] != start:
+        return []
+    return [
+        replace(_at(tensor, path), cut=cut, shape=(tensor.shape[0], cut.rows[1] - cut.rows[0]))
+        if cut.rows
+        else _at(tensor, path)
+        for path, cut in zip(paths, cuts, strict=True)
+    ]
 
 
 def _at(tensor: AdapterTensor, path: str) -> AdapterTensor:
     return replace(tensor, path=path, name=f"{path}.{tensor.part}")
 
 
-# -- experts ----------------------------------------------------------------------------------------------
-
-
-def _stacked(info: AdapterInfo, adapter: Adapter, places: Places) -> AdapterInfo:
-    """The adapter with the low-rank pairs of single experts stacked into one pair for all experts.
-
-    That pair has the shapes (experts, r, in) and (experts, out, r). Raises SourceInvalid.
-    """
-    tensors: list[AdapterTensor] = []
-    scales = dict(info.scales)
-    sets: dict[str, dict[str, dict[int, AdapterTensor]]] = {}  # stack -> part -> expert -> tensor
-    for tensor in info.tensors:
-        match = _EXPERT.fullmatch(tensor.path)
-        stack = _stack(match[1], match[3], places) if match and not places.fits(tensor.name) else None
-        if match is None or stack is None or tensor.part == "m":
-            tensors.append(tensor)
-        else:
-            sets.setdefault(stack, {}).setdefault(tensor.part, {})[int(match[2])] = tensor
-    for stack, parts in sets.items():
-        for part, by_expert in parts.items():
-            _check_set(info, adapter, stack, by_expert, places.experts(stack))
-            ordered = [by_expert[number] for number in sorted(by_expert)]
-            names = tuple(name for tensor in ordered for name in tensor.source_names)
-            first = ordered[0]
-            shape = (len(ordered), *(first.shape[::-1] if first.transpose else first.shape))
-            tensors.append(AdapterTensor(f"{stack}.{part}", stack, part, names, False, first.dtype, shape))
-            scales[stack] = scales[first.path]
-    kept = {tensor.path for tensor in tensors}
-    return replace(info, tensors=tuple(tensors), scales={p: s for p, s in scales.items() if p in kept})
-
-
-def _stack(module: str, projection: str, places: Places) -> str | None:
-    """The stacked module of one projection of the experts of `module`, if this model has it."""
-    for name in (projection, *_PROJECTIONS.get(projection, ())):
-        path = f"{module}.switch_mlp.{name}"
-        if path in places.adaptable and places.experts(path):
-            return path
-    return None
-
-
-def _check_set(
-    info: AdapterInfo, adapter: Adapter, stack: str, found: Mapping[int, AdapterTensor], count: int
-) -> None:
-    """Raises SourceInvalid unless every expert has a tensor, with equal shapes, dtypes and scales."""
-    if what := next(_problems(info, found, count), None):
-        raise SourceInvalid(
-            table=f"adapter.{adapter.name}",
-            path=adapter.path,
-            what=f'the experts of "{stack}" are one weight in mlx-lm, and {what}',
-            hint="Train the same low-rank pair on every expert of a layer, or on none.",
-        )
-
-
-def _problems(info: AdapterInfo, found: Mapping[int, AdapterTensor], count: int) -> Iterator[str]:
-    if missing := sorted(set(range(count)) - set(found)):
-        yield f"the adapter holds {len(found)} of {count} (number {missing[0]} is missing)"
-    if stray := sorted(set(found) - set(range(count))):
-        yield f"the adapter holds number {stray[0]}, but there are only {count}"
-    if len({(tensor.shape, tensor.dtype) for tensor in found.values()}) > 1:
-        yield "the adapter's pairs have different shapes or types"
-    if len({info.scales[tensor.path] for tensor in found.values()}) > 1:
-        yield "the adapter's pairs have different scales"
+__all__ = ["Places", "check_fit", "placed", "places_of"]

@@ -15,7 +15,8 @@ from typing import Any
 
 from builder.errors import SourceInvalid, SourceMissing
 from builder.sources.adapters import peft
-from builder.sources.adapters.checks import check_pairs, check_peft_paths, check_ranks, check_tensors
+from builder.sources.adapters.checks import check_dora, check_pairs, check_ranks, check_tensors
+from builder.sources.adapters.mlx import per_module
 from builder.sources.adapters.types import CONFIG, AdapterInfo, AdapterTensor, refuse, table_of
 from builder.spec.types import Adapter
 from builder.weights import lora
@@ -88,8 +89,11 @@ def _read_mlx(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFile
                 refuse(adapter, file.path, what)
             scales[tensor.path] = scale
         check_pairs(adapter, file.path, kind, tensors)
-        check_ranks(adapter, file.path, tensors, lambda _: config["lora_parameters"].get("rank"))
-    return AdapterInfo(adapter.name, "mlx-lm", kind, file, tensors, scales)
+        ranks = per_module(adapter, config, "rank", scales) or {}
+        rank = config["lora_parameters"].get("rank")
+        check_ranks(adapter, file.path, tensors, lambda path: ranks.get(path, rank))
+        scales |= per_module(adapter, config, "scale", scales) or {}
+    return AdapterInfo(adapter.name, "mlx-lm", kind, file, tensors, scales, config)
 
 
 def _as_stored(info: TensorInfo) -> AdapterTensor:
@@ -121,6 +125,7 @@ def _read_peft(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFil
         where = file.path
         places = [(info, peft.place(info.name, len(info.shape), config)) for info in file.tensors]
         where = adapter.path / CONFIG
+        peft.parameters(config, "")
         paths = sorted({place.path for _, place in places if place.part in lora.PARTS})
         scales = {path: peft.scale(config, path) for path in paths}
     except peft.Unfit as error:
@@ -128,14 +133,30 @@ def _read_peft(adapter: Adapter, config: Mapping[str, Any], file: SafetensorsFil
     kind = "dora" if config.get("use_dora") else "lora"
     tensors = tuple(_from_peft(info, place) for info, place in places)
     check_pairs(adapter, file.path, kind, tensors)
-    check_ranks(adapter, file.path, tensors, lambda path: peft.rank(config, path))
-    check_peft_paths(adapter, file.path, kind, tensors)
-    return AdapterInfo(adapter.name, "peft", kind, file, tensors, scales)
+    # The pairs of target_parameters hold the ranks of all experts. `placed` knows how many experts there are.
+    check_ranks(
+        adapter,
+        file.path,
+        tensors,
+        lambda path: None if peft.parameters(config, peft.unwrapped(path)) else peft.rank(config, path),
+    )
+    if kind == "dora":
+        check_dora(adapter, file.path, tensors)
+    return AdapterInfo(adapter.name, "peft", kind, file, tensors, scales, config)
 
 
 def _from_peft(info: TensorInfo, place: peft.Place) -> AdapterTensor:
     name, shape = f"{place.path}.{place.part}", info.shape[::-1] if place.transpose else info.shape
-    return AdapterTensor(name, place.path, place.part, (info.name,), place.transpose, info.dtype, shape)
+    return AdapterTensor(
+        name,
+        place.path,
+        place.part,
+        (info.name,),
+        place.transpose,
+        info.dtype,
+        shape,
+        embedding=place.embedding,
+    )
 
 
 def _read_config(path: Path, table: str) -> Mapping[str, Any]:

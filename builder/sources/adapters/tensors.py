@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from builder.errors import SourceInvalid
 from builder.keys import Key, make_key
-from builder.sources.adapters.types import AdapterInfo, refuse, table_of
+from builder.sources.adapters.types import WHOLE, AdapterInfo, AdapterTensor, refuse, table_of
 from builder.spec.types import Adapter
 from builder.weights import lora
 from builder.weights.safetensors import TensorInfo, digest_tensor
@@ -32,32 +32,95 @@ def slice_digests(info: AdapterInfo, block_of: Callable[[str], str]) -> dict[str
     where = {tensor.name: tensor for tensor in info.file.tensors}
     for tensor in sorted(info.tensors, key=lambda tensor: tensor.name):
         digests = [digest_tensor(info.file, where[name]) for name in tensor.source_names]
-        by_block.setdefault(block_of(f"{tensor.path}.weight"), []).append(
-            [
-                tensor.name,
-                tensor.dtype,
-                tensor.shape,
-                tensor.transpose,
-                digests[0] if len(digests) == 1 else digests,
-                info.scales.get(tensor.path),
-            ]
-        )
+        entry = [
+            tensor.name,
+            tensor.dtype,
+            tensor.shape,
+            tensor.transpose,
+            digests[0] if len(digests) == 1 else digests,
+            info.scales.get(tensor.path),
+        ]
+        if tensor.through or tensor.cut != WHOLE:
+            cut = [tensor.cut.experts, tensor.cut.swapped, tensor.cut.rows]
+            entry += [cut, tensor.through, tensor.embedding, tensor.flip]
+        for block in sorted({block_of(name) for name in tensor.places}):
+            by_block.setdefault(block, []).append(entry)
     kind = info.fine_tune_type
     return {block: make_key("adapter-slice/1", kind, entries) for block, entries in by_block.items()}
 
 
 def load_tensors(info: AdapterInfo) -> dict[str, mx.array]:
-    """All tensors under their mlx-lm names: lazy, and transposed or stacked where mlx-lm needs that."""
+    """The tensors that have a place in mlx-lm's model, under their names there.
+
+    They are lazy, and transposed, cut or stacked where mlx-lm needs that.
+    """
+    stored = _load(info)
+    return {tensor.name: _array(tensor, stored) for tensor in info.tensors if not tensor.through}
+
+
+def load_merges(info: AdapterInfo) -> dict[str, lora.Merge]:
+    """What the other tensors do to tensors of the checkpoint, by the names of those. Lazy."""
+    by_tensor: dict[str, list[AdapterTensor]] = {}
+    for tensor in info.tensors:
+        if tensor.through:
+            by_tensor.setdefault(tensor.through, []).append(tensor)
+    stored = _load(info) if by_tensor else {}
+    found = {}
+    for name, tensors in by_tensor.items():
+        arrays = {tensor.part: _array(tensor, stored) for tensor in tensors}
+        parts = {part: array for part, array in arrays.items() if part in lora.PARTS}
+        whole = next((array for part, array in arrays.items() if part not in lora.PARTS), None)
+        first = next((tensor for tensor in tensors if tensor.part in lora.PARTS), tensors[0])
+        found[name] = lora.Merge(
+            first.path,
+            whole,
+            parts,
+            info.scales.get(first.path, 1.0),
+            first.embedding,
+            first.flip,
+            first.reaches,
+        )
+    return found
+
+
+def _load(info: AdapterInfo) -> dict[str, mx.array]:
     import mlx.core as mx
 
     stored = mx.load(str(info.file.path))
     assert isinstance(stored, dict)
-    found = {}
-    for tensor in info.tensors:
-        parts = [stored[name] for name in tensor.source_names]
-        array = parts[0] if len(parts) == 1 else mx.stack(parts)
-        found[tensor.name] = array.T if tensor.transpose else array
-    return found
+    return stored
+
+
+def _array(tensor: AdapterTensor, stored: dict[str, mx.array]) -> mx.array:
+    import mlx.core as mx
+
+    parts = [stored[name] for name in tensor.source_names]
+    array = parts[0] if len(parts) == 1 else mx.stack(parts)
+    if tensor.cut.experts:
+        return _of_experts(array, tensor)
+    if tensor.cut.rows is not None and tensor.part == "lora_b":
+        first, end, step = tensor.cut.rows
+        array = array[first:end:step]
+    return array.T if tensor.transpose else array
+
+
+def _of_experts(array: mx.array, tensor: AdapterTensor) -> mx.array:
+    """PEFT's pair of all experts, lora_A (r * experts, in) and lora_B (out, r * experts), as mlx-lm's.
+
+    mlx-lm has (experts, r, in) and (experts, out, r). PEFT's ParamWrapper numbers the experts first in
+    lora_A, and last in lora_B.
+    """
+    count = tensor.cut.experts
+    if (tensor.part == "lora_a") != tensor.cut.swapped:  # stored as lora_A
+        pair = array.reshape(count, -1, array.shape[-1])
+    else:
+        pair = array.reshape(array.shape[0], -1, count).transpose(2, 0, 1)
+    if tensor.cut.swapped:
+        pair = pair.swapaxes(-1, -2)
+    if tensor.part == "lora_b" and tensor.cut.rows is not None:
+        first, end, step = tensor.cut.rows
+        pair = pair[:, first:end:step]
+    return pair
 
 
 def check_finite(info: AdapterInfo, adapter: Adapter) -> None:

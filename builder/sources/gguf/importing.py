@@ -17,26 +17,10 @@ import numpy.typing as npt
 from builder.errors import SourceInvalid
 from builder.sources.gguf.config import ROPE_FREQUENCIES, llama_config, llama_shapes
 from builder.sources.gguf.header import GgufFile, GgufTensor, read_gguf_header
+from builder.sources.gguf.names import INNER, OUTER
 from builder.sources.gguf.tokenizer import Unsupported, token_ids, tokenizer_files
 from builder.sources.gguf.values import read_half
 from builder.weights.shards import RawTensor, encode
-
-_OUTER = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_INNER = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 
 
 @dataclass(frozen=True)
@@ -92,9 +76,9 @@ def _blocks(file: GgufFile, config: dict[str, Any], table: str) -> list[dict[str
             module, _, leaf = part.partition(".")
             source = f"blk.{layer}.{part}"
             shapes[source] = shape
-            names[layer][f"model.layers.{layer}.{_INNER[module]}.{leaf}"] = source
+            names[layer][f"model.layers.{layer}.{INNER[module]}.{leaf}"] = source
     _check_shapes(file, shapes, table)
-    first, *last = [{_OUTER[source]: source} for source in _OUTER if source in outer]
+    first, *last = [{OUTER[source]: source} for source in OUTER if source in outer]
     return [first, *names, *last]
 
 

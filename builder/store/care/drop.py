@@ -64,9 +64,9 @@ def drop(
 ) -> Freed:
     """Deletes the views of targets and the bytes of their manifests, and nothing that others need.
 
-    targets: name -> the manifest keys that it stands for. checkout: the caller's, whose declarations do not count.
-    Whoever `needs` names keeps the bytes, and so does another view; a running build or evaluation keeps the view that
-    it reads too. Blobs that other whole manifests share stay. Records and manifests stay.
+    targets: name -> the manifest keys that it stands for. checkout: the caller's, whose declarations do not
+    count. Whoever `needs` names keeps the bytes, and so does another view; a running build or evaluation
+    keeps the view that it reads too. Blobs that other whole manifests share stay. Records and manifests stay.
 
     Raises StoreError; what was not deleted then is garbage that the next drop or gc deletes.
     """
@@ -78,7 +78,7 @@ def drop(
             if (key := views.current_key(folder)) in keys and key not in in_use:
                 views.remove(store, folder)
         chosen = frozenset(key for keys in targets.values() for key in keys)
-        found = (*found, *_shown(store, chosen))
+        found = (*found, *_shown(store, chosen, targets))
         held = {key: who for key in sorted(chosen) if (who := holders(found, key))}
         everything = {manifest.key: manifest for manifest in records.manifests(store)}
         going = [everything[key] for key in sorted(chosen) if key in everything and key not in held]
@@ -90,11 +90,13 @@ def drop(
         return Freed(count, freed, held)
 
 
-def _shown(store: Store, keys: frozenset[Key]) -> Iterator[Need]:
-    """This checkout's views that still show one of these keys."""
+def _shown(store: Store, keys: frozenset[Key], dropped: Collection[str]) -> Iterator[Need]:
+    """This checkout's other views that show one of these keys."""
     with suppress(FileNotFoundError):
         for folder in sorted(store.models.iterdir()):
-            if folder.name not in releases.NAMES and (key := views.current_key(folder)) in keys and key:
+            if folder.name in releases.NAMES or folder.name in dropped:
+                continue
+            if (key := views.current_key(folder)) in keys and key:
                 yield Need(f"the target {folder.name}", frozenset({key}))
 
 

@@ -1,9 +1,9 @@
 """Deleting what nobody needs. `plan_gc` decides, purely; `apply_gc` acts on what is still so.
 
-Needed: what the root keys lead to (what the caller declares), what `needs` says that others need, what is pinned,
-and whatever is younger than a grace period. Blobs that no record speaks of go too, but never while a build runs: it
-may be about to write the record.
-Doubt leaks space, it never deletes. What was measured stays unless the policy says otherwise.
+Needed: what the root keys lead to (what the caller declares), what `needs` says that others need, what is
+pinned, and whatever is younger than a grace period. Blobs that no record speaks of go too, but never while a
+build runs: it may be about to write the record. Doubt leaks space, it never deletes. What was measured stays
+unless the policy says otherwise.
 """
 
 from __future__ import annotations
@@ -18,62 +18,15 @@ from builder.errors import GcRefused
 from builder.keys import Digest, Key
 from builder.store import blobs, locks, records, tmp, views
 from builder.store.care.inventory import Inventory, View, survey
+from builder.store.care.policy import GcPlan, Policy
 from builder.store.disk import durable
 from builder.store.layout import Store
-from builder.store.types import Blob, Manifest
+from builder.store.types import Blob
 
 _SECOND = 1_000_000_000
 _DAY = 86_400
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What to keep beyond the roots.
-
-    Without `max_bytes`, everything unneeded that was not used for `keep_days` goes (None: 0 days). With it,
-    the least recently used goes until the blobs fit, and older than `keep_days` only if that is given. `results`: what
-    was measured of nothing declared goes too.
-    """
-
-    keep_days: float | None = None
-    max_bytes: int | None = None
-    grace_s: float = 3600.0
-    allow_no_roots: bool = False
-    results: bool = False
-
-
-@dataclass(frozen=True)
-class GcPlan:
-    """What goes. `bytes` counts blobs and temporaries, `over` is what the roots hold beyond `max_bytes`.
-
-    `spare_results`: how many results nothing declared needs; they go only where the policy says so.
-    `fresh_bytes`: what only the grace period keeps, the last of it until `fresh_until_ns`.
-    """
-
-    views: tuple[Path, ...]
-    manifests: tuple[Manifest, ...]
-    records: tuple[Key, ...]
-    blobs: tuple[Blob, ...]
-    temporaries: tuple[Path, ...]
-    bytes: int
-    kept_bytes: int
-    over: int
-    roots: frozenset[Key]
-    policy: Policy
-    checkout: Path | None
-    declared: frozenset[str] | None
-    now_ns: int
-    results: tuple[Path, ...] = ()
-    spare_results: int = 0
-    fresh_bytes: int = 0
-    fresh_until_ns: int = 0
-
-    @property
-    def is_empty(self) -> bool:
-        gone = (self.views, self.manifests, self.records, self.blobs, self.temporaries, self.results)
-        return not any(gone)
 
 
 @dataclass(frozen=True)
@@ -103,8 +56,8 @@ def plan_gc(
 ) -> GcPlan:
     """Decides what goes.
 
-    `roots`: the keys of everything that `checkout` (the caller's) declares now. `declared`: the names of its targets,
-    whose views alone stay; None: nothing is known of names.
+    `roots`: the keys of everything that `checkout` (the caller's) declares now. `declared`: the names of its
+    targets, whose views alone stay; None: nothing is known of names.
 
     Raises GcRefused when there are no roots and the policy does not allow that.
     """
@@ -274,7 +227,10 @@ def _dead_views(
     young: int,
     declared: Collection[str] | None,
 ) -> tuple[Path, ...]:
-    """Views of manifests that go or are long gone, and views under names that are not declared any more."""
+    """Views of manifests that go or are long gone, and views under names that are not declared any more.
+
+    What nobody declares and the policy keeps stays a folder that can be loaded.
+    """
 
     def dead(view: View) -> bool:
         if view.released or view.key is None:
@@ -284,7 +240,8 @@ def _dead_views(
         if view.changed_ns > young or view.key in inventory.pinned:
             return False
         lost = view.key not in inventory.manifests and view.key not in live
-        return lost or (view.mine and declared is not None and view.folder.name not in declared)
+        undeclared = view.mine and declared is not None and view.folder.name not in declared
+        return lost or (undeclared and view.key in live)
 
     return tuple(view.folder for view in inventory.views if dead(view))
 

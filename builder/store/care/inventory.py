@@ -67,7 +67,8 @@ class Inventory:
 
 
 def survey(store: Store, checkout: Path | None = None) -> Inventory:
-    """Reads what the store holds, and who but `checkout` needs what. Takes no lock; under `locks.gc_lock` no build can begin meanwhile.
+    """Reads what the store holds, and who but `checkout` needs what. Takes no lock; under `locks.gc_lock` no
+    build can begin meanwhile.
 
     Raises StoreError when something cannot be read: deciding on half of the truth would delete the rest.
     """

@@ -22,8 +22,8 @@ class Need:
 def needs(store: Store, checkout: Path | None = None, mine: locks.Session | None = None) -> tuple[Need, ...]:
     """Everybody who needs something, but for the declarations of `checkout` and the session `mine`.
 
-    Those are the caller's: it says itself what it declares and what it gives up. Raises StoreError when somebody's
-    needs cannot be read.
+    Those are the caller's: it says itself what it declares and what it gives up. Raises StoreError when
+    somebody's needs cannot be read.
     """
     return (
         *(Need("a running build or evaluation", keys) for keys in locks.live_sessions(store, but=mine)),

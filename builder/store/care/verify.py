@@ -16,6 +16,7 @@ from builder.keys import Digest, Key, is_digest
 from builder.store import blobs, records, seals, views
 from builder.store.care.findings import Finding, Kind, found, stamp_of
 from builder.store.disk import capability, durable
+from builder.store.disk.identity import Identity
 from builder.store.disk.names import is_hidden
 from builder.store.layout import Store, homes
 from builder.store.types import Blob, FileEntry, Manifest
@@ -39,11 +40,13 @@ class Report:
 
 @dataclass(frozen=True)
 class _Place:
-    """A view as it was found: the folder, what it shows, and which folder it was (views are replaced as a whole)."""
+    """A view as it was found: the folder, what it shows, and which folder it was (views are replaced as a
+    whole).
+    """
 
     folder: Path
     manifest: Manifest
-    inode: int
+    instance: tuple[int, Identity]
 
 
 @dataclass(frozen=True)
@@ -87,25 +90,20 @@ def verify(
 
 
 def _still(finding: Finding, places: Sequence[_Place]) -> bool:
-    """Whether a finding is true now: builders and gc go on beside us, and what they replaced is not damage."""
+    """Whether a finding is true now: what builders and gc replaced beside us is not damage."""
     if finding.kind is Kind.MISSING:
         holders = (p for p in places if finding.path.name in p.manifest.digests)
-        return not os.path.lexists(finding.path) and any(_inode(p.folder) == p.inode for p in holders)
+        return not os.path.lexists(finding.path) and any(
+            views.instance(p.folder) == p.instance for p in holders
+        )
     if finding.view is not None:
-        if any(p.folder == finding.view and _inode(p.folder) != p.inode for p in places):
+        if any(p.folder == finding.view and views.instance(p.folder) != p.instance for p in places):
             return False
         if finding.path.name in (views.MANIFEST, views.NAME):
             return finding.path.exists() and seals.read(finding.path) is None
         if not views.is_view(finding.view):
             return False
     return stamp_of(finding.path) == finding.stamp
-
-
-def _inode(folder: Path) -> int | None:
-    try:
-        return folder.lstat().st_ino
-    except OSError:
-        return None
 
 
 def _recorded_sizes(
@@ -126,12 +124,12 @@ def _places(
 ) -> Iterator[_Place]:
     """The folders that say what they are the view of, with the manifest that they hold themselves."""
     for folder in _view_folders(store):
-        inode, key = _inode(folder), views.current_key(folder)
-        if inode is None or key is None or (only is not None and key not in only):
+        instance, key = views.instance(folder), views.current_key(folder)
+        if instance is None or key is None or (only is not None and key not in only):
             continue
         own = records.parse_manifest(seals.read(folder / views.MANIFEST), key)
         if (manifest := own or manifests.get(key)) is not None:
-            yield _Place(folder, manifest, inode)
+            yield _Place(folder, manifest, instance)
 
 
 def _view_folders(store: Store) -> Iterator[Path]:

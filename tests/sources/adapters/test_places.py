@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from builder.build.prepare import check_fit
 from builder.engine.inspect import inspect
 from builder.engine.loading import load_base
 from builder.errors import SourceInvalid
 from builder.evaluate.worker.sources import reference_model
-from builder.sources.adapters.places import placed, places_of
+from builder.sources.adapters.places import check_fit, placed, places_of
 from builder.sources.adapters.reading import read_adapter
 from builder.sources.adapters.types import AdapterInfo
 from builder.spec.types import Adapter, Variant

@@ -22,8 +22,9 @@ from builder.keys import Digest, Key, make_key
 from builder.store import blobs, locks, pins, records, seals, views
 from builder.store import checkouts as roots
 from builder.store.care import gc, inventory
-from builder.store.care.gc import Policy, apply_gc, plan_gc
+from builder.store.care.gc import apply_gc, plan_gc
 from builder.store.care.inventory import BlobFile, HeldManifest, HeldRecord, Inventory, survey
+from builder.store.care.policy import Policy
 from builder.store.format import open_store
 from builder.store.layout import Store
 from builder.store.types import Blob, FileEntry, Manifest, Record

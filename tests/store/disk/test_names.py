@@ -91,8 +91,8 @@ def test_what_macos_leaves_everywhere_in_a_store_changes_nothing(store: Store, t
     report = verify.verify(store)
     assert report.findings == ()
     found = inventory.survey(store)
-    assert found.pinned == {"t"}
-    assert [checkout.keys for checkout in found.checkouts] == [{manifest.key}]
+    assert found.pinned == {manifest.key}
+    assert [need.keys for need in found.needs] == [{manifest.key}]
     assert (len(found.blobs), len(found.records), len(found.views), found.damaged) == (2, 2, 1, ())
     gc.apply_gc(store, gc.plan_gc(found, [manifest.key], gc.Policy(grace_s=0), 1 << 62))
     assert views.is_current(store, store.models / "t", manifest)

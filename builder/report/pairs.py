@@ -1,0 +1,56 @@
+"""Compares pairs of targets on the questions of their suites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from builder.evaluate.comparison import PAIRED, Difference, compare, together
+from builder.evaluate.results import Result
+from builder.report.facts import Compared
+from builder.spec.types import Metric, Model
+
+
+def compared(
+    model: Model,
+    kinds: Mapping[str, str],
+    order: Sequence[str],
+    results: Mapping[str, Mapping[str, Result]],
+) -> list[Compared]:
+    """Compares neighbours in size, and each target with the largest target.
+
+    The compared figures are the figures that the model requires of a suite, else the suite's main figure. All
+    tests are judged together.
+    """
+    pairs = dict.fromkeys([*pairwise(order), *((order[0], other) for other in order[1:])])
+    asked: list[tuple[Metric, str, str]] = []
+    found: list[Difference] = []
+    for suite, kind in kinds.items():
+        for metric in _tested(model, suite, kind):
+            for first, second in pairs:
+                one, other = (_rows(results[target], metric) for target in (first, second))
+                if one and len(one) == len(other):
+                    asked.append((metric, first, second))
+                    found.append(compare(kind, metric.name, one, other))
+    judged = zip(asked, together(found), strict=True)
+    return [
+        Compared(metric, kinds[metric.suite], first, second, difference)
+        for (metric, first, second), difference in judged
+    ]
+
+
+def _tested(model: Model, suite: str, kind: str) -> list[Metric]:
+    """The metrics of a suite that are compared: the required metrics with a value for each question.
+
+    If there are none, the main metric of the suite.
+    """
+    paired = PAIRED.get(kind, ())
+    required = dict.fromkeys(each.metric for each in model.require if each.suite == suite)
+    return [metric for metric in required if metric.name in paired] or [
+        Metric(suite, name) for name in paired[:1]
+    ]
+
+
+def _rows(results: Mapping[str, Result], metric: Metric) -> tuple[float, ...]:
+    result = results.get(metric.suite)
+    return result.rows.get(metric.name, ()) if result else ()

@@ -14,16 +14,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 
 from builder.errors import BuildError
 from builder.spec.types import DTYPES
 from builder.weights.foreign import Foreign, foreign, is_packed
+from builder.weights.headers import Header, headers
 
 _FP8 = ("F8_E4M3", "F8_E5M2")
-_LONGEST_HEADER = 1 << 27
 _SCALE, _ACTIVATION = "_scale_inv", ("activation_scale", "input_scale")
 
 
@@ -32,13 +32,6 @@ class ForeignQuantization(BuildError):
 
     exit_code = 2
     hint = "Use the original, unquantized checkpoint as the base."
-
-
-class Header(NamedTuple):
-    """A tensor's safetensors code and shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class Reading:
 def reading_of(directory: Path, config: Mapping[str, Any]) -> Reading:
     """How to load the checkpoint in `directory`. Raises ForeignQuantization where mlx-lm cannot read it."""
     method = foreign(config, _object(directory / "hf_quant_config.json"))
-    tensors = _headers(directory)
+    tensors = headers(directory)
     fp8 = {name for name, tensor in tensors.items() if _is_fp8_weight(name, tensor)}
     if method is None:
         if fp8 and not config.get("quantization"):
@@ -151,22 +144,6 @@ def _dtype(config: Mapping[str, Any]) -> str:
     places = (config, text if isinstance(text, Mapping) else {})
     said = [place.get(key) for place in places for key in ("torch_dtype", "dtype")]
     return next((str(dtype) for dtype in said if dtype in DTYPES), "bfloat16")
-
-
-def _headers(directory: Path) -> dict[str, Header]:
-    """Name -> header of every tensor of every shard. A shard that cannot be read has none: mlx says why."""
-    found: dict[str, Header] = {}
-    for path in sorted(directory.glob("model*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                table = json.loads(file.read(size)) if size <= _LONGEST_HEADER else {}
-            for name, entry in table.items():
-                if name != "__metadata__":
-                    found[name] = Header(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
-    return found
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Plan(ProjectCommand):
         made = forecast(project, find_targets(project, names))
         to_build = {name for one in made.passes for name in one.targets}
         plans = project.plan.resolved() if to_build else ()
-        remarks = [remark for plan in plans if plan.name in to_build for remark in plan.remarks]
+        said = (remark for plan in plans if plan.name in to_build for remark in plan.remarks)
+        remarks = [*dict.fromkeys(said)]
         if options["json"]:
             print_json(
                 "plan",

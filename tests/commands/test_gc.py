@@ -189,7 +189,7 @@ def test_a_full_disk_is_refused_before_the_start(done: Sandbox, disk: Path) -> N
     ran = done.doit("model:m_5bit")
     assert ran.code == 2
     assert "this build writes" in ran.text
-    assert "`doit gc` could free" in ran.text
+    assert "`doit gc` frees" in ran.text
     assert not (disk / "store/models/m_5bit").exists()
     undeclare(done, "4bit")
     assert done.doit("gc", "--grace", "0").code == 0

@@ -22,6 +22,7 @@ from builder.build.prepare import waiting
 from builder.console.events import Emit, Note, PassDone, PassStarted
 from builder.console.words import count
 from builder.errors import SourceChanged
+from builder.plan.remarks import remarked
 from builder.plan.types import TargetPlan
 from builder.project import preflight, speed
 from builder.project.project import Project
@@ -102,7 +103,7 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: Tally,
     size = sum(action.size for action in unique.values())
     source = targets[0].base.structure.block_nbytes
     emit(PassStarted(model, names, len(unique), total - len(unique), size))
-    for remark in dict.fromkeys(remark for target in lacking for remark in target.remarks):
+    for remark in remarked(lacking):
         emit(Note(remark))
     started = time.perf_counter()
     with unchanged(project, targets[0]) as check:

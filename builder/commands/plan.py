@@ -8,7 +8,7 @@ from typing import Any
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
 from builder.console.tables import print_table
 from builder.console.words import count, duration, listed, size_text
-from builder.plan.types import TargetPlan
+from builder.plan.remarks import remarked
 from builder.project.forecast import Forecast, forecast
 from builder.project.project import Project
 from builder.project.targets import find_targets
@@ -53,16 +53,6 @@ class Plan(ProjectCommand):
             for line in remarked([plan for plan in plans if plan.name in to_build]):
                 print(line)
         return int(not made.is_empty)
-
-
-def remarked(plans: Sequence[TargetPlan]) -> list[str]:
-    """What has no effect in a declaration: each remark once for a model, with its variants."""
-    said: dict[tuple[str, str], list[str]] = {}
-    for plan in plans:
-        for remark in plan.remarks:
-            text = remark.removeprefix(f"{plan.name}: ")
-            said.setdefault((plan.target.model.name, text), []).append(plan.target.variant.name)
-    return [f"{model}, {', '.join(variants)}: {text}" for (model, text), variants in said.items()]
 
 
 def _by_reason(found: Sequence[tuple[str, str]]) -> dict[str, list[str]]:

@@ -45,7 +45,7 @@ class Table:
 
 
 def key(model: ModelReport, *, brief: bool = False) -> Table:
-    """What a reader looks at first, in at most seven columns. `brief`: without intervals, remarks and survival.
+    """What a reader looks at first, in at most seven columns. `brief`: no intervals, remarks and survival.
 
     The figures are the first three required figures, else the accuracy and the KL.
     """

@@ -66,9 +66,9 @@ def drop(
     """Deletes the views of targets and the bytes of their manifests, and nothing that others need.
 
     targets: name -> the manifest keys that it stands for. checkout: the caller's, whose declarations do not
-    count. keep: what the caller still needs itself. Whoever `needs` names keeps the bytes, and so does another
-    view; a running build or evaluation keeps the view that it reads too. Blobs that other whole manifests
-    share stay. Records and manifests stay.
+    count. keep: what the caller still needs itself. Whoever `needs` names keeps the bytes, and so does
+    another view; a running build or evaluation keeps the view that it reads too. Blobs that other whole
+    manifests share stay. Records and manifests stay.
 
     Raises StoreError; what was not deleted then is garbage that the next drop or gc deletes.
     """

@@ -59,7 +59,7 @@ def target_state(store: Store, plan: TargetPlan | Unresolved) -> TargetState:
 
 
 def reads_source(store: Store, plan: TargetPlan) -> bool:
-    """Whether making this target reads another one that must be on disk: a learned one whose step must run."""
+    """Whether making this target reads another one that must be on disk: its learned step must run."""
     made = (plan.learned, plan.key)
     return plan.learned is not None and all(whole_manifest(store, key) is None for key in made if key)
 

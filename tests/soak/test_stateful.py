@@ -76,7 +76,7 @@ def test_a_person_at_work(person: type[Person], seed: int) -> None:
 
 
 def import_by_name(patch: pytest.MonkeyPatch) -> None:
-    """The first fault of all: the import of a base was a view with the base's name, and nobody compared it."""
+    """The first fault of all: an import was a view with the name of its base, and nobody compared it."""
 
     def base_folder(project: Project, target: TargetPlan) -> Path:
         base = project.spec.bases[target.target.model.base]

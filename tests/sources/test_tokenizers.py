@@ -46,7 +46,8 @@ def told(base: Files, own: Files) -> tuple[str, ...]:
         ({JINJA: "x"}, {CONFIG: {"chat_template": "x"}}, ()),  # said elsewhere
         ({CONFIG: {"chat_template": "x"}}, {JINJA: "x"}, ()),
         ({JINJA: "x"}, {CONFIG: {"chat_template": "y"}}, ("another chat template",)),
-        ({CONFIG: {"chat_template": [{"name": "default", "template": "x"}, {"name": "tools", "template": "t"}]}},
+        ({CONFIG: {"chat_template": [{"name": "default", "template": "x"},
+                                     {"name": "tools", "template": "t"}]}},
          {JINJA: "x", TOOLS: "t"}, ()),
         ({JINJA: "x"}, {JINJA: "x", TOOLS: "t"}, ("another chat template",)),
         ({"tokenizer.json": tokenizer()}, {"tokenizer.json": tokenizer("<t>")}, ("added tokens ('<t>')",)),

@@ -189,7 +189,7 @@ class Project:
 
         self._project.forget_plan()
         made = collect(self._project, [known_model(self._project, name) for name in models])
-        return write(self._project, made, Path(out) if out else self._project.store.root / "report")
+        return write(made, Path(out) if out else self._project.store.root / "report")
 
     # -- the store ---------------------------------------------------------------------------------------
 

@@ -7,13 +7,15 @@ a pruned target is not out of date: it comes back when something that is really 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from builder.console.events import Emit, Note
 from builder.console.words import size_text
+from builder.keys import Key
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
-from builder.project.state import target_state
+from builder.project.roots import keys_of
+from builder.project.state import reads_source, target_state
 from builder.store import pins, views
 from builder.store.care import drop
 
@@ -43,8 +45,11 @@ def _source(plan: TargetPlan | Unresolved) -> str | None:
     return f"{plan.target.model.name}_{learned.source}" if learned else None
 
 
-def prune_intermediates(project: Project, emit: Emit) -> None:
-    """Delete the bytes of what is prunable and on disk. Raises StoreError."""
+def prune_intermediates(project: Project, emit: Emit, selected: Collection[str] = ()) -> None:
+    """Delete the bytes of what is prunable and on disk, but for those that a target of `selected` will read.
+
+    Raises StoreError.
+    """
     plans = project.plan.resolved()
     on_disk = [
         plan
@@ -55,9 +60,11 @@ def prune_intermediates(project: Project, emit: Emit) -> None:
         return
     built = frozenset(p.name for p in plans if p.needs and target_state(project.store, p).built)
     chosen = {p.name for p in prunable(project.plan.targets.values(), built, pins.pinned(project.store))}
+    waiting = {p.needs for p in plans if p.name in selected and reads_source(project.store, p)}
+    keep = frozenset[Key]().union(*(keys_of(p) for p in plans if p.name in waiting))
     for plan in on_disk:
         if plan.name in chosen:
             shown = views.current_key(project.store.models / plan.name)
             keys = [key for key in (shown, plan.key) if key]
-            freed = drop.drop(project.store, {plan.name: keys}, project.spec.file.parent)
+            freed = drop.drop(project.store, {plan.name: keys}, project.spec.file.parent, keep=keep)
             emit(Note(f"pruned {plan.name}: {size_text(freed.bytes)} freed"))

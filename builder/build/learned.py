@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from builder.build import card
 from builder.build.learned_output import StepFailed, ingest_output, step_key
-from builder.build.one_pass import Built, copy_aux
+from builder.build.one_pass import Built, copy_aux, make_config
 from builder.build.prepare import waiting
 from builder.console.events import Emit, Note
 from builder.engine.quantizer import LearnedRequest
@@ -27,7 +27,7 @@ from builder.plan.changes import inputs_of, settings_of
 from builder.plan.types import CONFIG, TargetPlan
 from builder.project.project import Project
 from builder.project.roots import keys_of, register
-from builder.project.state import holds, usable_record
+from builder.project.state import usable_record, whole_manifest
 from builder.project.toolchain import made_by, now
 from builder.project.watch import Shown
 from builder.spec.types import Learned
@@ -55,12 +55,12 @@ def build_learned(project: Project, plan: TargetPlan, emit: Emit) -> Built:
     with build_session(store, [*keys_of(plan), *keys_of(source)]):
         register(project)
         with acquire(store, [step_key(plan)], waiting(emit)):
-            step = records.read_manifest(store, step_key(plan))
-            made = step is None or not holds(store, step)
-            if step is None or made:
+            step = whole_manifest(store, step_key(plan))
+            made = step is None and whole_manifest(store, plan.key) is None
+            if made:
                 emit(Note(f"{plan.name}: {_learned(plan).method} on {source.name}"))
                 step = _run(project, plan, source)
-        manifest = _finish(project, plan, source, step)
+        manifest = _finish(project, plan, source, step, emit)
         view = store.models / plan.name
     count = sum(entry.name.endswith(".safetensors") for entry in manifest.files)
     bits = float(manifest.measures["bits_per_weight"])
@@ -77,8 +77,8 @@ def _learned(plan: TargetPlan) -> Learned:
 def _run(project: Project, plan: TargetPlan, source: TargetPlan) -> Manifest:
     """Run the method on a copy of its source that nobody else knows of; a manifest of its output."""
     store = project.store
-    read = records.read_manifest(store, source.key)
-    if read is None or not holds(store, read):
+    read = whole_manifest(store, source.key)
+    if read is None:
         raise SourceNotBuilt(target=plan.name, source=source.name)
     with tmp.new_folder(store) as scratch:
         folder = scratch / "source"
@@ -91,9 +91,29 @@ def _run(project: Project, plan: TargetPlan, source: TargetPlan) -> Manifest:
     return records.write_manifest(store, manifest)
 
 
-def _finish(project: Project, plan: TargetPlan, source: TargetPlan, step: Manifest) -> Manifest:
-    """config.json, the target's manifest and its view, from what the step made and what the base brings."""
+def _finish(
+    project: Project, plan: TargetPlan, source: TargetPlan, step: Manifest | None, emit: Emit
+) -> Manifest:
+    """The target's manifest and its view. `step`: what the method made; None if the target is whole."""
     store = project.store
+    manifest = whole_manifest(store, plan.key)
+    if manifest is None:
+        assert step is not None
+        manifest = _assemble(project, plan, source, step, emit)
+    else:
+        records.mark_used(store, plan.key)
+    view = store.models / plan.name
+    if not views.is_current(store, view, manifest):
+        base = project.spec.bases[plan.target.model.base]
+        views.materialize(store, view, manifest, card.render(manifest, base, plan.name))
+    return manifest
+
+
+def _assemble(project: Project, plan: TargetPlan, source: TargetPlan, step: Manifest, emit: Emit) -> Manifest:
+    """config.json and the target's manifest, from what the step made and what the base brings."""
+    store = project.store
+    if usable_record(store, plan.config) is None and usable_record(store, source.config) is None:
+        make_config(project, source, emit)
     with acquire(store, [plan.config]):
         config = usable_record(store, plan.config)
         if config is None:
@@ -117,20 +137,14 @@ def _finish(project: Project, plan: TargetPlan, source: TargetPlan, step: Manife
             made_by(),
             step.measures,
         )
-        manifest = records.write_manifest(store, manifest)
-        view = store.models / plan.name
-        if not views.is_current(store, view, manifest):
-            base = project.spec.bases[plan.target.model.base]
-            views.materialize(store, view, manifest, card.render(manifest, base, plan.name))
-    return manifest
+        return records.write_manifest(store, manifest)
 
 
 def _config(project: Project, source: TargetPlan, step: Manifest) -> bytes:
     """config.json of the source, with the quantization that the method chose."""
     record = usable_record(project.store, source.config)
     learned = next(entry.blob for entry in step.files if entry.name == CONFIG)
-    if record is None:
-        return blobs.read(project.store, learned)
+    assert record is not None  # the session of this build keeps it
     config = json.loads(blobs.read(project.store, record.blob))
     made = json.loads(blobs.read(project.store, learned))
     chosen = {name: made[name] for name in ("quantization", "quantization_config") if name in made}

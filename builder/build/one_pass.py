@@ -22,13 +22,14 @@ from builder.build.prepare import waiting
 from builder.console.events import Emit, Note, PassDone, PassStarted
 from builder.console.words import count
 from builder.errors import SourceChanged
+from builder.plan.remarks import remarked
 from builder.plan.types import TargetPlan
 from builder.project import preflight, speed
 from builder.project.project import Project
 from builder.project.roots import keys_of, register
 from builder.project.state import holds, missing_actions, usable_record
 from builder.project.toolchain import made_by
-from builder.project.watch import base_folder, unchanged
+from builder.project.watch import base_folder, copied_from, unchanged
 from builder.store import blobs, records, views
 from builder.store.layout import Store
 from builder.store.locks import acquire, build_session
@@ -102,7 +103,7 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: Tally,
     size = sum(action.size for action in unique.values())
     source = targets[0].base.structure.block_nbytes
     emit(PassStarted(model, names, len(unique), total - len(unique), size))
-    for remark in (remark for target in lacking for remark in target.remarks):
+    for remark in remarked(lacking):
         emit(Note(remark))
     started = time.perf_counter()
     with unchanged(project, targets[0]) as check:
@@ -155,6 +156,13 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     return Stream(model, config, requests, adapter, configs=configs, survival=project.spec.build.survival)
 
 
+def make_config(project: Project, target: TargetPlan, emit: Emit) -> None:
+    """config.json alone of a target: no block is read for it."""
+    with unchanged(project, target) as check:
+        stream = open_stream(project, [target], [target])
+        _make_config(project.store, target, stream, check, emit)
+
+
 def _make_config(
     store: Store, target: TargetPlan, stream: Stream, check: Callable[[], None], emit: Emit
 ) -> None:
@@ -169,15 +177,15 @@ def _make_config(
 
 
 def copy_aux(project: Project, target: TargetPlan) -> None:
-    """The files copied from the base, as blobs."""
+    """The files copied from the base, or from the adapter, as blobs."""
     missing = [entry for entry in target.base.aux if not blobs.has(project.store, entry.blob)]
     if not missing:
         return
-    directory = base_folder(project, target)
+    places = copied_from(project, target)
     for entry in missing:
-        blob = blobs.ingest_file(project.store, directory / entry.name)
+        blob = blobs.ingest_file(project.store, places[entry.name])
         if blob != entry.blob:
-            raise SourceChanged(source=f"base:{target.target.model.base}", path=directory / entry.name)
+            raise SourceChanged(source=f"base:{target.target.model.base}", path=places[entry.name])
 
 
 def _finish(project: Project, target: TargetPlan, tally: Tally, seconds: float) -> Built:

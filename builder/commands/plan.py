@@ -8,7 +8,7 @@ from typing import Any
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
 from builder.console.tables import print_table
 from builder.console.words import count, duration, listed, size_text
-from builder.plan.types import TargetPlan
+from builder.plan.remarks import remarked
 from builder.project.forecast import Forecast, forecast
 from builder.project.project import Project
 from builder.project.targets import find_targets
@@ -27,7 +27,8 @@ class Plan(ProjectCommand):
         made = forecast(project, find_targets(project, names))
         to_build = {name for one in made.passes for name in one.targets}
         plans = project.plan.resolved() if to_build else ()
-        remarks = [remark for plan in plans if plan.name in to_build for remark in plan.remarks]
+        said = (remark for plan in plans if plan.name in to_build for remark in plan.remarks)
+        remarks = [*dict.fromkeys(said)]
         if options["json"]:
             print_json(
                 "plan",
@@ -52,16 +53,6 @@ class Plan(ProjectCommand):
             for line in remarked([plan for plan in plans if plan.name in to_build]):
                 print(line)
         return int(not made.is_empty)
-
-
-def remarked(plans: Sequence[TargetPlan]) -> list[str]:
-    """What has no effect in a declaration: each remark once for a model, with its variants."""
-    said: dict[tuple[str, str], list[str]] = {}
-    for plan in plans:
-        for remark in plan.remarks:
-            text = remark.removeprefix(f"{plan.name}: ")
-            said.setdefault((plan.target.model.name, text), []).append(plan.target.variant.name)
-    return [f"{model}, {', '.join(variants)}: {text}" for (model, text), variants in said.items()]
 
 
 def _by_reason(found: Sequence[tuple[str, str]]) -> dict[str, list[str]]:

@@ -53,14 +53,14 @@ class Report(ProjectCommand):
             print_json("report", version=report.version, models=models)
             return 0
         folder = here() / options["out"] if options["out"] else project.store.root / "report"
-        written = write(project, report, folder)
+        written = write(report, folder)
         show(report)
         for path in written:
             print(from_here(path))
         return 0
 
 
-def write(project: Project, report: Any, folder: Path) -> list[Path]:
+def write(report: Any, folder: Path) -> list[Path]:
     """Writes the page, the Markdown and the plots, and returns their paths. Raises Unwritable.
 
     Each file is replaced as a whole.
@@ -99,7 +99,7 @@ def show(report: Any) -> None:
                 table.headings,
                 table.rows,
                 left=[table.headings[at] for at in table.text],
-                unimportant=("memory", "survival", "bits/weight"),
+                unimportant=("bits/weight",),
             )
         print()
 

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.engine.arrays import dtype_code
-from builder.engine.loading import adaptable_paths, load_base, one_line, quantized_modules
+from builder.engine.loading import adaptable_paths, load, one_line, quantized_modules
 from builder.engine.tracing import Trace, shortest
 from builder.errors import BuildError
 from builder.spec.types import DTYPES, RECIPES, Quantization
@@ -32,11 +32,10 @@ class TiedHeadDiffers(BuildError):
 
 
 def inspect(directory: Path, *, dequantize: bool = False, trust_remote_code: bool = False) -> Structure:
-    """The structure of the model in `directory`. Raises what `load_base` raises, and TiedHeadDiffers."""
+    """The structure of the model in `directory`. Raises what `load` raises, and TiedHeadDiffers."""
     trace = Trace()
-    model, config = load_base(
-        directory, dequantize=dequantize, trust_remote_code=trust_remote_code, around=trace.around
-    )
+    loaded = load(directory, dequantize=dequantize, trust_remote_code=trust_remote_code, around=trace.around)
+    model, config = loaded.model, loaded.config
     origins = trace.origins()
     dropped = trace.dropped(origins)
     embedding = tied_embedding(model, origins)
@@ -55,6 +54,7 @@ def inspect(directory: Path, *, dequantize: bool = False, trust_remote_code: boo
         default_dtype=default_dtype(config),
         quantized=bool(quantized_modules(model)),
         recipe_errors=errors,
+        repairs=loaded.repairs,
         origins=origins,
         dropped=shortest(dropped, trace.given.keys() - dropped),
         tied=embedding,

@@ -6,16 +6,20 @@ dequantize_model, and the LoRA layers of mlx_lm.tuner with their `fuse`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from builder.engine.checkpoint import ForeignQuantization, Reading, reading_of
 from builder.engine.lean import import_mlx_lm
+from builder.engine.rope import readable
+from builder.engine.sanitizing import Around, inside, with_numbers
 from builder.errors import BuildError
 from builder.weights import lora
 
@@ -48,11 +52,6 @@ class AdapterMismatch(BuildError):
     hint = "Was it trained on another model? Correct `base` or `path` in artifacts.toml."
 
 
-Tensors = dict[str, mx.array]
-# What is called in place of a model's `sanitize`: with that, and with the tensors of the checkpoint by name.
-Around = Callable[[Callable[[Tensors], Tensors], Tensors], Tensors]
-
-
 @dataclass(frozen=True)
 class LoadedAdapter:
     """The tensors of an adapter under mlx-lm names (lazy), and the scale of each adapted path."""
@@ -63,30 +62,56 @@ class LoadedAdapter:
     scales: Mapping[str, float]
 
 
+class Loaded(NamedTuple):
+    """A model with lazy weights, and its config as mlx_lm.utils.load_model returns it.
+
+    `repairs` says, by the name of a setting, what was done otherwise than by mlx-lm, which would misread it.
+    """
+
+    model: nn.Module
+    config: dict[str, Any]
+    repairs: Mapping[str, str]
+
+
 def load_base(
+    directory: Path, *, dequantize: bool = False, trust_remote_code: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with lazy weights, and its config. Raises what `load` raises."""
+    loaded = load(directory, dequantize=dequantize, trust_remote_code=trust_remote_code)
+    return loaded.model, loaded.config
+
+
+def load(
     directory: Path,
     *,
     dequantize: bool = False,
     trust_remote_code: bool = False,
     around: Around | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with lazy weights, and its config as mlx_lm.utils.load_model returns it.
+) -> Loaded:
+    """The model in a directory, with what mlx-lm would misread put right.
 
     `around` is called in place of the model's `sanitize`, with that and the tensors of the checkpoint. It is
-    not called for a model that brings code of its own. Raises ModelUnloadable, RemoteCode, NotDequantizable.
+    not called for a model that brings code of its own. Raises ModelUnloadable, RemoteCode, NotDequantizable,
+    ForeignQuantization, UnreadSettings.
     """
     import_mlx_lm()
-    from mlx_lm.utils import dequantize_model, load_config, load_model
+    from mlx_lm.utils import dequantize_model
 
+    reading = Reading()
     try:
         config = load_config(directory)
         if (code := config.get("model_file")) is not None and not trust_remote_code:
             raise RemoteCode(path=directory, what=code)
-        classes = {} if around is None else {"get_model_classes": _around(around)}
-        model, config = load_model(directory, lazy=True, trust_remote_code=trust_remote_code, **classes)
+        reading = reading_of(directory, config)
+        model, config, repairs = _load(directory, config, reading, trust_remote_code, around)
     except BuildError:
         raise
     except (Exception, SystemExit) as error:  # a model's code may raise anything. mlx_lm.models.olmo exits
+        if (method := reading.method) is not None:
+            what = f": {one_line(error)}"
+            raise ForeignQuantization(
+                path=directory, method=method.method, key=method.key, what=what
+            ) from error
         raise ModelUnloadable(path=directory, what=one_line(error)) from error
     if dequantize:
         packed = quantized_modules(model)
@@ -100,23 +125,44 @@ def load_base(
             raise NotDequantizable(path=directory, what=path, kind=type(left[path]).__name__)
         for name in ("quantization", "quantization_config"):
             config.pop(name, None)
-    return model, config
+    return Loaded(model, config, repairs)
 
 
-def _around(around: Around) -> Callable[[dict[str, Any]], tuple[type, type]]:
-    """As mlx_lm.utils._get_classes, with a model whose `sanitize` is `around` the model's own."""
-    from mlx_lm.utils import _get_classes
+def load_config(directory: Path) -> dict[str, Any]:
+    """What mlx_lm.utils.load_config makes of config.json. Raises ValueError if it is not a JSON object."""
+    from mlx_lm.utils import load_config as load
 
-    def classes(config: dict[str, Any]) -> tuple[type, type]:
-        model_class, arguments = _get_classes(config)
+    config: object = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("config.json is not a JSON object")
+    return dict(load(directory))
 
-        class Around(model_class):  # type: ignore[misc, valid-type]
-            def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-                return around(getattr(super(), "sanitize", dict), weights)
 
-        return Around, arguments
+def _load(
+    directory: Path, config: dict[str, Any], reading: Reading, trusted: bool, around: Around | None
+) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
+    """load_model with the settings and the FP8 weights put right."""
+    from mlx_lm.utils import _get_classes, load_model
 
-    return classes
+    settings, repairs = dict(reading.settings), dict(reading.repairs)
+    if "model_file" not in config:
+        found, said = readable(directory, {**config, **settings}, lambda given: _get_classes(config=given))
+        settings, repairs = settings | found, repairs | said
+
+    def classes(config: dict[str, Any]) -> tuple[Any, Any]:
+        model_class, args_class = _get_classes(config=config)
+        if around is not None:
+            model_class = inside(model_class, around)
+        return (with_numbers(model_class, reading) if reading.scaled else model_class), args_class
+
+    model, config = load_model(
+        directory, lazy=True, model_config=settings, get_model_classes=classes, trust_remote_code=trusted
+    )
+    if reading.scaled:
+        del model.sanitize
+    if reading.drop:
+        config.pop("quantization_config", None)
+    return model, config, repairs
 
 
 def quantized_modules(model: nn.Module) -> dict[str, nn.Module]:

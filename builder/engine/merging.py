@@ -16,7 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from builder.engine.loading import AdapterMismatch, LoadedAdapter, Tensors, load_base, lora_layer
+from builder.engine.loading import AdapterMismatch, LoadedAdapter, load, lora_layer
+from builder.engine.sanitizing import Tensors
 from builder.weights.lora import Merge
 
 
@@ -26,7 +27,7 @@ def with_merges(
     """The adapter, with the parameters that `merges` reach among its tensors.
 
     merges: by the name of the tensor in the checkpoint in `directory`. Raises AdapterMismatch, and what
-    `load_base` raises.
+    `load` raises.
     """
     if not merges:
         return adapter
@@ -38,8 +39,8 @@ def with_merges(
             weights[name] = merged(weights[name], name, merge, adapter)
         return sanitize(weights)
 
-    model, _ = load_base(directory, trust_remote_code=trust_remote_code, around=around)
-    parameters = dict(tree_flatten(model.parameters()))
+    loaded = load(directory, trust_remote_code=trust_remote_code, around=around)
+    parameters = dict(tree_flatten(loaded.model.parameters()))
     reached = {name: parameters[name] for merge in merges.values() for name in merge.reaches}
     return replace(adapter, tensors={**adapter.tensors, **reached})
 

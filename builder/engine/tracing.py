@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from builder.engine.loading import Tensors
+from builder.engine.sanitizing import Tensors
 from builder.weights.structure import Origin
 
 _LINE = re.compile(r'\{ (\d+) \[label ="([^"]*)"|"([^"]*)" -> (\d+)|(\d+) -> "([^"]*)"')

@@ -20,12 +20,12 @@ from builder.evaluate.process import EvaluationFailed, ask
 from builder.evaluate.results import Missed, Result, Sample, missed
 from builder.evaluate.statistics import Figure
 from builder.keys import Key
-from builder.plan.types import TargetPlan
+from builder.plan.types import CONFIG, TargetPlan
 from builder.project.project import Project
 from builder.project.result_keys import PRECISION, needs_directory, reference_key, result_key
 from builder.project.roots import keys_of, register
 from builder.project.state import usable_record
-from builder.project.watch import Shown, base_folder, unchanged
+from builder.project.watch import Shown, base_folder, copied_from, unchanged
 from builder.spec.types import Suite, Target
 from builder.store import blobs, records
 from builder.store.locks import build_session, measuring
@@ -198,12 +198,22 @@ def _request(
             "dequantize": base.dequantize,
             "trust_remote_code": base.trust_remote_code,
         },
+        "tokenizer": _own_tokenizer(project, target),
         "adapter": {"name": worn.name, "base": worn.base, "path": str(worn.path)} if worn else None,
         "suites": [described(suite) for suite in suites],
         "references": {},
         "make": {},
         "layerwise": by_layer(target, project.spec.build.memory or _physical_memory()),
     }
+
+
+def _own_tokenizer(project: Project, target: TargetPlan) -> dict[str, str] | None:
+    """Name -> path of the files that a tokenizer is made from, where the target gets the adapter's."""
+    own = target.adapter.tokenizer if target.adapter else None
+    if own is None or not own.used:
+        return None
+    places = {CONFIG: base_folder(project, target) / CONFIG, **copied_from(project, target)}
+    return {name: str(path.resolve()) for name, path in places.items()}
 
 
 def by_layer(target: TargetPlan, memory: int) -> bool:

@@ -34,6 +34,7 @@ _SHOWN = {
     "tensors_digest": "names, types or shapes of tensors",
     "quantization_digest": "quantization of some paths",
     "paths_digest": "quantization of some paths",
+    "repairs": "what mlx-lm would misread of the base",
     "slices_digest": "what the adapter changes",
 }
 _SHORT = 12  # hex digits of a digest that are shown

@@ -2,11 +2,14 @@
 
 All keys are known before anything is built:
 
-  block key    = H(base weights, block, this block's slice of the adapter, dtype, its tensors, their
-  quantization) learned key  = H(the source's block keys, the calibration text and how it becomes tokens,
-  settings of the method) config key   = H(config.json of the base, generation_config.json, dtype, settings,
-  quantization of each path) target key   = H(its block keys or its learned key, its config key, the files
-  copied from the base) measured key = H(the same, but of the copied files only those that make prompts)
+  block key    = H(base weights, block, this block's slice of the adapter, dtype, its tensors,
+                   their quantization)
+  learned key  = H(the source's block keys, the calibration text and how it becomes tokens,
+                   settings of the method)
+  config key   = H(config.json of the base, generation_config.json, dtype, settings,
+                   quantization of each path)
+  target key   = H(its block keys or its learned key, its config key, the files copied from the base)
+  measured key = H(the same, but of the copied files only those that make prompts)
 
 Every key is made of named parts, and the names and values go into the manifest: so `why` can name whatever
 changed. No key holds a name that a person gave: renaming a model or a variant makes nothing again.
@@ -17,11 +20,12 @@ met. An Unresolved target says why, and does not affect other targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from builder.keys import Digest, Key, make_key, named_key
+from builder.plan.inputs import SETTINGS, adapter_in_words, in_words
 from builder.plan.methods import METHOD_SETTINGS, refusal
 from builder.plan.quantization import PlanError, resolve
 from builder.plan.types import GENERATION, Action, Plan, Sources, TargetPlan, Unresolved
@@ -47,6 +51,8 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
             return Unresolved(target, f"base:{target.model.base} {base.reason}", base.error)
         if isinstance(adapter, Unknown):
             return Unresolved(target, f"adapter:{target.model.adapter} {adapter.reason}", adapter.error)
+        if adapter is not None and adapter.tokenizer is not None:
+            base = replace(base, identity=adapter.tokenizer.on(base.identity))
         _refuse_packed(target, base)
         where = (target.model.base, target.variant.name)
         if where not in memo:
@@ -125,7 +131,7 @@ def plan_learned(
     blocks = [[action.file, action.key] for action in source.actions]
     key = named_key("learned/3", {**step, "source_blocks": blocks})
     config = named_key("learned-config/1", {"learned": key, "source_config": source.config})
-    shown = {name: str(value) for name, value in step.items() if name not in _SETTINGS}
+    shown = {name: str(value) for name, value in step.items() if name not in SETTINGS}
     if source.target.variant.dtype is not None:  # in the source's key of config.json
         shown["dtype_asked"] = source.target.variant.dtype
     return TargetPlan(
@@ -221,7 +227,7 @@ def _plan_target(
         actions,
         config,
         layout.skipped,
-        {**_in_words([*parts.values(), settings]), **_adapter_in_words(adapter)},
+        {**in_words([*parts.values(), settings]), **adapter_in_words(adapter)},
         _measured_key(blocks, config, base.identity),
         idle=layout.idle,
     )
@@ -232,6 +238,7 @@ def _block_parts(
 ) -> dict[str, object]:
     """Everything that can change the bytes of one block of one variant, by name."""
     return {
+        **_repaired(base, _IN_WEIGHTS),
         "base_digest": base.weights,
         "block": block.block,
         "slices_digest": adapted,
@@ -248,6 +255,7 @@ def _config_parts(variant: Variant, base: BaseFacts, layout: _Layout, toolchain:
     merged = [entry.blob.digest for entry in base.aux if entry.name == GENERATION]
     paths = sorted([path, q.bits, q.group_size, q.mode] for path, q in layout.quantization.items())
     return {
+        **_repaired(base, set(base.structure.repairs)),
         "config_digest": base.identity.config,
         "generation_digest": merged[0] if merged else None,
         "dtype": layout.dtype,
@@ -263,6 +271,15 @@ def _config_parts(variant: Variant, base: BaseFacts, layout: _Layout, toolchain:
     }
 
 
+_IN_WEIGHTS = {"fp8"}  # the repairs that change weights; the others change config.json
+
+
+def _repaired(base: BaseFacts, kinds: Set[str]) -> dict[str, object]:
+    """What is done otherwise than by mlx-lm. A base that needs no repair has the keys that it always had."""
+    found = sorted(kinds & base.structure.repairs.keys())
+    return {"repairs": found} if found else {}
+
+
 def _target_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:
     copied = [[entry.name, entry.blob.digest] for entry in base.aux]
     return named_key("target/3", {"made": made, "config": config, "copied": copied})
@@ -270,30 +287,3 @@ def _target_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:
 
 def _measured_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:
     return named_key("measured/1", {"made": made, "config": config, "prompts": base.prompts})
-
-
-# -- what is in the keys, in words ---------------------------------------------------------------------------
-
-# What a manifest says as settings (builder.plan.changes.settings_of), or what names a block.
-_SETTINGS = frozenset(
-    {"block", "dtype", "dtype_asked", "common", "recipe", "overrides", "bits", "group_size", "method"}
-)
-_SETTINGS |= frozenset().union(*METHOD_SETTINGS.values())
-
-
-def _in_words(keyed: Sequence[Mapping[str, object]]) -> dict[str, str]:
-    """The named parts of several keys as text: digests of many values as one, settings as they are."""
-    values: dict[str, list[object]] = {}
-    for parts in keyed:
-        for name, value in parts.items():
-            if name not in _SETTINGS and value is not None:
-                values.setdefault(name, []).append(value)
-    words = {}
-    for name, found in values.items():
-        alike = all(value == found[0] for value in found)
-        words[name] = str(found[0]) if alike else make_key("several/1", found)
-    return words
-
-
-def _adapter_in_words(adapter: AdapterFacts | None) -> dict[str, str]:
-    return {} if adapter is None else {"adapter_digest": str(adapter.digest)}

@@ -90,8 +90,11 @@ class TargetPlan:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Parts of the declaration that have no effect, one line each."""
+        """Parts of the declaration that have no effect, and what is put right in the base, one line each."""
         found = [f"{self.name}: {override.text}" for override in self.idle]
+        found += [f"base {self.target.model.base}: {what}" for what in self.base.structure.repairs.values()]
+        if remark := self._tokenizer_remark:
+            found.append(remark)
         if self.skipped:
             group = self.target.variant.common_group
             found.insert(
@@ -100,6 +103,20 @@ class TargetPlan:
                 f" {listed(self.skipped)}",
             )
         return tuple(found)
+
+    @property
+    def _tokenizer_remark(self) -> str | None:
+        """Whose tokenizer the target gets, where training saved another one beside the adapter."""
+        own = self.adapter.tokenizer if self.adapter else None
+        if own is None or not own.differs or (own.settled and not own.used):
+            return None
+        what = f"adapter {self.target.model.adapter} brings {', '.join(own.differs)}"
+        if own.used:
+            return f"{what}: its tokenizer and chat template are used"
+        return (
+            f"{what}: the tokenizer and chat template of the base are used."
+            f' `tokenizer = "adapter"` in [adapter.{self.target.model.adapter}] uses the adapter\'s'
+        )
 
     @property
     def bits_per_weight(self) -> float:

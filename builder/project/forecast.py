@@ -84,7 +84,15 @@ class Forecast:
 def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
     """What building `names` would do; without names, what `doit` would do. Raises BuildError."""
     chosen = [t.name for t in project.spec.targets if _is_wanted(t, names)]
-    learned = {name: step for name in chosen if (step := _learned_step(project, name))}
+    learned: dict[str, LearnedForecast] = {}
+    steps: set[Key | None] = set()  # the same step under another name runs once
+    for name in chosen:
+        if (step := _learned_step(project, name)) is not None:
+            plan = project.plan.targets[name]
+            assert isinstance(plan, TargetPlan)  # or there would be no step
+            if plan.learned not in steps:
+                learned[name] = step
+                steps.add(plan.learned)
     relink, current = [], []
     prepare: list[tuple[str, str]] = []
     refused: list[tuple[str, str]] = []

@@ -19,6 +19,7 @@ from builder.keys import Key, digest_bytes, make_key
 from builder.project.toolchain import toolchain
 from builder.sources.catalog import Catalog, structure_key
 from builder.sources.facts import Unknown
+from builder.sources.own_tokenizer import own_entries
 from builder.spec.types import Spec
 from builder.store import records
 from builder.store.statcache import StatCache
@@ -74,7 +75,8 @@ def inputs(spec: Spec, sources: Catalog) -> Key | None:
             key = sources.adapter_key(spec.adapters[name])
             if key is None:
                 return None
-            parts.append([name, key])
+            own = [[e.name, e.blob.digest] for e in own_entries(sources, spec.adapters[name])]
+            parts.append([name, key, own] if own else [name, key])
         for name in sorted(name for name, variant in spec.variants.items() if variant.learned):
             text = sources.calibration(spec.variants[name])
             if isinstance(text, Unknown):

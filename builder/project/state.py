@@ -59,8 +59,15 @@ def target_state(store: Store, plan: TargetPlan | Unresolved) -> TargetState:
 
 
 def reads_source(store: Store, plan: TargetPlan) -> bool:
-    """Whether making this target reads another one that must be on disk: a learned one that is not there."""
-    return plan.needs is not None and target_state(store, plan).kind not in ("built", "unlinked")
+    """Whether making this target reads another one that must be on disk: its learned step must run."""
+    made = (plan.learned, plan.key)
+    return plan.learned is not None and all(whole_manifest(store, key) is None for key in made if key)
+
+
+def whole_manifest(store: Store, key: Key) -> Manifest | None:
+    """The manifest of a key whose blobs are all there."""
+    manifest = records.read_manifest(store, key)
+    return manifest if manifest is not None and holds(store, manifest) else None
 
 
 def holds(store: Store, manifest: Manifest) -> bool:

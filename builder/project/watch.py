@@ -7,7 +7,7 @@ knows of them, and looked at again before anything is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from builder.plan.types import GENERATION, TargetPlan
 from builder.project.project import Project
 from builder.sources import base as bases
 from builder.sources.adapters.reading import adapter_files
+from builder.sources.facts import BaseIdentity, Unknown
+from builder.sources.own_tokenizer import own_tokenizer
 from builder.spec.types import Adapter, Base
 from builder.store import blobs, records, views
 from builder.store.disk.identity import Identity, identity_of
@@ -80,8 +82,18 @@ def require_base(project: Project, base: Base, target: TargetPlan) -> None:
     directory = project.sources.base_directory(base)
     files = bases.list_files(base, directory)
     _digest(project, (*files.weights, *files.copied))
-    if project.sources.base_identity(base) != target.base.identity:
+    if _identity(project, base, target) != target.base.identity:
         raise SourceChanged(source=f"base:{base.name}", path=directory)
+
+
+def _identity(project: Project, base: Base, target: TargetPlan) -> BaseIdentity | Unknown:
+    """The identity of a base as it is now, with the adapter's tokenizer if the target gets that."""
+    now = project.sources.base_identity(base)
+    name = target.target.model.adapter
+    if name is None or isinstance(now, Unknown):
+        return now
+    own = own_tokenizer(project.sources, project.spec.adapters[name])
+    return own.on(now) if own else now
 
 
 def require_adapter(project: Project, adapter: Adapter, planned: str | None) -> None:
@@ -113,6 +125,19 @@ def _digest(project: Project, paths: Sequence[Path]) -> None:
 def _content(path: Path) -> tuple[int, ...] | None:
     found = identity_of(path)
     return found.content if found else None
+
+
+def copied_from(project: Project, target: TargetPlan) -> Mapping[str, Path]:
+    """Where the files lie that a target copies: in the folder of its base, or of its adapter.
+
+    Raises what `base_folder` raises.
+    """
+    folder, own = base_folder(project, target), target.adapter.tokenizer if target.adapter else None
+    places = {entry.name: folder / entry.name for entry in target.base.aux}
+    if own is not None and own.used:
+        brought = project.spec.adapters[str(target.target.model.adapter)].path
+        places |= {entry.name: brought / entry.name for entry in own.files}
+    return places
 
 
 class Shown:

@@ -37,7 +37,7 @@ def deliver(
         learned = build_learned(project, wanted, emit)
         _refresh(project, wanted)
         _tell([learned], emit)
-        prune_intermediates(project, emit)
+        prune_intermediates(project, emit, selected)
         return [*results, learned]
     others = [p for p in project.plan.resolved() if p.target.model.name == model and p.name != name]
     read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}

@@ -9,6 +9,7 @@ from builder.console.words import count, listed, size_text
 from builder.evaluate.results import side
 from builder.report.cells import heading, number_text
 from builder.report.facts import ModelReport, Production, Row
+from builder.spec.types import Metric
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ def chosen_row(model: ModelReport) -> Row | None:
     """The smallest target that passes. None if no target passes."""
     passing = [row for row in model.rows if row.verdict == "passes"]
     return min(passing, key=lambda row: (row.size, row.target), default=None)
+
+
+def misses(row: Row, metric: Metric) -> bool:
+    """Whether a target misses the requirement on a metric."""
+    return any(miss.startswith(f"{metric} ") for miss in row.misses)
 
 
 def required_text(model: ModelReport) -> str:
@@ -135,7 +141,7 @@ def _missed(model: ModelReport, row: Row) -> str:
     said = []
     for metric, (operator, value) in model.required.items():
         figure = row.figures.get(metric)
-        if figure is not None and any(miss.startswith(f"{metric} ") for miss in row.misses):
+        if figure is not None and misses(row, metric):
             limit = limit_text(operator, number_text(model, metric, value))
             name = heading(model, metric)
             said.append(f"{name} ({number_text(model, metric, figure.value)}, required {limit})")

@@ -207,7 +207,7 @@ def _names(facts: _Facts, axes: Axes) -> bool:
     Where many points are close, some stay without a name. Returns whether all have one.
     """
     order = sorted(facts.rows, key=lambda row: row is not facts.chosen)
-    texts = [row.variant + (f", {size_text(row.size)}" if row is facts.chosen else "") for row in order]
+    texts = [row.variant + _remark(facts, row) for row in order]
     at = {row.target: axes.transData.transform((row.size / 1e6, facts.value(row))) for row in facts.rows}
     points = [(float(at[row.target][0]), float(at[row.target][1])) for row in order]
     sizes = [(len(text) * _WIDTH + 4, _HEIGHT) for text in texts]
@@ -220,6 +220,16 @@ def _names(facts: _Facts, axes: Axes) -> bool:
         if place is not None:
             _write(axes, text, point, place, bold=row is facts.chosen)
     return None not in found
+
+
+def _remark(facts: _Facts, row: Row) -> str:
+    """What stands behind a name: the chosen size, or what a point in the green zone misses."""
+    if row is facts.chosen:
+        return f", {size_text(row.size)}"
+    missed = [metric for metric in facts.model.required if answer.misses(row, metric)]
+    if not missed or facts.metric in missed or facts.metric not in facts.model.required:
+        return ""
+    return f", misses {heading(facts.model, missed[0])}"
 
 
 def _marks(facts: _Facts, axes: Axes, points: Sequence[tuple[float, float]]) -> list[Box]:

@@ -45,14 +45,14 @@ class Table:
 
 
 def key(model: ModelReport, *, brief: bool = False) -> Table:
-    """What a reader looks at first, in at most seven columns. `brief` leaves out intervals and remarks.
+    """What a reader looks at first, in at most seven columns. `brief`: no intervals, remarks and survival.
 
     The figures are the first three required figures, else the accuracy and the KL.
     """
     asked = [metric for metric in model.required if metric in model.metrics][:3]
     shown = asked or [metric for metric in (accuracy(model), divergence(model)) if metric]
     headings = ["variant", "verdict", "size", "bits/weight", *(heading(model, metric) for metric in shown)]
-    headings += ["survival", "memory"]
+    headings += [] if brief else ["survival", "memory"]
     rows = []
     for row in _with_plain(model):
         alone = row is model.plain
@@ -65,7 +65,7 @@ def key(model: ModelReport, *, brief: bool = False) -> Table:
         for metric in shown:
             figure = None if alone and is_distance(model, metric) else row.figures.get(metric)
             cells.append(cell(model, metric, figure, brief=brief))
-        rows.append([*cells, decibels(row), memory(model, row)])
+        rows.append(cells if brief else [*cells, decibels(row), memory(model, row)])
     trimmed, body = _trim(headings, rows)
     fitting = tuple(cells[:MOST_COLUMNS] for cells in body)
     words = frozenset(at for at, name in enumerate(trimmed) if name in ("variant", "verdict"))

@@ -12,6 +12,8 @@ from typing import Any
 
 from builder.sources import hub
 from builder.store.disk.names import is_hidden
+from builder.weights.foreign import foreign, is_packed
+from builder.weights.headers import headers
 
 DEEPEST = 4
 _SKIPPED = frozenset({"node_modules", "store", "__pycache__", "site-packages", "venv"})
@@ -23,13 +25,14 @@ class FoundBase:
     """A base that was found. `lines` of TOML declare the base.
 
     `aliases` are the names that an adapter may use for the base. `quantized` says that the base is quantized
-    already.
+    already. `unreadable` names the method if mlx-lm cannot read weights that are quantized so.
     """
 
     name: str
     lines: tuple[str, ...]
     aliases: frozenset[str]
     quantized: bool = False
+    unreadable: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,19 @@ def _is_weights(name: str) -> bool:
 
 def _local(place: Path, shown: str) -> FoundBase:
     aliases = frozenset({shown, place.name, str(place)})
-    return FoundBase(plain_name(place.name), (f"path = {quoted(shown)}",), aliases, _is_quantized(place))
+    return FoundBase(plain_name(place.name), (f"path = {quoted(shown)}",), aliases, *_quantization(place))
 
 
-def _is_quantized(place: Path) -> bool:
-    """Whether config.json says `quantization` (mlx-lm) or `quantization_config` (others)."""
+def _quantization(place: Path) -> tuple[bool, str]:
+    """Whether a model is quantized so that `dequantize = true` works, else the method, or an empty text."""
     config = _json(place / "config.json")
-    return bool(config.get("quantization") or config.get("quantization_config"))
+    if config.get("quantization"):
+        return True, ""
+    method = foreign(config, _json(place / "hf_quant_config.json"))
+    tensors = headers(place) if method is not None else {}
+    if method is None or (tensors and not is_packed(tensor.dtype for tensor in tensors.values())):
+        return False, ""  # a key that was left over: the weights are plain
+    return (True, "") if method.can_be_dequantized else (False, method.method)
 
 
 def _trained_on(place: Path) -> str | None:
@@ -154,9 +163,10 @@ def _cached(cache: Path) -> Iterator[FoundBase]:
     for folder in sorted(cache.glob("models--*--*")):
         _, organisation, *rest = folder.name.split("--")
         repo = f"{organisation}/{'--'.join(rest)}"
-        for snapshot in sorted(folder.glob("snapshots/*")):
+        main = folder / "snapshots" / (hub.main_commit(folder) or "")
+        for snapshot in sorted(folder.glob("snapshots/*"), key=lambda found: (found != main, found.name)):
             if _is_model(snapshot):
                 lines = (f"hf = {quoted(repo)}", f"revision = {quoted(snapshot.name)}")
                 aliases = frozenset({repo, str(snapshot)})
-                yield FoundBase(plain_name(rest[-1]), lines, aliases, _is_quantized(snapshot))
+                yield FoundBase(plain_name(rest[-1]), lines, aliases, *_quantization(snapshot))
                 break

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from builder.scaffold.nearby import FoundAdapter, FoundBase, Nearby, plain_name, quoted
+from builder.weights.foreign import original_name
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "f16": (
@@ -24,19 +25,29 @@ _DEQUANTIZE = (
     "dequantize = true                   # it is quantized (as for QLoRA); fused into rounded weights,",
     "                                    # most of what the adapter learned would be rounded away",
 )
+_UNREADABLE = (
+    "    # EDIT: quantized with {}, which mlx-lm cannot read. Name the original, unquantized checkpoint"
+)
+_ANY_REVISION = 'revision = "main"    # a commit never changes; a branch may'
 _QUANTIZED = r"\dbit\b|\b(mx|nv)fp\d\b"
 _REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 class Bases:
-    """The bases that the proposal declares, each under its own name."""
+    """The bases that the proposal declares, each under its own name.
+
+    A base that mlx-lm cannot read is declared only where nothing else can be proposed.
+    """
 
     def __init__(self, found: Nearby) -> None:
         self.declared: list[FoundBase] = []
         self.used: set[str] = set()
-        self._cached = found.cached
+        self._cached = [base for base in found.cached if not base.unreadable]
+        self._unreadable = [base for base in (*found.bases, *found.cached) if base.unreadable]
+        self._unreadable_here = [base for base in found.bases if base.unreadable]
         for base in found.bases:
-            self.declare(base)
+            if not base.unreadable:
+                self.declare(base)
 
     def declare(self, base: FoundBase) -> FoundBase:
         """Adds a base and returns it with a name that no other base has."""
@@ -49,20 +60,46 @@ class Bases:
         said = adapter.base
         if said is None:
             return self.first()
-        if known := _called(said, self.declared):
-            return known
-        if cached := _called(said, self._cached):
-            return self.declare(cached)
-        lines: tuple[str, ...] = (f"path = {quoted(said)}    # EDIT: not found here",)
+        if found := self._here(said):
+            return found
+        original, bad = original_name(said), _called(said, self._unreadable)
+        if original is not None and (found := self._here(original) or self._called_alike(original)):
+            return found
+        if original is not None and re.fullmatch(_REPO, original):
+            why = f"# the original of {said.rpartition('/')[2]}, which mlx-lm cannot read"
+            lines: tuple[str, ...] = (f"hf = {quoted(original)}    {why}", _ANY_REVISION)
+            return self.declare(
+                FoundBase(plain_name(Path(original).name), lines, frozenset({said, original}))
+            )
+        if bad is not None:
+            return self.declare(bad)
+        lines = (f"path = {quoted(said)}    # EDIT: not found here",)
         if re.fullmatch(_REPO, said):
-            lines = (f"hf = {quoted(said)}", 'revision = "main"    # a commit never changes; a branch may')
+            lines = (f"hf = {quoted(said)}", _ANY_REVISION)
         quantized = bool(re.search(_QUANTIZED, said.lower()))  # the base is not here, so ask its name
         return self.declare(FoundBase(plain_name(Path(said).name), lines, frozenset({said}), quantized))
+
+    def _here(self, said: str) -> FoundBase | None:
+        """The base of that name that is declared, or in the cache."""
+        if known := _called(said, self.declared):
+            return known
+        cached = _called(said, self._cached)
+        return self.declare(cached) if cached else None
+
+    def _called_alike(self, original: str) -> FoundBase | None:
+        """A base of that name by another organisation, or in other letters: copies keep a model's name."""
+        wanted = Path(original).name.lower()
+        for base in (*self.declared, *self._cached):
+            if wanted in {Path(alias).name.lower() for alias in base.aliases}:
+                return base if base in self.declared else self.declare(base)
+        return None
 
     def first(self) -> FoundBase:
         """The first base, for an adapter that names none. Without any base, declares a base to be edited."""
         if self.declared:
             return self.declared[0]
+        if self._unreadable_here:
+            return self.declare(self._unreadable_here[0])
         remark = "# EDIT: a folder in Hugging Face layout, or gguf, or hf and revision"
         return self.declare(FoundBase("base", (f'path = "models/base"    {remark}',), frozenset()))
 
@@ -133,7 +170,10 @@ def _called(said: str, bases: Iterable[FoundBase]) -> FoundBase | None:
 
 
 def _table(base: FoundBase) -> str:
-    return "\n".join([f"[base.{base.name}]", *base.lines, *(_DEQUANTIZE if base.quantized else ())])
+    first, *rest = base.lines
+    if base.unreadable:
+        first += _UNREADABLE.format(base.unreadable)
+    return "\n".join([f"[base.{base.name}]", first, *rest, *(_DEQUANTIZE if base.quantized else ())])
 
 
 def _commented(bases: Iterable[FoundBase]) -> list[str]:

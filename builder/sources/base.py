@@ -161,6 +161,20 @@ def identity_of(
     by_name = dict(weights)
     config = by_name.pop(CONFIG)
     settings = config if trusted else _without(_read(read, CONFIG, config), IGNORED)
+    vocabulary, prompts = prompts_of(copied, read)
+    return BaseIdentity(
+        weights=Digest(make_key("base/2", sorted(by_name.items()), settings, dequantize)),
+        config=Digest(make_key("base-config/1", config, dequantize)),
+        vocabulary=vocabulary,
+        prompts=prompts,
+        aux=tuple(copied),
+        imported=imported,
+        former=None if imported else Digest(make_key("base/1", sorted(weights), dequantize)),
+    )
+
+
+def prompts_of(copied: Sequence[FileEntry], read: Callable[[str], bytes]) -> tuple[Digest, Digest]:
+    """The identities of the vocabulary, and of all that makes prompts. Raises OSError from `read`."""
     words, prompts = [], []
     for entry in copied:
         name, digest = entry.name, entry.blob.digest
@@ -171,15 +185,7 @@ def identity_of(
             prompts.append([name, digest])
         elif is_template(name):
             prompts.append([name, digest])
-    return BaseIdentity(
-        weights=Digest(make_key("base/2", sorted(by_name.items()), settings, dequantize)),
-        config=Digest(make_key("base-config/1", config, dequantize)),
-        vocabulary=Digest(make_key("vocabulary/1", words)),
-        prompts=Digest(make_key("prompts/1", words, prompts)),
-        aux=tuple(copied),
-        imported=imported,
-        former=None if imported else Digest(make_key("base/1", sorted(weights), dequantize)),
-    )
+    return Digest(make_key("vocabulary/1", words)), Digest(make_key("prompts/1", words, prompts))
 
 
 def _read(read: Callable[[str], bytes], name: str, digest: Digest) -> bytes:

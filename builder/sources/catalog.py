@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from builder.errors import BuildError, SourceChanged, SourceError, SourceMissing
@@ -17,6 +17,7 @@ from builder.sources import base as bases
 from builder.sources.contents import CONFIG, INDEX
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
 from builder.sources.gguf.location import IMPORTER, resolve_gguf
+from builder.sources.own_tokenizer import own_tokenizer
 from builder.spec.types import Adapter, Base, GgufSource, Spec, Variant
 from builder.store import blobs, records
 from builder.store.disk.identity import Identity, identity
@@ -174,9 +175,10 @@ class Catalog:
         base = self._base_that_names(adapter)
         fact = key if base is None else make_key("adapter-places/2", key, base.weights)
         known = self.cache.get("adapter", fact)
-        if known is None:
-            return self.read_adapter(adapter, key, base, fact)
-        return _adapter_from_text(known.decode())
+        facts = _adapter_from_text(known.decode()) if known else self.read_adapter(adapter, key, base, fact)
+        if isinstance(facts, Unknown):
+            return facts
+        return replace(facts, tokenizer=own_tokenizer(self, adapter))
 
     def _base_that_names(self, adapter: Adapter) -> BaseFacts | None:
         """The base whose names a PEFT adapter gets. None for other adapters, and for an unknown base."""
@@ -254,6 +256,12 @@ class Catalog:
             return Unknown(f"variant {variant.name}: its calibration file {NOT_YET}")
         return Calibration(digest, "jsonl" if path.suffix == ".jsonl" else "text")
 
+    def copied_file(self, base: Base, entry: FileEntry) -> bytes:
+        """The bytes of a file that targets copy from a base. Raises OSError, SourceError."""
+        if isinstance(base.source, GgufSource):
+            return blobs.read(self.store, entry.blob)
+        return (self.base_directory(base) / entry.name).read_bytes()
+
     # -- digests -------------------------------------------------------------------------------------
 
     def known_digest(self, path: Path) -> Digest | None:
@@ -270,8 +278,7 @@ class Catalog:
         """The digest of a file, hashed if necessary. Raises OSError.
 
         `on_progress` gets the number of bytes of each piece.
-        This process remembers the digest too, because the stat cache does not trust a file that has just been
-        written.
+        This process remembers the digest too: the stat cache does not trust a file that was just written.
         """
         before = identity(path.stat())
         digest = self.cache.digest(path, on_progress)
@@ -281,7 +288,7 @@ class Catalog:
 
 def structure_key(weights: Digest) -> Key:
     """The key under which the store keeps the structure of a base."""
-    return make_key("structure/1", weights)
+    return make_key("structure/3", weights)
 
 
 def _adapter_to_text(facts: AdapterFacts) -> str:

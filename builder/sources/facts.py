@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builder.errors import BuildError
 from builder.keys import Digest, Key
@@ -48,12 +48,37 @@ class BaseFacts:
 
 
 @dataclass(frozen=True)
+class OwnTokenizer:
+    """The tokenizer and templates in an adapter's folder.
+
+    `files` are those of the folder. `aux`, `vocabulary` and `prompts` are what BaseIdentity says, if the
+    files are used. `used`: the declaration asks for them. `differs` says how they differ from the base's.
+    `settled`: the declaration says which ones to use.
+    """
+
+    files: tuple[FileEntry, ...]
+    aux: tuple[FileEntry, ...]
+    vocabulary: Digest
+    prompts: Digest
+    used: bool
+    settled: bool
+    differs: tuple[str, ...]
+
+    def on(self, base: BaseIdentity) -> BaseIdentity:
+        """The base's identity with this tokenizer, if it is used."""
+        if not self.used:
+            return base
+        return replace(base, vocabulary=self.vocabulary, prompts=self.prompts, aux=self.aux)
+
+
+@dataclass(frozen=True)
 class AdapterFacts:
     """A fingerprinted adapter: its digest, block -> identity of its slice, and the paths that it changes."""
 
     digest: Digest
     slices: Mapping[str, Key]
     paths: frozenset[str]
+    tokenizer: OwnTokenizer | None = None
 
 
 @dataclass(frozen=True)

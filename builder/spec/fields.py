@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from builder.spec.types import CHECKS, DTYPES, METHODS, METRICS, MODES, RECIPES
+from builder.spec.types import CHECKS, DTYPES, METHODS, METRICS, MODES, RECIPES, TOKENIZERS
 
 # name: the name of a declared table, of the kind that `refers` says. names: a list of such names, not empty.
 # path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
@@ -184,6 +184,14 @@ ADAPTER = Table(
             "The adapter's folder, in mlx-lm or PEFT layout.",
             required=True,
             example='path = "adapters/NAME"',
+        ),
+        Field(
+            "tokenizer",
+            "string",
+            "Whose tokenizer and chat templates targets get, where training saved its own in the adapter's "
+            "folder. Default: the base's, with a note of what differs.",
+            choices=TOKENIZERS,
+            example='tokenizer = "adapter"',
         ),
     ),
 )

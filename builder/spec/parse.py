@@ -62,7 +62,7 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
         store=_path(_setting(declared, "store", "path"), file.parent),
         bases={n: _base(n, v, sources[n]) for n, v in declared["base"].items()},
         adapters={
-            n: Adapter(n, v.get("base"), _path(v.get("path"), file.parent))
+            n: Adapter(n, v.get("base"), _path(v.get("path"), file.parent), v.get("tokenizer"))
             for n, v in declared["adapter"].items()
         },
         variants={n: _located(v, file.parent) for n, v in variants.items()},

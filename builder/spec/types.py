@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+TOKENIZERS = ("base", "adapter")
 DTYPES = ("float16", "bfloat16", "float32")
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
 
@@ -62,11 +63,15 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What was learned on top of the base named `base`. `path` is the adapter's folder."""
+    """What was learned on top of the base named `base`. `path` is the adapter's folder.
+
+    `tokenizer` says whose tokenizer targets get: "base", "adapter", or None where the file does not say it.
+    """
 
     name: str
     base: str
     path: Path
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ UNREGISTERED = (
 
 
 def without_kernels() -> str:
-    """Names the extra whose kernels are missing here. Empty where they are there, and where a GPU computes."""
+    """Names the extra whose kernels are missing here. Empty where they are there, or a GPU computes."""
     if not sys.platform.startswith("linux") or find_spec("numba"):
         return ""
     cuda = any(version_of(f"mlx-cuda-{number}") != "-" for number in (12, 13))

@@ -103,7 +103,7 @@ class TargetReady:
             pins.pin(self.project.store, self.name)
         if variant.learned is not None and self.name in SELECTED.targets:
             with showing() as emit:
-                prune_intermediates(self.project, emit)
+                prune_intermediates(self.project, emit, SELECTED.targets)
 
     def __str__(self) -> str:
         from builder.project.state import target_state

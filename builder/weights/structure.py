@@ -104,7 +104,7 @@ class Structure:
     recipe that mlx-lm cannot apply to this model why not. `origins` has every parameter that is not the
     tensor of the same name, as it is. `dropped` are the tensors that mlx-lm does not load, by the shortest
     prefixes that name nothing else. `tied` is the path of the embedding that is also the output head, or
-    empty.
+    empty. `repairs` says by name what mlx-lm would misread of the checkpoint, and what is done about it.
     """
 
     model_type: str
@@ -114,6 +114,7 @@ class Structure:
     default_dtype: str | None
     quantized: bool
     recipe_errors: Mapping[str, str]
+    repairs: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     tied: str = ""
@@ -210,6 +211,7 @@ def to_text(structure: Structure) -> str:
             "default_dtype": structure.default_dtype,
             "quantized": structure.quantized,
             "recipe_errors": dict(structure.recipe_errors),
+            "repairs": dict(structure.repairs),
             "origins": {
                 name: [list(o.sources), o.count, o.same, o.arithmetic, o.packed]
                 for name, o in structure.origins.items()
@@ -242,6 +244,7 @@ def from_text(text: str) -> Structure:
         default_dtype=data["default_dtype"],
         quantized=data["quantized"],
         recipe_errors=data["recipe_errors"],
+        repairs=data["repairs"],
         origins={name: Origin(tuple(sources), *rest) for name, (sources, *rest) in data["origins"].items()},
         dropped=tuple(data["dropped"]),
         tied=data["tied"],

@@ -107,10 +107,17 @@ def test_what_only_lies_in_the_hub_cache_is_a_comment(tmp_path: Path) -> None:
     assert '# [base.tiny]\n# hf = "org/Tiny"\n' in text
 
 
-@pytest.mark.parametrize("key", ["quantization", "quantization_config"])
-def test_a_quantized_base_is_dequantized(tmp_path: Path, key: str) -> None:
-    """QLoRA: the adapter was trained on a quantized base."""
-    config = json.dumps({key: {"bits": 4}})
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quantization": {"bits": 4}},
+        {"quantization_config": {"quant_method": "awq"}},
+        {"quantization_config": {"quant_method": "mxfp4"}},
+    ],
+)
+def test_a_quantized_base_is_dequantized(tmp_path: Path, settings: dict[str, object]) -> None:
+    """QLoRA: the adapter was trained on a quantized base that mlx-lm can read."""
+    config = json.dumps(settings)
     model(tmp_path / "here" / "base-4bit", config)
     adapter(tmp_path / "here" / "one", "base-4bit")
     adapter(tmp_path / "here" / "two", "org/Tiny-4bit")
@@ -120,6 +127,70 @@ def test_a_quantized_base_is_dequantized(tmp_path: Path, key: str) -> None:
         "tiny-4bit": True,
     }
     assert text.count("rounded away") == 2
+
+
+BNB = json.dumps({"quantization_config": {"load_in_4bit": True}})
+NAME = "unsloth/Tiny-1B-unsloth-bnb-4bit"
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("original", ["unsloth/Tiny-1B", "org/tiny-1b"])
+def test_the_original_in_the_cache_is_proposed_for_a_base_that_mlx_lm_cannot_read(
+    tmp_path: Path, original: str, there: bool
+) -> None:
+    adapter(tmp_path / "here" / "tuned", NAME)
+    if there:
+        hub(tmp_path, NAME, BNB)
+    text = proposed(tmp_path / "here", hub(tmp_path, original))
+    data = tomllib.loads(text)
+    assert [*data["base"].values()] == [{"hf": original, "revision": "abc123"}]
+    assert "dequantize" not in text.split("# also in Hugging Face")[0]
+
+
+def test_the_original_in_the_folder_is_proposed(tmp_path: Path) -> None:
+    model(tmp_path / "Tiny-1B")
+    model(tmp_path / "Tiny-1B-bnb-4bit", BNB)
+    adapter(tmp_path / "tuned", "unsloth/Tiny-1B-bnb-4bit")
+    data = tomllib.loads(proposed(tmp_path))
+    assert [*data["base"].values()] == [{"path": "Tiny-1B"}]
+
+
+def test_an_original_that_is_not_here_is_named(tmp_path: Path) -> None:
+    adapter(tmp_path / "tuned", NAME)
+    text = proposed(tmp_path, hub(tmp_path, NAME, BNB))
+    assert [*tomllib.loads(text)["base"].values()] == [{"hf": "unsloth/Tiny-1B", "revision": "main"}]
+    assert "the original of Tiny-1B-unsloth-bnb-4bit, which mlx-lm cannot read" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "compressed-tensors"),
+    ],
+)
+def test_a_base_that_mlx_lm_cannot_read_is_marked(
+    tmp_path: Path, method: dict[str, object], said: str
+) -> None:
+    model(tmp_path / "mine", json.dumps({"quantization_config": method}))
+    adapter(tmp_path / "tuned", "mine")
+    text = proposed(tmp_path)
+    assert tomllib.loads(text)["base"] == {"mine": {"path": "mine"}}
+    assert f"# EDIT: quantized with {said}, which mlx-lm cannot read. Name the original" in text
+
+
+def test_the_revision_of_main_is_proposed(tmp_path: Path) -> None:
+    adapter(tmp_path / "here" / "tuned", "org/Tiny")
+    cache = hub(tmp_path, "org/Tiny")
+    repository = cache / "models--org--Tiny"
+    (repository / "snapshots" / "abc123").rename(repository / "snapshots" / "fff")
+    hub(tmp_path, "org/Tiny")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("fff")
+    data = tomllib.loads(proposed(tmp_path / "here", cache))
+    assert [*data["base"].values()] == [{"hf": "org/Tiny", "revision": "fff"}]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_status_of_a_built_project(done: Sandbox) -> None:
     headings = ["target", "state", "size", "bits/w", "blocks", "reused", "built", "survival", "why"]
     assert lines[0].split() == headings
     assert max(map(len, lines)) <= 80
-    assert lines[1].startswith("m_f16   missing")
+    assert lines[1].startswith("m_f16   not kept")
     assert lines[1].endswith("on demand")
     made = row(done, "m_5bit")
     assert (made["state"], made["blocks"], made["reused"], made["due"]) == ("built", BLOCKS, 1, False)

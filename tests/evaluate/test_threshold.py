@@ -39,6 +39,40 @@ def test_what_is_known_is_not_asked() -> None:
     assert found.found == "5"
 
 
+def test_what_is_known_narrows_the_search() -> None:
+    """With 4 failing and 5 passing, nothing is left to ask."""
+    found = search(ORDER, lambda name: pytest.fail(name), {"4": False, "5": True})
+    assert found.found == "5"
+    asked: list[str] = []
+
+    def passes(name: str) -> bool:
+        asked.append(name)
+        return name >= "5"
+
+    assert search(ORDER, passes, {"3": False, "6": True}).found == "5"
+    assert set(asked) <= {"4", "5"}
+
+
+def test_other_families_need_not_be_asked_above_what_is_known_to_pass() -> None:
+    order = ["2", "m3", "3", "m4", "4", "5", "m6", "6"]
+    known = {"m3": False, "m4": True, "3": False}
+    found = search(order, lambda name: pytest.fail(name), known, lambda name: name[0] == "m")
+    assert (found.found, found.unasked) == ("m4", ("2",))
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+def test_only_what_is_open_is_asked(n: int) -> None:
+    """For one family and everything known before: as many questions as it takes to halve what is open."""
+    for least in range(n + 1):
+        for known in subsets(n):
+            given = {at: at >= least for at in known}
+            found = searched([at >= least for at in range(n)], given, [0] * n)
+            low = max((at + 1 for at in known if at < least), default=0)
+            high = min((at for at in known if at >= least), default=n)
+            assert found.found == (str(least) if least < n else None)
+            assert len(found.passes) - len(known) <= (high - low).bit_length()
+
+
 def test_it_says_when_size_does_not_order() -> None:
     truth = {"2": False, "3": True, "4": False, "5": True, "6": True, "8": True}
     found = search(ORDER, truth.__getitem__, {"3": True, "4": False})

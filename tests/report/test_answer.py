@@ -21,6 +21,7 @@ from builder.report.document import document
 from builder.report.facts import ModelReport, Production, Report, Row
 from builder.report.labels import Box, apart, places
 from builder.report.samples import markdown, questions
+from builder.report.size_plot import size_plot
 from builder.report.tables import MOST_COLUMNS, key
 from builder.spec.types import Metric
 from builder.store import seals
@@ -125,6 +126,21 @@ def test_the_answer_is_text_without_matplotlib(tmp_path: Path, monkeypatch: pyte
     assert "pip install matplotlib" in page
     assert "<svg" not in page
     assert "5bit is the smallest that passes: 96.0 MB" in (tmp_path / "report.md").read_text()
+
+
+def test_a_point_in_the_green_zone_says_what_it_misses() -> None:
+    pytest.importorskip("matplotlib")
+    kl = Metric("f", "kl")
+    missed = dataclasses.replace(
+        FIVE, verdict="misses", misses=("f.kl <= 0.1: measured 0.3, misses by 0.2",),
+        figures={**FIVE.figures, kl: Figure(0.3, 0.2, 0.4, 50)},
+    )  # fmt: skip
+    facts = model(F16, missed, kinds={"s": "choice", "f": "fidelity"})
+    facts = dataclasses.replace(facts, required={GREEDY: (">=", 0.95), kl: ("<=", 0.1)})
+    plot = size_plot(facts)
+    assert plot is not None
+    assert "5bit, misses KL" in plot.svg
+    assert "f16, 273 MB" in plot.svg
 
 
 # -- sample answers

@@ -70,10 +70,14 @@ def on_cpu() -> bool:
 def _parts(request: Mapping[str, Any], suites: Sequence[Any]) -> dict[str, Any]:
     from builder.evaluate.worker import measure
     from builder.evaluate.worker.questions import answer_asks, read_rows
-    from builder.evaluate.worker.tokens import tokenizer_of
+    from builder.evaluate.worker.tokens import tokenizer_of, tokenizer_of_files
 
-    directory = Path(request["directory"] or request["base"]["directory"])
-    tokenizer = tokenizer_of(directory, trust_remote_code=request["base"]["trust_remote_code"])
+    trusted = request["base"]["trust_remote_code"]
+    if request["directory"] is None and request["tokenizer"]:
+        tokenizer = tokenizer_of_files(request["tokenizer"], trust_remote_code=trusted)
+    else:
+        directory = Path(request["directory"] or request["base"]["directory"])
+        tokenizer = tokenizer_of(directory, trust_remote_code=trusted)
     parts: dict[str, Any] = {}
     for suite in suites:
         rows = read_rows(suite)

@@ -61,12 +61,14 @@ def drop(
     targets: Mapping[str, Collection[Key]],
     checkout: Path | None = None,
     mine: locks.Session | None = None,
+    keep: Collection[Key] = (),
 ) -> Freed:
     """Deletes the views of targets and the bytes of their manifests, and nothing that others need.
 
     targets: name -> the manifest keys that it stands for. checkout: the caller's, whose declarations do not
-    count. Whoever `needs` names keeps the bytes, and so does another view; a running build or evaluation
-    keeps the view that it reads too. Blobs that other whole manifests share stay. Records and manifests stay.
+    count. keep: what the caller still needs itself. Whoever `needs` names keeps the bytes, and so does
+    another view; a running build or evaluation keeps the view that it reads too. Blobs that other whole
+    manifests share stay. Records and manifests stay.
 
     Raises StoreError; what was not deleted then is garbage that the next drop or gc deletes.
     """
@@ -82,9 +84,10 @@ def drop(
         held = {key: who for key in sorted(chosen) if (who := holders(found, key))}
         everything = {manifest.key: manifest for manifest in records.manifests(store)}
         going = [everything[key] for key in sorted(chosen) if key in everything and key not in held]
+        going += [step for step in everything.values() if step.key not in held and _is_step_of(step, going)]
         gone = {manifest.key for manifest in going}
         others = [manifest for key, manifest in everything.items() if key not in gone]
-        protected = digests_of(store, frozenset[Key]().union(*(need.keys for need in found)))
+        protected = digests_of(store, frozenset(keep).union(*(need.keys for need in found)))
         plan = plan_drop(going, others, frozenset(held), blobs.present(store), protected)
         count, freed = _delete(store, plan.blobs)
         return Freed(count, freed, held)
@@ -98,6 +101,12 @@ def _shown(store: Store, keys: frozenset[Key], dropped: Collection[str]) -> Iter
                 continue
             if (key := views.current_key(folder)) in keys and key:
                 yield Need(f"the target {folder.name}", frozenset({key}))
+
+
+def _is_step_of(step: Manifest, targets: Iterable[Manifest]) -> bool:
+    """Whether a manifest is of a learned step, and one of the targets consists of what the step made."""
+    made = {entry.blob.digest for entry in step.files if entry.name.endswith(".safetensors")}
+    return step.kind == "learned" and any(made <= target.digests for target in targets)
 
 
 def _delete(store: Store, doomed: Iterable[Blob]) -> tuple[int, int]:

@@ -438,7 +438,7 @@ def test_a_new_chat_template_is_copied_and_nothing_is_learned_again(
     learn(box)
     expected = weights(box)
     (box.root / "base/chat_template.jinja").write_text("{{ messages }}")
-    (box.root / "base/trainer_state.json").write_text("{}")
+    (box.root / "base/notes.json").write_text("{}")
     config = box.root / "base/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token_id": 7}))
     monkeypatch.setattr(learned, "_call", lambda *_: pytest.fail("it learns again"))
@@ -446,5 +446,5 @@ def test_a_new_chat_template_is_copied_and_nothing_is_learned_again(
     assert weights(box) == expected
     view = box.view("m_learned")
     assert (view / "chat_template.jinja").read_text() == "{{ messages }}"
-    assert (view / "trainer_state.json").is_file()
+    assert (view / "notes.json").is_file()
     assert json.loads((view / "config.json").read_text())["quantization"]["bits"] == 4

@@ -84,6 +84,13 @@ def test_a_cleaned_learned_target_frees_its_bytes(world: World) -> None:
     assert run(world, "own", "m_q").steps == ["m_q"]
 
 
+def test_a_step_that_two_names_share_runs_once(world: World) -> None:
+    declared = world.declared["own"]
+    declared.models["n"] = ("a", list(declared.models["m"][1]))
+    world.write("own")
+    assert run(world, "own", "m_q", "n_q").steps == ["m_q"]
+
+
 def test_a_whole_learned_target_needs_no_step(world: World) -> None:
     """A view that is gone, and the manifest of the step with it: that was `m_f16 is not on disk`."""
     run(world, "own", "m_q")

@@ -16,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from builder.build import one_pass
+from builder.build import one_pass, prepare
 from builder.plan import planning
 from builder.plan.types import TargetPlan
 from builder.project import watch
 from builder.project.project import Project
 from builder.store import blobs, records, views
 from builder.store.care import drop
+from builder.store.layout import Store
 from builder.store.types import Manifest
 from tests.soak.machine import Person
 from tests.soak.person import quick
@@ -76,7 +77,12 @@ def test_a_person_at_work(person: type[Person], seed: int) -> None:
 
 
 def import_by_name(patch: pytest.MonkeyPatch) -> None:
-    """The first fault of all: an import was a view with the name of its base, and nobody compared it."""
+    """The first fault: an import was a view with the base's name, which only a new import replaced."""
+
+    def show_import(store: Store, manifest: Manifest) -> Path:
+        folder = store.bases / manifest.name
+        views.materialize(store, folder, manifest)
+        return folder
 
     def base_folder(project: Project, target: TargetPlan) -> Path:
         base = project.spec.bases[target.target.model.base]
@@ -89,6 +95,7 @@ def import_by_name(patch: pytest.MonkeyPatch) -> None:
             views.materialize(project.store, folder, manifest)
         return folder
 
+    patch.setattr(prepare, "show_import", show_import)
     patch.setattr(watch, "base_folder", base_folder)
     patch.setattr(one_pass, "base_folder", base_folder)
 

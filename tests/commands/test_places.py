@@ -155,7 +155,7 @@ def results(box: Sandbox) -> dict[tuple[str, str], tuple[str, int]]:
 
 
 def test_a_build_that_does_not_fit_can_be_asked_for(done: Sandbox) -> None:
-    """A disk of 8 MB with 2 MB left: less than the slack that a build wants, and more than this one writes."""
+    """A disk of 8 MB with 2 MB left: less than the slack of a build, and more than this one writes."""
     disk = done.root.parent / "small"
     disk.mkdir()
     done.toml.write_text(f'[store]\npath = "{disk}/store"\n\n{DECLARATION}')

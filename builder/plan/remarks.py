@@ -8,10 +8,10 @@ from builder.plan.types import TargetPlan
 
 
 def remarked(plans: Sequence[TargetPlan]) -> list[str]:
-    """Each remark once for a model, with the variants that it is about."""
+    """Each remark once for a model, with the targets that it is about."""
     said: dict[tuple[str, str], list[str]] = {}
     for plan in plans:
         for remark in plan.remarks:
             text = remark.removeprefix(f"{plan.name}: ")
-            said.setdefault((plan.target.model.name, text), []).append(plan.target.variant.name)
-    return [f"{model}, {', '.join(variants)}: {text}" for (model, text), variants in said.items()]
+            said.setdefault((plan.target.model.name, text), []).append(plan.name)
+    return [f"{', '.join(names)}: {text}" for (_, text), names in said.items()]

@@ -347,5 +347,5 @@ def test_a_remark_is_made_once(new: Sandbox) -> None:
         )
     assert new.doit("base:tiny", "adapter:tuned").code == 0
     said = [line for line in new.doit("plan").out.splitlines() if "matches nothing" in line]
-    assert said == ['m, 4bit, 5bit: override "nothing.at.all" matches nothing']
+    assert said == ['m_4bit, m_5bit: override "nothing.at.all" matches nothing']
     assert len(document(new.doit("plan", "--json"))["remarks"]) == 2

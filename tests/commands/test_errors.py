@@ -244,6 +244,9 @@ ELSEWHERE: Mapping[str, str] = {
     "NoFormer": "provoked in tests/release/test_production.py",
     "UnknownModel": "provoked in tests/report/test_page.py",
     "NonePasses": "provoked in tests/evaluate/test_threshold.py",
+    "NothingDeclared": "provoked in tests/test_api.py",
+    "SeveralTargets": "provoked in tests/test_api.py",
+    "Unwritable": "provoked in tests/commands/test_daily.py",
     "NothingToRequire": "provoked in tests/evaluate/test_threshold.py",
 }
 

@@ -27,7 +27,7 @@ from bench.probe import peak  # noqa: E402
 
 def score(directory: Path, how: str, sequences: int, length: int) -> dict[str, Any]:
     """The log-prob of every sequence, seconds and peak bytes."""
-    from builder.evaluate.worker.blas import accelerate
+    from builder.engine.blas import accelerate
 
     accelerate()
     import mlx.core as mx

@@ -30,7 +30,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 def score(model: Path, count: int) -> dict[str, object]:
     """All queries in one pass."""
-    from builder.evaluate.worker.blas import accelerate
+    from builder.engine.blas import accelerate
 
     blas = accelerate()
     import mlx.core as mx
@@ -57,7 +57,7 @@ def score(model: Path, count: int) -> dict[str, object]:
 
 def generate(model: Path, count: int, *, float32: bool = False) -> dict[str, object]:
     """One query after the other."""
-    from builder.evaluate.worker.blas import accelerate
+    from builder.engine.blas import accelerate
 
     blas = accelerate() if float32 else "mlx"
     import mlx.core as mx

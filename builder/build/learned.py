@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,9 @@ from builder.build import card
 from builder.build.learned_output import StepFailed, ingest_output, step_key
 from builder.build.one_pass import Built, copy_aux, make_config
 from builder.build.prepare import waiting
-from builder.console.events import Emit, Note
+from builder.console.events import Emit, Learning, Note
+from builder.console.interrupt import meaning
+from builder.engine.progress import parsed
 from builder.engine.quantizer import LearnedRequest
 from builder.errors import BuildError, SourceChanged
 from builder.plan.changes import inputs_of, settings_of
@@ -59,7 +62,7 @@ def build_learned(project: Project, plan: TargetPlan, emit: Emit) -> Built:
             made = step is None and whole_manifest(store, plan.key) is None
             if made:
                 emit(Note(f"{plan.name}: {_learned(plan).method} on {source.name}"))
-                step = _run(project, plan, source)
+                step = _run(project, plan, source, emit)
         manifest = _finish(project, plan, source, step, emit)
         view = store.models / plan.name
     count = sum(entry.name.endswith(".safetensors") for entry in manifest.files)
@@ -74,7 +77,7 @@ def _learned(plan: TargetPlan) -> Learned:
     return learned
 
 
-def _run(project: Project, plan: TargetPlan, source: TargetPlan) -> Manifest:
+def _run(project: Project, plan: TargetPlan, source: TargetPlan, emit: Emit) -> Manifest:
     """Run the method on a copy of its source that nobody else knows of; a manifest of its output."""
     store = project.store
     read = whole_manifest(store, source.key)
@@ -84,7 +87,7 @@ def _run(project: Project, plan: TargetPlan, source: TargetPlan) -> Manifest:
         folder = scratch / "source"
         views.materialize(store, folder, read)  # links or clones where the file system has them
         shown = Shown(store, folder, read)
-        _call(project, plan, folder, scratch)
+        _call(project, plan, folder, scratch, emit)
         if not shown.is_shown:
             raise SourceChanged(source=f"model:{source.name}", path=folder)
         manifest = ingest_output(project, plan, folder, scratch / "out")
@@ -151,7 +154,7 @@ def _config(project: Project, source: TargetPlan, step: Manifest) -> bytes:
     return json.dumps(dict(sorted({**config, **chosen}.items())), indent=4).encode()
 
 
-def _call(project: Project, plan: TargetPlan, source: Path, scratch: Path) -> None:
+def _call(project: Project, plan: TargetPlan, source: Path, scratch: Path, emit: Emit) -> None:
     """Run the method with `scratch` as its home and working folder. Raises StepFailed."""
     learned, how = _learned(plan), plan.target.variant.quantization
     assert how is not None
@@ -169,18 +172,38 @@ def _call(project: Project, plan: TargetPlan, source: Path, scratch: Path) -> No
     )
     (scratch / "request.json").write_text(request.to_text())
     home = {name: str(scratch.resolve()) for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME")}
-    done = subprocess.run(
-        [sys.executable, "-m", "builder.engine.quantizer", "request.json"],
-        cwd=scratch,
-        env={**os.environ, **home, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        last = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        what = last[-1][:300] if done.returncode > 0 else f"killed by signal {-done.returncode}"
+    environment = {**os.environ, **home, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    lost = f"What {learned.method} had done of {plan.name} is lost, and the next run begins it again."
+    with meaning(f"{lost} What was built before is kept."):
+        code, said = _listened(scratch, environment, plan.name, emit)
+    if code != 0:
+        what = said[:300] if code > 0 else f"killed by signal {-code}"
         raise StepFailed(target=plan.name, method=learned.method, what=what)
+
+
+def _listened(folder: Path, environment: Mapping[str, str], target: str, emit: Emit) -> tuple[int, str]:
+    """Runs the method in its own process and tells its progress. Returns exit code and last other line."""
+    said = "no message"
+    with subprocess.Popen(
+        [sys.executable, "-m", "builder.engine.quantizer", "request.json"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if (step := parsed(line)) is not None:
+                    emit(Learning(target, step.part, step.done, step.total, step.loss))
+                elif line.strip():
+                    said = line.strip()
+        except BaseException:  # for example Ctrl-C: the method must end before its pipe is closed
+            process.kill()
+            raise
+    return process.returncode, said
 
 
 def _calibration(plan: TargetPlan, learned: Learned, scratch: Path) -> Path:

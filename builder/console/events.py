@@ -78,6 +78,20 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """A learned quantizer has done `done` of `total` steps of one part of its work.
+
+    `loss` is the last loss that it said, or None.
+    """
+
+    target: str
+    part: str
+    done: int
+    total: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
 class Failed:
     """A task ended with an error: the error's name (docs/errors.md) and its text. Only JSON lines show it."""
 
@@ -86,7 +100,7 @@ class Failed:
     message: str
 
 
-Event = Note | Hashing | Scored | PassStarted | BlockDone | PassDone | TargetDone | Failed
+Event = Note | Hashing | Scored | Learning | PassStarted | BlockDone | PassDone | TargetDone | Failed
 Emit = Callable[[Event], None]
 
 

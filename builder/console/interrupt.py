@@ -6,6 +6,8 @@ What has been kept depends on what was running, so whatever runs notes its own w
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -18,6 +20,15 @@ _said = [NOTHING]
 def when_interrupted(words: str) -> None:
     """Notes what Ctrl-C would mean from now on."""
     _said[0] = words
+
+
+@contextmanager
+def meaning(words: str) -> Iterator[None]:
+    """While this runs, Ctrl-C means something else. Afterwards it means what it meant before."""
+    former = _said[0]
+    when_interrupted(words)
+    yield
+    when_interrupted(former)
 
 
 def tell_interrupt() -> None:

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from threading import Lock
 from typing import TextIO
 
-from builder.console.events import BlockDone, Event, Hashing, Note, PassStarted, Scored
-from builder.console.words import count, size_text
+from builder.console.events import BlockDone, Event, Hashing, Learning, Note, PassStarted, Scored
+from builder.console.words import count, said_loss, size_text
 
 _LINE = Lock()
 
@@ -34,6 +34,7 @@ class Plain:
         self._every = every
         self._last = time.monotonic()
         self._blocks = self._done = 0
+        self._part, self._since, self._first = "", 0.0, 0  # of a learned quantizer
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -45,6 +46,10 @@ class Plain:
             case Scored(target, done, total):
                 if self._due():
                     self._line(f"{target}: {done} of {total} measured")
+            case Learning(target, part, done, total, loss):
+                if self._due():
+                    left = self._left(target + part, done, total)
+                    self._line(f"{target}: {part}: {done} of {total}{said_loss(loss)}{left}")
             case PassStarted():
                 self._blocks, self._done = event.blocks, 0
                 self._line(
@@ -57,6 +62,17 @@ class Plain:
                     self._line(f"{event.model}: {self._done} of {self._blocks} blocks")
             case _:
                 pass
+
+    def _left(self, part: str, done: int, total: int) -> str:
+        """The time that a part still takes, by the time of what has been shown of it."""
+        now = time.monotonic()
+        if part != self._part:
+            self._part, self._since, self._first = part, now, done
+        made = done - self._first
+        if not made:
+            return ""
+        left = round((total - done) * (now - self._since) / made)
+        return f", {left // 60}:{left % 60:02} left"
 
     def _due(self) -> bool:
         now = time.monotonic()

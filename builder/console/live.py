@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from builder.console.events import BlockDone, Event, Hashing, Note, PassDone, PassStarted, Scored
+from builder.console.events import BlockDone, Event, Hashing, Learning, Note, PassDone, PassStarted, Scored
+from builder.console.words import said_loss
 
 
 class Live:
@@ -49,6 +50,9 @@ class Live:
                 self._update(done, f"{done}/{total} measured{self._left(done)}")
                 if done >= total:
                     self._stop()
+            case Learning(target, part, done, total, loss):
+                self._follow(f"{target} {part}", total, longest=40)
+                self._update(done, f"{done}/{total}{said_loss(loss)}{self._left(done)}")
             case PassStarted():
                 self._follow(event.model, event.nbytes)
                 self._blocks, self._done, self._bytes, self._total = event.blocks, 0, 0, event.nbytes

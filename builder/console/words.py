@@ -172,3 +172,8 @@ def listed(values: Sequence[object], last: str = "") -> str:
     if last and len(words) > 1:
         return f"{', '.join(words[:-1])} {last} {words[-1]}"
     return ", ".join(words)
+
+
+def said_loss(loss: float | None) -> str:
+    """`  loss 0.123`, or nothing."""
+    return "" if loss is None else f"  loss {loss:.3g}"

@@ -64,7 +64,7 @@ def reading_of(directory: Path, config: Mapping[str, Any]) -> Reading:
         if method.method == "bitnet" or not tensors:  # bitnet quantizes plain weights when it runs
             return Reading(method)
         what = f"{method.key} says {method.method}, but the weights are plain: the key is left out"
-        return Reading(method, without_method(config), drop=True, repairs={"quantization_config": what})
+        return Reading(None, without_method(config), drop=True, repairs={"quantization_config": what})
     if method.method == "fp8" and not method.is_mxfp8:
         return _fp8(directory, config, method, tensors, fp8)
     if not method.is_readable:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,12 +130,13 @@ def load(
 
 
 def load_config(directory: Path) -> dict[str, Any]:
-    """What mlx_lm.utils.load_config makes of config.json. Raises ValueError if it is not a JSON object."""
+    """What mlx_lm.utils.load_config makes of the files. Raises ValueError for other JSON than an object."""
     from mlx_lm.utils import load_config as load
 
-    config: object = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError("config.json is not a JSON object")
+    for name in ("config.json", "generation_config.json"):
+        with suppress(FileNotFoundError, json.JSONDecodeError):  # mlx-lm says it, or passes it over
+            if not isinstance(json.loads((directory / name).read_text(encoding="utf-8")), dict):
+                raise ValueError(f"{name} is not a JSON object")
     return dict(load(directory))
 
 

@@ -48,8 +48,13 @@ def main() -> None:
     modules = {"dwq": "dwq", "awq": "awq", "gptq": "gptq", "dynamic": "dynamic_quant"}
     import importlib
 
+    from builder.engine.blas import accelerate
+    from builder.engine.progress import Told
+
+    accelerate()
     module: Any = importlib.import_module(f"mlx_lm.quant.{modules[request.method]}")
     module.load_data = _pairs(request) if request.method == "dwq" else _chunks(request)
+    module.tqdm = Told
     if request.method == "gptq":
         module.Catcher = _in_float32(module.Catcher)
     sys.argv = [request.method, *arguments(request)]

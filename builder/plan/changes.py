@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from builder.plan.methods import METHOD_SETTINGS
 from builder.plan.types import Action, TargetPlan
+from builder.spec.types import METHOD_SETTINGS
 from builder.store.types import Manifest
 
 _LABELS = frozenset({"base", "adapter", "variant", "source"})  # names: recorded for a reader, in no key

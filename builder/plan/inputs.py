@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from builder.keys import make_key
-from builder.plan.methods import METHOD_SETTINGS
 from builder.sources.facts import AdapterFacts
+from builder.spec.types import METHOD_SETTINGS
 
 # What a manifest says as settings (builder.plan.changes.settings_of), or what names a block.
 SETTINGS = frozenset(

@@ -27,15 +27,6 @@ BITS: Mapping[str, frozenset[int]] = {
 _ANY_WIDTH = frozenset({"dwq"})
 
 
-# The settings that each method reads (builder.engine.quantizer.arguments); the others are not in its key.
-METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
-    "dwq": frozenset({"seed", "samples", "sequence_length", "learning_rate"}),
-    "awq": frozenset({"seed", "samples", "sequence_length"}),
-    "gptq": frozenset({"seed", "samples", "sequence_length"}),
-    "dynamic": frozenset({"seed", "samples", "sequence_length", "high_bits", "target_bpw"}),
-}
-
-
 def refusal(learned: Learned, how: Quantization, structure: Structure) -> tuple[str, str] | None:
     """Why a method cannot do what is asked, and what to do instead. None if the method can."""
     method, kind = learned.method, structure.model_type

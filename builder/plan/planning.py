@@ -26,11 +26,11 @@ from functools import partial
 
 from builder.keys import Digest, Key, make_key, named_key
 from builder.plan.inputs import SETTINGS, adapter_in_words, in_words
-from builder.plan.methods import METHOD_SETTINGS, refusal
+from builder.plan.methods import refusal
 from builder.plan.quantization import PlanError, resolve
 from builder.plan.types import GENERATION, Action, Plan, Sources, TargetPlan, Unresolved
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
-from builder.spec.types import Quantization, Spec, Target, Variant
+from builder.spec.types import METHOD_SETTINGS, Quantization, Spec, Target, Variant
 from builder.weights import overrides
 from builder.weights.shards import encoded_size
 from builder.weights.structure import TensorSpec, block_of, shard_tensors

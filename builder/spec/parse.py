@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from builder.console.words import listed, nearest, quoted, shown, suggestion
 from builder.spec.fields import FIELDS
+from builder.spec.learned import learned
 from builder.spec.problems import Place, Problems
 from builder.spec.shape import Declared, Values, check_shape
 from builder.spec.suites import conditions, suite
@@ -23,7 +24,6 @@ from builder.spec.types import (
     Condition,
     GgufSource,
     HfSource,
-    Learned,
     Model,
     Override,
     PathSource,
@@ -33,7 +33,6 @@ from builder.spec.types import (
 )
 
 _AFFINE = "affine"
-_LEARNED_KEYS = ("method", "calibration")
 # Patterns are compiled when they are needed: importing this module is part of every start.
 _REPO = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
 _PACKAGE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
@@ -220,7 +219,7 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
     quantization = None
     if any(values.says(key) for key in ("bits", "mode", "recipe", "method")):
         quantization = _quantization(values, None, problems)
-    learned = _learned(values, problems) if values.says("method") else None
+    made = learned(values, quantization, problems) if values.says("method") else None
     overrides = []
     for pattern, entry in (values.get("overrides") or {}).items():
         how = entry and quantization and _override(entry, quantization, recipe, problems)
@@ -233,25 +232,8 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
         group_size=quantization.group_size if quantization else MODES[_AFFINE][3],
         overrides=tuple(overrides),
         intermediate=values.given.get("intermediate", False),
-        learned=learned,
+        learned=made,
     )
-
-
-def _learned(values: Values, problems: Problems) -> Learned | None:
-    """The settings of a learned quantizer. None after a problem."""
-    wrong = [key for key in ("from", "calibration") if not values.says(key)]
-    for key in wrong:
-        problems.add(values.place, f"method needs {key}; add it")
-    for key in ("samples", "sequence_length", "seed", "learning_rate", "target_bpw"):
-        least = 0 if key == "seed" else 1e-12
-        if key in values.given and values.given[key] < least:
-            problems.add(values.place.key(key), f"{key} = {shown(values.given[key])} is too small")
-            wrong.append(key)
-    if wrong or values.bad:
-        return None
-    known = {field.name for field in fields(Learned)}
-    rest = {key: value for key, value in values.given.items() if key in known and key not in _LEARNED_KEYS}
-    return Learned(values.get("method"), values.get("from"), Path(values.get("calibration")), **rest)
 
 
 def _override(

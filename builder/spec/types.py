@@ -97,7 +97,14 @@ class Override:
     quantization: Quantization | None
 
 
-METHODS = ("dwq", "awq", "gptq", "dynamic")
+# The learned quantizers, and the settings that each of them reads (builder.engine.quantizer.arguments).
+METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
+    "dwq": frozenset({"seed", "samples", "sequence_length", "learning_rate"}),
+    "awq": frozenset({"seed", "samples", "sequence_length"}),
+    "gptq": frozenset({"seed", "samples", "sequence_length"}),
+    "dynamic": frozenset({"seed", "samples", "sequence_length", "high_bits", "target_bpw"}),
+}
+METHODS = tuple(METHOD_SETTINGS)
 
 
 @dataclass(frozen=True)

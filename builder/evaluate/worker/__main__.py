@@ -36,9 +36,9 @@ def main() -> int:
 
 def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of every suite in the request, and how they were made. Raises BuildError."""
+    from builder.engine.blas import accelerate
     from builder.evaluate.circumstances import circumstances, device
     from builder.evaluate.run import suite_from
-    from builder.evaluate.worker.blas import accelerate
 
     made = {"blas": accelerate(), "precision": PRECISION, **circumstances(), "device": device()}
     start = time.perf_counter()

@@ -1,4 +1,6 @@
-"""Gives mlx a faster matrix product on Linux CPUs, in the scoring process only. A build never does this.
+"""Gives mlx a faster matrix product on Linux CPUs, in the processes of scoring and of learned quantizers.
+
+A pass never does this: its bits are those of mlx-lm.
 
 The mlx wheel for Linux has the reference BLAS: about 5 GFLOP/s on one core, where OpenBLAS makes 50. The PyPI
 package scipy-openblas32 has an OpenBLAS whose names begin with `scipy_`. This module

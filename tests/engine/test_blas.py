@@ -24,7 +24,7 @@ def run(code: str) -> str:
 def test_the_same_products() -> None:
     code = """
 import mlx.core as mx
-from builder.evaluate.worker import blas
+from builder.engine import blas
 a, b = mx.random.normal((300, 700), key=mx.random.key(0)), mx.random.normal((700, 500), key=mx.random.key(1))
 before = (a @ b).tolist()
 kind = blas.accelerate()
@@ -39,7 +39,7 @@ def test_a_library_that_multiplies_wrongly_is_put_back() -> None:
     code = """
 import ctypes
 import mlx.core as mx
-from builder.evaluate.worker import blas
+from builder.engine import blas
 kind = ctypes.CFUNCTYPE(None)
 nothing = kind(lambda: None)
 blas._address = lambda library, name: ctypes.cast(nothing, ctypes.c_void_p).value
@@ -56,7 +56,7 @@ def test_threads_are_chosen_unless_somebody_did() -> None:
     code = """
 import ctypes, os
 import mlx.core as mx
-from builder.evaluate.worker import blas
+from builder.engine import blas
 if {given}:
     os.environ["OPENBLAS_NUM_THREADS"] = "{given}"
 said = blas.accelerate()

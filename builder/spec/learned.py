@@ -1,0 +1,57 @@
+"""Parses the settings of a learned quantizer, after `builder.spec.shape` has checked their types."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from pathlib import Path
+
+from builder.console.words import listed, quoted, shown
+from builder.spec.problems import Problems
+from builder.spec.shape import Values
+from builder.spec.types import METHOD_SETTINGS, Learned, Quantization
+
+# key -> the least and the greatest value that a method can work with
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),  # numpy takes no other seed
+    "samples": (1, 10**6),
+    "sequence_length": (2, 10**6),
+    "learning_rate": (1e-12, 1.0),
+    "high_bits": (2, 8),
+    "target_bpw": (1.0, 16.0),
+}
+_TABLES = ("method", "calibration")  # said to Learned in another way
+
+
+def learned(values: Values, how: Quantization | None, problems: Problems) -> Learned | None:
+    """The settings of a learned quantizer. None after a problem. `how`: what the variant says of bits."""
+    method = values.get("method")
+    wrong = [key for key in ("from", "calibration") if not values.says(key)]
+    for key in wrong:
+        problems.add(values.place, f"method needs {key}; add it")
+    known = {field.name for field in fields(Learned)}
+    given = {key: value for key, value in values.given.items() if key in known and key not in _TABLES}
+    for key, value in given.items():
+        if what := _problem(key, value, method, how):
+            problems.add(values.place.key(key), what)
+            wrong.append(key)
+    if wrong or values.bad:
+        return None
+    return Learned(method, values.get("from"), Path(values.get("calibration")), **given)
+
+
+def _problem(key: str, value: float, method: str, how: Quantization | None) -> str | None:
+    """What is wrong with one setting, or None."""
+    used = [each for each, names in METHOD_SETTINGS.items() if key in names]
+    if method in METHOD_SETTINGS and key not in METHOD_SETTINGS[method]:
+        return f"{key} is not for method {quoted(method)} but for {listed(used, 'and')}; remove it"
+    least, most = _RANGES[key]
+    if not math.isfinite(value):
+        return f"{key} = {shown(value)} is not a number that can be used; write a finite number"
+    if not least <= value <= most:
+        small = "small" if value < least else "large"
+        return f"{key} = {shown(value)} is too {small}; it must be from {least:g} to {most:g}"
+    if key == "target_bpw" and how is not None and value < (own := how.bits + 32 / how.group_size):
+        bits = f"{how.bits} bits in groups of {how.group_size}"
+        return f"target_bpw = {shown(value)} cannot be reached: {bits} are {own:g} already"
+    return None

@@ -1,0 +1,70 @@
+"""The numbers of learned quantizers are checked when the file is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from builder.errors import SpecError
+from builder.spec.parse import parse_spec
+
+HEAD = """\
+[base.b]
+path = "base"
+[variant.f16]
+dtype = "float16"
+[model.m]
+base = "b"
+variants = ["f16", "v"]
+[variant.v]
+from = "f16"
+calibration = "text.txt"
+"""
+
+
+def problems(settings: str) -> str:
+    try:
+        parse_spec(Path("artifacts.toml"), (HEAD + settings).encode())
+    except SpecError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ('method = "gptq"\nseed = -1', "seed = -1 is too small; it must be from 0 to 4.29497e+09"),
+        ('method = "gptq"\nseed = 4294967296', "seed = 4294967296 is too large"),
+        ('method = "gptq"\nsamples = 0', "samples = 0 is too small; it must be from 1 to 1e+06"),
+        ('method = "awq"\nsequence_length = 1', "sequence_length = 1 is too small; it must be from 2"),
+        ('method = "dwq"\nlearning_rate = nan', "learning_rate = nan is not a number that can be used"),
+        ('method = "dwq"\nlearning_rate = inf', "learning_rate = inf is not a number that can be used"),
+        ('method = "dwq"\nlearning_rate = 0.0', "learning_rate = 0.0 is too small"),
+        ('method = "dwq"\nlearning_rate = 7', "learning_rate = 7 is too large; it must be from 1e-12 to 1"),
+        ('method = "dynamic"\ntarget_bpw = nan', "target_bpw = nan is not a number that can be used"),
+        ('method = "dynamic"\ntarget_bpw = 4.0', "4 bits in groups of 64 are 4.5 already"),
+        ('method = "dynamic"\ntarget_bpw = 99', "target_bpw = 99 is too large"),
+        (
+            'method = "gptq"\nlearning_rate = 1e-6',
+            'learning_rate is not for method "gptq" but for dwq; remove it',
+        ),
+        ('method = "dwq"\nhigh_bits = 8', 'high_bits is not for method "dwq" but for dynamic; remove it'),
+        ('method = "awq"\ntarget_bpw = 5.0', 'target_bpw is not for method "awq" but for dynamic; remove it'),
+    ],
+)
+def test_a_number_that_a_method_cannot_use(settings: str, says: str) -> None:
+    assert says in problems(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        'method = "gptq"\nseed = 0\nsamples = 1\nsequence_length = 2',
+        'method = "dwq"\nlearning_rate = 1',
+        'method = "dynamic"\ntarget_bpw = 4.5\nhigh_bits = 6',
+        'method = "dynamic"\nbits = 5',  # the default of target_bpw is not said by the file
+    ],
+)
+def test_a_number_that_a_method_can_use(settings: str) -> None:
+    assert problems(settings) == ""

@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.engine.arrays import dtype_code
+from builder.engine.conversion import changed_before
 from builder.engine.loading import adaptable_paths, load, one_line, quantized_modules
 from builder.engine.tracing import Trace, shortest
 from builder.errors import BuildError
@@ -58,6 +59,7 @@ def inspect(directory: Path, *, dequantize: bool = False, trust_remote_code: boo
         origins=origins,
         dropped=shortest(dropped, trace.given.keys() - dropped),
         tied=embedding,
+        changed_before=changed_before(trace.given, trace.sanitize) - origins.keys(),
     )
 
 

@@ -27,6 +27,7 @@ _MOVES = frozenset({
     "ExpandDims", "Flatten", "Full", "Gather", "Reshape", "Slice", "Split", "Squeeze", "StopGradient",
     "Transpose", "Unflatten", "View",
 })  # fmt: skip
+_AT_ONCE = 1000  # arrays in one graph: a function of mlx takes at most 1,024 named arguments
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -36,11 +37,12 @@ class Trace:
 
     given: Tensors = field(default_factory=dict)
     made: Tensors = field(default_factory=dict)
+    sanitize: Callable[[Tensors], Tensors] = dict
 
     def around(self, sanitize: Callable[[Tensors], Tensors], weights: Tensors) -> Tensors:
         # Other array objects of the same values: `sanitize` may change an array in place (param *= 2).
         self.given = {name: array.astype(array.dtype) for name, array in weights.items()}
-        self.made = dict(sanitize(weights))
+        self.sanitize, self.made = sanitize, dict(sanitize(weights))
         return self.made
 
     def origins(self) -> dict[str, Origin]:
@@ -84,23 +86,27 @@ class Graph:
     @staticmethod
     def of(named: Mapping[str, mx.array]) -> Graph:
         """The graph behind arrays. Nothing is evaluated."""
-        short = {f"array{number}": name for number, name in enumerate(named)}
-        arrays = [named[name] for name in short.values()]
+        graph, names = Graph({}, {}, {}), list(named)
+        for start in range(0, len(names), _AT_ONCE):
+            graph._add({name: named[name] for name in names[start : start + _AT_ONCE]})
+        # Of two objects that are one array, the graph has a label for the last one only.
+        for name in named.keys() - graph.producers.keys():
+            graph._add({name: named[name]})
+        return graph
+
+    def _add(self, named: Mapping[str, mx.array]) -> None:
+        short = {f"array{number}": array for number, array in enumerate(named.values())}
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "graph.dot"
-            # An array has one name. So each array is named once, and the others of its names are looked up.
-            mx.export_to_dot(str(file), *arrays, **dict(zip(short, arrays, strict=True)))
+            mx.export_to_dot(str(file), *named.values(), **short)
             labels, takes, gives = _read(file.read_text().splitlines())
-        inputs = {
-            operation: [gives[array] for array in arrays if array in gives]
-            for operation, arrays in takes.items()
-        }
-        producers = {short[array]: operation for array, operation in gives.items() if array in short}
-        by_object = {id(named[name]): operation for name, operation in producers.items()}
+        self.labels |= labels
+        for operation, arrays in takes.items():
+            self.inputs[operation] = [gives[array] for array in arrays if array in gives]
+        last = {id(array): label for label, array in short.items()}
         for name, array in named.items():
-            if name not in producers and id(array) in by_object:
-                producers[name] = by_object[id(array)]
-        return Graph(producers, labels, inputs)
+            if (producer := gives.get(last[id(array)])) is not None:
+                self.producers[name] = producer
 
     def behind(self, operation: str, stops: Mapping[str, str]) -> tuple[list[str], set[str]]:
         """The `stops` that an operation goes back to, in order, and the kinds of operations on the way."""

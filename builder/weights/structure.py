@@ -105,6 +105,7 @@ class Structure:
     tensor of the same name, as it is. `dropped` are the tensors that mlx-lm does not load, by the shortest
     prefixes that name nothing else. `tied` is the path of the embedding that is also the output head, or
     empty. `repairs` says by name what mlx-lm would misread of the checkpoint, and what is done about it.
+    `changed_before` are the parameters whose numbers mlx-lm changed before it saved this checkpoint.
     """
 
     model_type: str
@@ -118,6 +119,7 @@ class Structure:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     tied: str = ""
+    changed_before: frozenset[str] = frozenset()
 
     @cached_property
     def blocks(self) -> tuple[str, ...]:
@@ -218,6 +220,7 @@ def to_text(structure: Structure) -> str:
             },
             "dropped": list(structure.dropped),
             "tied": structure.tied,
+            "changed_before": sorted(structure.changed_before),
         },
         sort_keys=True,
         separators=(",", ":"),
@@ -248,4 +251,5 @@ def from_text(text: str) -> Structure:
         origins={name: Origin(tuple(sources), *rest) for name, (sources, *rest) in data["origins"].items()},
         dropped=tuple(data["dropped"]),
         tied=data["tied"],
+        changed_before=frozenset(data["changed_before"]),
     )

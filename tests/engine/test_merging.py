@@ -1,7 +1,7 @@
-"""A PEFT adapter on the names of the checkpoint gives what merging into the checkpoint and then loading gives.
+"""A PEFT adapter on the names of the checkpoint gives what merging first and loading afterwards gives.
 
-For every architecture of mlx-lm that can be built small, under mlx-lm's names and, where `sanitize` changes values,
-under the names and shapes of Hugging Face.
+For every architecture of mlx-lm that can be built small, under mlx-lm's names and, where `sanitize` changes
+values, under the names and shapes of Hugging Face.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ F32 = Variant("f32", dtype="float32")
 # Packed bases, and what mlx-lm itself cannot load.
 LEFT_OUT = ("olmo", "prism_hadamard_qwen35", "deepseek_v41")
 LISTED = [a for a in REGISTRY if not a.fails and a.model_type not in LEFT_OUT]
-EVERY_TIME = {"gpt2-original", "qwen3_next-original", "mixtral-original", "gemma3-original", "deepseek_v3-original"}
+EVERY_TIME = {"gpt2-original", "qwen3_next-original", "mixtral-original", "deepseek_v3-original"}
 
 
 def random(seed: int, shape: tuple[int, ...]) -> mx.array:
@@ -73,6 +73,8 @@ def changes(base: Path, structure: Structure, *, conv1d: bool) -> dict[str, Chan
     for number, (name, array) in enumerate(sorted(tensors_of(base).items())):
         made = places.made_from(name)
         if not made or f"{structure.tied}.weight" in made or not mx.issubdtype(array.dtype, mx.floating):
+            continue
+        if name in structure.changed_before:
             continue
         if array.ndim == 2 and name.endswith(".weight") and number % 3:
             out, width = array.shape

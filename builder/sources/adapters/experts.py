@@ -36,6 +36,9 @@ _PARAMETERS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "input_linear": (("gate_proj", "up_proj"),),
     "output_linear": (("down_proj",),),
 }
+_INTERLEAVED = frozenset({"gpt_oss"})  # gate and up take turns in transformers' weight (experts, in, out)
+# transformers stores (experts, in, out) without the mark (is_transposed) that PEFT looks for.
+_UNMARKED = frozenset({"llama4", "llama4_text"})
 _SWAPS_SINCE = (0, 19)  # the version of PEFT that takes (experts, out, in) as out and in
 
 Scaled = tuple[AdapterTensor, float]
@@ -221,7 +224,8 @@ def _only(
     Raises SourceInvalid.
     """
     straight = [fit for fit in fits if not fit[2]]
-    if len(straight) == 1 and (places.interleaved or peft.version(info.config) >= _SWAPS_SINCE):
+    known = peft.version(info.config) >= _SWAPS_SINCE and places.family not in _UNMARKED
+    if len(straight) == 1 and (known or places.family in _INTERLEAVED):
         return straight[0]
     if len(fits) > 1:
         what = f'tensor "{pair.a.source_name}" fits more than one place, since the experts are square'
@@ -256,7 +260,7 @@ def _cut(
     for number, path in enumerate(stacks):
         _, out, width = places.shapes[f"{path}.weight"]
         rows = None if len(stacks) == 1 else (start, start + out, 1)
-        if rows and places.interleaved:
+        if rows and places.family in _INTERLEAVED:
             rows = (number, len(stacks) * out, len(stacks))
         start += out
         first, second = (pair.b, pair.a) if swapped else (pair.a, pair.b)

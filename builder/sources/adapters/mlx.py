@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from builder.sources.adapters.model import Places
 from builder.sources.adapters.peft import Unfit, finite
 from builder.sources.adapters.types import CONFIG, AdapterInfo, refuse
 from builder.spec.types import Adapter
@@ -37,6 +38,10 @@ def per_module(
         for name, value in settings.items()
         if re.search(rf"(^|_){what}s$", name) and isinstance(value, dict)
     }
+    for name, value in {**config, **parameters}.items():
+        odd = isinstance(value, dict) and not re.search(r"(rank|scale|dropout)s?$", name)
+        if odd and any(isinstance(value.get(path), int | float) for path in paths):
+            refuse(adapter, where, f"has a value of {name} for single modules, and mlx-lm does not know it")
     if isinstance(parameters.get(what), dict):
         found[what] = parameters[what]
     if len(found) > 1:
@@ -64,10 +69,10 @@ def per_module(
         refuse(adapter, where, str(error))
 
 
-def check_covered(info: AdapterInfo, adapter: Adapter, paths: Iterable[str]) -> None:
+def check_covered(info: AdapterInfo, adapter: Adapter, places: Places) -> None:
     """Raises SourceInvalid for a tensor for which mlx-lm makes no layer, by `num_layers` and `keys`.
 
-    paths: all paths of the model that can carry an adapter.
+    Tensors that the model has no place for are left to `check_fit`.
     """
     if info.fine_tune_type == "full" or "num_layers" not in info.config:
         return
@@ -77,10 +82,10 @@ def check_covered(info: AdapterInfo, adapter: Adapter, paths: Iterable[str]) -> 
         refuse(adapter, where, f"num_layers = {reprlib.repr(number)} is not a whole number")
     if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         refuse(adapter, where, f"lora_parameters.keys = {reprlib.repr(keys)} is not a list of names")
-    layers = {int(match[1]) for path in paths if (match := _LAYER.fullmatch(path))}
+    layers = {int(match[1]) for path in places.adaptable if (match := _LAYER.fullmatch(path))}
     first = max(layers, default=-1) + 1 - number if number > 0 else 0
-    for tensor in info.tensors:
-        if keys is not None and tensor.path in keys:
+    for tensor in sorted(info.tensors, key=lambda tensor: tensor.name):
+        if not places.fits(tensor.name) or (keys is not None and tensor.path in keys):
             continue
         match = _LAYER.fullmatch(tensor.path)
         hint = "mlx-lm makes no LoRA layer for this tensor. Correct adapter_config.json."

@@ -14,7 +14,7 @@ from builder.weights.structure import Origin, Structure
 class Places:
     """What a model has: the paths that can carry an adapter, and the shapes of its parameters by name.
 
-    The rest is as in Structure. `interleaved`: gate and up of the experts take turns in transformers' weight.
+    The rest is as in Structure. `family`: the model type.
     """
 
     adaptable: Collection[str]
@@ -22,7 +22,8 @@ class Places:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     tied: str = ""
-    interleaved: bool = False
+    family: str = ""
+    changed_before: frozenset[str] = frozenset()
 
     def fits(self, name: str) -> bool:
         """Whether a tensor of this name has a place in mlx-lm's model."""
@@ -69,5 +70,6 @@ def places_of(structure: Structure) -> Places:
         structure.origins,
         structure.dropped,
         structure.tied,
-        structure.model_type == "gpt_oss",
+        structure.model_type,
+        structure.changed_before,
     )

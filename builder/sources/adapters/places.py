@@ -21,8 +21,8 @@ from builder.sources.adapters.types import WHOLE, AdapterInfo, AdapterTensor, Cu
 from builder.spec.types import Adapter
 from builder.weights import lora
 
-_TOWER = re.compile(r"(^|[._])(visual|vision|image|audio|speech)")
-_PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|mm_projector|patch_merge_mlp)\.")
+_TOWER = re.compile(r"(^|[._])(visual|vision|image|img|audio|speech)")
+_PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|mm_projector|patch_merge_mlp|connector|aligner)\.")
 
 
 def placed(info: AdapterInfo, adapter: Adapter, places: Places) -> AdapterInfo:
@@ -32,7 +32,7 @@ def placed(info: AdapterInfo, adapter: Adapter, places: Places) -> AdapterInfo:
     Raises SourceInvalid for what can never be placed.
     """
     if info.layout != "peft":
-        check_covered(info, adapter, places.adaptable)
+        check_covered(info, adapter, places)
         return info
     info = tied.without_twins(info, adapter, places.tied, places.origins)
     found = [_placed(info, root, adapter, places) for root in ROOTS]
@@ -111,6 +111,9 @@ def _at_spelling(
     source = f"{path}.{leaf}"
     made = places.made_from(source)
     same = bool(made) and places.as_it_is(source, made)
+    if places.changed_before & set(made):
+        what = f'tensor "{tensor.source_name}" is for numbers that mlx-lm changed when it made this base'
+        refuse(adapter, info.file.path, what, "Use the original checkpoint as the base, as it was trained.")
     if same and not merge:
         at = _at(tensor, made[0].rpartition(".")[0])
         if tensor.part not in lora.PARTS:

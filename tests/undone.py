@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (one row a line)
 """More checkpoints with the names and shapes of Hugging Face, for each thing that a `sanitize` does to a value."""
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def heads_first(tensors: Tensors) -> Tensors:
     for name in tensors:
         if name.endswith(".q_proj.weight"):
             place = name.removesuffix("q_proj.weight")
-            q, k, v = (out.pop(f"{place}{part}_proj.weight") for part in "qkv" if f"{place}{part}_proj.weight" in out)
+            q, k, v = (
+                out.pop(f"{place}{part}_proj.weight") for part in "qkv" if f"{place}{part}_proj.weight" in out
+            )
             split = [array.reshape(2, -1, 16, array.shape[-1]) for array in (q, k, v)]
             out[f"{place}qkv_proj.weight"] = mx.concatenate(split, axis=1).reshape(-1, q.shape[-1])
     return out
@@ -133,7 +136,7 @@ UNDONE: Mapping[str, tuple[Architecture, tuple[Undo, ...]]] = {
     ),
     "experts of w1, w2 and w3": (hybrid("lfm2_moe", **LFM, use_expert_bias=True, num_dense_layers=1), (one_by_one({"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}), channels_first)),
     "reshaped": (
-        Architecture("rwkv7", "state space", dict(a_low_rank_dim=16, v_low_rank_dim=16, gate_low_rank_dim=16, decay_low_rank_dim=16, head_dim=32)),
+        Architecture("rwkv7", "state space", {"a_low_rank_dim": 16, "v_low_rank_dim": 16, "gate_low_rank_dim": 16, "decay_low_rank_dim": 16, "head_dim": 32}),
         (flat(r"k_k|k_a|g_norm"),),
     ),
     "a normed head": (dense("baichuan_m1", sliding_window_layers=[1], conv_window=2), ()),
@@ -151,4 +154,3 @@ def undone(name: str, tensors: Mapping[str, mx.array]) -> Tensors:
     for undo in UNDONE[name][1]:
         made = undo(made)
     return made
-

@@ -63,6 +63,8 @@ def edit_folder(source: Path, folder: Path, what: str) -> Path:
         case "vocabulary":
             words = json.loads((folder / "tokenizer.json").read_text())
             (folder / "tokenizer.json").write_text(json.dumps(words, indent=1))
+        case "dtype":  # under two keys, of which one decides: both change once a variant asks for a dtype
+            _set(folder / "config.json", torch_dtype="float16", dtype="bfloat16")
         case "theta":  # read by the model, but not for its weights
             _set(folder / "config.json", rope_theta=12345.0)
         case _:

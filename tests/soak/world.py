@@ -26,8 +26,8 @@ from tests.soak import sources
 Content = tuple[object, ...]  # everything that a target is made of, by names of the pool
 Settings = dict[str, object]
 
-EDITS = ("eos", "config", "chat", "vocabulary", "theta")
-FOLDERS = ("x", "y", *(f"x-{edit}" for edit in EDITS))
+EDITS = ("eos", "config", "chat", "vocabulary", "theta", "dtype")
+FOLDERS = ("x", "x-dtype", "y", *(f"x-{edit}" for edit in EDITS if edit != "dtype"))
 GGUFS = ("x.gguf", "y.gguf")
 ADAPTERS = ("a1", "a2", "a3")
 TEXTS = ("t1.txt", "t2.txt", "t2.jsonl")

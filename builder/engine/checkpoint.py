@@ -119,7 +119,7 @@ def _fp8(
     scales = {name: tensors.get(name + _SCALE) for name in fp8}
     single = {name for name, scale in scales.items() if scale is not None and prod(scale.shape) == 1}
     if left := sorted(fp8 - single):
-        if single or not makes_numbers(_get_classes(dict(config))[0]):
+        if not makes_numbers(_get_classes(dict(config))[0]):
             raise _refusal(directory, method, left[0])
         return Reading(method)
     if wide := sorted(name for name in fp8 if tensors[name].dtype != "F8_E4M3"):

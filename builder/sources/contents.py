@@ -26,7 +26,7 @@ _VOCABULARIES = frozenset(
         "vocab-tgt.json", "target_vocab.json", "entity_vocab.json", "emoji.json",
     }
 )  # fmt: skip
-_VOCABULARY_SUFFIXES = (".tiktoken", ".spm")
+_VOCABULARY_SUFFIXES = (".tiktoken", ".spm", ".model")
 _BESIDE_A_VOCABULARY = frozenset(
     {"merges.txt", "added_tokens.json", "special_tokens_map.json", "normalizer.json"}
 )
@@ -65,7 +65,7 @@ def is_vocabulary(name: str) -> bool:
         name in _VOCABULARIES
         or name.endswith(_VOCABULARY_SUFFIXES)
         or name.startswith("tokenizer.model.v")
-        or (name.endswith((".txt", ".model")) and "vocab" in name)
+        or (name.endswith(".txt") and "vocab" in name)
     )
 
 

@@ -12,11 +12,20 @@ import pytest
 from builder.keys import Digest, Key
 from builder.plan import planning
 from builder.plan.changes import changes
-from builder.plan.methods import METHOD_SETTINGS
 from builder.plan.planning import make_plan
 from builder.plan.types import Plan, Sources, TargetPlan
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration
-from builder.spec.types import Base, Learned, Model, Override, PathSource, Quantization, Spec, Variant
+from builder.spec.types import (
+    METHOD_SETTINGS,
+    Base,
+    Learned,
+    Model,
+    Override,
+    PathSource,
+    Quantization,
+    Spec,
+    Variant,
+)
 from builder.store.types import Blob, FileEntry, Manifest
 from builder.weights.structure import Structure
 from tests.plan.test_changes import former

@@ -25,6 +25,7 @@ VOCABULARIES = [
     "vocab.bpe",
     "encoder.json",
     "rwkv_vocab_v20230424.txt",
+    "anything.model",
     "tekken.json",
     "tokenizer.jsonl",
     "vocab.txt",

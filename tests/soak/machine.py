@@ -509,7 +509,7 @@ class Person(RuleBasedStateMachine):
         return ours.recv()
 
     @precondition(lambda self: self.children)
-    @rule(which=checkouts, number=numbers, after=st.integers(1, 120), build=st.booleans())
+    @rule(which=checkouts, number=numbers, after=st.integers(1, 40), build=st.booleans())
     def kill_a_build(self, which: str, number: int, after: int, build: bool) -> None:
         names = list(self.world.declared[which].targets)
         some = [names[(number + 7 * i) % len(names)] for i in range(number % 3)]

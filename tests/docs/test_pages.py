@@ -214,13 +214,15 @@ def test_the_json_page_lists_every_word_that_a_program_may_read() -> None:
 def test_the_store_format_names_every_place(tmp_path: Path) -> None:
     page = (ROOT / "docs/store-format.md").read_text()
     tree = next(body for _, body in FENCE.findall(page) if body.startswith("store/"))
-    places = [getattr(Store(tmp_path), name).name for name, is_a in vars(Store).items() if is_place(is_a)]
+    places = [
+        getattr(Store(tmp_path), name).name for name, is_a in vars(Store).items() if is_place(name, is_a)
+    ]
     assert {"blobs", "state.sqlite"} <= {*places}
     assert [place for place in places if f"\n  {place}" not in tree] == []
 
 
-def is_place(attribute: object) -> bool:
-    return isinstance(attribute, property)
+def is_place(name: str, attribute: object) -> bool:
+    return isinstance(attribute, property) and not name.startswith("_")
 
 
 def test_the_readmes_table_is_the_reports() -> None:

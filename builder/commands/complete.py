@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from builder.commands import COMMANDS, STANDALONE
+from builder.spec.place import DECLARATION, project_folder
 
 _DOIT = ("list", "info", "forget", "ignore", "help", "dumpdb", "reset-dep", "clean")
 _RUN = (
@@ -77,7 +78,8 @@ def complete(words: Sequence[str]) -> int:
     Returns the exit code, which is always 0.
     """
     program, *rest = words or ["builder"]
-    for word in candidates(program, rest or [""], declared(), own_tasks()):
+    folder = Path() if program == "doit" else project_folder(Path.cwd()) or Path()
+    for word in candidates(program, rest or [""], declared(folder), own_tasks()):
         print(word)
     return 0
 
@@ -117,9 +119,9 @@ def candidates(
     return sorted(word for word in found if word.startswith(last))
 
 
-def declared() -> dict[str, object]:
-    """The content of artifacts.toml in this folder, unchecked. Empty when the file cannot be read."""
-    return _read(Path("artifacts.toml"))
+def declared(folder: Path = Path()) -> dict[str, object]:
+    """The content of artifacts.toml in a folder, unchecked. Empty when the file cannot be read."""
+    return _read(folder / DECLARATION)
 
 
 def own_tasks() -> list[str]:

@@ -41,7 +41,7 @@ class Plain:
             case Note(text):
                 self._line(text)
             case Hashing(what, done, total):
-                if self._due():
+                if done < total and self._due():
                     self._line(f"{what}: hashed {done / 1e9:.1f} of {total / 1e9:.1f} GB")
             case Scored(target, done, total):
                 if self._due():

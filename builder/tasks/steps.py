@@ -21,7 +21,7 @@ UNREGISTERED = (
 
 
 def without_kernels() -> str:
-    """Names the extra whose kernels are missing here. Empty where they are there, or a GPU computes."""
+    """Names the extra whose kernels are missing here. Empty where they are there or a GPU computes."""
     if not sys.platform.startswith("linux") or find_spec("numba"):
         return ""
     cuda = any(version_of(f"mlx-cuda-{number}") != "-" for number in (12, 13))
@@ -195,9 +195,9 @@ class Release(Step):
             emit(Note(f"{PRODUCTION} is now {self.project.spec.production}"))
 
     def tell(self) -> None:
-        from builder.release.production import PRODUCTION
+        from builder.tasks.tables import print_release
 
-        print(f"{PRODUCTION} is {self.project.spec.production} already")
+        print_release(self.project)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from builder.evaluate.threshold import Threshold, answer
 from builder.project.project import Project
 from builder.project.status import status_of
 from builder.spec.types import Target
+from builder.store.releases import PRODUCTION
 
 
 def print_built(results: Sequence[Built]) -> None:
@@ -48,6 +49,11 @@ def print_results(target: Target, results: Mapping[str, Result]) -> None:
     print_table((target.name, "value", interval, "n"), rows, left=(target.name, interval), unimportant=("n",))
     if not missed(target.model.require, results):  # what is missed is said as an error
         print(passing(target.name, target.model.require, results))
+
+
+def print_release(project: Project) -> None:
+    """Prints what production is, for a release that has nothing to move."""
+    print(f"{PRODUCTION} is {project.spec.production} already")
 
 
 def print_threshold(project: Project, found: Threshold) -> None:

@@ -116,6 +116,10 @@ def test_completion_of_doit_in_other_projects(tmp_path: Path) -> None:
     box.toml.write_text(DECLARATION)
     assert offered("doit", "m") == ["mine", "model:m", "model:m_4bit", "model:m_5bit", "model:m_f16"]
     assert "status" in offered("doit", "")
+    below = Sandbox(tmp_path / "below")
+    below.root.mkdir()
+    assert below.builder("_complete", "builder", "build", "m_4").out == "m_4bit\n"
+    assert below.builder("_complete", "doit", "model:").out == ""  # doit does not look upwards
 
 
 def test_completion_loads_next_to_nothing(sandbox: Make) -> None:

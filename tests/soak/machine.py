@@ -97,7 +97,6 @@ class Person(RuleBasedStateMachine):
         type(self).life += 1
         self.world = World.make(self.root / f"life{self.life}", self.pool)
         self.damaged: set[Path] = set()  # stores in which verify may find something
-        self.hurt: set[Path] = set()  # those that ever were damaged
         self.ran: dict[str, object] = {}  # checkout -> what it declared when all of it was last built
         self.touched: set[Path] = (
             set()
@@ -128,17 +127,19 @@ class Person(RuleBasedStateMachine):
         """A build does what the plan said, and everything is there then."""
         file = self.file(which)
         names = list(dict.fromkeys(names))
+        spare = person.dropped(self.world.open(which))
         said, ran = person.run(file, names)
         assert not said.prepare and not said.refused, said
-        wanted = (sum(p.make for p in said.passes), sum(p.write for p in said.passes))
-        steps = sorted(step.target for step in said.learned)
-        did = (ran.blocks, ran.nbytes)
-        if self.world.store(which) in self.hurt and set(ran.steps) < set(steps):
-            # A lost shard of a step came back as a block with the same bytes: the step was whole again.
-            assert did <= wanted, f"{which} {names}: ran {ran}, more than the plan said: {said}"
-        else:
-            assert did == wanted, f"{which} {names}: ran {ran}, but the plan said {said}"
-            assert sorted(ran.steps) == steps, f"{which} {names}: ran {ran.steps}, but the plan said {steps}"
+        planned, steps = sum(p.make for p in said.passes), {step.target for step in said.learned}
+        # What was dropped comes back, unasked, when something else turns out to have the same bytes: base x and
+        # base x-theta have the same weights under different keys. No plan can know that.
+        least = planned - spare.blocks
+        assert least <= ran.blocks <= planned, f"{which} {names}: ran {ran}, but the plan said {said}"
+        exact = ran.blocks != planned or ran.nbytes == sum(p.write for p in said.passes)
+        assert exact, f"{which} {names}: wrote {ran.nbytes}, but the plan said {said}"
+        did = ran.steps
+        fair = steps >= set(did) and len(did) == len(set(did)) and len(steps) - spare.steps <= len(did)
+        assert fair, f"{which} {names}: ran {did}, but the plan said {sorted(steps)}"
         self.require_built(which, names)
         if not names:
             self.ran[which] = self.world.sources_of(which)
@@ -478,7 +479,6 @@ class Person(RuleBasedStateMachine):
 
     def damage(self, which: str) -> None:
         self.damaged.add(self.world.store(which))
-        self.hurt.add(self.world.store(which))
         for name in (which, *self.world.sharing(which)):
             self.ran.pop(name, None)
 
@@ -522,6 +522,7 @@ class Person(RuleBasedStateMachine):
     @rule(which=checkouts, other=checkouts)
     def two_at_once(self, which: str, other: str) -> None:
         self.note("two builds at once", which, other)
+        spare = person.dropped(self.world.open(which))
         missing = person.missing(self.file(which), ())
         theirs = person.missing(self.file(other), ())
         shared = self.world.store(which) == self.world.store(other)
@@ -534,8 +535,9 @@ class Person(RuleBasedStateMachine):
         said = self.finish(*child)
         assert said is not None
         extra = [*ran.steps, *said[1]]  # each may make the intermediate that it reads
-        if not extra and not self.hurt:
-            assert ran.blocks + said[0] == planned, f"{ran.blocks} + {said[0]} actions, not {planned}"
+        if not extra:
+            least = planned - spare.blocks
+            assert least <= ran.blocks + said[0] <= planned, f"{ran.blocks} + {said[0]}, not {planned}"
         self.require_built(which, ())
         self.require_built(other, ())
 

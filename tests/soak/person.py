@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -29,6 +29,7 @@ from builder.project.state import missing_actions
 from builder.project.status import survey
 from builder.release.delivery import deliver
 from builder.sources.base import IGNORED
+from builder.store import blobs, records
 from builder.store.care.gc import Policy, apply_gc
 from builder.store.care.repair import quarantine
 from builder.store.care.verify import Report, verify
@@ -103,6 +104,22 @@ def run(file: Path, names: Sequence[str] = ()) -> tuple[Forecast, Ran]:
     prepare(project, targets)
     said = forecast(load(file), targets)
     return said, build(load(file), targets, names)
+
+
+class Dropped(NamedTuple):
+    """Blocks and learned steps that were made once and whose bytes are not all there."""
+
+    blocks: int
+    steps: int
+
+
+def dropped(project: Project) -> Dropped:
+    store = project.store
+    there = blobs.present(store).keys()
+    known = [record for key in records.record_keys(store) if (record := records.read(store, key))]
+    blocks = sum(record.kind == "block" and record.blob.digest not in there for record in known)
+    steps = sum(m.kind == "learned" and not m.digests <= there for m in records.manifests(store))
+    return Dropped(blocks, steps)
 
 
 def missing(file: Path, names: Sequence[str]) -> set[Key]:

@@ -112,7 +112,7 @@ def save_adapter(folder: Path, tensors: dict[str, mx.array], rank: int = 4) -> N
         json.dumps(
             {
                 "fine_tune_type": "lora",
-                "num_layers": 4,
+                "num_layers": -1,  # all
                 "lora_parameters": {"rank": rank, "scale": 2.0, "dropout": 0.0},
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -90,7 +91,7 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def mutated(data: Any, dice: random.Random) -> Any:
     """A JSON document with one value replaced, removed, renamed or added."""
     path = dice.choice(list(places(data))[:400])
-    value = dice.choice(VALUES)
+    value = copy.deepcopy(dice.choice(VALUES))
     if not path:
         return value
     inside = data

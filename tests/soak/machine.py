@@ -131,8 +131,8 @@ class Person(RuleBasedStateMachine):
         said, ran = person.run(file, names)
         assert not said.prepare and not said.refused, said
         planned, steps = sum(p.make for p in said.passes), {step.target for step in said.learned}
-        # What was dropped comes back, unasked, when something else turns out to have the same bytes: base x and
-        # base x-theta have the same weights under different keys. No plan can know that.
+        # What was dropped comes back, unasked, when something else turns out to have the same bytes: base x
+        # and base x-theta have the same weights under different keys. No plan can know that.
         least = planned - spare.blocks
         assert least <= ran.blocks <= planned, f"{which} {names}: ran {ran}, but the plan said {said}"
         exact = ran.blocks != planned or ran.nbytes == sum(p.write for p in said.passes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # importing `typing` takes milliseconds in which Ctrl-C would be a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from builder.api import Project
     from builder.console.events import silent
     from builder.errors import BuildError
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["BuildError", "NotBuilt", "Project", "__version__", "silent"]
 
-_PLACES = {
+_PLACES = {  # name -> module
     "Project": "builder.api",
     "BuildError": "builder.errors",
     "NotBuilt": "builder.project.opened",

@@ -5,11 +5,11 @@ A command loads the project, calls one function that returns a value, and shows 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from builder.console.interrupt import one_line_interrupts
 
 one_line_interrupts()  # first of all, for Ctrl-C while the rest is loaded
+
+from collections.abc import Mapping  # noqa: E402
 
 # Name -> class. pyproject.toml has the same table, [tool.doit.plugins.command], and a test compares them.
 COMMANDS: Mapping[str, str] = {

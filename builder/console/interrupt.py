@@ -6,9 +6,12 @@ What has been kept depends on what was running, so whatever runs notes its own w
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
+
+TYPE_CHECKING = False  # this module is the first to be loaded, and loads next to nothing itself
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 NOTHING = "Nothing was changed."

@@ -131,7 +131,7 @@ class Person(RuleBasedStateMachine):
         said, ran = person.run(file, names)
         assert not said.prepare and not said.refused, said
         planned, steps = sum(p.make for p in said.passes), {step.target for step in said.learned}
-        # What was dropped comes back, unasked, when something else turns out to have the same bytes: base x
+        # What was dropped comes back, unasked, where something else turns out to have the same bytes: base x
         # and base x-theta have the same weights under different keys. No plan can know that.
         least = planned - spare.blocks
         assert least <= ran.blocks <= planned, f"{which} {names}: ran {ran}, but the plan said {said}"
@@ -139,7 +139,7 @@ class Person(RuleBasedStateMachine):
         assert exact, f"{which} {names}: wrote {ran.nbytes}, but the plan said {said}"
         did = ran.steps
         fair = steps >= set(did) and len(did) == len(set(did)) and len(steps) - spare.steps <= len(did)
-        assert fair, f"{which} {names}: ran {did}, but the plan said {sorted(steps)}"
+        assert fair, f"{which} {names}: ran {did}, the plan said {sorted(steps)}"
         self.require_built(which, names)
         if not names:
             self.ran[which] = self.world.sources_of(which)

@@ -104,3 +104,14 @@ def test_a_whole_learned_target_needs_no_step(world: World) -> None:
     ran = run(world, "own", "m_q")
     assert (ran.blocks, ran.steps) == (0, [])
     assert clean_view.is_dir()
+
+
+def test_clean_keeps_what_an_undeclared_view_of_another_checkout_shows(world: World) -> None:
+    """Its bytes went, and verify called the view damaged."""
+    for name in ("one", "two"):
+        run(world, name, "k_v8")
+    world.declared["one"].models["k"][1].remove("v8")
+    world.write("one")
+    run(world, "one", "k_v4")  # registers what it declares now
+    clean(world.open("two"), ["k_v8"], silent)
+    assert person.look(world.open("one")).is_clean

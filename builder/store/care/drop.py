@@ -14,7 +14,7 @@ from builder.keys import Digest, Key
 from builder.store import blobs, locks, records, releases, tmp, views
 from builder.store.care.needs import Need, digests_of, holders, needs
 from builder.store.disk import durable
-from builder.store.layout import Store
+from builder.store.layout import Store, homes
 from builder.store.types import Blob, Manifest
 
 
@@ -94,13 +94,16 @@ def drop(
 
 
 def _shown(store: Store, keys: frozenset[Key], dropped: Collection[str]) -> Iterator[Need]:
-    """This checkout's other views that show one of these keys."""
-    with suppress(FileNotFoundError):
-        for folder in sorted(store.models.iterdir()):
-            if folder.name in releases.NAMES or folder.name in dropped:
-                continue
-            if (key := views.current_key(folder)) in keys and key:
-                yield Need(f"the target {folder.name}", frozenset({key}))
+    """Views of all checkouts that still show one of these keys, declared or not any more."""
+    for home in homes(store):
+        own = home.checkout == store.checkout
+        whose = "" if own else f" of {home.checkout or 'the checkout around the store'}"
+        with suppress(FileNotFoundError):
+            for folder in sorted(home.models.iterdir()):
+                if folder.name in releases.NAMES or (own and folder.name in dropped):
+                    continue
+                if (key := views.current_key(folder)) in keys and key:
+                    yield Need(f"the target {folder.name}{whose}", frozenset({key}))
 
 
 def _is_step_of(step: Manifest, targets: Iterable[Manifest]) -> bool:

@@ -178,6 +178,7 @@ def instead(command: str) -> str:
     return command.removeprefix("uv run ")
 
 
+@pytest.mark.slow
 def test_the_python_page(tmp_path: Path) -> None:
     box = copy_of_the_repository(tmp_path / "copy")
     page = (ROOT / "docs/python.md").read_text()

@@ -108,7 +108,6 @@ CASES: dict[str, tuple[Change, frozenset[str]]] = {
     "a comment": (declare("[base.toy]", "# words\n[base.toy]"), frozenset()),
     "the order of tables": (reordered, frozenset()),
     "where a base lies": (moved, frozenset()),
-    "what a method ignores": (declare('method = "dwq"', 'method = "dwq"\nhigh_bits = 6'), frozenset()),
     "the memory of a build": (declare("[base.toy]", '[build]\nmemory = "1GB"\n\n[base.toy]'), frozenset()),
     "survival": (declare("[base.toy]", "[build]\nsurvival = false\n\n[base.toy]"), frozenset()),
 }

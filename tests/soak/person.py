@@ -20,7 +20,6 @@ from builder.build.restore import restore
 from builder.console.events import BlockDone, Event, Note, silent
 from builder.engine.quantizer import LearnedRequest
 from builder.keys import Key, digest_bytes
-from builder.plan.methods import METHOD_SETTINGS
 from builder.plan.types import TargetPlan
 from builder.project import roots
 from builder.project.forecast import Forecast, forecast
@@ -29,6 +28,7 @@ from builder.project.state import missing_actions
 from builder.project.status import survey
 from builder.release.delivery import deliver
 from builder.sources.base import IGNORED
+from builder.spec.types import METHOD_SETTINGS
 from builder.store import blobs, records
 from builder.store.care.gc import Policy, apply_gc
 from builder.store.care.repair import quarantine

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,7 +16,7 @@ import pytest
 from builder.build import learned
 from builder.build.prepare import prepare_adapter, prepare_base, prepare_calibration
 from builder.build.restore import restore
-from builder.console.events import BlockDone, Event, Note, silent
+from builder.console.events import BlockDone, Emit, Event, Note, silent
 from builder.engine.quantizer import LearnedRequest
 from builder.keys import Key, digest_bytes
 from builder.plan.types import TargetPlan
@@ -167,11 +166,10 @@ def repair(project: Project) -> Report:
 # -- a learned quantizer in milliseconds --------------------------------------------------------------------
 
 
-def stand_in(command: Sequence[str], *, cwd: Path, **_: Any) -> SimpleNamespace:
+def stand_in(cwd: Path, environment: Mapping[str, str], target: str, emit: Emit) -> tuple[int, str]:
     """In place of a learned quantizer's process: a quantization that depends on all that a real one reads."""
     import mlx.core as mx
 
-    assert command[1:] == ["-m", "builder.engine.quantizer", "request.json"]
     request = LearnedRequest(**json.loads((cwd / "request.json").read_text()))
     source, out = Path(request.source), Path(request.out)
     config = json.loads((source / "config.json").read_text())
@@ -197,14 +195,14 @@ def stand_in(command: Sequence[str], *, cwd: Path, **_: Any) -> SimpleNamespace:
     how = {"group_size": request.group_size, "bits": request.bits, "mode": "affine"}
     config |= {"quantization": how, "quantization_config": how}
     (out / "config.json").write_text(json.dumps(config))
-    return SimpleNamespace(returncode=0, stderr="")
+    return 0, ""
 
 
 @contextmanager
 def quick() -> Iterator[None]:
     """Learned quantizers take milliseconds. Nothing waits for the disk: a killed process keeps its writes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learned, "subprocess", SimpleNamespace(run=stand_in))
+        patch.setattr(learned, "_listened", stand_in)
         for name in ("sync_file", "sync_folder"):
             patch.setattr(durable, name, lambda *_, **__: None)
         yield

@@ -22,6 +22,7 @@ from builder.console.events import silent
 from builder.project.forecast import Forecast
 from builder.release import production
 from builder.release.delivery import clean
+from builder.spec.types import METHOD_SETTINGS
 from builder.store import views
 from builder.store.care.gc import Policy
 from builder.store.layout import homes
@@ -66,6 +67,17 @@ PLAIN = st.fixed_dictionaries(
     },
 )
 WIDE = st.sampled_from([{"dtype": d, "intermediate": True} for d in ("float16", "bfloat16", "float32")])
+
+
+def declarable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what the method does not read, and without a target that its bits exceed."""
+    least = settings["bits"] + 32 / settings["group_size"]
+    known = {"method", "calibration", "bits", "group_size", *METHOD_SETTINGS[settings["method"]]}
+    if settings.get("target_bpw", least) < least:
+        known.discard("target_bpw")
+    return {name: value for name, value in settings.items() if name in known}
+
+
 LEARNED = st.fixed_dictionaries(
     {
         "method": st.sampled_from(["dwq", "gptq", "dynamic"]),
@@ -79,7 +91,7 @@ LEARNED = st.fixed_dictionaries(
         "learning_rate": st.sampled_from([1e-5, 1e-4]),
         "target_bpw": st.sampled_from([4.5, 6.0]),
     },
-)
+).map(declarable)
 
 
 class Person(RuleBasedStateMachine):

@@ -29,7 +29,7 @@ from tests.soak.person import quick
 from tests.soak.world import Fresh, make_pool
 
 pytestmark = pytest.mark.slow
-STEPS = int(os.environ.get("MODELKILN_STEPS") or 600)
+STEPS = int(os.environ.get("MODELKILN_STEPS") or 120)
 LIFE = 50  # steps
 QUICK = os.environ.get("MODELKILN_SHRINK") == "0"
 

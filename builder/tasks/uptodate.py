@@ -87,8 +87,8 @@ class TargetReady:
             from builder.project.roots import keep_registered
 
             keep_registered(self.project)  # so that gc in another checkout knows about this target
-            if isinstance(plan := self.project.plan.targets[self.name], TargetPlan):
-                records.mark_used(self.project.store, plan.key)
+            if key := self.project.keys.get(self.name):
+                records.mark_used(self.project.store, key)
             self._settle()
         return built
 

@@ -14,10 +14,10 @@ from builder.keys import Key
 from builder.plan.changes import inputs_of, settings_of
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
-from builder.project.state import usable_record
 from builder.sources.catalog import structure_key
 from builder.sources.facts import Unknown
 from builder.store import blobs, records, views
+from builder.store.holdings import usable_record
 from builder.store.types import FileEntry, Manifest, Record
 from builder.weights.structure import Parameter, Quantizable, Structure, TensorSpec, to_text
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from builder.errors import BuildError
 from builder.keys import Key, make_key
 from builder.plan.types import Action, TargetPlan
-from builder.project.state import missing_actions, usable_record
+from builder.project.state import missing_actions
 from builder.store import blobs, records
 from builder.store.format import FORMER
+from builder.store.holdings import usable_record
 from builder.store.layout import Store
 from builder.store.types import Record
 from builder.weights.safetensors import read_header

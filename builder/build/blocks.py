@@ -17,9 +17,9 @@ from builder.console.events import BlockDone, Emit
 from builder.keys import Key
 from builder.plan.types import Action, TargetPlan
 from builder.project import preflight
-from builder.project.state import usable_record
 from builder.project.toolchain import made_by
 from builder.store import blobs, records
+from builder.store.holdings import usable_record
 from builder.store.layout import Store
 from builder.store.locks import acquire
 from builder.store.types import Record

@@ -30,11 +30,11 @@ from builder.plan.changes import inputs_of, settings_of
 from builder.plan.types import CONFIG, TargetPlan
 from builder.project.project import Project
 from builder.project.roots import keys_of, register
-from builder.project.state import usable_record, whole_manifest
 from builder.project.toolchain import made_by, now
 from builder.project.watch import Shown
 from builder.spec.types import Learned
 from builder.store import blobs, records, tmp, views
+from builder.store.holdings import usable_record, whole_manifest
 from builder.store.locks import acquire, build_session
 from builder.store.types import FileEntry, Manifest, Record
 

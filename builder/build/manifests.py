@@ -9,10 +9,10 @@ from builder.errors import BuildError
 from builder.keys import Key
 from builder.plan.changes import inputs_of, settings_of
 from builder.plan.types import CONFIG, TargetPlan
-from builder.project.state import usable_record
 from builder.project.toolchain import made_by, now
 from builder.sources.contents import INDEX
 from builder.store import blobs
+from builder.store.holdings import usable_record
 from builder.store.layout import Store
 from builder.store.types import Blob, FileEntry, Manifest
 from builder.weights import survival

@@ -27,10 +27,11 @@ from builder.plan.types import TargetPlan
 from builder.project import preflight, speed
 from builder.project.project import Project
 from builder.project.roots import keys_of, register
-from builder.project.state import holds, missing_actions, usable_record
+from builder.project.state import missing_actions
 from builder.project.toolchain import made_by
 from builder.project.watch import base_folder, copied_from, unchanged
 from builder.store import blobs, records, views
+from builder.store.holdings import holds, usable_record
 from builder.store.layout import Store
 from builder.store.locks import acquire, build_session
 from builder.store.types import Record

@@ -24,10 +24,10 @@ from builder.plan.types import CONFIG, TargetPlan
 from builder.project.project import Project
 from builder.project.result_keys import PRECISION, needs_directory, reference_key, result_key
 from builder.project.roots import keys_of, register
-from builder.project.state import usable_record
 from builder.project.watch import Shown, base_folder, copied_from, unchanged
 from builder.spec.types import Suite, Target
 from builder.store import blobs, records
+from builder.store.holdings import usable_record
 from builder.store.locks import build_session, measuring
 from builder.store.types import Record
 

@@ -13,8 +13,9 @@ from builder.keys import Key
 from builder.plan.changes import changes, summary
 from builder.plan.types import Action, TargetPlan, Unresolved
 from builder.store import blobs, records, views
+from builder.store.holdings import holds, usable_record, whole_manifest
 from builder.store.layout import Store
-from builder.store.types import Manifest, Record
+from builder.store.types import Manifest
 
 Kind = Literal["built", "unlinked", "pruned", "stale", "missing", "unplanned"]
 
@@ -62,22 +63,6 @@ def reads_source(store: Store, plan: TargetPlan) -> bool:
     """Whether making this target reads another one that must be on disk: its learned step must run."""
     made = (plan.learned, plan.key)
     return plan.learned is not None and all(whole_manifest(store, key) is None for key in made if key)
-
-
-def whole_manifest(store: Store, key: Key) -> Manifest | None:
-    """The manifest of a key whose blobs are all there."""
-    manifest = records.read_manifest(store, key)
-    return manifest if manifest is not None and holds(store, manifest) else None
-
-
-def holds(store: Store, manifest: Manifest) -> bool:
-    return all(blobs.has(store, entry.blob) for entry in manifest.files)
-
-
-def usable_record(store: Store, key: Key) -> Record | None:
-    """The record of an action whose blob is really there."""
-    record = records.read(store, key)
-    return record if record is not None and blobs.has(store, record.blob) else None
 
 
 def missing_actions(store: Store, plan: TargetPlan) -> tuple[Action, ...]:

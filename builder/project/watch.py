@@ -19,8 +19,9 @@ from builder.sources.adapters.reading import adapter_files
 from builder.sources.facts import BaseIdentity, Unknown
 from builder.sources.own_tokenizer import own_tokenizer
 from builder.spec.types import Adapter, Base
-from builder.store import blobs, records, views
+from builder.store import records, views
 from builder.store.disk.identity import Identity, identity_of
+from builder.store.holdings import whole_manifest
 from builder.store.layout import Store
 from builder.store.types import Manifest
 
@@ -61,8 +62,8 @@ def base_folder(project: Project, target: TargetPlan) -> Path:
     imported = target.base.identity.imported
     if imported is None:
         return project.sources.base_directory(base)
-    manifest = records.read_manifest(project.store, imported)
-    if manifest is None or not all(blobs.has(project.store, entry.blob) for entry in manifest.files):
+    manifest = whole_manifest(project.store, imported)
+    if manifest is None:
         raise SourceChanged(source=f"base:{base.name}", path=records.manifest_path(project.store, imported))
     return show_import(project.store, manifest)
 

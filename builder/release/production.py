@@ -9,9 +9,9 @@ from builder.evaluate.run import measured
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.roots import keys_of
-from builder.project.state import holds
 from builder.release.scores import text_of
 from builder.store import records, releases, views
+from builder.store.holdings import holds
 from builder.store.locks import build_session
 
 PRODUCTION = releases.PRODUCTION

@@ -13,11 +13,12 @@ from builder.plan.changes import inputs_of, settings_of
 from builder.plan.types import TargetPlan, nominal_size
 from builder.project.project import Project
 from builder.project.result_keys import QuestionsMissing, result_key, suite_key
-from builder.project.state import target_state, usable_record
+from builder.project.state import target_state
 from builder.report.facts import BlockSurvival, ModelReport, Production, Provenance, Report, Row
 from builder.report.pairs import compared
 from builder.spec.types import Metric, Model, Variant
 from builder.store import records, releases, views
+from builder.store.holdings import usable_record
 from builder.store.types import Manifest, Scalar
 from builder.weights.survival import Survival, rows, total
 

@@ -19,8 +19,9 @@ from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibra
 from builder.sources.gguf.location import IMPORTER, resolve_gguf
 from builder.sources.own_tokenizer import own_tokenizer
 from builder.spec.types import Adapter, Base, GgufSource, Spec, Variant
-from builder.store import blobs, records
+from builder.store import blobs
 from builder.store.disk.identity import Identity, identity
+from builder.store.holdings import usable_record, whole_manifest
 from builder.store.layout import Store
 from builder.store.statcache import StatCache
 from builder.store.types import Blob, FileEntry, Manifest
@@ -150,15 +151,12 @@ class Catalog:
     def imported(self, base: Base) -> Manifest | None:
         """The manifest of the import of a GGUF base. None unless all of its blobs are in the store."""
         key = self.gguf_key(base)
-        manifest = records.read_manifest(self.store, key) if key else None
-        if manifest is None or not all(blobs.has(self.store, e.blob) for e in manifest.files):
-            return None
-        return manifest
+        return whole_manifest(self.store, key) if key else None
 
     def structure(self, weights: Digest) -> Structure | None:
         """The structure of the base with these weights. None if the store has none that can be read."""
-        record = records.read(self.store, structure_key(weights))
-        if record is None or not blobs.has(self.store, record.blob):
+        record = usable_record(self.store, structure_key(weights))
+        if record is None:
             return None
         try:
             return structures.from_text(blobs.read(self.store, record.blob).decode())

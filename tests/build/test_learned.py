@@ -23,10 +23,10 @@ from builder.errors import SourceChanged
 from builder.keys import Key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
-from builder.project.state import holds
 from builder.release.delivery import deliver
 from builder.store import records, views
 from builder.store.care import verify
+from builder.store.holdings import holds
 from tests.architectures import checkpoint as make_checkpoint
 from tests.architectures import dense
 from tests.build.test_one_pass import ROW

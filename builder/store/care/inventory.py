@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from builder.keys import Digest, Key
 from builder.store import blobs, locks, records, releases, seals, tmp, views
@@ -14,6 +15,8 @@ from builder.store.care.needs import Need, needs, pinned_keys
 from builder.store.disk import durable
 from builder.store.layout import Store, homes
 from builder.store.types import Manifest
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,13 @@ def survey(store: Store, checkout: Path | None = None) -> Inventory:
     with durable.explained(store.root):
         sessions = locks.running(store)  # first: a build that begins later finds what is deleted missing
         damaged: list[Path] = []
-        manifests = dict(_manifests(store, damaged))
-        found = dict(_records(store, damaged))
+        manifests = _sound(
+            store, records.manifest_keys(store), records.manifest_path, records.parse_manifest, damaged
+        )
+        actions = _sound(store, records.record_keys(store), records.path, records.parse_record, damaged)
         return Inventory(
-            manifests=manifests,
-            records=found,
+            manifests={key: HeldManifest(manifest, used_ns) for key, manifest, used_ns in manifests},
+            records={key: HeldRecord(each.blob.digest, written_ns) for key, each, written_ns in actions},
             blobs={Digest(e.name): BlobFile(s.st_size, s.st_ctime_ns) for e, s in blobs.files(store)},
             views=tuple(_views(store)),
             pinned=frozenset(key for home in homes(store) for key in pinned_keys(home).values()),
@@ -91,30 +96,24 @@ def survey(store: Store, checkout: Path | None = None) -> Inventory:
         )
 
 
-def _manifests(store: Store, damaged: list[Path]) -> Iterator[tuple[Key, HeldManifest]]:
-    for key in records.manifest_keys(store):
-        path = records.manifest_path(store, key)
+def _sound(
+    store: Store,
+    keys: Iterable[Key],
+    place: Callable[[Store, Key], Path],
+    parse: Callable[[str | None, Key], _T | None],
+    damaged: list[Path],
+) -> Iterator[tuple[Key, _T, int]]:
+    """Key, value and mtime of each file that can be read; the others are added to `damaged`."""
+    for key in keys:
+        path = place(store, key)
         read = _read(path)
         if read is None:
             continue
-        manifest = records.parse_manifest(seals.unsealed(read[0]), key)
-        if manifest is None:
+        value = parse(seals.unsealed(read[0]), key)
+        if value is None:
             damaged.append(path)
         else:
-            yield key, HeldManifest(manifest, read[1])
-
-
-def _records(store: Store, damaged: list[Path]) -> Iterator[tuple[Key, HeldRecord]]:
-    for key in records.record_keys(store):
-        path = records.path(store, key)
-        read = _read(path)
-        if read is None:
-            continue
-        record = records.parse_record(seals.unsealed(read[0]), key)
-        if record is None:
-            damaged.append(path)
-        else:
-            yield key, HeldRecord(record.blob.digest, read[1])
+            yield key, value, read[1]
 
 
 def _read(path: Path) -> tuple[bytes, int] | None:

@@ -127,16 +127,17 @@ class Project:
         that is missed is not an error here. `again`: measure what is known too. Without names: every target
         that `doit eval` measures.
         """
+        from builder.evaluate.records import records_of
         from builder.evaluate.run import evaluate
         from builder.release.scores import refresh
 
-        chosen = self._measurable(targets)
+        chosen, found = self._measurable(targets), []
         with _shown(emit) as tell:
             for name in chosen:
                 plan = self._ready(name, chosen, tell)
-                evaluate(self._project, plan, tell, again=again)
+                found += records_of(plan.target, evaluate(self._project, plan, tell, again=again))
                 refresh(self._project, plan)
-        return self.results(*chosen)
+        return found
 
     def results(self, *targets: str) -> list[Record]:
         """What was measured, one flat dict for each figure: `pandas.DataFrame(project.results())`."""

@@ -25,7 +25,7 @@ from builder.console.words import from_here, stand_in
 from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.result_keys import needs_directory
-from builder.spec.types import Target
+from builder.spec.types import Model, Target
 from builder.tasks.descriptions import describe_base, describe_target
 from builder.tasks.steps import (
     BuildTarget,
@@ -131,8 +131,7 @@ def project_tasks(project: Project) -> Iterator[Task]:
 
 
 def _model_task(project: Project, target: Target) -> Task:
-    model = target.model
-    after = [f"adapter:{model.adapter}"] if model.adapter else [f"base:{model.base}"]
+    after = [_sources_of(target.model)]
     if target.variant.learned:
         after.append(f"calibration:{target.variant.name}")
     return _task(
@@ -170,15 +169,20 @@ def _eval_tasks(project: Project) -> Iterator[Task]:
         yield _group("threshold", "the smallest target that meets its requirements")
     for model in required:
         doc = f"the smallest target of {model.name} that has {', '.join(map(str, model.require))}"
-        after = [f"adapter:{model.adapter}"] if model.adapter else [f"base:{model.base}"]
-        yield _task("threshold", model.name, doc, FindThreshold(project, model.name), after=after)
+        step = FindThreshold(project, model.name)
+        yield _task("threshold", model.name, doc, step, after=[_sources_of(model)])
 
 
 def _measured_of(project: Project, target: Target) -> list[str]:
     """The task that must run before a target is measured. It builds the target or prepares its sources."""
     if needs_directory(project.spec, target):
         return [f"model:{target.name}"]
-    return [f"adapter:{target.model.adapter}" if target.model.adapter else f"base:{target.model.base}"]
+    return [_sources_of(target.model)]
+
+
+def _sources_of(model: Model) -> str:
+    """The task that prepares what a model is made from. The task of an adapter comes after its base's."""
+    return f"adapter:{model.adapter}" if model.adapter else f"base:{model.base}"
 
 
 def _release_tasks(project: Project, target: str) -> Iterator[Task]:

@@ -13,7 +13,7 @@ from builder.errors import StoreError
 from builder.keys import Key
 from builder.store import records, tmp, views
 from builder.store.disk import durable, swap
-from builder.store.layout import Store, homes
+from builder.store.layout import Store
 from builder.store.types import Manifest
 
 PRODUCTION = "production"
@@ -24,11 +24,6 @@ NAMES = frozenset({PRODUCTION, f"{PRODUCTION}{FORMER}"})  # no target can be cal
 def released(store: Store) -> Mapping[str, Key]:
     """Folder name -> key of what it shows, of this checkout's releases and their former ones."""
     return {folder.name: key for folder in _folders(store) if (key := views.current_key(folder)) is not None}
-
-
-def released_anywhere(store: Store) -> frozenset[Key]:
-    """What the releases of all checkouts show."""
-    return frozenset(key for home in homes(store) for key in released(home).values())
 
 
 def move(store: Store, name: str, manifest: Manifest, target: str, card: str = "") -> None:

@@ -18,7 +18,7 @@ from builder.project.result_keys import measured_keys
 from builder.sources.catalog import structure_key
 from builder.spec.types import GgufSource
 from builder.store import checkouts
-from builder.store.care.gc import plan_gc
+from builder.store.care.gc import plan_gc, with_fresh
 from builder.store.care.inventory import survey
 from builder.store.care.policy import GcPlan, Policy
 
@@ -137,7 +137,7 @@ def gc_plan(project: Project, policy: Policy) -> GcPlan:
         raise GcRefused(what=what, hint="`doit plan` says what is missing.")
     names = None if roots.doubts else {target.name for target in project.spec.targets}
     found = survey(project.store, folder)
-    return plan_gc(found, roots.keys, policy, time.time_ns(), folder, names)
+    return with_fresh(found, plan_gc(found, roots.keys, policy, time.time_ns(), folder, names))
 
 
 def freeable(project: Project) -> int:

@@ -76,7 +76,7 @@ def plan_gc(
     manifests = tuple(held.manifest for key, held in sorted(inventory.manifests.items()) if key in keys)
     temporaries = tuple(inventory.temporaries)
     unneeded = _unneeded_results(inventory, live, young)
-    made = GcPlan(
+    return GcPlan(
         views=_dead_views(inventory, keys, live, young, declared),
         manifests=manifests,
         records=_dead_records(inventory, live, young, gone),
@@ -93,13 +93,17 @@ def plan_gc(
         results=unneeded if policy.results else (),
         spare_results=len(unneeded),
     )
-    if not policy.grace_s:
-        return made
-    at_once = plan_gc(inventory, own, replace(policy, grace_s=0.0), now_ns, checkout, declared)
-    fresh_bytes, until = at_once.bytes - made.bytes, _last_use(inventory, at_once)
-    return replace(
-        made, fresh_bytes=max(0, fresh_bytes), fresh_until_ns=until + int(policy.grace_s * _SECOND)
-    )
+
+
+def with_fresh(inventory: Inventory, plan: GcPlan) -> GcPlan:
+    """The plan with what only its grace period keeps, for a person to read: nothing is decided by it."""
+    grace_s = plan.policy.grace_s
+    if not grace_s:
+        return plan
+    policy = replace(plan.policy, grace_s=0.0)
+    at_once = plan_gc(inventory, plan.roots, policy, plan.now_ns, plan.checkout, plan.declared)
+    until = _last_use(inventory, at_once) + int(grace_s * _SECOND)
+    return replace(plan, fresh_bytes=max(0, at_once.bytes - plan.bytes), fresh_until_ns=until)
 
 
 def _last_use(inventory: Inventory, plan: GcPlan) -> int:

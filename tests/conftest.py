@@ -39,6 +39,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The hub's client asks nobody, here and in every command that a test runs.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Tests run side by side. More threads for each would only wait for one another.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -18,8 +18,8 @@ import mmap
 import os
 import struct
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def accelerate() -> str:
         return "mlx"
     if all(abs(new - old) <= 1e-3 * max(1.0, abs(old)) for new, old in zip(_products(), before, strict=True)):
         if "OPENBLAS_NUM_THREADS" not in os.environ:
-            _choose_threads(openblas.scipy_openblas_set_num_threads)
+            openblas.scipy_openblas_set_num_threads(_cores())
         threads = openblas.scipy_openblas_get_num_threads()
         return f"openblas with {threads} thread{'s' if threads > 1 else ''}"
     for place, former in replaced:  # OpenBLAS has another calling convention than we think: undo
@@ -72,31 +72,17 @@ def _products() -> list[float]:
     return list(values)
 
 
-def _choose_threads(use: Callable[[int], object]) -> None:
-    """Chooses the number of threads that multiplies fastest now. On busy cores, more threads are slower.
+def _cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """The cores that this process may use: its affinity, and the limit of its container.
 
-    With another number of threads OpenBLAS may add in another order. 1 and 2 threads gave identical bits on
-    SkylakeX, and results equal up to float32 rounding on Haswell. So results record the number.
+    Never a measurement: with another number of threads OpenBLAS may add in another order (identical bits on
+    SkylakeX, equal up to float32 rounding on others). So one machine always uses the same number.
     """
-    import mlx.core as mx
-
-    a, b = mx.ones((512, 1024)), mx.ones((1024, 1024))
-
-    def seconds(threads: int) -> float:
-        use(threads)
-        mx.eval(a @ b)  # threads start
-        start = time.perf_counter()
-        for _ in range(16):
-            mx.eval(a @ b)
-        return time.perf_counter() - start
-
     cores = len(os.sched_getaffinity(0))
-    best, least = 1, seconds(1)
-    for threads in sorted({*(1 << n for n in range(1, cores.bit_length())), cores} - {1}):
-        if (taken := seconds(threads)) > 0.9 * least:
-            break
-        best, least = threads, taken
-    use(best)
+    with suppress(OSError, ValueError):
+        allowed, period = (int(word) for word in quota.read_text().split())  # "max 100000" is a ValueError
+        cores = min(cores, -(-allowed // period))
+    return max(1, cores)
 
 
 def _package(name: str, file: str) -> Path | None:

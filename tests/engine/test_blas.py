@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
+from builder.engine import blas
 from tests.conftest import fresh_python
 
 needs_openblas = pytest.mark.skipif(
@@ -51,12 +53,13 @@ print(blas.accelerate(), (a @ b).tolist() == before)
 
 
 @needs_openblas
-def test_threads_are_chosen_unless_somebody_did() -> None:
+def test_threads_are_the_cores_unless_somebody_says() -> None:
     """They are recorded, and however many there are, the products are the same to rounding."""
     code = """
 import ctypes, os
 import mlx.core as mx
 from builder.engine import blas
+os.environ.pop("OPENBLAS_NUM_THREADS", None)
 if {given}:
     os.environ["OPENBLAS_NUM_THREADS"] = "{given}"
 said = blas.accelerate()
@@ -76,6 +79,25 @@ print(chosen, largest < 1e-6 * 576 ** 0.5 * mx.abs(products[0]).max().item(), sa
 """
     assert run(code.format(given=1)) == "1; True; openblas with 1 thread"
     threads, same, said = run(code.format(given=0)).split("; ")
-    assert 1 <= int(threads) <= len(os.sched_getaffinity(0))
+    assert int(threads) == blas._cores()
     assert same == "True"
     assert said.startswith(f"openblas with {threads} thread")
+
+
+@pytest.mark.parametrize(
+    ("written", "threads"),
+    [
+        ("max 100000\n", 8),
+        ("200000 100000\n", 2),
+        ("150000 100000\n", 2),
+        ("10000 100000\n", 1),
+        ("nonsense", 8),
+    ],
+)
+def test_a_container_limits_the_threads(
+    written: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(written)
+    assert blas._cores(tmp_path / "cpu.max") == threads
+    assert blas._cores(tmp_path / "nothing") == 8

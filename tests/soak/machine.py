@@ -313,6 +313,10 @@ class Person(RuleBasedStateMachine):
         former.rename(new)
         self.world.folders[which] = new
         self.world.foreign = self.world.look()
+        for stores in (self.damaged, self.touched):  # a store inside the folder moves with it
+            moved = {s for s in stores if s.is_relative_to(former)}
+            stores -= moved
+            stores |= {new / store.relative_to(former) for store in moved}
         if build:
             done = self.ran.get(which) == self.world.sources_of(which)
             said = self.run(which)

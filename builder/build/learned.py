@@ -32,7 +32,7 @@ from builder.project.project import Project
 from builder.project.roots import keys_of, register
 from builder.project.toolchain import made_by, now
 from builder.project.watch import Shown
-from builder.spec.types import Learned
+from builder.spec.quantizers import Learned
 from builder.store import blobs, records, tmp, views
 from builder.store.holdings import usable_record, whole_manifest
 from builder.store.locks import acquire, build_session

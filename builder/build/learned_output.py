@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from builder.errors import BuildError
 from builder.keys import Key
 from builder.plan.changes import inputs_of, settings_of
-from builder.plan.planning import shard_name
+from builder.plan.layout import shard_name
 from builder.plan.types import CONFIG, TargetPlan
 from builder.project.project import Project
 from builder.project.toolchain import made_by, now

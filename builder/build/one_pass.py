@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from builder.build import card
 from builder.build.adoption import adopt
@@ -37,6 +37,7 @@ from builder.store.locks import acquire, build_session
 from builder.store.types import Record
 
 if TYPE_CHECKING:
+    from builder.engine.loading import LoadedAdapter
     from builder.engine.stream import Stream
 
 _ONE_PASS = Lock()  # one pass at a time in a process: two would double the memory (`doit -P thread`)
@@ -76,7 +77,7 @@ def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[B
         for target in targets:
             copy_aux(project, target)
         seconds = time.perf_counter() - start
-        return [_finish(project, target, tally, seconds) for target in targets]
+        return [finish(project, target, tally, seconds) for target in targets]
 
 
 # -- blocks ----------------------------------------------------------------------------------------------
@@ -126,35 +127,45 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
 
     unsettled: those whose config.json is to be made.
     """
-    from builder.engine.loading import LoadedAdapter, load_base
-    from builder.engine.merging import with_merges
     from builder.engine.stream import Request, Stream
 
-    first = targets[0].target.model
-    base = project.spec.bases[first.base]
-    folder = base_folder(project, targets[0])
-    model, config = load_base(
-        folder,
-        dequantize=base.dequantize,
-        trust_remote_code=base.trust_remote_code,
-    )
-    adapter = None
-    if first.adapter is not None:
-        from builder.sources.adapters.places import placed, places_of
-        from builder.sources.adapters.reading import read_adapter
-        from builder.sources.adapters.tensors import load_merges, load_tensors
-
-        declared = project.spec.adapters[first.adapter]
-        info = placed(read_adapter(declared), declared, places_of(targets[0].base.structure))
-        adapter = with_merges(
-            LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales),
-            load_merges(info),
-            folder,
-            trust_remote_code=base.trust_remote_code,
-        )
+    model, config = open_base(project, targets[0])
+    adapter = open_adapter(project, targets[0])
     requests = [Request(t.target.variant, t.dtype, t.quantization) for t in targets]
     configs = {target.target.variant.name for target in unsettled}
     return Stream(model, config, requests, adapter, configs=configs, survival=project.spec.build.survival)
+
+
+def open_base(project: Project, target: TargetPlan) -> tuple[Any, dict[str, Any]]:
+    """The lazy model of a target's base, and its config."""
+    from builder.engine.loading import load_base
+
+    base = project.spec.bases[target.target.model.base]
+    return load_base(
+        base_folder(project, target),
+        dequantize=base.dequantize,
+        trust_remote_code=base.trust_remote_code,
+    )
+
+
+def open_adapter(project: Project, target: TargetPlan) -> LoadedAdapter | None:
+    """The lazy tensors of a target's adapter."""
+    if target.target.model.adapter is None:
+        return None
+    from builder.engine.loading import LoadedAdapter
+    from builder.engine.merging import with_merges
+    from builder.sources.adapters.places import placed, places_of
+    from builder.sources.adapters.reading import read_adapter
+    from builder.sources.adapters.tensors import load_merges, load_tensors
+
+    declared = project.spec.adapters[target.target.model.adapter]
+    info = placed(read_adapter(declared), declared, places_of(target.base.structure))
+    return with_merges(
+        LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales),
+        load_merges(info),
+        base_folder(project, target),
+        trust_remote_code=project.spec.bases[target.target.model.base].trust_remote_code,
+    )
 
 
 def make_config(project: Project, target: TargetPlan, emit: Emit) -> None:
@@ -189,7 +200,7 @@ def copy_aux(project: Project, target: TargetPlan) -> None:
             raise SourceChanged(source=f"base:{target.target.model.base}", path=places[entry.name])
 
 
-def _finish(project: Project, target: TargetPlan, tally: Tally, seconds: float) -> Built:
+def finish(project: Project, target: TargetPlan, tally: Tally, seconds: float) -> Built:
     """Manifest, then view."""
     store = project.store
     made = sum(tally.made.get(action.key) == target.name for action in target.actions)

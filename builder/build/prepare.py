@@ -62,7 +62,7 @@ def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
     prepare_base(project, project.spec.bases[model.base], emit)
     if model.adapter:
         prepare_adapter(project, project.spec.adapters[model.adapter], emit)
-    if variant.learned is not None:
+    if variant.calibration is not None:
         prepare_calibration(project, variant, emit)
     project.forget_plan()
     plan = project.plan.targets[target.name]
@@ -74,13 +74,13 @@ def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
 
 
 def prepare_calibration(project: Project, variant: Variant, emit: Emit) -> None:
-    """Is the text of a learned variant there? Before anything is made for it. Raises SourceMissing."""
+    """Is the calibration text of a variant there? Before anything is made for it. Raises SourceMissing."""
     found = project.sources.calibration(variant)
     if isinstance(found, Unknown):
         if found.error is not None:
             raise found.error
-        assert variant.learned is not None
-        digest(project, variant.learned.calibration, emit)
+        assert variant.calibration is not None
+        digest(project, variant.calibration, emit)
 
 
 def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFacts:

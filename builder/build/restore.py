@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from builder.build.calibrated import build_calibrated
 from builder.build.intermediates import prune_intermediates
 from builder.build.learned import build_learned
 from builder.build.one_pass import build
@@ -44,7 +45,8 @@ def restore(project: Project, findings: Iterable[Finding], emit: Emit) -> tuple[
 def _build(project: Project, plans: list[TargetPlan], emit: Emit) -> None:
     """Targets of one model: in one pass what is made by block and what learned ones read, then those."""
     learned = [plan for plan in plans if plan.needs is not None]
-    wanted = {plan.name: plan for plan in plans if plan.needs is None}
+    calibrated = [plan for plan in plans if plan.target.variant.calibrated is not None]
+    wanted = {plan.name: plan for plan in plans if plan.needs is None and plan not in calibrated}
     for plan in learned:
         source = project.plan.targets[str(plan.needs)]
         assert isinstance(source, TargetPlan)  # a learned target is planned from it
@@ -52,6 +54,8 @@ def _build(project: Project, plans: list[TargetPlan], emit: Emit) -> None:
             wanted[source.name] = source
     if wanted:
         build(project, list(wanted.values()), emit)
+    for plan in calibrated:
+        build_calibrated(project, plan, emit)
     for plan in learned:
         build_learned(project, plan, emit)
     if learned:

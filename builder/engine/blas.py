@@ -18,18 +18,22 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _FUNCTIONS = (b"cblas_sgemm",)
+# What `accelerate` has done: what multiplies now, and the places in the table with their former and their
+# present addresses. At most one entry.
+_POINTED: list[tuple[str, list[tuple[int, int]], list[tuple[int, int]]]] = []
 _TABLES = (b".rela.plt", b".rela.dyn")
 _READ_WRITE = 3
 
 
-def accelerate() -> str:
-    """Points mlx to OpenBLAS where that is possible.
+def accelerate(threads: int | None = None) -> str:
+    """Points mlx to OpenBLAS where that is possible. `threads` None: as many as are fastest now.
 
     Returns what multiplies matrices now, for the result: "mlx", or for example "openblas with 2 threads".
     """
@@ -45,18 +49,51 @@ def accelerate() -> str:
     start = _loaded_at(ours)
     if start is None:
         return "mlx"
+    if _POINTED:
+        return _POINTED[-1][0]
     before = _products()
-    replaced = [(start + at, _replace(start + at, _address(openblas, name))) for name, at in _imports(ours)]
+    wanted = [(start + at, _address(openblas, name)) for name, at in _imports(ours)]
+    replaced = [(place, _replace(place, address)) for place, address in wanted]
     if not replaced:
         return "mlx"
     if all(abs(new - old) <= 1e-3 * max(1.0, abs(old)) for new, old in zip(_products(), before, strict=True)):
-        if "OPENBLAS_NUM_THREADS" not in os.environ:
-            openblas.scipy_openblas_set_num_threads(_cores())
+        if threads is not None:
+            openblas.scipy_openblas_set_num_threads(threads)
+        elif "OPENBLAS_NUM_THREADS" not in os.environ:
+            _choose_threads(openblas.scipy_openblas_set_num_threads)
         threads = openblas.scipy_openblas_get_num_threads()
-        return f"openblas with {threads} thread{'s' if threads > 1 else ''}"
+        kind = f"openblas with {threads} thread{'s' if threads > 1 else ''}"
+        _POINTED.append((kind, replaced, wanted))
+        return kind
     for place, former in replaced:  # OpenBLAS has another calling convention than we think: undo
         _replace(place, former)
     return "mlx"
+
+
+@contextmanager
+def accelerated(threads: int | None = None) -> Iterator[str]:
+    """`accelerate`, until the block ends. Gives what it returns."""
+    kind = accelerate(threads)
+    try:
+        yield kind
+    finally:
+        while _POINTED:
+            for place, former in _POINTED.pop()[1]:
+                _replace(place, former)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Inside `accelerated`: products by mlx's own BLAS, bit for bit as in a pass, until the block ends."""
+    for _, former, _ in _POINTED:
+        for place, address in former:
+            _replace(place, address)
+    try:
+        yield
+    finally:
+        for _, _, ours in _POINTED:
+            for place, address in ours:
+                _replace(place, address)
 
 
 def _products() -> list[float]:
@@ -72,17 +109,32 @@ def _products() -> list[float]:
     return list(values)
 
 
-def _cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """The cores that this process may use: its affinity, and the limit of its container.
+def _choose_threads(use: Callable[[int], object]) -> None:
+    """Chooses the number of threads that multiplies fastest now. On busy cores, more threads are slower.
 
-    Never a measurement: with another number of threads OpenBLAS may add in another order (identical bits on
-    SkylakeX, equal up to float32 rounding on others). So one machine always uses the same number.
+    With another number of threads OpenBLAS may add in another order. 1 and 2 threads gave identical bits on
+    SkylakeX, and results equal up to float32 rounding on others. So results record the number, and whoever
+    needs the same bits from every run asks for one thread.
     """
+    import mlx.core as mx
+
+    a, b = mx.ones((512, 1024)), mx.ones((1024, 1024))
+
+    def seconds(threads: int) -> float:
+        use(threads)
+        mx.eval(a @ b)  # threads start
+        start = time.perf_counter()
+        for _ in range(16):
+            mx.eval(a @ b)
+        return time.perf_counter() - start
+
     cores = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):
-        allowed, period = (int(word) for word in quota.read_text().split())  # "max 100000" is a ValueError
-        cores = min(cores, -(-allowed // period))
-    return max(1, cores)
+    best, least = 1, seconds(1)
+    for threads in sorted({*(1 << n for n in range(1, cores.bit_length())), cores} - {1}):
+        if (taken := seconds(threads)) > 0.9 * least:
+            break
+        best, least = threads, taken
+    use(best)
 
 
 def _package(name: str, file: str) -> Path | None:

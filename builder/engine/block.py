@@ -83,6 +83,20 @@ class Block:
                 self._measure(values, wanted, out)
         return dict(out)
 
+    def values(self, dtype: mx.Dtype | None) -> Values:
+        """All parameters of the block, with the adapter fused into them, cast as `Recipe` says."""
+        return self._cast(self._fuse(), dtype)
+
+    def forget(self) -> None:
+        """Lets the block's weights go. It cannot be used afterwards."""
+        self.parameters.clear()
+        self.layers.clear()
+        self._fused = None
+
+    def is_plain(self, path: str) -> bool:
+        """Whether quantizing the module at `path` does nothing but mx.quantize of its weight."""
+        return _is_plain(self.modules[path])
+
     def _measure(
         self, values: Values, recipes: Mapping[str, Recipe], out: Mapping[str, dict[str, RawTensor]]
     ) -> None:
@@ -155,7 +169,7 @@ class Block:
             for path in recipe.quantization
             if f"{path}.weight" in values and f"{path}.weight" not in out[variant]
         }
-        _check_finite({name: values.array(name) for name in left}, target)
+        check_finite({name: values.array(name) for name in left}, target)
         for variant, recipe in recipes.items():
             tensors: dict[str, mx.array] = {}
             for name in values:
@@ -165,18 +179,18 @@ class Block:
                 elif path not in recipe.quantization:
                     tensors[name] = values.array(name)
                 elif leaf == "weight" and name not in out[variant]:
-                    tensors |= self._quantize(path, values, recipe.quantization[path])
+                    tensors |= self.quantized(path, values, recipe.quantization[path])
             mx.eval(tensors)
-            _check_finite({name: array for name, array in tensors.items() if name not in checked}, target)
+            check_finite({name: array for name, array in tensors.items() if name not in checked}, target)
             for name, array in tensors.items():
                 out[variant].setdefault(name, raw(array))
             leaves = {n for n in values if n.rpartition(".")[0] in recipe.quantization} - set(out[variant])
             rest = {name: values.array(name) for name in leaves if name.rpartition(".")[2] != "weight"}
             mx.eval(rest)
-            _check_finite(rest, target)
+            check_finite(rest, target)
             out[variant].update({name: raw(array) for name, array in rest.items()})
 
-    def _quantize(self, path: str, values: Values, how: Quantization) -> dict[str, mx.array]:
+    def quantized(self, path: str, values: Values, how: Quantization) -> dict[str, mx.array]:
         """The tensors that `to_quantized` of the module at `path` makes, under full names."""
         module = copy.copy(self.modules[path])
         module.update({leaf: values.array(f"{path}.{leaf}") for leaf in module if f"{path}.{leaf}" in values})
@@ -266,7 +280,7 @@ def _fuse_compiled(weight: mx.array, layer: Any) -> Array | None:
     return kernels.fuse_lora(stored(weight), dtype, lora_a, lora_b, layer.scale, layout, threads=THREADS)
 
 
-def _check_finite(tensors: Mapping[str, mx.array], target: str) -> None:
+def check_finite(tensors: Mapping[str, mx.array], target: str) -> None:
     """Raises NotFinite for the first floating tensor that holds NaN or infinity."""
     floating = {n: a for n, a in sorted(tensors.items()) if mx.issubdtype(a.dtype, mx.floating)}
     if mx.default_device() == mx.Device(mx.cpu):  # where mx.isfinite is slow: it goes element by element

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from builder.plan.types import Action, TargetPlan
-from builder.spec.types import METHOD_SETTINGS
+from builder.spec.quantizers import METHOD_SETTINGS
 from builder.store.types import Manifest
 
 _LABELS = frozenset({"base", "adapter", "variant", "source"})  # names: recorded for a reader, in no key
@@ -22,6 +22,7 @@ _DERIVED = frozenset(
         "paths_digest",
         "vocabulary_digest",
         "generation_digest",
+        "before_digest",
         "dtype_asked",
     }
 )
@@ -31,6 +32,9 @@ _SHOWN = {
     "vocabulary_digest": "tokenizer",
     "calibration_digest": "calibration",
     "calibration_format": "calibration format",
+    "prompts_digest": "chat template or tokenizer",
+    "before_digest": "what comes before some blocks",
+    "rounding": "rounding",
     "tensors_digest": "names, types or shapes of tensors",
     "quantization_digest": "quantization of some paths",
     "paths_digest": "quantization of some paths",
@@ -173,6 +177,8 @@ def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
     if (learned := variant.learned) is not None:
         used = {"method", "source", *METHOD_SETTINGS[learned.method]}
         settings |= {k: str(v) for k, v in asdict(learned).items() if k in used}
+    if (calibrated := variant.calibrated) is not None:
+        settings |= {"samples": calibrated.samples, "sequence_length": calibrated.sequence_length}
     for number, override in enumerate(variant.overrides, start=1):
         how_text = "as it is"
         if (q := override.quantization) is not None:

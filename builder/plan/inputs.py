@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from builder.keys import make_key
 from builder.sources.facts import AdapterFacts
-from builder.spec.types import METHOD_SETTINGS
+from builder.spec.quantizers import METHOD_SETTINGS
 
 # What a manifest says as settings (builder.plan.changes.settings_of), or what names a block.
 SETTINGS = frozenset(
     {"block", "dtype", "dtype_asked", "common", "recipe", "overrides", "bits", "group_size", "method"}
 )
-SETTINGS |= frozenset().union(*METHOD_SETTINGS.values())
+SETTINGS |= frozenset().union(*METHOD_SETTINGS.values(), {"samples", "sequence_length"})
 
 
 def in_words(keyed: Sequence[Mapping[str, object]]) -> dict[str, str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from builder.spec.types import Learned, Quantization
+from builder.spec.quantizers import Learned
+from builder.spec.types import Quantization
 from builder.weights.structure import Structure
 
 # From mlx_lm.quant.awq.AWQ_MODEL_CONFIGS. The other methods take any model with linear layers.

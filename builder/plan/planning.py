@@ -4,6 +4,7 @@ All keys are known before anything is built:
 
   block key    = H(base weights, block, this block's slice of the adapter, dtype, its tensors,
                    their quantization)
+  rounded key  = H(the same, the calibration text and how it becomes tokens, all blocks before it)
   learned key  = H(the source's block keys, the calibration text and how it becomes tokens,
                    settings of the method)
   config key   = H(config.json of the base, generation_config.json, dtype, settings,
@@ -20,20 +21,20 @@ met. An Unresolved target says why, and does not affect other targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 
-from builder.keys import Digest, Key, make_key, named_key
+from builder.keys import named_key
 from builder.plan.inputs import SETTINGS, adapter_in_words, in_words
+from builder.plan.layout import Layout, layout_of
 from builder.plan.methods import refusal
-from builder.plan.quantization import PlanError, resolve
-from builder.plan.types import GENERATION, Action, Plan, Sources, TargetPlan, Unresolved
-from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
-from builder.spec.types import METHOD_SETTINGS, Quantization, Spec, Target, Variant
-from builder.weights import overrides
-from builder.weights.shards import encoded_size
-from builder.weights.structure import TensorSpec, block_of, shard_tensors
+from builder.plan.parts import block_parts, config_parts, measured_key, rounded_parts, target_key
+from builder.plan.quantization import PlanError
+from builder.plan.types import Action, Plan, Sources, TargetPlan, Unresolved
+from builder.sources.facts import AdapterFacts, BaseFacts, Calibration, Unknown
+from builder.spec.quantizers import METHOD_SETTINGS
+from builder.spec.types import Spec, Target
 
 
 def make_plan(spec: Spec, sources: Sources) -> Plan:
@@ -41,7 +42,7 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
 
     A target that the sources cannot provide is Unresolved, with the PlanError inside. No error is raised.
     """
-    memo: dict[tuple[str, str], _Layout] = {}
+    memo: dict[tuple[str, str], Layout] = {}
     targets: dict[str, TargetPlan | Unresolved] = {}
 
     def plain(target: Target) -> TargetPlan | Unresolved:
@@ -56,8 +57,11 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
         _refuse_packed(target, base)
         where = (target.model.base, target.variant.name)
         if where not in memo:
-            memo[where] = _layout(target, base)
-        return _plan_target(target, base, adapter, memo[where], sources.toolchain)
+            memo[where] = layout_of(target, base)
+        text = sources.calibrations[target.variant.name] if target.variant.calibrated else None
+        if isinstance(text, Unknown):
+            return Unresolved(target, text.reason, text.error)
+        return _plan_target(target, base, adapter, memo[where], sources.toolchain, text)
 
     def whole(target: Target, source: TargetPlan | Unresolved) -> TargetPlan | Unresolved:
         if isinstance(source, TargetPlan):
@@ -136,7 +140,7 @@ def plan_learned(
         shown["dtype_asked"] = source.target.variant.dtype
     return TargetPlan(
         target,
-        _target_key([["learned", key]], config, base),
+        target_key([["learned", key]], config, base),
         source.base,
         source.adapter,
         source.dtype,
@@ -145,60 +149,20 @@ def plan_learned(
         config,
         (),
         {**source.inputs, **shown},
-        _measured_key([["learned", key]], config, base),
+        measured_key([["learned", key]], config, base),
         calibration.digest,
         key,
         source.name,
     )
 
 
-@dataclass(frozen=True)
-class _BlockLayout:
-    block: str
-    file: str
-    tensors: tuple[TensorSpec, ...]
-    size: int
-    layout: Digest  # of the tensors' names, types and shapes
-    quantization: Digest
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What a variant makes of a base. The adapter does not matter for this."""
-
-    dtype: str | None
-    quantization: Mapping[str, Quantization]
-    skipped: tuple[str, ...]
-    idle: tuple[overrides.Idle, ...]
-    blocks: tuple[_BlockLayout, ...]
-
-
-def _layout(target: Target, base: BaseFacts) -> _Layout:
-    structure, variant = base.structure, target.variant
-    dtype = variant.dtype or structure.default_dtype
-    quantization, skipped = resolve(structure, variant)
-    by_block: dict[str, list[object]] = {}
-    for path, how in sorted(quantization.items()):
-        by_block.setdefault(block_of(f"{path}.weight"), []).append([path, how.bits, how.group_size, how.mode])
-    count = len(structure.blocks)
-    blocks = []
-    for index, (block, parameters) in enumerate(structure.by_block.items(), start=1):
-        tensors = shard_tensors(parameters, dtype, quantization)
-        quantized = Digest(make_key("quantization/1", by_block.get(block, [])))
-        layout = Digest(make_key("tensors/1", [[t.name, t.dtype, t.shape] for t in tensors]))
-        size = encoded_size(tensors)
-        blocks.append(_BlockLayout(block, shard_name(index, count), tensors, size, layout, quantized))
-    idle = overrides.idle(structure, variant) if variant.is_quantized else ()
-    return _Layout(dtype, quantization, skipped, idle, tuple(blocks))
-
-
-def shard_name(index: int, count: int) -> str:
-    """The name of a shard as mlx_lm.utils.save_model chooses it. `index` counts from 1."""
-    return f"model-{index:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
-
-
 def _plan_target(
-    target: Target, base: BaseFacts, adapter: AdapterFacts | None, layout: _Layout, toolchain: str
+    target: Target,
+    base: BaseFacts,
+    adapter: AdapterFacts | None,
+    layout: Layout,
+    toolchain: str,
+    text: Calibration | None = None,
 ) -> TargetPlan:
     slices = adapter.slices if adapter else {}
     if stray := sorted(set(slices) - set(base.structure.blocks)):
@@ -208,18 +172,20 @@ def _plan_target(
             hint="Was it trained on another model? Correct `base` or `path` in artifacts.toml.",
         )
     parts = {
-        b.block: _block_parts(base, b, slices.get(b.block), layout.dtype, toolchain) for b in layout.blocks
+        b.block: block_parts(base, b, slices.get(b.block), layout.dtype, toolchain) for b in layout.blocks
     }
+    if text is not None:
+        parts = rounded_parts(parts, target.variant, base, text)
+    kind = "block/2" if text is None else "rounded/1"
     actions = tuple(
-        Action(named_key("block/2", parts[b.block]), b.block, b.file, b.tensors, b.size)
-        for b in layout.blocks
+        Action(named_key(kind, parts[b.block]), b.block, b.file, b.tensors, b.size) for b in layout.blocks
     )
-    settings = _config_parts(target.variant, base, layout, toolchain)
+    settings = config_parts(target.variant, base, layout, toolchain)
     config = named_key("config/3", settings)
     blocks = [[action.file, action.key] for action in actions]
     return TargetPlan(
         target,
-        _target_key(blocks, config, base.identity),
+        target_key(blocks, config, base.identity),
         base,
         adapter,
         layout.dtype,
@@ -228,62 +194,7 @@ def _plan_target(
         config,
         layout.skipped,
         {**in_words([*parts.values(), settings]), **adapter_in_words(adapter)},
-        _measured_key(blocks, config, base.identity),
+        measured_key(blocks, config, base.identity),
+        text.digest if text else None,
         idle=layout.idle,
     )
-
-
-def _block_parts(
-    base: BaseFacts, block: _BlockLayout, adapted: Key | None, dtype: str | None, toolchain: str
-) -> dict[str, object]:
-    """Everything that can change the bytes of one block of one variant, by name."""
-    return {
-        **_repaired(base, _IN_WEIGHTS),
-        "base_digest": base.weights,
-        "block": block.block,
-        "slices_digest": adapted,
-        "dtype": dtype,
-        "tensors_digest": block.layout,
-        "quantization_digest": block.quantization,
-        "toolchain": toolchain or None,
-    }
-
-
-def _config_parts(variant: Variant, base: BaseFacts, layout: _Layout, toolchain: str) -> dict[str, object]:
-    """Everything that can change config.json, by name: mlx-lm merges generation_config.json into it."""
-    how = variant.quantization
-    merged = [entry.blob.digest for entry in base.aux if entry.name == GENERATION]
-    paths = sorted([path, q.bits, q.group_size, q.mode] for path, q in layout.quantization.items())
-    return {
-        **_repaired(base, set(base.structure.repairs)),
-        "config_digest": base.identity.config,
-        "generation_digest": merged[0] if merged else None,
-        "dtype": layout.dtype,
-        "dtype_asked": variant.dtype,
-        "paths_digest": make_key("paths/1", paths),
-        "common": None if how is None else [how.bits, how.group_size, how.mode],
-        "recipe": variant.recipe and [variant.recipe, variant.group_size],
-        "overrides": [
-            [o.pattern, None if (q := o.quantization) is None else [q.bits, q.group_size, q.mode]]
-            for o in variant.overrides
-        ],
-        "toolchain": toolchain or None,
-    }
-
-
-_IN_WEIGHTS = {"fp8"}  # the repairs that change weights; the others change config.json
-
-
-def _repaired(base: BaseFacts, kinds: Set[str]) -> dict[str, object]:
-    """What is done otherwise than by mlx-lm. A base that needs no repair has the keys that it always had."""
-    found = sorted(kinds & base.structure.repairs.keys())
-    return {"repairs": found} if found else {}
-
-
-def _target_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:
-    copied = [[entry.name, entry.blob.digest] for entry in base.aux]
-    return named_key("target/3", {"made": made, "config": config, "copied": copied})
-
-
-def _measured_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:
-    return named_key("measured/1", {"made": made, "config": config, "prompts": base.prompts})

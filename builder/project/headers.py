@@ -19,7 +19,7 @@ from builder.plan.types import Sources, TargetPlan
 from builder.project.project import Project
 from builder.sources import base as bases
 from builder.sources import contents
-from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Unknown
+from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
 from builder.sources.gguf.header import read_gguf_header
 from builder.sources.gguf.location import resolve_gguf
 from builder.sources.gguf.names import hub_name
@@ -37,6 +37,7 @@ def estimated(project: Project, names: Iterable[str]) -> dict[str, TargetPlan]:
     """Plans of targets whose bases were not read yet. Their keys mean nothing, their sizes are close.
 
     A target of which headers tell nothing is left out: learned quantizers, and what is not downloaded.
+    A calibration text changes no size.
     """
     spec = project.spec
     wanted = {name for name in names if spec.target(name).variant.learned is None}
@@ -44,7 +45,10 @@ def estimated(project: Project, names: Iterable[str]) -> dict[str, TargetPlan]:
     found = {name: facts for name in used if (facts := base_from_headers(project, spec.bases[name]))}
     known = {model.base: found.get(model.base, Unknown("")) for model in spec.models.values()}
     adapters = {name: _adapter(project, name) for name in spec.adapters}
-    calibrations = {variant: Unknown("") for variant in spec.variants}
+    calibrations = {
+        name: Calibration(_NONE, "") if variant.calibrated else Unknown("")
+        for name, variant in spec.variants.items()
+    }
     plans = make_plan(spec, Sources(known, adapters, "", calibrations)).resolved()
     return {plan.name: plan for plan in plans if plan.name in wanted}
 

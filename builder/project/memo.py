@@ -77,7 +77,7 @@ def inputs(spec: Spec, sources: Catalog) -> Key | None:
                 return None
             own = [[e.name, e.blob.digest] for e in own_entries(sources, spec.adapters[name])]
             parts.append([name, key, own] if own else [name, key])
-        for name in sorted(name for name, variant in spec.variants.items() if variant.learned):
+        for name in sorted(name for name, variant in spec.variants.items() if variant.calibration):
             text = sources.calibration(spec.variants[name])
             if isinstance(text, Unknown):
                 return None

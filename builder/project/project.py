@@ -98,7 +98,7 @@ class Project:
             {name: _usable(self.sources.base_facts, self.spec.bases[name]) for name in sorted(used)},
             {name: _usable(self.sources.adapter_facts, self.spec.adapters[name]) for name in sorted(worn)},
             toolchain() if self.spec.build.strict_toolchain else "",
-            {v.name: self.sources.calibration(v) for v in self.spec.variants.values() if v.learned},
+            {v.name: self.sources.calibration(v) for v in self.spec.variants.values() if v.calibration},
         )
 
 

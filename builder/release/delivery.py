@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
+from builder.build.calibrated import build_calibrated
 from builder.build.intermediates import prune_intermediates
 from builder.build.learned import build_learned
 from builder.build.one_pass import Built, build
@@ -39,11 +40,17 @@ def deliver(
         _tell([learned], emit)
         prune_intermediates(project, emit, selected)
         return [*results, learned]
+    if wanted.target.variant.calibrated is not None:
+        made = build_calibrated(project, wanted, emit)
+        _refresh(project, wanted)
+        _tell([made], emit)
+        return [made]
     others = [p for p in project.plan.resolved() if p.target.model.name == model and p.name != name]
     read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}
     chosen = [wanted]
     for other in others:
-        asked = other.needs is None and (other.name in selected or other.name in read)
+        in_a_pass = other.needs is None and other.target.variant.calibrated is None
+        asked = in_a_pass and (other.name in selected or other.name in read)
         if asked and not target_state(project.store, other).built:
             chosen.append(other)
     declared = [target.name for target in project.spec.targets]

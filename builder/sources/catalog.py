@@ -243,9 +243,9 @@ class Catalog:
         return facts
 
     def calibration(self, variant: Variant) -> Calibration | Unknown:
-        """The text of a learned variant, and how it is read (builder.engine.quantizer.texts)."""
-        assert variant.learned is not None
-        path = variant.learned.calibration
+        """The text that a variant is made for, and how it is read."""
+        path = variant.calibration
+        assert path is not None
         if not path.is_file():
             missing = SourceMissing(table=f"variant.{variant.name}", path=path)
             return Unknown(f"variant {variant.name}: its calibration file {path} does not exist", missing)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from builder.spec.types import CHECKS, DTYPES, METHODS, METRICS, MODES, RECIPES, TOKENIZERS
+from builder.spec.quantizers import METHODS
+from builder.spec.types import CHECKS, DTYPES, METRICS, MODES, RECIPES, TOKENIZERS
 
 # name: the name of a declared table, of the kind that `refers` says. names: a list of such names, not empty.
 # path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
@@ -245,9 +246,11 @@ VARIANT = Table(
         Field(
             "calibration",
             "path",
-            "For `method`: the text that it learns from: a .txt file, or a .jsonl of `text` or `messages`.",
+            "A text, such as the training data: a .txt file, or a .jsonl of `text` or `messages`. With "
+            "`bits` or `recipe`, weights are rounded so that the model's outputs on this text change least. "
+            "For `method`: the text that it learns from.",
             example='calibration = "data/train.jsonl"',
-            needs=("method",),
+            needs=("bits", "recipe", "method"),
         ),
         Field(
             "seed",
@@ -260,18 +263,16 @@ VARIANT = Table(
         Field(
             "samples",
             "integer",
-            "For `method`: how many pieces of the text it uses at most.",
-            default=128,
-            example="samples = 128",
-            needs=("method",),
+            "How many pieces of the calibration text are used at most. Default: 32, for `method` 128.",
+            example="samples = 32",
+            needs=("calibration",),
         ),
         Field(
             "sequence_length",
             "integer",
-            "For `method`: tokens in each piece.",
-            default=512,
-            example="sequence_length = 512",
-            needs=("method",),
+            "Tokens in each piece of the calibration text. Default: 256, for `method` 512.",
+            example="sequence_length = 256",
+            needs=("calibration",),
         ),
         Field(
             "learning_rate",

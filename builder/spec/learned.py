@@ -1,4 +1,4 @@
-"""Parses the settings of a learned quantizer, after `builder.spec.shape` has checked their types."""
+"""Parses what a variant does with its calibration text, after `builder.spec.shape` has checked the types."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from builder.console.words import listed, quoted, shown
 from builder.spec.problems import Problems
+from builder.spec.quantizers import METHOD_SETTINGS, Calibrated, Learned
 from builder.spec.shape import Values
-from builder.spec.types import METHOD_SETTINGS, Learned, Quantization
+from builder.spec.types import Quantization
 
 # key -> the least and the greatest value that a method can work with
 _RANGES: dict[str, tuple[float, float]] = {
@@ -40,18 +41,34 @@ def learned(values: Values, how: Quantization | None, problems: Problems) -> Lea
     return Learned(method, values.get("from"), Path(values.get("calibration")), **given)
 
 
+def calibrated(values: Values, problems: Problems) -> Calibrated | None:
+    """The settings of calibrated rounding. None after a problem."""
+    given = {key: values.given[key] for key in ("samples", "sequence_length") if key in values.given}
+    for key, value in given.items():
+        if what := _out_of_range(key, value):
+            problems.add(values.place.key(key), what)
+    return Calibrated(Path(values.get("calibration")), **given) if values.get("calibration") else None
+
+
 def _problem(key: str, value: float, method: str, how: Quantization | None) -> str | None:
     """What is wrong with one setting, or None."""
     used = [each for each, names in METHOD_SETTINGS.items() if key in names]
     if method in METHOD_SETTINGS and key not in METHOD_SETTINGS[method]:
         return f"{key} is not for method {quoted(method)} but for {listed(used, 'and')}; remove it"
+    if what := _out_of_range(key, value):
+        return what
+    if key == "target_bpw" and how is not None and value < (own := how.bits + 32 / how.group_size):
+        bits = f"{how.bits} bits in groups of {how.group_size}"
+        return f"target_bpw = {shown(value)} cannot be reached: {bits} are {own:g} already"
+    return None
+
+
+def _out_of_range(key: str, value: float) -> str | None:
+    """What is wrong with a number, or None."""
     least, most = _RANGES[key]
     if not math.isfinite(value):
         return f"{key} = {shown(value)} is not a number that can be used; write a finite number"
     if not least <= value <= most:
         small = "small" if value < least else "large"
         return f"{key} = {shown(value)} is too {small}; it must be from {least:g} to {most:g}"
-    if key == "target_bpw" and how is not None and value < (own := how.bits + 32 / how.group_size):
-        bits = f"{how.bits} bits in groups of {how.group_size}"
-        return f"target_bpw = {shown(value)} cannot be reached: {bits} are {own:g} already"
     return None

@@ -10,7 +10,7 @@ from typing import Any
 
 from builder.console.words import listed, nearest, quoted, shown, suggestion
 from builder.spec.fields import FIELDS
-from builder.spec.learned import learned
+from builder.spec.learned import calibrated, learned
 from builder.spec.problems import Place, Problems
 from builder.spec.shape import Declared, Values, check_shape
 from builder.spec.suites import conditions, suite
@@ -78,10 +78,13 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
 
 def _located(variant: Variant, folder: Path) -> Variant:
     """The variant with the path of its calibration file made absolute."""
-    if variant.learned is None:
+    if variant.calibration is None:
         return variant
-    path = _path(str(variant.learned.calibration), folder)
-    return replace(variant, learned=replace(variant.learned, calibration=path))
+    path = _path(str(variant.calibration), folder)
+    if variant.learned is not None:
+        return replace(variant, learned=replace(variant.learned, calibration=path))
+    assert variant.calibrated is not None
+    return replace(variant, calibrated=replace(variant.calibrated, calibration=path))
 
 
 def _setting(declared: Declared, kind: str, key: str) -> Any:
@@ -233,6 +236,7 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
         overrides=tuple(overrides),
         intermediate=values.given.get("intermediate", False),
         learned=made,
+        calibrated=None if values.says("method") else calibrated(values, problems),
     )
 
 

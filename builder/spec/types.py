@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from builder.spec.quantizers import Calibrated, Learned
+
 TOKENIZERS = ("base", "adapter")
 DTYPES = ("float16", "bfloat16", "float32")
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
@@ -97,39 +99,10 @@ class Override:
     quantization: Quantization | None
 
 
-# The learned quantizers, and the settings that each of them reads (builder.engine.quantizer.arguments).
-METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
-    "dwq": frozenset({"seed", "samples", "sequence_length", "learning_rate"}),
-    "awq": frozenset({"seed", "samples", "sequence_length"}),
-    "gptq": frozenset({"seed", "samples", "sequence_length"}),
-    "dynamic": frozenset({"seed", "samples", "sequence_length", "high_bits", "target_bpw"}),
-}
-METHODS = tuple(METHOD_SETTINGS)
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A learned quantizer (mlx_lm.quant): a whole-model step that needs a model on disk and a text.
-
-    `source` is the variant whose directory it reads. It uses at most `samples` pieces of the text, of
-    `sequence_length` tokens each. `high_bits` and `target_bpw` (bits per weight) are settings of method
-    dynamic. `learning_rate` is a setting of method dwq.
-    """
-
-    method: str
-    source: str
-    calibration: Path
-    seed: int = 0
-    samples: int = 128
-    sequence_length: int = 512
-    learning_rate: float = 1e-6
-    high_bits: int = 8
-    target_bpw: float = 5.0
-
-
 @dataclass(frozen=True)
 class Variant:
-    """How weights are stored. At most one of `quantization` and `recipe` is given.
+    """How weights are stored. At most one of `quantization` and `recipe` is given, and of `learned` and
+    `calibrated`.
 
     `dtype` None keeps the dtype of the base. `recipe` is a mixed recipe of mlx_lm.convert, used with
     `group_size`.
@@ -143,6 +116,13 @@ class Variant:
     overrides: tuple[Override, ...] = ()
     intermediate: bool = False
     learned: Learned | None = None
+    calibrated: Calibrated | None = None
+
+    @property
+    def calibration(self) -> Path | None:
+        """The text that the variant is made for, or None."""
+        made_for = self.learned or self.calibrated
+        return made_for.calibration if made_for else None
 
     @property
     def is_quantized(self) -> bool:

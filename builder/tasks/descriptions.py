@@ -28,6 +28,8 @@ def describe_target(target: Target) -> str:
 def describe_variant(variant: Variant) -> str:
     """How a variant stores weights."""
     kind = f", {variant.dtype}" if variant.dtype else ""
+    if variant.calibrated is not None:
+        kind += ", calibrated"
     if variant.recipe is not None:
         return f"{variant.recipe}, group size {variant.group_size}{kind}"
     if (learned := variant.learned) is not None and variant.quantization is not None:

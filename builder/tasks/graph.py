@@ -109,8 +109,8 @@ def project_tasks(project: Project) -> Iterator[Task]:
             after=[f"base:{adapter.base}"],
         )
     for variant in spec.variants.values():
-        if variant.learned is not None:
-            text = f"the text that {variant.name} learns from, {from_here(variant.learned.calibration)}"
+        if variant.calibration is not None:
+            text = f"the text that {variant.name} is made for, {from_here(variant.calibration)}"
             yield _task("calibration", variant.name, text, CheckCalibration(project, variant))
     for target in spec.targets:
         yield _model_task(project, target)
@@ -132,7 +132,7 @@ def project_tasks(project: Project) -> Iterator[Task]:
 
 def _model_task(project: Project, target: Target) -> Task:
     after = [_sources_of(target.model)]
-    if target.variant.learned:
+    if target.variant.calibration:
         after.append(f"calibration:{target.variant.name}")
     return _task(
         "model",

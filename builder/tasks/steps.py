@@ -86,7 +86,7 @@ class PrepareAdapter(Step):
 
 @dataclass
 class CheckCalibration(Step):
-    """Checks that the text of a learned variant exists, before anything is made for the variant."""
+    """Checks that the calibration text of a variant exists, before anything is made for the variant."""
 
     variant: Variant
 

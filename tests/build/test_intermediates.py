@@ -14,7 +14,8 @@ from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.project.state import target_state
 from builder.sources.facts import BaseFacts, BaseIdentity
-from builder.spec.types import Learned, Model, Quantization, Target, Variant
+from builder.spec.quantizers import Learned
+from builder.spec.types import Model, Quantization, Target, Variant
 from builder.store import blobs, pins, records
 from tests.toy import DECLARATION, LEARNED, STRUCTURE, build, make_toy, planned, prepared, save_adapter
 

@@ -22,7 +22,8 @@ from builder.plan.changes import (
 from builder.plan.planning import make_plan
 from builder.plan.types import Sources, TargetPlan
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration
-from builder.spec.types import Learned, Model, Override, Quantization, Spec, Variant
+from builder.spec.quantizers import Learned
+from builder.spec.types import Model, Override, Quantization, Spec, Variant
 from builder.store.types import Blob, FileEntry, Manifest
 from tests.toy import STRUCTURE
 

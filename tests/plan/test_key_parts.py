@@ -15,17 +15,8 @@ from builder.plan.changes import changes
 from builder.plan.planning import make_plan
 from builder.plan.types import Plan, Sources, TargetPlan
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration
-from builder.spec.types import (
-    METHOD_SETTINGS,
-    Base,
-    Learned,
-    Model,
-    Override,
-    PathSource,
-    Quantization,
-    Spec,
-    Variant,
-)
+from builder.spec.quantizers import METHOD_SETTINGS, Learned
+from builder.spec.types import Base, Model, Override, PathSource, Quantization, Spec, Variant
 from builder.store.types import Blob, FileEntry, Manifest
 from builder.weights.structure import Structure
 from tests.plan.test_changes import former

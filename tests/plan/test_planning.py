@@ -13,7 +13,8 @@ from builder.plan.quantization import PlanError
 from builder.plan.types import Plan, Sources, TargetPlan, Unresolved, nominal_size
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
 from builder.spec.parse import parse_spec
-from builder.spec.types import Learned, Quantization, Spec, Variant
+from builder.spec.quantizers import Learned
+from builder.spec.types import Quantization, Spec, Variant
 from builder.store.types import Blob, FileEntry
 from builder.weights.structure import (
     Parameter,

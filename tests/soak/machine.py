@@ -22,7 +22,7 @@ from builder.console.events import silent
 from builder.project.forecast import Forecast
 from builder.release import production
 from builder.release.delivery import clean
-from builder.spec.types import METHOD_SETTINGS
+from builder.spec.quantizers import METHOD_SETTINGS
 from builder.store import views
 from builder.store.care.gc import Policy
 from builder.store.layout import homes

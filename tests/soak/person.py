@@ -27,7 +27,7 @@ from builder.project.state import missing_actions
 from builder.project.status import survey
 from builder.release.delivery import deliver
 from builder.sources.base import IGNORED
-from builder.spec.types import METHOD_SETTINGS
+from builder.spec.quantizers import METHOD_SETTINGS
 from builder.store import blobs, records
 from builder.store.care.gc import Policy, apply_gc
 from builder.store.care.repair import quarantine

@@ -1,0 +1,176 @@
+"""The pass of a calibrated target: blocks are rounded one after the other for the inputs that a text causes.
+
+Every block is an action with a key and a record, as in any pass: a killed run goes on at the first block that
+has no record, and a block that another target has made is read.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.build.blocks import Tally, check_shard
+from builder.build.one_pass import Built, copy_aux, finish, make_config, open_adapter, open_base
+from builder.build.prepare import waiting
+from builder.console.events import Emit, Learning, Note
+from builder.console.words import count
+from builder.errors import SourceChanged
+from builder.plan.remarks import remarked
+from builder.plan.types import CONFIG, Action, TargetPlan
+from builder.project import preflight
+from builder.project.project import Project
+from builder.project.roots import keys_of, register
+from builder.project.state import missing_actions
+from builder.project.toolchain import made_by
+from builder.project.watch import base_folder, copied_from, unchanged
+from builder.store import blobs, records, tmp
+from builder.store.holdings import usable_record
+from builder.store.locks import acquire, build_session
+from builder.store.types import Record
+from builder.weights import shards
+from builder.weights.structure import block_of
+
+if TYPE_CHECKING:
+    from builder.engine.rounding.shard import Made
+
+_SPECIAL = ("plain", "unseen")  # counts in a record's provenance
+
+
+def build_calibrated(project: Project, plan: TargetPlan, emit: Emit) -> Built:
+    """Builds one calibrated target. Makes no block that is in the store. Raises BuildError."""
+    started = time.perf_counter()
+    missing = missing_actions(project.store, plan)
+    preflight.check(project, plan, missing, [plan])
+    tally = Tally()
+    with build_session(project.store, list(keys_of(plan))):
+        register(project)
+        if usable_record(project.store, plan.config) is None:
+            make_config(project, plan, emit)
+        if missing:
+            with acquire(project.store, [plan.key], waiting(emit)):
+                _round(project, plan, tally, emit)
+            _tell_special(project, plan, emit)
+        copy_aux(project, plan)
+        return finish(project, plan, tally, time.perf_counter() - started)
+
+
+def _round(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -> None:
+    import mlx.core as mx
+
+    from builder.engine.blas import accelerated
+    from builder.engine.block import Recipe
+    from builder.engine.rounding.stream import Rounding, head_moments
+
+    todo = missing_actions(project.store, plan)
+    if not todo:
+        return
+    for remark in remarked([plan]):
+        emit(Note(remark))
+    emit(Note(f"{plan.name}: {count(len(todo), 'block')} to round for {_text_name(plan)}"))
+    with unchanged(project, plan) as check, accelerated(threads=1) as blas:
+        tokens = mx.array(_tokens(project, plan))
+        tied, head = plan.base.structure.tied, None
+        if tied in plan.quantization and block_of(f"{tied}.weight") in {action.block for action in todo}:
+            emit(Note(f"{plan.name}: the embedding is also the head, so the base runs once without rounding"))
+            head = head_moments(open_base(project, plan)[0], tokens, tied)
+        dtype = getattr(mx, plan.dtype) if plan.dtype else None
+        rounding = Rounding(
+            open_base(project, plan)[0],
+            open_adapter(project, plan),
+            Recipe(dtype, plan.quantization),
+            tokens,
+            [action.block for action in plan.actions],
+            plan.name,
+            survival=project.spec.build.survival,
+            tied=tied,
+            head=head,
+        )
+        write = _writer(project, plan, tally, check, blas, emit)
+        rounding.run(_reader(project, plan), write)
+
+
+def _reader(project: Project, plan: TargetPlan) -> Callable[[str], Path | None]:
+    actions = {action.block: action for action in plan.actions}
+
+    def done(block: str) -> Path | None:
+        record = usable_record(project.store, actions[block].key)
+        return blobs.path(project.store, record.blob.digest) if record else None
+
+    return done
+
+
+def _writer(
+    project: Project, plan: TargetPlan, tally: Tally, check: Callable[[], None], blas: str, emit: Emit
+) -> Callable[[str, Made], Path]:
+    store = project.store
+    actions: Mapping[str, Action] = {action.block: action for action in plan.actions}
+    total, made_so_far = len(missing_actions(store, plan)), 0
+
+    def write(block: str, made: Made) -> Path:
+        nonlocal made_so_far
+        action = actions[block]
+        check_shard(made.shard, action)
+        check()
+        record = usable_record(store, action.key)  # another target's run may have made it meanwhile
+        if record is None:
+            blob = blobs.ingest(store, shards.encode(made.shard))
+            own: dict[str, str | int] = {**made_by(), "block": block, "blas": blas}
+            own |= {"survival": made.survival} if made.survival else {}
+            own |= {name: value for name in _SPECIAL if (value := getattr(made, name))}
+            record = Record(action.key, "block", blob, own)
+            records.write(store, record)
+            tally.made[action.key] = plan.name
+        made_so_far += 1
+        emit(Learning(plan.name, "blocks", made_so_far, total, None))
+        return blobs.path(store, record.blob.digest)
+
+    return write
+
+
+def _tell_special(project: Project, plan: TargetPlan, emit: Emit) -> None:
+    """What could not be rounded for its own inputs, by the rule of builder.engine.rounding.stream."""
+    found = [usable_record(project.store, action.key) for action in plan.actions]
+    plain, unseen = (
+        sum(int(str(record.provenance.get(name, 0))) for record in found if record) for name in _SPECIAL
+    )
+    if plain:
+        emit(Note(f"{plan.name}: {count(plain, 'weight')} rounded to nearest, as mlx does"))
+    if unseen:
+        emit(Note(f"{plan.name}: {count(unseen, 'expert')} saw few tokens: rounded for all experts' inputs"))
+
+
+def _text_name(plan: TargetPlan) -> str:
+    text = plan.target.variant.calibration
+    assert text is not None
+    return text.name
+
+
+def _tokens(project: Project, plan: TargetPlan) -> list[list[int]]:
+    """The sequences of the calibration text. Raises SourceChanged, CalibrationInvalid."""
+    from builder.engine.rounding.text import sequences
+
+    variant = plan.target.variant
+    how = variant.calibrated
+    assert how is not None
+    with tmp.new_folder(project.store) as scratch:
+        copy = scratch / f"calibration{how.calibration.suffix}"
+        shutil.copyfile(how.calibration, copy)
+        if blobs.hash_file(copy).digest != plan.calibration:
+            raise SourceChanged(source=f"variant.{variant.name}", path=how.calibration)
+        tokenizer = _tokenizer(project, plan, scratch)
+        name = f"variant.{variant.name}: {how.calibration.name}"
+        return sequences(copy, name, tokenizer, how.samples, how.sequence_length)
+
+
+def _tokenizer(project: Project, plan: TargetPlan, scratch: Path) -> Any:
+    """The tokenizer that the target will have, from copies of its files."""
+    from mlx_lm.tokenizer_utils import load as load_tokenizer
+
+    places = {**copied_from(project, plan), CONFIG: base_folder(project, plan) / CONFIG}
+    for name, place in places.items():
+        (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place, scratch / name)
+    return load_tokenizer(scratch)

@@ -1,0 +1,130 @@
+"""The loops of calibrated rounding on a CPU, compiled by numba when they are first used.
+
+Importing this module imports numba. `builder.engine.rounding.weight` says what the loops compute, and does
+the same with mlx where numba is not there. Rows are independent, so callers may cut them among threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2  # what scales and biases are stored in
+
+
+@numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
+def _stored(value: Any, kind: int, words: Any, reals: Any) -> Any:
+    """`value` rounded to the stored type, to nearest even. `words` and `reals` are the same memory."""
+    if kind == FLOAT32:
+        return value
+    if kind == BFLOAT16:
+        reals[0] = value
+        word = words[0]
+        words[0] = (word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) & np.uint32(
+            0xFFFF0000
+        )
+        return reals[0]
+    step = np.float32(2.0) ** -24  # below 2**-14, float16 has equal steps
+    if abs(value) >= np.float32(2.0) ** -14:
+        reals[0] = value
+        exponent = np.int64((words[0] >> np.uint32(23)) & np.uint32(0xFF)) - 127
+        step = np.float32(2.0 ** (exponent - 10))
+    made = np.float32(np.rint(value / step) * step)
+    return min(max(made, np.float32(-65504.0)), np.float32(65504.0))
+
+
+@numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
+def round_group(
+    weight: Floats,
+    inverse: Floats,
+    importance: Floats,
+    turns: int,
+    levels: int,
+    steps: int,
+    kind: int,
+    codes: Bytes,
+    scales: Floats,
+    biases: Floats,
+    errors: Floats,
+) -> None:
+    """Rounds one group of columns of every row, and feeds each column's error to the columns that follow.
+
+    weight: [rows, group], the values with the error of earlier groups fed in. It is overwritten.
+    inverse: [group, group], the part of the upper Cholesky factor of the inverse moments.
+    importance: [group]. levels: the largest code. steps: how many shrunken ranges are tried.
+    turns: how often codes and grid are solved for in turn.
+    codes: [rows, group]. scales, biases: [rows]. errors: [rows, group], what later groups are to take up.
+    """
+    rows, group = weight.shape
+    words = np.empty(1, np.uint32)
+    reals = words.view(np.float32)
+    for row in range(rows):
+        values = weight[row]
+        low, high = values[0], values[0]
+        for j in range(1, group):
+            low = min(low, values[j])
+            high = max(high, values[j])
+        total, mean = np.float32(0), np.float32(0)
+        for j in range(group):
+            total += importance[j]
+            mean += importance[j] * values[j]
+        best = np.float32(np.inf)
+        best_scale, best_bias = np.float32(0), np.float32(0)
+        for step in range(steps):
+            shrink = np.float32(1) - np.float32(step) * np.float32(0.6) / np.float32(steps)
+            middle = (low + high) / np.float32(2)
+            start = middle - shrink * (middle - low)
+            scale = shrink * (high - low) / np.float32(levels)
+            if scale <= 0:
+                scale = np.float32(1)
+            for _ in range(turns):  # codes for this grid, then the grid of least error for these codes
+                up = np.float32(1) / scale
+                c1, c2, cw = np.float32(0), np.float32(0), np.float32(0)
+                for j in range(group):
+                    code = np.rint((values[j] - start) * up)
+                    code = min(max(code, np.float32(0)), np.float32(levels))
+                    h = importance[j]
+                    c1 += h * code
+                    c2 += h * code * code
+                    cw += h * code * values[j]
+                below = total * c2 - c1 * c1
+                if below <= np.float32(1e-6) * total * c2:
+                    break
+                scale = (total * cw - c1 * mean) / below
+                start = (mean - scale * c1) / total
+                if scale == 0:
+                    break
+            if scale == 0:
+                continue
+            scale = _stored(scale, kind, words, reals)
+            start = _stored(start, kind, words, reals)
+            if scale == 0:
+                continue
+            up = np.float32(1) / scale
+            loss = np.float32(0)
+            for j in range(group):
+                code = np.rint((values[j] - start) * up)
+                code = min(max(code, np.float32(0)), np.float32(levels))
+                off = values[j] - start - scale * code
+                loss += importance[j] * off * off
+            if loss < best:
+                best, best_scale, best_bias = loss, scale, start
+        if best_scale == 0:  # all values are equal
+            best_scale = _stored(np.float32(1), kind, words, reals)
+            best_bias = _stored(low, kind, words, reals)
+        scales[row], biases[row] = best_scale, best_bias
+        up = np.float32(1) / best_scale
+        for j in range(group):
+            code = np.rint((values[j] - best_bias) * up)
+            code = min(max(code, np.float32(0)), np.float32(levels))
+            codes[row, j] = np.uint8(code)
+            off = (values[j] - best_bias - best_scale * code) / inverse[j, j]
+            errors[row, j] = off
+            for k in range(j + 1, group):
+                values[k] -= off * inverse[j, k]

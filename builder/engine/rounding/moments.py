@@ -1,0 +1,116 @@
+"""Second moments of the inputs of linear layers: the mean of x xᵀ over all tokens, collected in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass
+class Sum:
+    """The sum of x xᵀ [columns, columns], lazy, and how many inputs it is of."""
+
+    total: mx.array | None = None
+    count: int = 0
+
+    def add(self, inputs: mx.array) -> None:
+        """Adds inputs [tokens, columns]."""
+        rows = inputs.astype(mx.float32)
+        part = rows.T @ rows
+        self.total = part if self.total is None else self.total + part
+        self.count += inputs.shape[0]
+
+    @property
+    def mean(self) -> Floats | None:
+        """None where nothing was added."""
+        return None if self.total is None else np.array(self.total / max(1, self.count))
+
+
+@dataclass
+class Seen:
+    """What linear layers were given: by path, and for a stack of experts by path and expert."""
+
+    plain: dict[str, Sum] = field(default_factory=dict)
+    experts: dict[str, dict[int, Sum]] = field(default_factory=dict)
+
+    def open(self) -> list[mx.array]:
+        """The sums, for whoever computes them piece by piece: else the inputs stay in memory."""
+        sums = [*self.plain.values(), *(each for stack in self.experts.values() for each in stack.values())]
+        return [each.total for each in sums if each.total is not None]
+
+
+@contextmanager
+def taps(root: nn.Module, prefix: str = "") -> Iterator[Seen]:
+    """Notes the inputs of every linear layer under `root`, whose path is `prefix`, while the block runs.
+
+    Layers that are given the very same array share one sum (query, key and value).
+    """
+    from mlx_lm.models.switch_layers import SwitchLinear
+
+    seen = Seen()
+    last: list[Any] = [None, None, None]  # the last input, the experts that it went to, and the path
+    former: list[tuple[nn.Module, Any]] = []
+    start = f"{prefix}." if prefix else ""
+
+    def linear(kind: Any, path: str) -> Any:
+        def call(self: Any, x: Any) -> Any:
+            if last[0] is x and last[1] is None:
+                seen.plain[path] = seen.plain[last[2]]
+            else:
+                seen.plain.setdefault(path, Sum()).add(x.reshape(-1, x.shape[-1]))
+                last[:] = x, None, path
+            return kind.__call__(self, x)
+
+        return type(kind.__name__, (kind,), {"__call__": call})
+
+    def switch(kind: Any, path: str) -> Any:
+        def call(self: Any, x: Any, indices: Any, *args: Any, **kwargs: Any) -> Any:
+            if last[0] is x and last[1] is indices:
+                seen.experts[path] = seen.experts[last[2]]
+            else:
+                _by_expert(x, indices, seen.experts.setdefault(path, {}))
+                last[:] = x, indices, path
+            return kind.__call__(self, x, indices, *args, **kwargs)
+
+        return type(kind.__name__, (kind,), {"__call__": call})
+
+    def embedding(kind: Any, path: str) -> Any:
+        def as_linear(self: Any, x: Any) -> Any:
+            seen.plain.setdefault(path, Sum()).add(x.reshape(-1, x.shape[-1]))
+            return kind.as_linear(self, x)
+
+        return type(kind.__name__, (kind,), {"as_linear": as_linear})
+
+    makers = {nn.Linear: linear, SwitchLinear: switch, nn.Embedding: embedding}
+    try:
+        for path, module in root.named_modules():
+            if (maker := makers.get(type(module))) is not None:
+                former.append((module, type(module)))
+                module.__class__ = maker(type(module), start + path)
+        yield seen
+    finally:
+        for module, kind in former:
+            module.__class__ = kind
+
+
+def _by_expert(x: mx.array, indices: mx.array, sums: dict[int, Sum]) -> None:
+    """Adds the inputs of a stack of experts: x [..., 1, columns] for the experts `indices` [...].
+
+    Before the experts are sorted, x has one row for each token, and indices a number for each of its experts.
+    """
+    columns = x.shape[-1]
+    rows = mx.broadcast_to(x[..., 0, :], (*indices.shape, columns)).reshape(-1, columns)
+    chosen = np.array(indices.reshape(-1))
+    order = np.argsort(chosen, kind="stable")
+    numbers, starts = np.unique(chosen[order], return_index=True)
+    for number, some in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+        sums.setdefault(number, Sum()).add(rows[mx.array(some)])

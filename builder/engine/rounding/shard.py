@@ -1,0 +1,118 @@
+"""Rounds the weights of one block, and says how many of them could not be rounded for their own inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from builder.engine.arrays import Values, raw
+from builder.engine.block import Block, Shard, check_finite
+from builder.engine.rounding.moments import Floats, Seen, Sum
+from builder.engine.rounding.weight import round_weight
+from builder.engine.survival import measure, to_text
+from builder.spec.types import Quantization
+from builder.weights.shards import RawTensor
+from builder.weights.structure import block_of
+
+LEAST = 0.25  # tokens that an expert must see for each column
+
+
+@dataclass(frozen=True)
+class Made:
+    """One rounded block: its tensors, what was measured of the adapter, and how many weights were special.
+
+    `plain` counts weights that mlx rounded. `unseen` counts experts that saw too few tokens.
+    """
+
+    shard: Shard
+    survival: str
+    plain: int
+    unseen: int
+
+
+@dataclass
+class _Count:
+    plain: int = 0
+    unseen: int = 0
+
+
+def rounded(
+    block: Block,
+    values: Values,
+    quantization: Mapping[str, Quantization],
+    seen: Seen,
+    target: str,
+    *,
+    survival: bool,
+) -> Made:
+    """The tensors of one block. `seen`: what its linear layers were given. Raises NotFinite."""
+    count = _Count()
+    check_finite({name: values.array(name) for name in values}, target)
+    shard: dict[str, RawTensor] = {}
+    own = {p: q for p, q in quantization.items() if block_of(f"{p}.weight") == block.name}
+    own = {path: how for path, how in own.items() if f"{path}.weight" in values}
+    for path, how in own.items():
+        shard |= _quantized(block, path, values, how, seen, count)
+    for name in values:
+        if name.rpartition(".")[0] not in own:
+            shard[name] = raw(values.array(name))
+    measured = []
+    for path, how in own.items() if survival else ():
+        before = block.parameters[f"{path}.weight"] if path in block.layers else None
+        measured.append(measure(path, before, values.array(f"{path}.weight"), shard, how))
+    return Made(shard, to_text(measured) if measured else "", count.plain, count.unseen)
+
+
+def _quantized(
+    block: Block, path: str, values: Values, how: Quantization, seen: Seen, count: _Count
+) -> dict[str, RawTensor]:
+    """The tensors of one quantized path, under full names."""
+    name = f"{path}.weight"
+    weight = values.array(name)
+    if how.mode != "affine" or not block.is_plain(path):
+        count.plain += 1
+        made = block.quantized(path, values, how)
+        mx.eval(made)
+        return {tensor: raw(array) for tensor, array in made.items()}
+    dtype = weight.dtype
+    if weight.ndim == 3:
+        parts = _experts(path, weight, seen, count)
+    else:
+        moments = seen.plain[path].mean if path in seen.plain else None
+        parts = [(weight, moments)]
+    codes, scales, biases = [], [], []
+    for part, moments in parts:
+        rounded = round_weight(np.array(part.astype(mx.float32)), moments, how, dtype)
+        codes.append(rounded.packed(how.bits))
+        scales.append(rounded.scales)
+        biases.append(rounded.biases)
+    shape = weight.shape[:-1]
+    made = {
+        name: mx.array(np.stack(codes)).reshape(*shape, -1),
+        f"{path}.scales": mx.array(np.stack(scales)).reshape(*shape, -1).astype(dtype),
+        f"{path}.biases": mx.array(np.stack(biases)).reshape(*shape, -1).astype(dtype),
+    }
+    rest = {n: values.array(n) for n in values if n.rpartition(".")[0] == path and n != name}
+    mx.eval(made, rest)
+    return {tensor: raw(array) for tensor, array in {**made, **rest}.items()}
+
+
+def _experts(path: str, weight: mx.array, seen: Seen, count: _Count) -> list[tuple[mx.array, Floats | None]]:
+    """Each expert's weight and the moments of its inputs, or of all inputs where it saw too few."""
+    sums = seen.experts.get(path, {})
+    everything = Sum()
+    for each in sums.values():
+        if each.total is not None:
+            everything.total = each.total if everything.total is None else everything.total + each.total
+            everything.count += each.count
+    found = []
+    for number in range(weight.shape[0]):
+        own = sums.get(number)
+        if own is None or own.count < LEAST * weight.shape[-1]:
+            count.unseen += 1
+            own = everything
+        found.append((weight[number], own.mean))
+    return found

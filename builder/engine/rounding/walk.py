@@ -1,0 +1,120 @@
+"""Runs a model over many sequences, one layer after the other, with the model's own code.
+
+The model's own forward code runs once for all sequences together. Where it calls a layer, a visitor is called
+instead. The visitor may run the layer, change its weights, and run it again, over a few sequences at a time.
+What it returns goes on to the next layer. So any architecture whose layers stand in a list works, with the
+weights of one layer and the hidden states of all sequences in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+
+TOKENS = 1024  # that a layer takes at a time. Fixed, so that the number of cores does not change a bit
+
+
+class Run(Protocol):
+    """Runs a layer for all sequences. `also` gives more arrays to compute with each piece of them."""
+
+    def __call__(self, also: Callable[[], list[mx.array]] = ...) -> Any: ...
+
+
+Visit = Callable[[str, Any, Run], Any]  # path of a layer, the layer, what runs it -> what it returns
+
+
+def walk(model: Any, tokens: mx.array, visit: Visit) -> Any:
+    """Calls the model with tokens [sequences, length], and `visit` for each layer that it calls.
+
+    Returns what the model returned, lazy.
+    """
+    sequences, length = tokens.shape
+    size = max(1, TOKENS // length)
+    streams = _streams()
+
+    def on_call(path: str, layer: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        mx.eval([array for _, array in tree_flatten([args, kwargs]) if isinstance(array, mx.array)])
+
+        def run(also: Callable[[], list[mx.array]] = list) -> Any:
+            made = []
+            starts = range(0, sequences, size)
+            for first in range(0, len(starts), len(streams)):
+                for stream, start in zip(streams, starts[first : first + len(streams)], strict=False):
+                    some = slice(start, start + size)
+                    some_args, some_kwargs = _part([list(args), kwargs], sequences, some)
+                    with mx.stream(stream):
+                        made.append(forward(*some_args, **some_kwargs))
+                mx.eval(made[first:], also())
+                mx.clear_cache()
+            return _joined(made)
+
+        return visit(path, layer, run)
+
+    with _watched(model, on_call):
+        return model(tokens)
+
+
+def _streams() -> list[Any]:
+    """One stream for each core of a CPU: mlx computes the pieces of different streams side by side."""
+    if mx.default_device() != mx.Device(mx.cpu):
+        return [mx.default_stream(mx.default_device())]
+    return [mx.new_stream(mx.Device(mx.cpu)) for _ in range(os.cpu_count() or 1)]
+
+
+def listed_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in the outermost lists of a tree of modules. These are the layers of the model."""
+    for child in module.children().values():
+        if isinstance(child, nn.Module):
+            yield from listed_layers(child)
+        elif isinstance(child, list):
+            yield from (entry for entry in child if isinstance(entry, nn.Module))
+
+
+@contextmanager
+def _watched(model: Any, on_call: Callable[..., Any]) -> Iterator[None]:
+    """Gives each layer a subclass of its class, whose calls go through `on_call`."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    former = [(layer, type(layer)) for layer in listed_layers(model)]
+    try:
+        for layer, kind in former:
+            layer.__class__ = _watching(kind, paths[id(layer)], on_call)
+        yield
+    finally:
+        for layer, kind in former:
+            layer.__class__ = kind
+
+
+def _watching(kind: Any, path: str, on_call: Callable[..., Any]) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return on_call(path, self, lambda *a, **k: kind.__call__(self, *a, **k), args, kwargs)
+
+    return type(kind.__name__, (kind,), {"__call__": call})
+
+
+def _part(tree: Any, sequences: int, some: slice) -> Any:
+    """The arrays of a tree for some of the sequences. Arrays of another length are for all of them."""
+    return tree_map(
+        lambda leaf: (
+            leaf[some]
+            if isinstance(leaf, mx.array) and leaf.ndim > 1 and leaf.shape[0] == sequences
+            else leaf
+        ),
+        tree,
+    )
+
+
+def _joined(made: list[Any]) -> Any:
+    first = made[0]
+    if isinstance(first, mx.array):
+        return mx.concatenate(made) if first.ndim > 1 else first
+    if isinstance(first, tuple | list):
+        return type(first)(_joined(list(parts)) for parts in zip(*made, strict=True))
+    if isinstance(first, dict):
+        return {key: _joined([part[key] for part in made]) for key in first}
+    return first

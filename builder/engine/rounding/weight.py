@@ -1,0 +1,204 @@
+"""Rounds one weight so that its outputs change least for given inputs. The format is stock affine.
+
+mx.quantize takes the grid of a group from its minimum and maximum, and rounds each weight for itself. Here
+- the range of each group is searched: shrunken ranges are tried, and for the codes of each the scale and the
+  bias of least weighted error are solved for (as llama.cpp's make_qkx2_quants does),
+- the error of each column is fed forward to the columns that follow, in proportion to how the inputs move
+  together (GPTQ, arXiv 2210.17323).
+Both need the second moments of the inputs. Without moments, the search alone minimizes the error of the
+weights themselves.
+
+On a CPU compiled loops do the work. Where numba is not there, and on a GPU, mlx does the same.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from builder.spec.types import Quantization
+
+Floats = npt.NDArray[np.float32]
+
+DAMPING = 0.01  # of the mean second moment, added to each: GPTQ's choice
+STEPS = 12  # shrunken ranges that are tried for each group
+TURNS = 2  # how often codes and grid are solved for in turn
+_EXACT = 4096  # columns up to which factors are computed in float64
+_PIECE = 4096  # rows at a time
+_KINDS = {mx.float16: 0, mx.bfloat16: 1, mx.float32: 2}
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A rounded weight: `codes` uint8 [rows, columns], `scales` and `biases` float32 [rows, groups].
+
+    The scales and biases are numbers that the stored dtype holds.
+    """
+
+    codes: npt.NDArray[np.uint8]
+    scales: Floats
+    biases: Floats
+
+    def weight(self) -> Floats:
+        """What the codes stand for, float32 [rows, columns]."""
+        rows, columns = self.codes.shape
+        grouped = self.codes.reshape(rows, self.scales.shape[1], -1).astype(np.float32)
+        made = grouped * self.scales[..., None] + self.biases[..., None]
+        return np.asarray(made.reshape(rows, columns))
+
+    def packed(self, bits: int) -> npt.NDArray[np.uint32]:
+        """The codes as mx.quantize packs them, uint32 [rows, columns * bits / 32]: bits, lowest first."""
+        rows, columns = self.codes.shape
+        shifts = np.arange(bits, dtype=np.uint8)
+        out = np.empty((rows, columns * bits // 32), np.uint32)
+        for at in range(0, rows, _PIECE):
+            piece = self.codes[at : at + _PIECE]
+            stream = ((piece[..., None] >> shifts) & np.uint8(1)).reshape(len(piece), -1)
+            out[at : at + _PIECE] = np.packbits(stream, axis=1, bitorder="little").view("<u4")
+        return out
+
+
+def round_weight(
+    weight: Floats,
+    moments: Floats | None,
+    how: Quantization,
+    dtype: mx.Dtype,
+    *,
+    compiled: bool | None = None,
+) -> Rounded:
+    """Rounds a weight float32 [rows, columns] to `how` (mode affine), with scales and biases of `dtype`.
+
+    moments: the mean of x xᵀ over the inputs x, float32 [columns, columns]. compiled: None chooses.
+    """
+    rows, columns = weight.shape
+    factor, importance = _factors(moments, columns)
+    if compiled is None:
+        compiled = find_spec("numba") is not None and mx.default_device() == mx.Device(mx.cpu)
+    work = _by_loops if compiled else _by_mlx
+    groups = columns // how.group_size
+    made = Rounded(
+        np.empty((rows, columns), np.uint8),
+        np.empty((rows, groups), np.float32),
+        np.empty((rows, groups), np.float32),
+    )
+    size = max(64, min(_PIECE, -(-rows // (os.cpu_count() or 1))))
+    pieces = [slice(at, at + size) for at in range(0, rows, size)]
+
+    def run(piece: slice) -> None:
+        part = Rounded(made.codes[piece], made.scales[piece], made.biases[piece])
+        work(np.array(weight[piece], np.float32), factor, importance, how, _KINDS[dtype], part)
+
+    if compiled:
+        with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as pool:
+            list(pool.map(run, pieces))
+    else:
+        for piece in pieces:
+            run(piece)
+    return made
+
+
+def _factors(moments: Floats | None, columns: int) -> tuple[Floats | None, Floats]:
+    """The upper Cholesky factor U of the inverse moments (inverse = Uᵀ U), and the importance of each column.
+
+    The importance is what one unit of error costs after later columns have made up for it: 1 / U[j, j]².
+    """
+    if moments is None or not moments.any():
+        return None, np.ones(columns, np.float32)
+    damped: npt.NDArray[Any] = moments.astype(np.float64 if columns <= _EXACT else np.float32)
+    damped = damped + DAMPING * damped.diagonal().mean() * np.eye(columns, dtype=damped.dtype)
+    # moments = R Rᵀ with R upper (the Cholesky factor of the moments read backwards), so U is R's inverse.
+    backwards = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    factor = np.triu(np.linalg.inv(backwards)).astype(np.float32)
+    return np.ascontiguousarray(factor), (1 / factor.diagonal() ** 2).astype(np.float32)
+
+
+def _by_loops(
+    weight: Floats, factor: Floats | None, importance: Floats, how: Quantization, kind: int, out: Rounded
+) -> None:
+    from builder.engine.rounding.loops import round_group
+
+    group, rows = how.group_size, len(weight)
+    codes = np.empty((rows, group), np.uint8)
+    scales, biases = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    errors = np.empty((rows, group), np.float32)
+    unit = np.eye(group, dtype=np.float32)
+    for number in range(weight.shape[1] // group):
+        at = slice(number * group, (number + 1) * group)
+        inverse = unit if factor is None else np.ascontiguousarray(factor[at, at])
+        values = np.ascontiguousarray(weight[:, at])
+        levels = 2**how.bits - 1
+        weights = np.ascontiguousarray(importance[at])
+        round_group(values, inverse, weights, TURNS, levels, STEPS, kind, codes, scales, biases, errors)
+        out.codes[:, at], out.scales[:, number], out.biases[:, number] = codes, scales, biases
+        if factor is not None and at.stop < weight.shape[1]:
+            weight[:, at.stop :] -= errors @ factor[at, at.stop :]
+
+
+def _by_mlx(
+    weight: Floats, factor: Floats | None, importance: Floats, how: Quantization, kind: int, out: Rounded
+) -> None:
+    """What `_by_loops` does, with mlx: for a GPU, and where numba is not there."""
+    group, levels = how.group_size, float(2**how.bits - 1)
+    stored = next(dtype for dtype, number in _KINDS.items() if number == kind)
+    left = mx.array(weight)
+    inverse = mx.array(np.eye(weight.shape[1], dtype=np.float32) if factor is None else factor)
+    for number in range(weight.shape[1] // group):
+        start, stop = number * group, (number + 1) * group
+        values = left[:, start:stop]
+        scale, bias = _grid(values, mx.array(importance[start:stop]), levels, stored)
+        codes, errors = [], []
+        for j in range(group):
+            row = inverse[start + j, start:stop]
+            code = mx.clip(mx.round((values[:, j] - bias) / scale), 0, levels)
+            error = (values[:, j] - bias - scale * code) / row[j]
+            later = mx.where(mx.arange(group) > j, row, 0)
+            values = values - error[:, None] * later
+            codes.append(code)
+            errors.append(error)
+        made = mx.stack(codes, 1).astype(mx.uint8)
+        if factor is not None and stop < weight.shape[1]:
+            rest = left[:, stop:] - mx.stack(errors, 1) @ inverse[start:stop, stop:]
+            left = mx.concatenate([left[:, :stop], rest], 1)
+        mx.eval(made, scale, bias, left)
+        out.codes[:, start:stop] = np.array(made)
+        out.scales[:, number], out.biases[:, number] = np.array(scale), np.array(bias)
+
+
+def _grid(
+    values: mx.array, importance: mx.array, levels: float, stored: mx.Dtype
+) -> tuple[mx.array, mx.array]:
+    """The scale and bias [rows] of least weighted error for the values of one group [rows, group]."""
+    low, high = values.min(1), values.max(1)
+    total, mean = importance.sum(), (importance * values).sum(1)
+    best = mx.full(low.shape, mx.inf)
+    best_scale, best_bias = mx.ones(low.shape), low.astype(stored).astype(mx.float32)
+    for step in range(STEPS):
+        shrink = 1 - step * 0.6 / STEPS
+        bias = (low + high) / 2 - shrink * (high - low) / 2
+        scale = shrink * (high - low) / levels
+        scale = mx.where(scale <= 0, 1, scale)
+        for _ in range(TURNS):
+            code = mx.clip(mx.round((values - bias[:, None]) / scale[:, None]), 0, levels)
+            c1, c2 = (importance * code).sum(1), (importance * code * code).sum(1)
+            cw = (importance * code * values).sum(1)
+            below = total * c2 - c1 * c1
+            solved = below > 1e-6 * total * c2
+            scale = mx.where(solved, (total * cw - c1 * mean) / mx.where(solved, below, 1), scale)
+            bias = mx.where(solved, (mean - scale * c1) / total, bias)
+        scale = scale.astype(stored).astype(mx.float32)
+        bias = bias.astype(stored).astype(mx.float32)
+        usable = mx.where(scale == 0, 1, scale)
+        code = mx.clip(mx.round((values - bias[:, None]) / usable[:, None]), 0, levels)
+        off = values - bias[:, None] - usable[:, None] * code
+        loss = mx.where(scale == 0, mx.inf, (importance * off * off).sum(1))
+        better = loss < best
+        best = mx.where(better, loss, best)
+        best_scale, best_bias = mx.where(better, usable, best_scale), mx.where(better, bias, best_bias)
+    return best_scale, best_bias

@@ -1,0 +1,93 @@
+"""The named parts of the keys: everything that can change the bytes, and nothing else. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+
+from builder.keys import Key, make_key, named_key
+from builder.plan.layout import BlockLayout, Layout
+from builder.plan.types import GENERATION
+from builder.sources.facts import BaseFacts, BaseIdentity, Calibration
+from builder.spec.types import Variant
+
+
+def block_parts(
+    base: BaseFacts, block: BlockLayout, adapted: Key | None, dtype: str | None, toolchain: str
+) -> dict[str, object]:
+    """Everything that can change the bytes of one block of one variant, by name."""
+    return {
+        **_repaired(base, _IN_WEIGHTS),
+        "base_digest": base.weights,
+        "block": block.block,
+        "slices_digest": adapted,
+        "dtype": dtype,
+        "tensors_digest": block.layout,
+        "quantization_digest": block.quantization,
+        "toolchain": toolchain or None,
+    }
+
+
+def rounded_parts(
+    parts: Mapping[str, dict[str, object]], variant: Variant, base: BaseFacts, text: Calibration
+) -> dict[str, dict[str, object]]:
+    """The parts of each block of a calibrated variant.
+
+    A block is rounded for what the rounded blocks before it return. So each key holds all keys before it.
+    """
+    how = variant.calibrated
+    assert how is not None
+    own = {
+        "rounding": ROUNDING,
+        "calibration_digest": text.digest,
+        "calibration_format": text.format,
+        "prompts_digest": base.identity.prompts,
+        "samples": how.samples,
+        "sequence_length": how.sequence_length,
+    }
+    made: dict[str, dict[str, object]] = {}
+    before: Key | None = None
+    for block in parts:
+        made[block] = {**parts[block], **own, "before_digest": before}
+        before = named_key("before/1", {"before": before, "block": named_key("rounded/1", made[block])})
+    return made
+
+
+def config_parts(variant: Variant, base: BaseFacts, layout: Layout, toolchain: str) -> dict[str, object]:
+    """Everything that can change config.json, by name: mlx-lm merges generation_config.json into it."""
+    how = variant.quantization
+    merged = [entry.blob.digest for entry in base.aux if entry.name == GENERATION]
+    paths = sorted([path, q.bits, q.group_size, q.mode] for path, q in layout.quantization.items())
+    return {
+        **_repaired(base, set(base.structure.repairs)),
+        "config_digest": base.identity.config,
+        "generation_digest": merged[0] if merged else None,
+        "dtype": layout.dtype,
+        "dtype_asked": variant.dtype,
+        "paths_digest": make_key("paths/1", paths),
+        "common": None if how is None else [how.bits, how.group_size, how.mode],
+        "recipe": variant.recipe and [variant.recipe, variant.group_size],
+        "overrides": [
+            [o.pattern, None if (q := o.quantization) is None else [q.bits, q.group_size, q.mode]]
+            for o in variant.overrides
+        ],
+        "toolchain": toolchain or None,
+    }
+
+
+ROUNDING = 1  # of what builder.engine.rounding makes. Another number makes every calibrated variant again
+_IN_WEIGHTS = {"fp8"}  # the repairs that change weights; the others change config.json
+
+
+def _repaired(base: BaseFacts, kinds: Set[str]) -> dict[str, object]:
+    """What is done otherwise than by mlx-lm. A base that needs no repair has the keys that it always had."""
+    found = sorted(kinds & base.structure.repairs.keys())
+    return {"repairs": found} if found else {}
+
+
+def target_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:
+    copied = [[entry.name, entry.blob.digest] for entry in base.aux]
+    return named_key("target/3", {"made": made, "config": config, "copied": copied})
+
+
+def measured_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:
+    return named_key("measured/1", {"made": made, "config": config, "prompts": base.prompts})

@@ -1,0 +1,48 @@
+"""The quantizers that need a text: what artifacts.toml says of them, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# The learned quantizers, and the settings that each of them reads (builder.engine.quantizer.arguments).
+METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
+    "dwq": frozenset({"seed", "samples", "sequence_length", "learning_rate"}),
+    "awq": frozenset({"seed", "samples", "sequence_length"}),
+    "gptq": frozenset({"seed", "samples", "sequence_length"}),
+    "dynamic": frozenset({"seed", "samples", "sequence_length", "high_bits", "target_bpw"}),
+}
+METHODS = tuple(METHOD_SETTINGS)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned quantizer (mlx_lm.quant): a whole-model step that needs a model on disk and a text.
+
+    `source` is the variant whose directory it reads. It uses at most `samples` pieces of the text, of
+    `sequence_length` tokens each. `high_bits` and `target_bpw` (bits per weight) are settings of method
+    dynamic. `learning_rate` is a setting of method dwq.
+    """
+
+    method: str
+    source: str
+    calibration: Path
+    seed: int = 0
+    samples: int = 128
+    sequence_length: int = 512
+    learning_rate: float = 1e-6
+    high_bits: int = 8
+    target_bpw: float = 5.0
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Rounding for the inputs that a text causes (`builder.engine.rounding`), in one pass, block by block.
+
+    It uses at most `samples` pieces of the text, of `sequence_length` tokens each.
+    """
+
+    calibration: Path
+    samples: int = 32
+    sequence_length: int = 256

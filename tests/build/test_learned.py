@@ -257,11 +257,11 @@ def test_a_plan_counts_the_intermediate_that_a_run_makes(project: Callable[[str]
 
     assert rows(run(box, "model:m_f16")) == {"m_f16"}  # kept: it was asked for by name
     said = plan_of(box)
-    assert (said["passes"], said["relink"], said["current"]) == ([], [], [])
+    assert (said["passes"], said["relink"], said["built"]) == ([], [], [])
     assert said["learned"] == [{**step, "prunes": False}]
 
     assert rows(run(box, "model:m_learned")) == {"m_learned"}
-    assert plan_of(box)["current"] == ["m_learned"]
+    assert plan_of(box)["built"] == ["m_learned"]
     (box.view("m_learned") / "artifact.toml").unlink()
     said = plan_of(box)
     assert (said["learned"], said["relink"]) == ([], ["m_learned"])

@@ -191,7 +191,7 @@ def test_clean_drops_bytes_and_keeps_records(done: Sandbox) -> None:
     assert not done.view("m_f16").exists()
     assert built(done.doit()) == {}
     assert not done.view("m_f16").exists()
-    assert "pruned" in done.doit("info", "model:m_f16").out
+    assert "not kept: its bytes were dropped" in done.doit("info", "model:m_f16").out
 
 
 def test_list_and_info(done: Sandbox) -> None:

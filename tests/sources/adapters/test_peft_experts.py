@@ -24,8 +24,9 @@ from builder.errors import SourceInvalid
 from builder.sources.adapters.places import check_fit, placed, places_of
 from builder.sources.adapters.reading import read_adapter
 from builder.spec.types import Adapter, Variant
+from builder.weights.shards import RawTensor
 from tests.architectures import COMMON, LFM, MAMBA, YARN, known
-from tests.comparison import stream
+from tests.comparison import Tensors, stream
 
 torch: Any = pytest.importorskip("torch", reason="the dependency group `peft` is not installed")
 peft: Any = pytest.importorskip("peft", reason="the dependency group `peft` is not installed")
@@ -96,6 +97,7 @@ FAMILIES: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 # The text models of larger ones, which mlx-lm knows as a whole only.
 WHOLE = {"qwen3_5_moe_text": "qwen3_5_moe", "llama4_text": "llama4"}
+TOKENS = [3, 17, 5, 60, 41, 8, 8, 29, 11, 2, 50, 33]
 # all-linear would include what PEFT refuses to adapt.
 MODULES = {"nemotron_h": ["q_proj", "o_proj"]}
 
@@ -190,12 +192,21 @@ def wrapped(model: Any, **settings: Any) -> Any:
     return inside
 
 
-def assert_as_peft(base: Path, adapter: Path, merged: Path, *, tolerance: float = 1e-5) -> int:
-    """Every weight as in PEFT's merged model. Returns how many of them the adapter changed."""
+def built(base: Path, adapter: Path) -> Tensors:
+    """The base with the adapter, unquantized, as a pass makes it."""
     structure = inspect(base)
     declared, places = Adapter("a", "b", adapter), places_of(structure)
     check_fit(declared, placed(read_adapter(declared), declared, places), places)
-    ours = stream(base, adapter, [F32], structure=structure)["f32"].tensors
+    return stream(base, adapter, [F32], structure=structure)["f32"].tensors
+
+
+def assert_as_peft(base: Path, adapter: Path, merged: Path, *, tolerance: float = 1e-5) -> int:
+    """Every weight as in PEFT's merged model. Returns how many of them the adapter changed."""
+    return assert_weights(base, built(base, adapter), merged, tolerance=tolerance)
+
+
+def assert_weights(base: Path, ours: Tensors, merged: Path, *, tolerance: float = 1e-5) -> int:
+    """Every weight as in the merged model. Returns how many of them differ from the base."""
     expected, before = (dict(tree_flatten(load_base(f)[0].parameters())) for f in (merged, base))
     assert ours.keys() == expected.keys()
     changed = 0
@@ -208,16 +219,48 @@ def assert_as_peft(base: Path, adapter: Path, merged: Path, *, tolerance: float 
     return changed
 
 
+def logits_of_transformers(model: Any) -> np.ndarray[Any, Any]:
+    with torch.no_grad():
+        return np.asarray(model(torch.tensor([TOKENS]), use_cache=False).logits[0], np.float32)
+
+
+def logits_of_mlx(folder: Path, tensors: Tensors | None = None) -> np.ndarray[Any, Any]:
+    """Of the base in `folder`, or of the model with the same config and these tensors."""
+    model = load_base(folder)[0]
+    if tensors is not None:
+        model.load_weights([(name, array_of(tensor)) for name, tensor in tensors.items()])
+    model.eval()
+    return np.array(model(mx.array([TOKENS]))[0].astype(mx.float32))
+
+
+def array_of(tensor: RawTensor) -> mx.array:
+    dtype = {"F32": np.float32, "I32": np.int32, "U32": np.uint32}[tensor.dtype]
+    return mx.array(np.frombuffer(tensor.data, dtype).reshape(tensor.shape))
+
+
+def distance(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
+    """The largest difference, as a part of the standard deviation of the logits."""
+    return float(np.abs(ours - theirs).max() / theirs.std())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_linear_and_all_experts(family: str, tmp_path: Path) -> None:
+    """The weights are PEFT's, and so are the logits where transformers and mlx-lm compute the same base."""
     model = model_of(family)
     base = saved(model, tmp_path / "base", family)
+    plain = logits_of_transformers(model)
     parameters = expert_parameters(model)
     assert parameters
     inside = wrapped(model, target_modules=MODULES.get(family, "all-linear"), target_parameters=parameters)
     inside.save_pretrained(tmp_path / "adapter")
-    merged = saved(inside.merge_and_unload(), tmp_path / "merged", family)
-    assert assert_as_peft(base, tmp_path / "adapter", merged) >= 4
+    whole = inside.merge_and_unload()
+    merged = saved(whole, tmp_path / "merged", family)
+    ours = built(base, tmp_path / "adapter")
+    assert assert_weights(base, ours, merged) >= 4
+
+    tuned = logits_of_transformers(whole)
+    apart, mine = distance(logits_of_mlx(base), plain), distance(logits_of_mlx(base, ours), tuned)
+    print(f"LOGITS {family}: base {apart:.2g}, built {mine:.2g}, adapter {distance(tuned, plain):.2g}")
 
 
 @pytest.mark.parametrize("parameter", ["gate_up_proj", "down_proj"])

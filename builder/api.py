@@ -55,7 +55,7 @@ class Project:
         lines = [f"<p>{escape(str(self.spec.file))}</p><table>", _row("th", headings)]
         for row in self.status():
             bits = f"{row.bits_per_weight:.3f}" if row.bits_per_weight is not None else "-"
-            cells = (row.target, row.shown_state, size_text(row.size), bits, row.verdict, row.why)
+            cells = (row.target, row.state, size_text(row.size), bits, row.verdict, row.why)
             lines.append(_row("td", [escape(cell) for cell in cells]))
         return "".join([*lines, "</table>"])
 

@@ -19,8 +19,8 @@ HEAD = """# What it looks like
 
 These screens were captured from real terminals of 80 and 140 columns, and from a pipe, by
 `docs/capture.py` (tmux). Colours are not shown here. On a terminal, `doit status` colours the state: green
-is built or passes, yellow is stale, red is missing or misses. Every colour also has a word. `NO_COLOR=1`
-turns colour off. A narrow terminal shows fewer columns.
+is built or passes, yellow is out of date, red is not built or misses. Every colour also has a word.
+`NO_COLOR=1` turns colour off. A narrow terminal shows fewer columns.
 """
 
 

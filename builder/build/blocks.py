@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from builder.build.prepare import waiting
 from builder.console.events import BlockDone, Emit
 from builder.keys import Key
 from builder.plan.types import Action, TargetPlan
@@ -66,6 +65,7 @@ def make_blocks(
     ahead: Container[str],
     check: Callable[[], None],
     tally: Tally,
+    on_wait: Callable[[], None],
     emit: Emit,
 ) -> None:
     """Walk the blocks once. One block is written (two shards at a time) while the next is computed and,
@@ -82,7 +82,7 @@ def make_blocks(
             for portion in portions(by_block[name]):
                 block = _Block(name)
                 try:  # whatever happens, an interrupt too: the worker waits for `made`
-                    work = (store, writers, block, portion, check, tally, emit)
+                    work = (store, writers, block, portion, check, tally, on_wait, emit)
                     jobs.append(workers.submit(_write_block, *work))
                     if wanted := block.wanted.result():
                         if following and name in ahead:  # read while this one is computed
@@ -148,11 +148,12 @@ def _write_block(
     actions: Mapping[Key, tuple[TargetPlan, Action]],
     check: Callable[[], None],
     tally: Tally,
+    on_wait: Callable[[], None],
     emit: Emit,
 ) -> None:
     """Lock, recheck, wait for the tensors, ingest each shard and then its record."""
     try:
-        with acquire(store, actions, waiting(emit)):
+        with acquire(store, actions, on_wait):
             wanted = {k: v for k, v in actions.items() if usable_record(store, k) is None}
             block.wanted.set_result(wanted)
             if not wanted:

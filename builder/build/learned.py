@@ -57,7 +57,7 @@ def build_learned(project: Project, plan: TargetPlan, emit: Emit) -> Built:
     assert isinstance(source, TargetPlan)
     with build_session(store, [*keys_of(plan), *keys_of(source)]):
         register(project)
-        with acquire(store, [step_key(plan)], waiting(emit)):
+        with acquire(store, [step_key(plan)], waiting(plan.name, emit)):
             step = whole_manifest(store, step_key(plan))
             made = step is None and whole_manifest(store, plan.key) is None
             if made:

@@ -108,13 +108,14 @@ def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: Tally,
     for remark in remarked(lacking):
         emit(Note(remark))
     started = time.perf_counter()
+    on_wait = waiting(model, emit)
     with unchanged(project, targets[0]) as check:
         stream = open_stream(project, lacking, unsettled)
         for target in unsettled:
-            _make_config(store, target, stream, check, emit)
+            _make_config(store, target, stream, check, on_wait)
         fused = preflight.deltas(targets[0])
         ahead = preflight.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
-        make_blocks(store, lacking, todo, stream, ahead, check, tally, emit)
+        make_blocks(store, lacking, todo, stream, ahead, check, tally, on_wait, emit)
     seconds = time.perf_counter() - started
     read = sum(source[block] for block in {action.block for action in unique.values()})
     if unique:
@@ -172,13 +173,13 @@ def make_config(project: Project, target: TargetPlan, emit: Emit) -> None:
     """config.json alone of a target: no block is read for it."""
     with unchanged(project, target) as check:
         stream = open_stream(project, [target], [target])
-        _make_config(project.store, target, stream, check, emit)
+        _make_config(project.store, target, stream, check, waiting(target.name, emit))
 
 
 def _make_config(
-    store: Store, target: TargetPlan, stream: Stream, check: Callable[[], None], emit: Emit
+    store: Store, target: TargetPlan, stream: Stream, check: Callable[[], None], on_wait: Callable[[], None]
 ) -> None:
-    with acquire(store, [target.config], waiting(emit)):
+    with acquire(store, [target.config], on_wait):
         check()
         if usable_record(store, target.config) is None:
             blob = blobs.ingest(store, [stream.config(target.target.variant.name)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 
 from builder.console.events import Emit, Note
 from builder.errors import SourceChanged
@@ -114,7 +115,7 @@ def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:
     key = project.sources.gguf_key(base)
     if key is None:
         raise SourceChanged(source=f"base:{base.name}", path=source)
-    with acquire(project.store, [key], waiting(emit)):
+    with acquire(project.store, [key], waiting(f"base:{base.name}", emit)):
         manifest = project.sources.imported(base)
         if manifest is None or manifest.key != key:
             emit(Note(f"base:{base.name}: importing {source.name}"))
@@ -132,9 +133,15 @@ def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:
     return manifest
 
 
-def waiting(emit: Emit) -> Callable[[], None]:
-    """What a run says when it waits for another one."""
-    return lambda: emit(Note("waiting for another run, which builds the same"))
+def waiting(name: str, emit: Emit) -> Callable[[], None]:
+    """What a run says when it waits for another one. It says so once, however many blocks it waits for."""
+    first = Lock()
+
+    def say() -> None:
+        if first.acquire(blocking=False):  # never released
+            emit(Note(f"{name}: waiting for another run, which builds the same"))
+
+    return say
 
 
 def _inspect(project: Project, base: Base, directory: Path, identity: BaseIdentity) -> structures.Structure:

@@ -37,7 +37,7 @@ class Plan(ProjectCommand):
                 relink=made.relink,
                 prepare=[{"target": target, "reason": reason} for target, reason in made.prepare],
                 refused=[{"target": target, "reason": reason} for target, reason in made.refused],
-                current=made.current,
+                built=made.built,
                 remarks=remarks,
                 imports=made.imports,
                 space={
@@ -66,7 +66,7 @@ def _by_reason(found: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
 def show(made: Forecast) -> None:
     """Prints a forecast."""
     if made.is_empty:
-        print(f"Nothing to do: {count(len(made.current), 'target')} up to date.")
+        print(f"Nothing to do: {count(len(made.built), 'target')} built.")
         return
     for one in made.passes:
         print(f"{one.model}: build {', '.join(one.targets)} in one pass")
@@ -100,8 +100,8 @@ def show(made: Forecast) -> None:
         print(f"The numbers of {', '.join(guessed)} are estimates from the headers of the files.{writes}")
     for reason, targets in _by_reason(made.refused).items():
         print(f"{', '.join(targets)} cannot be built: {reason}")
-    if made.current:
-        print(f"up to date: {', '.join(made.current)}")
+    if made.built:
+        print(f"built: {', '.join(made.built)}")
     more = ", more by what is not known" if made.learned else ""
     print(
         f"store: {size_text(made.before)} now, {size_text(made.after)} after{more}; "

@@ -72,7 +72,7 @@ def show(rows: Sequence[Row]) -> None:
 def _cells(row: Row) -> list[str]:
     return [
         row.target,
-        row.shown_state,
+        row.state,
         size_text(row.size),
         f"{row.bits_per_weight:.3f}" if row.bits_per_weight is not None else "-",
         str(row.blocks) if row.blocks is not None else "-",

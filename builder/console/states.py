@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+# What is on disk of a target. builder.project.state says which of them holds.
+State = Literal["built", "not shown", "not kept", "not built", "out of date", "not planned"]
 Verdict = Literal["passes", "misses", "not measured", "nothing required"]
 
 # A second sign beside the colour of a verdict.
 MARKS: Mapping[Verdict, str] = {"passes": "✓", "misses": "✗", "not measured": "?", "nothing required": "·"}
-
-# builder.project.state.Kind -> what a person reads about the files of a target.
-KINDS: Mapping[str, str] = {
-    "built": "built",
-    "unlinked": "built, not shown in models/",
-    "pruned": "not kept",
-    "stale": "out of date",
-    "missing": "not built",
-    "unplanned": "new source",
-}
 
 _OPERATORS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 

@@ -16,13 +16,12 @@ from textwrap import wrap
 _STYLES: Mapping[str, str] = {
     "built": "green",
     "passes": "green",
-    "stale": "yellow",
-    "missing": "red",
-    "unlinked": "yellow",
-    "pruned": "dim",
+    "out of date": "yellow",
+    "not shown": "yellow",
+    "not planned": "yellow",
+    "not built": "red",
     "not kept": "dim",
     "not measured": "dim",
-    "unplanned": "yellow",
     "misses": "red",
 }
 _GAP = 2

@@ -151,17 +151,23 @@ def texts(path: Path, name: str) -> list[str]:
 
     Exits with a message, which calls the file `name`, for a line that has neither.
     """
-    if path.suffix != ".jsonl":
-        return [path.read_text(encoding="utf-8")]
+    is_rows = path.suffix == ".jsonl"
+    try:
+        whole = path.read_text(encoding="utf-8-sig" if is_rows else "utf-8")
+    except UnicodeDecodeError as error:
+        sys.exit(f"{name}: {error}")
+    if not is_rows:
+        return [whole]
     pieces = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(whole.split("\n"), start=1):  # a JSON string may hold other line ends
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             text = row["text"] if "text" in row else "\n".join(m["content"] for m in row["messages"])
-            pieces.append(str(text))
-        except (ValueError, KeyError, TypeError):
+            text.encode()  # half a character is not a text
+            pieces.append(text)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sys.exit(f'{name}:{number}: neither {{"text": ...}} nor {{"messages": [...]}}')
     return pieces
 

@@ -1,9 +1,10 @@
-"""Settings of rotary embeddings that mlx-lm does not read: newer configs have them in `rope_parameters` only.
+"""Settings of rotary embeddings that mlx-lm does not read, in `rope_parameters` or the older `rope_scaling`.
 
 Whether mlx-lm reads a setting is found out, not looked up: the model is built (without weights) with the
 setting and with another value of it. Where nothing of the model changes, mlx-lm does not read the setting.
 So every model type is judged by the same rule. What can be said under the older names (rope_theta,
-rope_scaling, ...) is put into the config that is loaded and written. The rest is refused by name.
+rope_scaling, ...) is put into the config that is loaded and written. The rest is refused by name. So is a
+`rope_scaling` that mlx-lm does not read.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import mlx.nn as nn
 
 from builder.errors import BuildError
 
-KEY = "rope_parameters"
+KEY, OLDER = "rope_parameters", "rope_scaling"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _LOCAL = ("rope_local_base_freq", "rope_local_theta", "swa_rope_theta")
 _BASES = ("rope_theta", "rotary_emb_base", "rope_embedding_base", "rope_freq_constant")
 _PARTS = ("partial_rotary_factor", "rotary_pct")
 _PLAIN = ("default", "mrope", None)
+_HARMLESS = (*_PLAIN, "dynamic")  # `dynamic` changes only positions beyond those of the training
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor")
 
 Settings = dict[str, Any]
@@ -67,9 +69,12 @@ def readable(
     said: dict[str, str] = {}
     for inner in (None, "text_config"):
         place = config if inner is None else config.get(inner)
-        if not isinstance(place, dict) or not isinstance(place.get(KEY), dict) or not place[KEY]:
+        if not isinstance(place, dict):
             continue
-
+        if not isinstance(place.get(KEY), dict) or not place[KEY]:
+            if inner is not None or "text_config" not in config:
+                _refuse_unread_scaling(path, place, _placed(config, found, inner), probe)
+            continue
         within = _placed(config, found, inner)
         added = _older_names(path, place, within, probe)
         if added:
@@ -171,6 +176,26 @@ def _refuse_unread(
         raise refuse(KEY, "one setting for each kind of layer")
 
 
+def _refuse_unread_scaling(
+    path: Path, place: Settings, within: Callable[[Settings], Settings], probe: _Probe
+) -> None:
+    """Raises UnreadSettings if neither the absence of `rope_scaling` nor another factor changes the model."""
+    scaling = place.get(OLDER)
+    if not isinstance(scaling, dict) or (kind := _kind(scaling)) in _HARMLESS:
+        return
+    others: list[Settings | None] = [None]
+    if _is_number(factor := scaling.get("factor")):
+        others.append({**scaling, "factor": factor * 2})
+    for tried in (_more_layers(place), place):
+        if (now := probe(within(tried))) is not None:
+            break
+    else:  # the model cannot be built: loading says why
+        return
+    if now and all(probe(within({**tried, OLDER: other})) == now for other in others):
+        model_type = place.get("model_type") or within(place).get("model_type")
+        raise UnreadSettings(path=path, model_type=model_type, key=f"{OLDER}.type", value=kind)
+
+
 def _said_otherwise(place: Settings, rope: Settings) -> Settings:
     """The settings with another `rope_parameters`, also under every older name."""
     names = _translated({**place, KEY: rope})
@@ -200,7 +225,7 @@ def _perturbed(entry: Mapping[str, Any]) -> list[tuple[str, Any, Settings]]:
         found.append(("rope_theta", theta, {**entry, "rope_theta": theta * 2}))
     if _is_number(part) and part != 1:
         found.append(("partial_rotary_factor", part, {**entry, "partial_rotary_factor": part / 2}))
-    if kind not in _PLAIN:
+    if kind not in _HARMLESS:
         plain = {key: entry[key] for key in _NOT_SCALING if key in entry}
         found.append(("rope_type", kind, {**plain, "rope_type": "default"}))
     return found

@@ -65,7 +65,7 @@ class Forecast:
     relink: tuple[str, ...]
     prepare: tuple[tuple[str, str], ...]
     refused: tuple[tuple[str, str], ...]
-    current: tuple[str, ...]
+    built: tuple[str, ...]
     before: int
     after: int
     free: int
@@ -93,7 +93,7 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
             if plan.learned not in steps:
                 learned[name] = step
                 steps.add(plan.learned)
-    relink, current = [], []
+    relink, built = [], []
     prepare: list[tuple[str, str]] = []
     refused: list[tuple[str, str]] = []
     todo: dict[str, list[tuple[TargetPlan, tuple[Action, ...]]]] = {}
@@ -101,14 +101,14 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
         if name in learned:
             continue
         if project.is_built(name):
-            current.append(name)
+            built.append(name)
             continue
         plan = project.plan.targets[name]
         if isinstance(plan, Unresolved):
             (prepare if plan.error is None else refused).append((plan.name, plan.reason))
             continue
         if target_state(project.store, plan).built:
-            current.append(plan.name)
+            built.append(plan.name)
             continue
         missing = missing_actions(project.store, plan)
         if missing:
@@ -136,7 +136,7 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
         tuple(relink),
         tuple(prepare),
         tuple(refused),
-        tuple(name for name in current if name in chosen),
+        tuple(name for name in built if name in chosen),
         before,
         before + imports + sum(p.write for p in passes),
         shutil.disk_usage(root).free,

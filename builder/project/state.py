@@ -7,31 +7,31 @@ view shows it. doit's database is never asked.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from builder.console.states import State
 from builder.keys import Key
 from builder.plan.changes import changes, summary
+from builder.plan.quantization import PlanError
 from builder.plan.types import Action, TargetPlan, Unresolved
 from builder.store import blobs, records, views
 from builder.store.holdings import holds, usable_record, whole_manifest
 from builder.store.layout import Store
 from builder.store.types import Manifest
 
-Kind = Literal["built", "unlinked", "pruned", "stale", "missing", "unplanned"]
-
 
 @dataclass(frozen=True)
 class TargetState:
-    """`reason` says in one clause why the target is in this state.
+    """`reason` says in one clause why the target is in this state, `short` in two or three words.
 
-    built: nothing to do. unlinked: all bytes are there, the view is not. pruned: its bytes were dropped,
-    its records stay. stale: the view shows another key. missing: never built at this key. unplanned: a
-    source must be fingerprinted first.
+    built: nothing to do. not shown: all bytes are there, the view is not. not kept: an intermediate that a
+    run makes where it needs it. not built: never built at this key, or bytes are gone. out of date: the view
+    shows another key. not planned: a source must be read first, or cannot give what is declared.
     """
 
     name: str
-    kind: Kind
+    kind: State
     reason: str
+    short: str = ""
 
     @property
     def built(self) -> bool:
@@ -41,22 +41,28 @@ class TargetState:
 def target_state(store: Store, plan: TargetPlan | Unresolved) -> TargetState:
     """What the store holds of a target, at its current key."""
     if isinstance(plan, Unresolved):
-        return TargetState(plan.name, "unplanned", plan.reason)
+        return TargetState(plan.name, "not planned", plan.reason, _unresolved(plan))
     manifest = records.read_manifest(store, plan.key)
     view = store.models / plan.name
     if manifest is not None and holds(store, manifest):
         if views.is_current(store, view, manifest):
             return TargetState(plan.name, "built", "its manifest, blobs and view are in the store")
-        return TargetState(plan.name, "unlinked", f"its view {view.name} is missing or shows something else")
+        reason = f"its view {view.name} is missing or shows something else"
+        return TargetState(plan.name, "not shown", reason, "view missing")
     shown = views.current_key(view)
     if shown not in (None, plan.key):
-        return TargetState(plan.name, "stale", _changed(plan, records.read_manifest(store, Key(str(shown)))))
+        return _outdated(plan, records.read_manifest(store, Key(str(shown))))
+    intermediate = plan.target.variant.intermediate
+    absent: State = "not kept" if intermediate else "not built"
     if manifest is None:
-        return TargetState(plan.name, "missing", "it has never been built with these inputs and settings")
+        reason = "it has never been built with these inputs and settings"
+        return TargetState(plan.name, absent, reason, "on demand" if intermediate else "never built")
     if shown is None:
-        return TargetState(plan.name, "pruned", "its bytes were dropped; its records stay")
+        return TargetState(plan.name, absent, "its bytes were dropped; its records stay", "bytes dropped")
     lost = sum(not blobs.has(store, entry.blob) for entry in manifest.files)
-    return TargetState(plan.name, "missing", f"{lost} of its {len(manifest.files)} blobs are gone")
+    return TargetState(
+        plan.name, "not built", f"{lost} of its {len(manifest.files)} blobs are gone", "blobs gone"
+    )
 
 
 def reads_source(store: Store, plan: TargetPlan) -> bool:
@@ -70,8 +76,19 @@ def missing_actions(store: Store, plan: TargetPlan) -> tuple[Action, ...]:
     return tuple(action for action in plan.actions if usable_record(store, action.key) is None)
 
 
-def _changed(plan: TargetPlan, old: Manifest | None) -> str:
-    """Which inputs or settings differ from what the view shows, in one clause."""
+def _outdated(plan: TargetPlan, old: Manifest | None) -> TargetState:
+    """Which inputs or settings differ from what the view shows."""
     if old is None:
-        return "its view shows a build that the store does not know"
-    return summary(changes(plan, old))
+        reason = "its view shows a build that the store does not know"
+        return TargetState(plan.name, "out of date", reason, "unknown former build")
+    found = changes(plan, old)
+    first = found[0].text if found else "block format changed"
+    more = f", +{len(found) - 1}" if len(found) > 1 else ""
+    return TargetState(plan.name, "out of date", summary(found), first + more)
+
+
+def _unresolved(plan: Unresolved) -> str:
+    """Why a target cannot be planned, in two words."""
+    if isinstance(plan.error, PlanError):
+        return "cannot be made"
+    return "new source" if plan.error is None else "source unusable"

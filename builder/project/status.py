@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from builder.plan.changes import Change
-from builder.plan.quantization import PlanError
+from builder.console.states import State
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
-from builder.project.state import Kind, TargetState, missing_actions, target_state
-from builder.project.why import changes_of
+from builder.project.state import missing_actions, target_state
 from builder.spec.types import Target
 from builder.store.briefs import Brief
 from builder.store.types import Scalar
@@ -27,7 +25,7 @@ class Status:
     """
 
     target: str
-    state: Kind
+    state: State
     due: bool
     intermediate: bool
     size: int | None = None
@@ -41,12 +39,6 @@ class Status:
     score: float | None = None
     misses: tuple[str, ...] = ()
     verdict: str = ""
-
-    @property
-    def shown_state(self) -> str:
-        """The state in the words for a person: an intermediate that nobody needs is not kept, not missing."""
-        gone = self.state in ("missing", "pruned") and not self.due
-        return "not kept" if gone else self.state
 
 
 def survey(project: Project) -> tuple[Status, ...]:
@@ -64,10 +56,7 @@ def status_of(project: Project, target: Target) -> Status:
     plan = project.plan.targets[name]
     state = target_state(project.store, plan)
     if isinstance(plan, Unresolved):
-        why = "new source" if plan.error is None else "source unusable"
-        if isinstance(plan.error, PlanError):
-            why = "cannot be made"
-        return Status(name, state.kind, not intermediate, intermediate, why=why, reason=state.reason)
+        return Status(name, state.kind, not intermediate, intermediate, why=state.short, reason=state.reason)
     brief = project.seen.brief(plan.key)
     if brief is not None and state.built:
         return _built(project, name, intermediate, brief, plan)
@@ -84,7 +73,7 @@ def status_of(project: Project, target: Target) -> Status:
         blocks=None if plan.needs else len(plan.actions),
         reused=None if plan.needs else len(plan.actions) - len(missing),
         built=brief.created if brief else None,
-        why=in_three_words(state, changes_of(project, plan), intermediate),
+        why=state.short,
         reason=state.reason,
         survival=survival_of(known),
     )
@@ -109,24 +98,6 @@ def _built(
         reason="its manifest, blobs and view are in the store",
         survival=survival_of(brief.measures),
     )
-
-
-def in_three_words(state: TargetState, changed: tuple[Change, ...], intermediate: bool = False) -> str:
-    """Why a target is not built, for a column of a table."""
-    match state.kind:
-        case "stale" if changed:
-            return changed[0].text if len(changed) == 1 else f"{changed[0].text}, +{len(changed) - 1}"
-        case "stale":
-            return "unknown former build"
-        case "unlinked":
-            return "view missing"
-        case "pruned":
-            return "bytes dropped"
-        case "missing" if "blobs are gone" in state.reason:
-            return "blobs gone"
-        case "missing":
-            return "on demand" if intermediate else "never built"
-    return state.kind
 
 
 def survival_of(measures: Mapping[str, Scalar]) -> float | None:

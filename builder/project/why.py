@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder.plan.changes import Change, Why, changes, explain
+from builder.plan.changes import Why, explain
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.project.state import missing_actions, target_state
@@ -28,10 +28,3 @@ def former_of(project: Project, plan: TargetPlan) -> Manifest | None:
         return manifest
     same = [m for m in records.manifests(project.store) if m.kind == "target" and m.name == plan.name]
     return max(same, key=lambda m: m.created, default=None)
-
-
-def changes_of(project: Project, plan: TargetPlan) -> tuple[Change, ...]:
-    """What differs from the build that the view shows; nothing where it shows none."""
-    shown = views.current_key(project.store.models / plan.name)
-    former = records.read_manifest(project.store, shown) if shown and shown != plan.key else None
-    return changes(plan, former) if former else ()

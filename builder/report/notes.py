@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from builder.console.states import KINDS
 from builder.report.answer import required_text
 from builder.report.cells import is_distance, memory
 from builder.report.facts import ModelReport
@@ -18,7 +17,7 @@ def first(model: ModelReport) -> list[str]:
             f"Measured from base and adapter, not on disk: {', '.join(unbuilt)}; the size is what it takes."
         )
     if model.absent:
-        states = [f"{name} ({KINDS[model.states.get(name, 'missing')]})" for name in model.absent]
+        states = [f"{name} ({model.states.get(name, 'not built')})" for name in model.absent]
         said.append(f"Without figures: {', '.join(states)}.")
     return said
 

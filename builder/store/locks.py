@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 STRIPES = 64  # each is a file descriptor while it is held, and macOS starts processes with 256
 _POLL_S = 0.02
+_HELD: set[Path] = set()  # the locks that threads of this process hold
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,16 @@ def acquire(store: Store, keys: Iterable[Key], on_wait: Callable[[], None] | Non
     """Holds the locks of all `keys`, waiting for others; each thread and process counts as another.
 
     Keys share locks (stripes), so two unrelated builds may wait for each other; a thread that holds some
-    must not acquire more (RuntimeError when they overlap). `on_wait` is called once before the first wait.
+    must not acquire more (RuntimeError when they overlap). `on_wait` is called once, before the first wait
+    for another process. Threads of one process wait for each other without a word: that is no news.
     Look at the store again after this returned: what was missing may have been built meanwhile.
 
     Raises StoreError.
     """
     with ExitStack() as held:
-        waited = on_wait is None
         for stripe in sorted({int(key[:2], 16) % STRIPES for key in keys}):
-            waited = _take(held, store, f"{stripe:02x}", None if waited else on_wait) or waited
+            if _take(held, store, f"{stripe:02x}", on_wait):
+                on_wait = None
         yield
 
 
@@ -122,26 +124,29 @@ def running(store: Store, but: Session | None = None) -> tuple[Session, ...]:
 
 
 def _take(held: ExitStack, store: Store, name: str, on_wait: Callable[[], None] | None) -> bool:
-    """Acquires locks/<name> until `held` closes; whether it had to wait."""
+    """Acquires locks/<name> until `held` closes; whether it waited for another process."""
     from filelock import FileLock, Timeout  # 70 ms to import
 
     with durable.explained(store.root):
         durable.make_folder(store.locks)
-        lock = FileLock(store.locks / name)
+        file = store.locks / name
+        lock = FileLock(file)
         waited = False
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            waited = True
-            if on_wait is not None:
+            waited = file not in _HELD
+            if waited and on_wait is not None:
                 on_wait()
             lock.acquire(poll_interval=_POLL_S)
-    held.callback(_release, store, lock)
+        _HELD.add(file)
+    held.callback(_release, store, lock, file)
     return waited
 
 
-def _release(store: Store, lock: FileLock) -> None:
+def _release(store: Store, lock: FileLock, file: Path) -> None:
     with durable.explained(store.root):
+        _HELD.discard(file)
         lock.release()
 
 

@@ -117,6 +117,20 @@ def mutate_json(file: Path, dice: random.Random) -> None:
     file.write_text(json.dumps(data))
 
 
+def mutate_lines(file: Path, dice: random.Random) -> None:
+    """A .jsonl file with one line changed, broken or repeated, or with other bytes."""
+    if dice.random() < 0.1:
+        file.write_bytes(dice.choice(RAW))
+        return
+    lines = [line.encode() for line in file.read_text().split("\n") if line]
+    at = dice.randrange(len(lines))
+    if dice.random() < 0.15:
+        lines[at] = dice.choice([*RAW, lines[at][:-3], lines[at] * 2, b"\xef\xbb\xbf" + lines[at]])
+    else:
+        lines[at] = json.dumps(mutated(json.loads(lines[at]), dice)).encode()
+    file.write_bytes(b"\n".join(lines))
+
+
 def mutate_header(file: Path, dice: random.Random) -> None:
     """Another header of a safetensors file, before the same bytes."""
     raw = file.read_bytes()

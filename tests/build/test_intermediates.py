@@ -117,7 +117,7 @@ def test_its_records_stay_so_it_is_not_out_of_date(project: Project) -> None:
     build(project, "m_dwq")
     assert len(pruned(project)) == 1
     plan = planned(project, "m_f16")
-    assert target_state(project.store, plan).kind == "pruned"
+    assert target_state(project.store, plan).kind == "not kept"
     assert records.read_manifest(project.store, plan.key) is not None
     assert all(records.read(project.store, key) is not None for key in plan.keys)
 

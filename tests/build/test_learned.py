@@ -18,6 +18,7 @@ from blake3 import blake3
 from builder.build import learned
 from builder.build.learned_output import StepFailed, _losses
 from builder.build.prepare import prepare_adapter, prepare_base
+from builder.console.events import Emit
 from builder.engine.arrays import raw
 from builder.errors import SourceChanged
 from builder.keys import Key
@@ -257,11 +258,11 @@ def test_a_plan_counts_the_intermediate_that_a_run_makes(project: Callable[[str]
 
     assert rows(run(box, "model:m_f16")) == {"m_f16"}  # kept: it was asked for by name
     said = plan_of(box)
-    assert (said["passes"], said["relink"], said["current"]) == ([], [], [])
+    assert (said["passes"], said["relink"], said["built"]) == ([], [], [])
     assert said["learned"] == [{**step, "prunes": False}]
 
     assert rows(run(box, "model:m_learned")) == {"m_learned"}
-    assert plan_of(box)["current"] == ["m_learned"]
+    assert plan_of(box)["built"] == ["m_learned"]
     (box.view("m_learned") / "artifact.toml").unlink()
     said = plan_of(box)
     assert (said["learned"], said["relink"]) == ([], ["m_learned"])
@@ -373,14 +374,14 @@ def test_a_source_view_that_is_replaced_while_the_step_runs(
     shutil.rmtree(box.root / "store/targets")  # so that it learns again
     real = learned._call
 
-    def flipped(project: Project, plan: TargetPlan, source: Path, scratch: Path) -> None:
+    def flipped(project: Project, plan: TargetPlan, source: Path, scratch: Path, emit: Emit) -> None:
         view = project.store.models / "m_f16"
         mine = records.read_manifest(project.store, Key(str(views.current_key(view))))
         assert mine is not None
         assert mine != theirs
         records.write_manifest(project.store, theirs)
         views.materialize(project.store, view, theirs)
-        real(project, plan, source, scratch)
+        real(project, plan, source, scratch, emit)
         views.materialize(project.store, view, mine)
 
     monkeypatch.setattr(learned, "_call", flipped)
@@ -394,8 +395,8 @@ def test_a_source_that_is_edited_while_the_step_runs(
     box = project("gptq")
     real = learned._call
 
-    def edited(project: Project, plan: TargetPlan, source: Path, scratch: Path) -> None:
-        real(project, plan, source, scratch)
+    def edited(project: Project, plan: TargetPlan, source: Path, scratch: Path, emit: Emit) -> None:
+        real(project, plan, source, scratch, emit)
         config = source / "config.json"
         config.unlink()
         config.write_text("{}")

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from builder import Project
+from builder.build.prepare import waiting
+from builder.console.events import Event, Note
 from tests.conftest import PATIENCE, Ran, Sandbox, wait_until
 from tests.tiny import BLOCKS, DECLARATION, make_adapter, make_base, save_adapter
 
@@ -191,7 +194,7 @@ def test_clean_drops_bytes_and_keeps_records(done: Sandbox) -> None:
     assert not done.view("m_f16").exists()
     assert built(done.doit()) == {}
     assert not done.view("m_f16").exists()
-    assert "pruned" in done.doit("info", "model:m_f16").out
+    assert "not kept: its bytes were dropped" in done.doit("info", "model:m_f16").out
 
 
 def test_list_and_info(done: Sandbox) -> None:
@@ -231,6 +234,60 @@ def test_two_runs_at_once_build_each_action_once(sandbox: Make) -> None:
     assert [run.returncode for run in runs] == [0, 0], outputs
     rows = [int(made) for out, _ in outputs for _, made, _ in ROW.findall(out)]
     assert sum(rows) == 42
+    assert all(err.count("waiting for another run") <= 1 for _, err in outputs)
+
+
+def test_a_run_alone_does_not_say_that_it_waits(sandbox: Make) -> None:
+    """Its own blocks share locks."""
+    box = sandbox(DECLARATION)
+    make_base(box.root / "base", layers=60)
+    make_adapter(box.root / "adapter", layers=(0,))
+    ran = box.doit()
+    assert ran.code == 0, ran.text
+    assert "waiting" not in ran.text
+
+
+def test_one_wait_for_many_blocks_is_said_once() -> None:
+    said: list[Event] = []
+    say = waiting("m", said.append)
+    for _ in range(7):
+        say()
+    assert said == [Note("m: waiting for another run, which builds the same")]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from builder.keys import Key
+from builder.store import locks
+from builder.store.format import open_store
+with locks.acquire(open_store(Path("store")), [Key(f"{stripe:02x}") for stripe in range(locks.STRIPES)]):
+    print("holding", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_run_says_what_it_waits_for(project: Sandbox) -> None:
+    assert project.doit("base:tiny").code == 0
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        cwd=project.root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "holding\n"
+    said: list[str] = []
+
+    def heard(event: Event) -> None:
+        if isinstance(event, Note) and "waiting" in event.text:
+            said.append(event.text)
+            other.communicate("\n")
+
+    made = Project(project.root / "artifacts.toml").build(emit=heard)
+    assert [each.made for each in made] == [BLOCKS, BLOCKS - 1]
+    assert said == ["m: waiting for another run, which builds the same"]
 
 
 def test_dash_a_runs_and_finds_everything(done: Sandbox) -> None:

@@ -57,7 +57,7 @@ def test_a_gguf_on_a_disk_that_is_not_mounted(box: Sandbox) -> None:
     assert [states[name]["state"] for name in ("m_4bit", "m_5bit", "n_4bit")] == [
         "built",
         "built",
-        "unplanned",
+        "not planned",
     ]
     assert "/media/not/mounted/x.gguf does not exist" in states["n_4bit"]["reason"]
 

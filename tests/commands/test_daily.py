@@ -112,7 +112,7 @@ def test_one_word_for_one_state(box: Sandbox) -> None:
     assert "misses" in row_of(box.doit("status").out, "m_4bit")
     assert "misses" in row_of(box.doit("report").out, "4bit")
     states = {row["target"]: row for row in document(box.doit("status", "--json"))["targets"]}
-    assert (states["m_f16"]["state"], states["m_4bit"]["verdict"]) == ("missing", "misses")
+    assert (states["m_f16"]["state"], states["m_4bit"]["verdict"]) == ("not kept", "misses")
 
 
 def row_of(text: str, target: str) -> str:

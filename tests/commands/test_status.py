@@ -83,17 +83,17 @@ def test_json_documents_name_their_schema(done: Sandbox) -> None:
 
 def test_plan_when_nothing_is_to_be_done(done: Sandbox) -> None:
     ran = done.doit("plan")
-    assert (ran.code, ran.out) == (0, "Nothing to do: 2 targets up to date.\n")
+    assert (ran.code, ran.out) == (0, "Nothing to do: 2 targets built.\n")
 
 
 def test_a_changed_setting(done: Sandbox) -> None:
     done.edit("bits = 4\ngroup_size = 64", "bits = 4\ngroup_size = 32")
     status = row(done, "m_4bit")
-    assert (status["state"], status["why"], status["reused"]) == ("stale", "group_size 64 -> 32", 1)
+    assert (status["state"], status["why"], status["reused"]) == ("out of date", "group_size 64 -> 32", 1)
     why = done.doit("why", "m_4bit")
     assert why.code == 1
     assert why.out.splitlines() == [
-        "m_4bit is stale: group_size 64 -> 32.",
+        "m_4bit is out of date: group_size 64 -> 32.",
         "  group_size: 64 -> 32",
         f"  rebuilds 5 of 6 blocks ({why.out.split('(')[1].split(')')[0]}), reuses 1",
         "  model.embed_tokens, model.layers.0-3",
@@ -101,7 +101,7 @@ def test_a_changed_setting(done: Sandbox) -> None:
     plan = document(done.doit("plan", "--json"))
     (one,) = plan["passes"]
     assert (one["model"], one["targets"], one["make"], one["reuse"]) == ("m", ["m_4bit"], 5, 1)
-    assert plan["current"] == ["m_5bit"]
+    assert plan["built"] == ["m_5bit"]
     assert plan["space"]["after"] - plan["space"]["before"] == one["write"]
     assert one["seconds"] > 0  # from the pass that built this project
 
@@ -181,7 +181,7 @@ def test_one_model_that_cannot_be_made_leaves_the_others(built: Sandbox, tmp_pat
     assert status.code == 1
     assert "cannot be made" in status.out
     bad = row(box, "bad_4bit")
-    assert (bad["state"], bad["why"], bad["reason"]) == ("unplanned", "cannot be made", said)
+    assert (bad["state"], bad["why"], bad["reason"]) == ("not planned", "cannot be made", said)
     assert row(box, "m_5bit")["state"] == "built"
     assert box.doit("plan", "m_4bit").code == 0
     plan = box.doit("plan")

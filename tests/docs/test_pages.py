@@ -14,8 +14,8 @@ import pytest
 
 from builder.commands import COMMANDS, STANDALONE
 from builder.console.events import Event
+from builder.console.states import State
 from builder.evaluate.results import Verdict
-from builder.project.state import Kind as State
 from builder.store.care.findings import Kind
 from builder.store.format import FORMER
 from builder.store.layout import Store
@@ -199,7 +199,7 @@ def test_pages_link_to_what_is_there() -> None:
 
 def test_the_command_line_page_lists_every_command_and_state() -> None:
     page = (ROOT / "docs/cli.md").read_text()
-    words = [*get_args(State), "not kept", *get_args(Verdict), *COMMANDS, *STANDALONE]
+    words = [*get_args(State), *get_args(Verdict), *COMMANDS, *STANDALONE]
     assert [word for word in words if word not in page] == []
 
 

@@ -108,6 +108,69 @@ def test_what_mlx_lm_reads_under_no_name_is_refused(model_type: str, rope: dict[
     assert f"mlx-lm's {model_type} does not read {key}" in str(caught.value)
 
 
+def scaled(model_type: str, scaling: dict[str, Any]) -> dict[str, Any]:
+    """A config as older versions of transformers wrote it."""
+    config = json.loads(json.dumps(next(each for each in REGISTRY if each.model_type == model_type).config))
+    place = config.get("text_config", config)
+    place.pop("rope_parameters", None)
+    place["rope_scaling"] = scaling
+    return config  # type: ignore[no-any-return]
+
+
+def read(config: dict[str, Any]) -> None:
+    from mlx_lm.utils import _get_classes
+
+    assert readable(Path("base"), config, lambda given: _get_classes(config=given)) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "scaling", "kind"),
+    [
+        ("cohere", LLAMA3, "llama3"),
+        ("qwen3_moe", YARN, "yarn"),
+        ("lfm2", YARN, "yarn"),
+        ("granitemoehybrid", {"type": "linear", "factor": 4.0}, "linear"),
+        ("lfm2-vl", {"type": "linear", "factor": 4.0}, "linear"),  # in text_config
+    ],
+)
+def test_scaling_under_the_older_name_that_mlx_lm_ignores(
+    model_type: str, scaling: dict[str, Any], kind: str
+) -> None:
+    with pytest.raises(UnreadSettings, match=f"does not read rope_scaling.type = {kind} in config.json"):
+        read(scaled(model_type, scaling))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "scaling"),
+    [
+        ("llama", LLAMA3),
+        ("qwen2", YARN),
+        ("llama", {"type": "linear", "factor": 1.0}),  # it is read, and changes nothing
+        ("qwen3_moe", {"type": "mrope", "mrope_section": [2, 3, 3]}),
+        ("qwen3_moe", {"rope_type": "default"}),
+        # up to max_position_embeddings this is no scaling
+        ("internlm2", {"type": "dynamic", "factor": 2.0}),
+        ("qwen3_moe", {"type": "dynamic", "factor": 2.0}),
+        # no rotary embedding at all
+        ("gpt2", {"type": "linear", "factor": 4.0}),
+        ("mamba", YARN),
+        ("qwen3_moe", {}),
+        ("qwen3_moe", {"type": 7, "factor": "x"}),
+    ],
+)
+def test_scaling_under_the_older_name_that_is_read_or_harmless(
+    model_type: str, scaling: dict[str, Any]
+) -> None:
+    read(scaled(model_type, scaling))
+
+
+def test_no_architecture_is_refused_for_its_own_scaling() -> None:
+    own = [each for each in REGISTRY if each.config.get("text_config", each.config).get("rope_scaling")]
+    assert {each.model_type for each in own} >= {"minicpm3", "deepseek_v2", "phimoe", "hunyuan", "exaone4"}
+    for each in own:
+        read(each.config)
+
+
 def test_an_older_name_that_says_something_else_gives_way() -> None:
     assert added("llama", DEFAULT, rope_theta=1e6) == {"rope_theta": 12345.0}
     assert added("qwen3", DEFAULT, rope_theta=1e6) == {"rope_theta": 12345.0}  # it reads the older name first

@@ -161,7 +161,7 @@ def test_what_is_being_measured_is_not_cleaned(
     assert set(measure(project)) == {"own", "calls"}
     assert target_state(project.store, planned(project, "m_4bit")).built
     clean(project, ["m_4bit"], quiet)  # afterwards it goes
-    assert target_state(project.store, planned(project, "m_4bit")).kind == "pruned"
+    assert target_state(project.store, planned(project, "m_4bit")).kind == "not built"
 
 
 # -- results are of content, not of names --------------------------------------------------------------------

@@ -221,9 +221,11 @@ def test_all_changes_in_one_clause() -> None:
 def test_what_a_build_would_make_and_reuse() -> None:
     of = plan()
     missing = of.actions[1:]
-    why = explain(of, "stale", "adapter changed", with_inputs(former(of), adapter_digest=OTHER), missing)
+    why = explain(
+        of, "out of date", "adapter changed", with_inputs(former(of), adapter_digest=OTHER), missing
+    )
     assert why.changes == (Change("adapter", OTHER, ADAPTER, is_digest=True),)
-    assert (why.target, why.state, why.reason) == ("m_4bit", "stale", "adapter changed")
+    assert (why.target, why.state, why.reason) == ("m_4bit", "out of date", "adapter changed")
     assert (why.blocks, why.total, why.reused) == (("layers.0", "layers.1"), 3, 1)
     assert why.nbytes == sum(action.size for action in missing)
     assert why.former == "2025-01-01T00:00:00Z"
@@ -231,10 +233,10 @@ def test_what_a_build_would_make_and_reuse() -> None:
 
 def test_without_a_former_build_nothing_has_changed() -> None:
     of = plan()
-    never = explain(of, "missing", "never built", None, of.actions)
+    never = explain(of, "not built", "never built", None, of.actions)
     assert (never.changes, never.former, never.reused) == ((), None, 0)
     same = replace(former(of), key=of.key, inputs={}, settings={})
-    dropped = explain(of, "pruned", "its bytes were dropped", same, of.actions)
+    dropped = explain(of, "not kept", "its bytes were dropped", same, of.actions)
     assert (dropped.changes, dropped.former) == ((), "2025-01-01T00:00:00Z")
 
 

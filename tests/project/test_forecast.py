@@ -64,7 +64,7 @@ def test_everything_in_one_pass(tmp_path: Path) -> None:
     assert one.write == size
     assert one.memory > RESIDENT
     assert one.seconds is None  # this machine has no record yet
-    assert (said.learned, said.relink, said.prepare, said.refused, said.current) == ((),) * 5
+    assert (said.learned, said.relink, said.prepare, said.refused, said.built) == ((),) * 5
     assert (said.before, said.after) == (held(project), held(project) + size)
     assert not said.is_empty
     assert said.fits
@@ -125,9 +125,9 @@ def test_nothing_to_do(tmp_path: Path) -> None:
         build(project, name)
     said = forecast(again(project))
     assert said.is_empty
-    assert said.current == ("m_4bit", "m_8bit")
+    assert said.built == ("m_4bit", "m_8bit")
     assert said.before == said.after == held(project)
-    assert forecast(again(project), ["m_8bit"]).current == ("m_8bit",)
+    assert forecast(again(project), ["m_8bit"]).built == ("m_8bit",)
 
 
 def test_a_view_that_is_gone_is_linked_again(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_view_that_is_gone_is_linked_again(tmp_path: Path) -> None:
     build(project, "m_4bit")
     shutil.rmtree(project.store.models / "m_4bit")
     said = forecast(again(project), ["m_4bit"])
-    assert (said.relink, said.passes, said.current) == (("m_4bit",), (), ())
+    assert (said.relink, said.passes, said.built) == (("m_4bit",), (), ())
     assert said.before == said.after
     assert not said.is_empty
 
@@ -193,7 +193,7 @@ def test_a_learned_target_needs_its_source_first(tmp_path: Path) -> None:
     build(project, "m_f16")
     said = forecast(again(project), ["m_dwq"])
     assert (said.learned, said.passes) == ((replace(step, prunes=False),), ())
-    assert said.current == ()  # the source was not asked for
+    assert said.built == ()  # the source was not asked for
 
 
 def test_a_source_that_is_no_intermediate_stays(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_learned_target_that_is_there(tmp_path: Path) -> None:
     project = made(tmp_path, WITH_LEARNED)
     build(project, "m_dwq")
     said = forecast(again(project), ["m_dwq"])
-    assert (said.current, said.is_empty) == (("m_dwq",), True)  # its source is not missed
+    assert (said.built, said.is_empty) == (("m_dwq",), True)  # its source is not missed
     shutil.rmtree(project.store.models / "m_dwq")
     said = forecast(again(project), ["m_dwq"])
     assert (said.relink, said.learned, said.passes) == (("m_dwq",), (), ())

@@ -69,7 +69,7 @@ def test_nothing_is_made_again(file: Path, passes: list[str], which: str) -> Non
     plan = planned(project, name)
     assert plan.key == key
     state = target_state(project.store, plan)
-    assert state.kind == ("built" if name == "m_4bit" else "unlinked")
+    assert state.kind == ("built" if name == "m_4bit" else "not shown")
     assert why(project, name).changes == ()
     assert forecast(project, [name]).passes == ()
     (result,) = deliver(project, name, {name}, (), quiet)
@@ -128,7 +128,7 @@ def test_two_variants_exchange_their_names(file: Path, passes: list[str]) -> Non
     swapped(file)
     project = Project.load(file)
     assert {target_state(project.store, planned(project, n)).kind for n in ("m_4bit", "m_8bit")} == {
-        "unlinked"
+        "not shown"
     }
     results = deliver(project, "m_4bit", {"m_4bit", "m_8bit"}, (), quiet)
     assert sum(result.made for result in results) == 0

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.plan.changes import Change
 from builder.project.project import Project
-from builder.project.state import TargetState
-from builder.project.status import Status, in_three_words, status_of, survey, survival_of
+from builder.project.status import Status, status_of, survey, survival_of
 from builder.store import blobs, records, views
 from builder.store.care import drop
 from builder.store.types import Manifest, Scalar
@@ -43,8 +41,8 @@ def test_all_targets_in_the_order_of_the_file(file: Path) -> None:
     build(project, "m_8bit")
     rows = survey(project)
     assert [(row.target, row.state, row.due, row.intermediate) for row in rows] == [
-        ("m_f16", "missing", False, True),
-        ("m_4bit", "missing", True, False),
+        ("m_f16", "not kept", False, True),
+        ("m_4bit", "not built", True, False),
         ("m_8bit", "built", False, False),
     ]
     assert [row.why for row in rows] == ["on demand", "never built", ""]
@@ -93,7 +91,7 @@ def test_a_learned_target_is_made_whole(tmp_path: Path) -> None:
     file = make_toy(tmp_path / "project", DECLARATION.replace('"8bit"]', '"8bit", "dwq"]') + LEARNED)
     project = prepared(file)
     row = status(project, "m_dwq")
-    assert (row.state, row.size, row.bits_per_weight, row.blocks, row.reused) == ("missing", *[None] * 4)
+    assert (row.state, row.size, row.bits_per_weight, row.blocks, row.reused) == ("not built", *[None] * 4)
     manifest = build(project, "m_dwq")
     row = status(Project.load(file), "m_dwq")
     assert (row.state, row.size, row.bits_per_weight) == ("built", manifest.size, 4.5)
@@ -133,20 +131,20 @@ def unknown_former_build(project: Project) -> None:
 @pytest.mark.parametrize(
     ("change", "state", "why", "reason", "reused"),
     [
-        (without_view, "unlinked", "view missing", "its view m_4bit is missing or shows something else", 3),
-        (dropped, "pruned", "bytes dropped", "its bytes were dropped; its records stay", 0),
-        (one_blob_gone, "missing", "blobs gone", "1 of its 6 blobs are gone", 2),
-        (other_adapter, "stale", "adapter changed", "adapter changed", 2),
+        (without_view, "not shown", "view missing", "its view m_4bit is missing or shows something else", 3),
+        (dropped, "not built", "bytes dropped", "its bytes were dropped; its records stay", 0),
+        (one_blob_gone, "not built", "blobs gone", "1 of its 6 blobs are gone", 2),
+        (other_adapter, "out of date", "adapter changed", "adapter changed", 2),
         (
             other_bits_and_group,
-            "stale",
+            "out of date",
             "bits 4 -> 5, +1",
             "bits 4 -> 5, group_size 64 -> 32",
             0,
         ),
         (
             unknown_former_build,
-            "stale",
+            "out of date",
             "unknown former build",
             "its view shows a build that the store does not know",
             2,
@@ -181,33 +179,9 @@ def test_what_cannot_be_planned(tmp_path: Path, declared: str, changed: str, why
     if changed == "adapter":
         shutil.rmtree(tmp_path / "project" / "adapter")
     row = status(project, "m_4bit")
-    assert (row.state, row.why, row.due) == ("unplanned", why, True)
+    assert (row.state, row.why, row.due) == ("not planned", why, True)
     assert row.reason.startswith(reason)
     assert (row.size, row.blocks, row.reused, row.built) == (None,) * 4
-
-
-ONE, TWO = Change("adapter", "a", "b"), Change("bits", "4", "5")
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason", "changed", "intermediate", "said"),
-    [
-        ("stale", "", (ONE,), False, "adapter a -> b"),
-        ("stale", "", (ONE, TWO), False, "adapter a -> b, +1"),
-        ("stale", "", (), False, "unknown former build"),
-        ("unlinked", "", (), False, "view missing"),
-        ("pruned", "", (), True, "bytes dropped"),
-        ("missing", "2 of its 3 blobs are gone", (), True, "blobs gone"),
-        ("missing", "it has never been built", (), True, "on demand"),
-        ("missing", "it has never been built", (), False, "never built"),
-        ("unplanned", "", (), False, "unplanned"),
-    ],
-)
-def test_in_three_words(
-    kind: str, reason: str, changed: tuple[Change, ...], intermediate: bool, said: str
-) -> None:
-    state = TargetState("m", kind, reason)  # type: ignore[arg-type]
-    assert in_three_words(state, changed, intermediate) == said
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_cleaned_learned_target_frees_its_bytes(world: World) -> None:
     clean(world.open("own"), ["m_q"], silent)
     assert not shards & blobs.present(store).keys()
     project = world.open("own")
-    assert target_state(project.store, project.plan.targets["m_q"]).kind == "pruned"
+    assert target_state(project.store, project.plan.targets["m_q"]).kind == "not built"
     assert run(world, "own", "m_q").steps == ["m_q"]
 
 

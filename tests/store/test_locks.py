@@ -16,7 +16,7 @@ from builder.keys import Key, make_key
 from builder.store import locks, tmp
 from builder.store.format import open_store
 from builder.store.layout import Store
-from tests.conftest import PATIENCE, wait_until
+from tests.conftest import PATIENCE
 
 KEYS = [make_key("lock", n) for n in range(40)]
 
@@ -74,16 +74,51 @@ def test_threads_take_turns_and_sets_in_any_order_do_not_deadlock(store: Store) 
     assert worst == [1]
 
 
-def test_on_wait_is_called_once_and_only_when_waiting(store: Store) -> None:
+HOLD_THREE = """
+import sys
+from pathlib import Path
+from builder.keys import make_key
+from builder.store import locks
+from builder.store.format import open_store
+with locks.acquire(open_store(Path(sys.argv[1])), [make_key("lock", n) for n in range(3)]):
+    print("holding", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_on_wait_is_called_once_for_another_process(store: Store) -> None:
+    other = spawn(HOLD_THREE, str(store.root))
+    assert other.stdout is not None
+    assert other.stdout.readline() == "holding\n"
     waits: list[str] = []
-    with locks.acquire(store, KEYS[:3], on_wait=lambda: waits.append("first")):
-        thread = threading.Thread(
-            target=lambda: locks.acquire(store, KEYS[:3], on_wait=lambda: waits.append("second")).__enter__()
-        )
+
+    def let_go() -> None:
+        waits.append("told")
+        other.communicate("\n")
+
+    with locks.acquire(store, KEYS[:3], let_go):
+        assert waits == ["told"]
+    with locks.acquire(store, KEYS[:3], let_go):
+        assert waits == ["told"]
+
+
+def test_threads_of_one_process_wait_without_a_word(store: Store) -> None:
+    said: list[str] = []
+    started, got = threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        with locks.acquire(store, KEYS[:3], lambda: said.append("told")):
+            got.set()
+
+    with locks.acquire(store, KEYS[:3]):
+        thread = threading.Thread(target=work)
         thread.start()
-        wait_until(lambda: waits)
+        assert started.wait(PATIENCE)
+        assert not got.wait(0.2)
     thread.join(PATIENCE)
-    assert waits == ["second"]
+    assert got.is_set()
+    assert said == []
 
 
 def test_no_keys_no_locks(store: Store) -> None:

@@ -64,6 +64,10 @@ def _row(suite: Suite, number: int, line: str) -> Row:
     """The row of one line. As in mlx-lm, prompt and completion become messages and win over other keys."""
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise wrong(suite, f"line {number}: {half} is half of a character") from error
     except (ValueError, RecursionError) as error:
         raise wrong(suite, f"line {number}: {error}") from error
     if not isinstance(row, dict):
@@ -130,7 +134,7 @@ def _templated(
 ) -> list[int]:
     """The tokens of messages, as mlx_lm.lora makes them. Raises DataInvalid if the template fails."""
     if not tokenizer.has_chat_template:
-        text = "\n".join(m["content"] or "" for m in messages)
+        text = "\n".join(m.get("content") or "" for m in messages)
         return list(tokenizer.encode(text + ("\n" if before_answer else "")))
     how = {"add_generation_prompt": True} if before_answer else {}
     try:
@@ -168,7 +172,7 @@ def candidate_asks(suite: Suite, rows: Sequence[Row], tokenizer: Any) -> list[di
             made[label] = _answer(suite, tokenizer, {**row, "messages": said})
             tokens = [t for t in made[label].tokens[made[label].start :] if t not in tokenizer.eos_token_ids]
             length = len(tokens)
-            if (row["messages"][-1]["content"] or "").startswith(text):
+            if (row["messages"][-1].get("content") or "").startswith(text):
                 length = shared(tokens, real.tokens[real.start :])
             spans[label] = min(length, spans.get(label, length))
         asks.append(made)

@@ -1,4 +1,4 @@
-"""Adapters that PEFT itself made of the fused experts of transformers: every weight as PEFT merges it.
+"""Adapters that PEFT itself made of the fused experts of transformers: weights and logits as PEFT merges.
 
 The models are tiny and random. They are saved by transformers, with the names of the hub. Needs torch and
 peft: the dependency group `peft` (`uv sync --group peft`).
@@ -24,8 +24,9 @@ from builder.errors import SourceInvalid
 from builder.sources.adapters.places import check_fit, placed, places_of
 from builder.sources.adapters.reading import read_adapter
 from builder.spec.types import Adapter, Variant
+from builder.weights.shards import RawTensor
 from tests.architectures import COMMON, LFM, MAMBA, YARN, known
-from tests.comparison import stream
+from tests.comparison import Tensors, stream
 
 torch: Any = pytest.importorskip("torch", reason="the dependency group `peft` is not installed")
 peft: Any = pytest.importorskip("peft", reason="the dependency group `peft` is not installed")
@@ -44,22 +45,25 @@ SIZES: Mapping[str, Any] = {
 }  # fmt: skip
 FULL, SLIDING = ["full_attention"] * 2, ["sliding_attention", "full_attention"]
 LINEAR = ["linear_attention", "full_attention"]
+YARN_1 = {**YARN, "factor": 1.0}  # mlx-lm reads no DeepSeek V2 without YaRN, and this is none
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 # Model type of transformers -> what its config says, and what mlx-lm's config says beyond that.
 FAMILIES: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mixtral": ({}, {}),
     "olmoe": ({}, {}),
-    "qwen2_moe": ({}, {}),
+    "qwen2_moe": ({"norm_topk_prob": False}, {}),
     "qwen3_moe": ({}, {}),
     "qwen3_next": ({"layer_types": LINEAR}, {"partial_rotary_factor": 0.25, "full_attention_interval": 2}),
     "qwen3_5_moe_text": ({"layer_types": LINEAR}, {"full_attention_interval": 2}),
-    "deepseek_v2": ({"topk_method": "greedy"}, {"rope_scaling": YARN}),
+    "deepseek_v2": ({"topk_method": "greedy", "num_key_value_heads": 4}, {"rope_scaling": YARN_1}),
     "deepseek_v3": ({"num_key_value_heads": 4}, {}),
     "glm4_moe": ({}, {"partial_rotary_factor": 1.0}),
     "glm4_moe_lite": ({"num_key_value_heads": 4}, {}),
-    "gpt_oss": ({"layer_types": SLIDING, "attention_bias": True}, {}),
+    "gpt_oss": ({"layer_types": SLIDING, "attention_bias": True, "rope_parameters": PLAIN}, {}),
     "granitemoe": ({}, {}),
     "granitemoehybrid": (
-        {**MAMBA, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 48},
+        {**MAMBA, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 48,
+         "position_embedding_type": "rope"},
         {"layer_types": ["mamba", "attention"]},
     ),
     "phimoe": ({"attention_bias": True, "lm_head_bias": True}, {}),
@@ -90,12 +94,19 @@ FAMILIES: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "solar_open": ({}, {"partial_rotary_factor": 1.0, "first_k_dense_replace": 0}),
     "llama4_text": (
         {"num_experts_per_tok": 1, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 1,
-         "layer_types": FULL, "attention_chunk_size": 32},
-        {"no_rope_layers": [1, 0], "use_qk_norm": True},
+         "layer_types": ["chunked_attention"] * 3 + ["full_attention"], "attention_chunk_size": 32,
+         "num_hidden_layers": 4},
+        {"no_rope_layers": [1, 1, 1, 0], "use_qk_norm": True},
     ),
 }  # fmt: skip
 # The text models of larger ones, which mlx-lm knows as a whole only.
 WHOLE = {"qwen3_5_moe_text": "qwen3_5_moe", "llama4_text": "llama4"}
+TOKENS = [3, 17, 5, 60, 41, 8, 8, 29, 11, 2, 50, 33]
+# Where transformers and mlx-lm do not compute the same of one base: their logits are not compared.
+APART = {
+    "jamba": "mlx-lm applies the router's softmax to the chosen experts, transformers to all experts",
+}
+CLOSE = 5e-4  # of the logits' standard deviation. The adapters move logits by 1 to 5
 # all-linear would include what PEFT refuses to adapt.
 MODULES = {"nemotron_h": ["q_proj", "o_proj"]}
 
@@ -106,9 +117,11 @@ def model_of(family: str, **changes: Any) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family][0], **changes})
     model = AutoModelForCausalLM.from_config(config).float().eval()
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         noise = torch.randn_like(parameter)
         parameter.data = noise * 0.05 if parameter.ndim > 1 else parameter.data + 0.1 * noise
+        if "moe_statics" in name:  # mlx-lm drops this bias of the routing
+            parameter.data.zero_()
     return model
 
 
@@ -190,12 +203,21 @@ def wrapped(model: Any, **settings: Any) -> Any:
     return inside
 
 
-def assert_as_peft(base: Path, adapter: Path, merged: Path, *, tolerance: float = 1e-5) -> int:
-    """Every weight as in PEFT's merged model. Returns how many of them the adapter changed."""
+def built(base: Path, adapter: Path) -> Tensors:
+    """The base with the adapter, unquantized, as a pass makes it."""
     structure = inspect(base)
     declared, places = Adapter("a", "b", adapter), places_of(structure)
     check_fit(declared, placed(read_adapter(declared), declared, places), places)
-    ours = stream(base, adapter, [F32], structure=structure)["f32"].tensors
+    return stream(base, adapter, [F32], structure=structure)["f32"].tensors
+
+
+def assert_as_peft(base: Path, adapter: Path, merged: Path, *, tolerance: float = 1e-5) -> int:
+    """Every weight as in PEFT's merged model. Returns how many of them the adapter changed."""
+    return assert_weights(base, built(base, adapter), merged, tolerance=tolerance)
+
+
+def assert_weights(base: Path, ours: Tensors, merged: Path, *, tolerance: float = 1e-5) -> int:
+    """Every weight as in the merged model. Returns how many of them differ from the base."""
     expected, before = (dict(tree_flatten(load_base(f)[0].parameters())) for f in (merged, base))
     assert ours.keys() == expected.keys()
     changed = 0
@@ -208,16 +230,56 @@ def assert_as_peft(base: Path, adapter: Path, merged: Path, *, tolerance: float 
     return changed
 
 
+def logits_of_transformers(model: Any) -> np.ndarray[Any, Any]:
+    with torch.no_grad():
+        return np.asarray(model(torch.tensor([TOKENS]), use_cache=False).logits[0], np.float32)
+
+
+def logits_of_mlx(folder: Path, tensors: Tensors | None = None) -> np.ndarray[Any, Any]:
+    """Of the base in `folder`, or of the model with the same config and these tensors."""
+    model = load_base(folder)[0]
+    if tensors is not None:
+        model.load_weights([(name, array_of(tensor)) for name, tensor in tensors.items()])
+    model.eval()
+    return np.array(model(mx.array([TOKENS]))[0].astype(mx.float32))
+
+
+def array_of(tensor: RawTensor) -> mx.array:
+    dtype = {"F32": np.float32, "I32": np.int32, "U32": np.uint32}[tensor.dtype]
+    return mx.array(np.frombuffer(tensor.data, dtype).reshape(tensor.shape))
+
+
+def distance(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
+    """The largest difference, as a part of the standard deviation of the logits."""
+    return float(np.abs(ours - theirs).max() / theirs.std())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_linear_and_all_experts(family: str, tmp_path: Path) -> None:
+    """The weights are PEFT's, and so are the logits where transformers and mlx-lm compute the same base."""
     model = model_of(family)
     base = saved(model, tmp_path / "base", family)
+    plain = logits_of_transformers(model)
     parameters = expert_parameters(model)
     assert parameters
     inside = wrapped(model, target_modules=MODULES.get(family, "all-linear"), target_parameters=parameters)
     inside.save_pretrained(tmp_path / "adapter")
-    merged = saved(inside.merge_and_unload(), tmp_path / "merged", family)
-    assert assert_as_peft(base, tmp_path / "adapter", merged) >= 4
+    whole = inside.merge_and_unload()
+    merged = saved(whole, tmp_path / "merged", family)
+    ours = built(base, tmp_path / "adapter")
+    assert assert_weights(base, ours, merged) >= 4
+
+    tuned = logits_of_transformers(whole)
+    of_base, of_built = distance(logits_of_mlx(base), plain), distance(logits_of_mlx(base, ours), tuned)
+    moved = distance(tuned, plain)
+    print(
+        f"{family}: the base differs by {of_base:.2g}, the built model by {of_built:.2g}, moved {moved:.2g}"
+    )
+    assert moved > 0.5
+    assert (of_base > 0.01) == (family in APART)
+    if family not in APART:
+        assert of_base < CLOSE
+        assert of_built < CLOSE
 
 
 @pytest.mark.parametrize("parameter", ["gate_up_proj", "down_proj"])

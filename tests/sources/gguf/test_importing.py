@@ -6,7 +6,7 @@ import contextlib
 import json
 import struct
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,12 @@ def value(item: Any) -> bytes:
 
 
 def gguf(meta: Mapping[str, Any], tensors: Mapping[str, Stored]) -> bytes:
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(meta))
-    head += b"".join(text(key) + value(item) for key, item in meta.items())
+    return with_fields([text(key) + value(item) for key, item in meta.items()], tensors)
+
+
+def with_fields(fields: Sequence[bytes], tensors: Mapping[str, Stored]) -> bytes:
+    """A file with these fields of metadata, as they stand in a file."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(fields)
     data = b""
     for name, (kind, shape, content) in tensors.items():
         dims = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))

@@ -50,7 +50,7 @@ def build_calibrated(project: Project, plan: TargetPlan, emit: Emit) -> Built:
         if usable_record(project.store, plan.config) is None:
             make_config(project, plan, emit)
         if missing:
-            with acquire(project.store, [plan.key], waiting(emit)):
+            with acquire(project.store, [plan.key], waiting(plan.name, emit)):
                 _round(project, plan, tally, emit)
             _tell_special(project, plan, emit)
         copy_aux(project, plan)

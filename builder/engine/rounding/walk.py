@@ -9,9 +9,10 @@ weights of one layer and the hidden states of all sequences in memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,10 +21,36 @@ from mlx.utils import tree_flatten, tree_map
 TOKENS = 1024  # that a layer takes at a time. Fixed, so that the number of cores does not change a bit
 
 
-class Run(Protocol):
-    """Runs a layer for all sequences. `also` gives more arrays to compute with each piece of them."""
+@dataclass
+class Run:
+    """One call of a layer, for all sequences. Calling it runs the layer and returns what the layer returns."""
 
-    def __call__(self, also: Callable[[], list[mx.array]] = ...) -> Any: ...
+    forward: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    sequences: int
+    size: int  # sequences in a piece
+    streams: Sequence[Any]
+
+    def __call__(self, also: Callable[[], list[mx.array]] = list) -> Any:
+        """`also` gives more arrays to compute with each piece."""
+        made: list[Any] = []
+        pieces = list(self.pieces())
+        for first in range(0, len(pieces), len(self.streams)):
+            for stream, (args, kwargs) in zip(self.streams, pieces[first:], strict=False):
+                with mx.stream(stream):
+                    made.append(self.forward(*args, **kwargs))
+            mx.eval(made[first:], also())
+            mx.clear_cache()
+        return _joined(made)
+
+    def pieces(self) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+        """The arguments for some sequences at a time."""
+        for start in range(0, self.sequences, self.size):
+            args, kwargs = _part(
+                [list(self.args), dict(self.kwargs)], self.sequences, slice(start, start + self.size)
+            )
+            yield args, kwargs
 
 
 Visit = Callable[[str, Any, Run], Any]  # path of a layer, the layer, what runs it -> what it returns
@@ -41,19 +68,7 @@ def walk(model: Any, tokens: mx.array, visit: Visit) -> Any:
     def on_call(path: str, layer: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         mx.eval([array for _, array in tree_flatten([args, kwargs]) if isinstance(array, mx.array)])
 
-        def run(also: Callable[[], list[mx.array]] = list) -> Any:
-            made = []
-            starts = range(0, sequences, size)
-            for first in range(0, len(starts), len(streams)):
-                for stream, start in zip(streams, starts[first : first + len(streams)], strict=False):
-                    some = slice(start, start + size)
-                    some_args, some_kwargs = _part([list(args), kwargs], sequences, some)
-                    with mx.stream(stream):
-                        made.append(forward(*some_args, **some_kwargs))
-                mx.eval(made[first:], also())
-                mx.clear_cache()
-            return _joined(made)
-
+        run = Run(forward, args, kwargs, sequences, size, streams)
         return visit(path, layer, run)
 
     with _watched(model, on_call):

@@ -68,7 +68,7 @@ class Rounding:
         layers = layer_paths(self.model)
         outside = {name: self._values(block) for name, block in blocks.items() if name not in layers}
         for values in outside.values():
-            _put(self.model, "", _in_float32(values))
+            put(self.model, "", as_float32(values))
         start = next((at for at, name in enumerate(self.order) if name in layers), len(self.order))
         first = self.order[:start]
         for name in first:
@@ -83,7 +83,7 @@ class Rounding:
                 file = done(path)
                 if file is None:
                     values = self._values(block)  # once: the adapter's layers hold this module
-                    _put(layer, path, _in_float32(values))
+                    put(layer, path, as_float32(values))
                     with taps(layer, path) as seen:
                         run(seen.open)
                     file = self._written(block, values, seen, write)
@@ -123,7 +123,7 @@ class Rounding:
     def _make(self, block: Block, values: Values, seen: Seen, done: Done, write: Write) -> None:
         """Rounds a block outside of the layers, unless it is done. The model gets the rounded weights."""
         file = done(block.name) or self._written(block, values, seen, write)
-        _put(self.model, "", _read(file, self.recipe.quantization))
+        put(self.model, "", read_rounded(file, self.recipe.quantization))
 
     def _check_order(self, path: str) -> None:
         """The plan's keys hold the blocks before a block: the model must call its layers in that order."""
@@ -137,7 +137,7 @@ class Rounding:
 
     def _show(self, layer: nn.Module, path: str) -> None:
         """Gives a layer its rounded weights, lazy."""
-        _put(layer, path, _read(self._files[path], self.recipe.quantization))
+        put(layer, path, read_rounded(self._files[path], self.recipe.quantization))
 
     def _written(self, block: Block, values: Values, seen: Seen, write: Write) -> Path:
         how, target = self.recipe.quantization, self.target
@@ -185,19 +185,19 @@ class _Outer(nn.Module):  # type: ignore[misc]
         return self._outside
 
 
-def _put(module: nn.Module, path: str, arrays: Mapping[str, mx.array]) -> None:
+def put(module: nn.Module, path: str, arrays: Mapping[str, mx.array]) -> None:
     """Puts arrays under full names into the module at `path`."""
     start = len(path) + 1 if path else 0
     module.update(tree_unflatten([(name[start:], array) for name, array in arrays.items()]))
 
 
-def _in_float32(values: Values) -> dict[str, mx.array]:
+def as_float32(values: Values) -> dict[str, mx.array]:
     """The tensors of a block, floating ones in float32."""
     arrays = {name: values.array(name) for name in values}
     return {n: a.astype(mx.float32) if mx.issubdtype(a.dtype, mx.floating) else a for n, a in arrays.items()}
 
 
-def _read(file: Path, quantization: Mapping[str, Quantization]) -> dict[str, mx.array]:
+def read_rounded(file: Path, quantization: Mapping[str, Quantization]) -> dict[str, mx.array]:
     """The weights that a rounded shard stands for, in float32, lazy."""
     tensors: Any = mx.load(str(file), format="safetensors")
     arrays: dict[str, mx.array] = {}

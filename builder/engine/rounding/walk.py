@@ -23,7 +23,7 @@ TOKENS = 1024  # that a layer takes at a time. Fixed, so that the number of core
 
 @dataclass
 class Run:
-    """One call of a layer, for all sequences. Calling it runs the layer and returns what the layer returns."""
+    """One call of a layer, for all sequences. Calling it returns what the layer returns."""
 
     forward: Callable[..., Any]
     args: Sequence[Any]
@@ -56,17 +56,18 @@ class Run:
 Visit = Callable[[str, Any, Run], Any]  # path of a layer, the layer, what runs it -> what it returns
 
 
-def walk(model: Any, tokens: mx.array, visit: Visit) -> Any:
+def walk(model: Any, tokens: mx.array, visit: Visit, *, settled: bool = True) -> Any:
     """Calls the model with tokens [sequences, length], and `visit` for each layer that it calls.
 
-    Returns what the model returned, lazy.
+    Returns what the model returned, lazy. `settled`: what a layer is given is computed before its visit.
     """
     sequences, length = tokens.shape
     size = max(1, TOKENS // length)
     streams = _streams()
 
     def on_call(path: str, layer: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        mx.eval([array for _, array in tree_flatten([args, kwargs]) if isinstance(array, mx.array)])
+        if settled:
+            mx.eval([array for _, array in tree_flatten([args, kwargs]) if isinstance(array, mx.array)])
 
         run = Run(forward, args, kwargs, sequences, size, streams)
         return visit(path, layer, run)

@@ -118,7 +118,7 @@ def _factors(moments: Floats | None, columns: int) -> tuple[Floats | None, Float
     if moments is None or not moments.any():
         return None, np.ones(columns, np.float32)
     mean = float(moments.diagonal().mean(dtype=np.float64))
-    scaled: npt.NDArray[Any] = moments.astype(np.float64 if columns <= _EXACT else np.float32) / mean
+    scaled: Any = (moments / mean).astype(np.float64 if columns <= _EXACT else np.float32)
     factor = np.triu(np.linalg.inv(_root(scaled))).astype(np.float32)
     return np.ascontiguousarray(factor), (1 / factor.diagonal() ** 2).astype(np.float32)
 

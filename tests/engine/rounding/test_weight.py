@@ -187,8 +187,8 @@ def inputs(kind: str) -> Floats:
     return found
 
 
-KINDS = ["dead columns", "all but one dead", "huge columns", "tiny columns", "fewer tokens than columns", "one token",
-         "equal columns", "huge and equal"]  # fmt: skip
+KINDS = ["dead columns", "all but one dead", "huge columns", "tiny columns", "fewer tokens than columns", 
+         "one token", "equal columns", "huge and equal"]  # fmt: skip
 
 
 @BOTH

@@ -182,5 +182,5 @@ def _tokenizer(project: Project, plan: TargetPlan, scratch: Path) -> Any:
         raise EngineError(
             target=plan.name,
             what=f"its tokenizer cannot be loaded: {one_line(error)}",
-            hint="Does it have code of its own? Then set `trust_remote_code = true` in the table of the base.",
+            hint="Has it code of its own? Set `trust_remote_code = true` in the table of the base.",
         ) from error

@@ -187,7 +187,7 @@ def inputs(kind: str) -> Floats:
     return found
 
 
-KINDS = ["dead columns", "all but one dead", "huge columns", "tiny columns", "fewer tokens than columns", 
+KINDS = ["dead columns", "all but one dead", "huge columns", "tiny columns", "fewer tokens than columns",
          "one token", "equal columns", "huge and equal"]  # fmt: skip
 
 

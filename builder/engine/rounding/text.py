@@ -24,7 +24,9 @@ def sequences(file: Path, name: str, tokenizer: Any, samples: int, length: int) 
     """At most `samples` sequences of exactly `length` tokens. Raises CalibrationInvalid.
 
     Rows are used in the order of the file, each at most once. A sequence begins where a row begins, and goes
-    on with the next rows. What is left of its last row is dropped. `name` is the file in messages.
+    on with the next rows. What is left of its last row is dropped. There are never as many sequences as
+    tokens in each, so that arrays of a model can be told apart (builder.engine.rounding.walk). `name` is the
+    file in messages.
     """
     found: list[list[int]] = []
     current: list[int] = []
@@ -42,7 +44,8 @@ def sequences(file: Path, name: str, tokenizer: Any, samples: int, length: int) 
             break
     if not found:
         raise CalibrationInvalid(name=name, what=f"it holds fewer than {length} tokens (one sequence)")
-    return found[:samples]
+    found = found[:samples]
+    return found[:-1] if len(found) == length else found
 
 
 def rows(file: Path, name: str) -> Iterator[tuple[str, Row]]:

@@ -144,12 +144,15 @@ def _streams() -> list[Any]:
 
 
 def listed_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in the outermost lists of a tree of modules. These are the layers of the model."""
+    """The modules in the outermost lists of a tree of modules. These are the layers of the model.
+
+    Single embeddings and projections are not layers: models keep lists of these beside the layers.
+    """
     for child in module.children().values():
         if isinstance(child, nn.Module):
             yield from listed_layers(child)
         elif isinstance(child, list):
-            yield from (entry for entry in child if isinstance(entry, nn.Module))
+            yield from (entry for entry in child if isinstance(entry, nn.Module) and entry.children())
 
 
 @contextmanager

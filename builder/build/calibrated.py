@@ -17,7 +17,7 @@ from builder.build.one_pass import Built, copy_aux, finish, make_config, open_ad
 from builder.build.prepare import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
-from builder.errors import SourceChanged
+from builder.errors import EngineError, SourceChanged
 from builder.plan.remarks import remarked
 from builder.plan.types import CONFIG, Action, TargetPlan
 from builder.project import preflight
@@ -167,10 +167,20 @@ def _tokens(project: Project, plan: TargetPlan) -> list[list[int]]:
 
 def _tokenizer(project: Project, plan: TargetPlan, scratch: Path) -> Any:
     """The tokenizer that the target will have, from copies of its files."""
-    from mlx_lm.tokenizer_utils import load as load_tokenizer
+    from mlx_lm.utils import load_tokenizer
+
+    from builder.engine.loading import one_line
 
     places = {**copied_from(project, plan), CONFIG: base_folder(project, plan) / CONFIG}
     for name, place in places.items():
         (scratch / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place, scratch / name)
-    return load_tokenizer(scratch)
+    trusted = project.spec.bases[plan.target.model.base].trust_remote_code
+    try:
+        return load_tokenizer(scratch, {"trust_remote_code": trusted})
+    except Exception as error:  # it may be a program of the model's authors, which may raise anything
+        raise EngineError(
+            target=plan.name,
+            what=f"its tokenizer cannot be loaded: {one_line(error)}",
+            hint="Has it code of its own? Set `trust_remote_code = true` in the table of the base.",
+        ) from error

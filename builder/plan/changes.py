@@ -23,9 +23,12 @@ _DERIVED = frozenset(
         "vocabulary_digest",
         "generation_digest",
         "before_digest",
+        "outside_digest",
+        "prompts_digest",
         "dtype_asked",
     }
 )
+_LAST = frozenset({"before_digest"})  # follows from any other
 _SHOWN = {
     "config_digest": "config.json",
     "generation_digest": "generation_config.json",
@@ -34,6 +37,7 @@ _SHOWN = {
     "calibration_format": "calibration format",
     "prompts_digest": "chat template or tokenizer",
     "before_digest": "what comes before some blocks",
+    "outside_digest": "what the adapter changes outside of the layers",
     "rounding": "rounding",
     "tensors_digest": "names, types or shapes of tensors",
     "quantization_digest": "quantization of some paths",
@@ -137,14 +141,16 @@ def changes(plan: TargetPlan, old: Manifest) -> tuple[Change, ...]:
         if former.get(name) != copied.get(name):
             both = name in former and name in copied
             found.append(Change(name, former.get(name), copied.get(name), is_digest=both))
-    explained = bool(found)
-    for name in sorted({*inputs, *old.inputs} - _LABELS - {"base_digest", "adapter_digest"}):
-        before, now = _text(old.inputs, name), _text(inputs, name)
-        what = _SHOWN.get(name, name.removesuffix("_digest"))
-        said = (explained and name in _DERIVED) or any(change.what == what for change in found)
-        if before != now and not said:
-            digest = name.endswith("_digest") and None not in (before, now)
-            found.append(Change(what, before, now, is_digest=digest))
+    left = {*inputs, *old.inputs} - _LABELS - {"base_digest", "adapter_digest"}
+    for group in (left - _DERIVED, left & _DERIVED - _LAST, left & _LAST):
+        explained = bool(found)
+        for name in sorted(group):
+            before, now = _text(old.inputs, name), _text(inputs, name)
+            what = _SHOWN.get(name, name.removesuffix("_digest"))
+            said = (explained and name in _DERIVED) or any(change.what == what for change in found)
+            if before != now and not said:
+                digest = name.endswith("_digest") and None not in (before, now)
+                found.append(Change(what, before, now, is_digest=digest))
     return tuple(found)
 
 

@@ -28,21 +28,30 @@ def block_parts(
 
 
 def rounded_parts(
-    parts: Mapping[str, dict[str, object]], variant: Variant, base: BaseFacts, text: Calibration
+    parts: Mapping[str, dict[str, object]],
+    layers: Set[str],
+    variant: Variant,
+    base: BaseFacts,
+    text: Calibration,
 ) -> dict[str, dict[str, object]]:
     """The parts of each block of a calibrated variant.
 
     A block is rounded for what the rounded blocks before it return. So each key holds all keys before it.
+    What an adapter changes outside of the layers may stand behind the layers and work in all of them, as the
+    inputs of each layer of gemma3n do. So all keys hold it.
     """
     how = variant.calibrated
     assert how is not None
+    templated = text.format == "jsonl"  # a plain text becomes tokens without the chat template
     own = {
         "rounding": ROUNDING,
         "calibration_digest": text.digest,
         "calibration_format": text.format,
-        "prompts_digest": base.identity.prompts,
+        "prompts_digest": base.identity.prompts if templated else None,
+        "vocabulary_digest": None if templated else base.identity.vocabulary,
         "samples": how.samples,
         "sequence_length": how.sequence_length,
+        "outside_digest": _outside(parts, layers),
     }
     made: dict[str, dict[str, object]] = {}
     before: Key | None = None
@@ -50,6 +59,26 @@ def rounded_parts(
         made[block] = {**parts[block], **own, "before_digest": before}
         before = named_key("before/1", {"before": before, "block": named_key("rounded/1", made[block])})
     return made
+
+
+def layers_of(blocks: Sequence[BlockLayout]) -> frozenset[str]:
+    """The blocks that are layers: numbered, and more than one projection or embedding."""
+    return frozenset(
+        each.block
+        for each in blocks
+        if each.block.rpartition(".")[2].isdigit()
+        and any("." in tensor.name.removeprefix(f"{each.block}.") for tensor in each.tensors)
+    )
+
+
+def _outside(parts: Mapping[str, dict[str, object]], layers: Set[str]) -> Key | None:
+    """What the adapter changes outside of the layers."""
+    found = [
+        [block, slices]
+        for block, each in parts.items()
+        if (slices := each["slices_digest"]) is not None and block not in layers
+    ]
+    return make_key("outside/1", found) if found else None
 
 
 def config_parts(variant: Variant, base: BaseFacts, layout: Layout, toolchain: str) -> dict[str, object]:
@@ -74,7 +103,7 @@ def config_parts(variant: Variant, base: BaseFacts, layout: Layout, toolchain: s
     }
 
 
-ROUNDING = 1  # of what builder.engine.rounding makes. Another number makes every calibrated variant again
+ROUNDING = 2  # of what builder.engine.rounding makes. Another number makes every calibrated variant again
 _IN_WEIGHTS = {"fp8"}  # the repairs that change weights; the others change config.json
 
 

@@ -29,7 +29,7 @@ from builder.keys import named_key
 from builder.plan.inputs import SETTINGS, adapter_in_words, in_words
 from builder.plan.layout import Layout, layout_of
 from builder.plan.methods import refusal
-from builder.plan.parts import block_parts, config_parts, measured_key, rounded_parts, target_key
+from builder.plan.parts import block_parts, config_parts, layers_of, measured_key, rounded_parts, target_key
 from builder.plan.quantization import PlanError
 from builder.plan.types import Action, Plan, Sources, TargetPlan, Unresolved
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration, Unknown
@@ -175,7 +175,7 @@ def _plan_target(
         b.block: block_parts(base, b, slices.get(b.block), layout.dtype, toolchain) for b in layout.blocks
     }
     if text is not None:
-        parts = rounded_parts(parts, target.variant, base, text)
+        parts = rounded_parts(parts, layers_of(layout.blocks), target.variant, base, text)
     kind = "block/2" if text is None else "rounded/1"
     actions = tuple(
         Action(named_key(kind, parts[b.block]), b.block, b.file, b.tensors, b.size) for b in layout.blocks

@@ -6,19 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from builder.keys import Digest, Key
-from builder.plan import planning
+from builder.plan import parts, planning
 from builder.plan.changes import changes
 from builder.plan.planning import make_plan
 from builder.plan.types import Plan, Sources, TargetPlan
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration
-from builder.spec.quantizers import METHOD_SETTINGS, Learned
+from builder.spec.quantizers import METHOD_SETTINGS, Calibrated, Learned
 from builder.spec.types import Base, Model, Override, PathSource, Quantization, Spec, Variant
 from builder.store.types import Blob, FileEntry, Manifest
-from builder.weights.structure import Structure
+from builder.weights.structure import Structure, TensorSpec
 from tests.plan.test_changes import former
 from tests.plan.test_planning import structure
 
@@ -57,6 +58,7 @@ class World:
     adapter: AdapterFacts | None = ADAPTER
     text: Calibration = TEXT
     toolchain: str = "mlx 1"
+    rounding: int = 2
     names: tuple[str, str, str] = ("b", "a", "m")
 
     def plan(self) -> TargetPlan:
@@ -78,7 +80,8 @@ class World:
         )
         facts = {base: BaseFacts(self.identity, self.structure)}
         adapters = {adapter: self.adapter} if self.adapter else {}
-        return make_plan(spec, Sources(facts, adapters, self.toolchain, {self.variant.name: self.text}))
+        with mock.patch.object(parts, "ROUNDING", self.rounding):
+            return make_plan(spec, Sources(facts, adapters, self.toolchain, {self.variant.name: self.text}))
 
 
 Change = Callable[[World], World]
@@ -94,12 +97,22 @@ def learning(method: str = "dwq") -> World:
     return replace(world, structure=replace(world.structure, model_type=known))
 
 
+ROUNDED = World(Variant("v", quantization=Quantization(4, 64), calibrated=Calibrated(Path("/text"))))
+PLAIN_TEXT = replace(ROUNDED, text=Calibration(digest("7"), "text"))
+
+
 def variant(**values: Any) -> Change:
     return lambda world: replace(world, variant=replace(world.variant, **values))
 
 
 def learned(**values: Any) -> Change:
     return lambda w: replace(w, variant=replace(w.variant, learned=replace(w.variant.learned, **values)))  # type: ignore[type-var]
+
+
+def calibrated(**values: Any) -> Change:
+    return lambda w: replace(
+        w, variant=replace(w.variant, calibrated=replace(w.variant.calibrated, **values))
+    )  # type: ignore[type-var]
 
 
 def identity(**values: Any) -> Change:
@@ -158,8 +171,12 @@ def kept(world: World) -> World:
     return replace(world, structure=replace(world.structure, quantizable=quantizable))
 
 
+TEMPLATE = both(identity(prompts=digest("8")), aux(file("chat_template.jinja")))
 SLICES = adapter(slices={"layers.1": Key("2" * 64)})
 OTHER_ADAPTER = both(adapter(digest=digest("9")), SLICES)
+OUTSIDE = both(
+    adapter(digest=digest("9")), adapter(slices={"layers.1": Key("1" * 64), "head": Key("2" * 64)})
+)
 LAYOUT = "names, types or shapes of tensors changed"
 PATHS = "quantization of some paths changed"
 EMBED = Override("embed", Quantization(8, 64))
@@ -225,6 +242,44 @@ PARTS: Mapping[tuple[str, str], tuple[World, Change, list[str]]] = {
         identity(config=digest("8")),
         ["config.json changed"],
     ),
+    ("rounded/1", "base_digest"): (ROUNDED, identity(weights=digest("8")), ["base changed"]),
+    ("rounded/1", "block"): (
+        ROUNDED,
+        renamed_tensors,
+        [PATHS, LAYOUT],
+    ),
+    ("rounded/1", "slices_digest"): (ROUNDED, OTHER_ADAPTER, ["adapter changed"]),
+    ("rounded/1", "dtype"): (ROUNDED, variant(dtype="float16"), ["dtype bfloat16 -> float16"]),
+    ("rounded/1", "tensors_digest"): (ROUNDED, shaped, [LAYOUT]),
+    ("rounded/1", "quantization_digest"): (
+        ROUNDED,
+        kept,
+        [PATHS, LAYOUT],
+    ),
+    ("rounded/1", "toolchain"): (
+        ROUNDED,
+        lambda w: replace(w, toolchain="mlx 2"),
+        ["toolchain mlx 1 -> mlx 2"],
+    ),
+    ("rounded/1", "rounding"): (ROUNDED, lambda w: replace(w, rounding=9), ["rounding 2 -> 9"]),
+    ("rounded/1", "calibration_digest"): (
+        ROUNDED,
+        lambda w: replace(w, text=Calibration(digest("8"), "jsonl")),
+        ["calibration changed"],
+    ),
+    ("rounded/1", "calibration_format"): (
+        ROUNDED,
+        lambda w: replace(w, text=Calibration(digest("7"), "text")),
+        ["calibration format jsonl -> text"],
+    ),
+    ("rounded/1", "prompts_digest"): (ROUNDED, TEMPLATE, ["chat_template.jinja unset -> ffffffffffff"]),
+    ("rounded/1", "vocabulary_digest"): (PLAIN_TEXT, identity(vocabulary=digest("8")), ["tokenizer changed"]),
+    ("rounded/1", "samples"): (ROUNDED, calibrated(samples=9), ["samples 32 -> 9"]),
+    ("rounded/1", "sequence_length"): (ROUNDED, calibrated(sequence_length=9), ["sequence_length 256 -> 9"]),
+    ("rounded/1", "outside_digest"): (ROUNDED, OUTSIDE, ["adapter changed"]),
+    ("rounded/1", "before_digest"): (ROUNDED, OTHER_ADAPTER, ["adapter changed"]),
+    ("before/1", "before"): (ROUNDED, OTHER_ADAPTER, ["adapter changed"]),
+    ("before/1", "block"): (ROUNDED, OTHER_ADAPTER, ["adapter changed"]),
     ("target/3", "made"): (FOUR, OTHER_ADAPTER, ["adapter changed"]),
     ("target/3", "config"): (FOUR, identity(config=digest("8")), ["config.json changed"]),
     ("target/3", "copied"): (
@@ -256,6 +311,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
         return key
 
     monkeypatch.setattr(planning, "named_key", noted)
+    monkeypatch.setattr(parts, "named_key", noted)
     return found
 
 
@@ -326,7 +382,7 @@ def _shortly(found: Any) -> list[Any]:
 
 
 def test_every_part_of_every_key_is_in_the_table(made: Made) -> None:
-    for world in (FOUR, PLAIN, MIXED, *(learning(method) for method in METHOD_SETTINGS)):
+    for world in (FOUR, PLAIN, MIXED, ROUNDED, *(learning(method) for method in METHOD_SETTINGS)):
         world.plan()
     assert {(domain, part) for domain, parts, _ in made for part in parts} == set(PARTS)
 
@@ -338,7 +394,7 @@ def everything(plan: TargetPlan) -> tuple[object, ...]:
     return plan.key, plan.keys, plan.measured, plan.learned
 
 
-WORLDS = {"four": FOUR, "plain": PLAIN, "mixed": MIXED, "learned": learning()}
+WORLDS = {"four": FOUR, "plain": PLAIN, "mixed": MIXED, "learned": learning(), "rounded": ROUNDED}
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
@@ -413,7 +469,7 @@ def test_every_setting_of_a_learned_quantizer_was_tried() -> None:
     ids=["stray", "template", "eos", "generation", "vocabulary", "import"],
 )
 def test_each_key_takes_only_its_part_of_a_base(change: Change, same: set[str]) -> None:
-    def parts(world: World) -> dict[str, object]:
+    def parts_of(world: World) -> dict[str, object]:
         plain, whole = world.all.resolved()[0], world.plan()
         return {
             "blocks": [action.key for action in plain.actions],
@@ -423,6 +479,103 @@ def test_each_key_takes_only_its_part_of_a_base(change: Change, same: set[str]) 
             "key": plain.key,
         }
 
-    before, after = parts(learning()), parts(change(learning()))
+    before, after = parts_of(learning()), parts_of(change(learning()))
     assert {name for name in before if before[name] == after[name]} >= same
     assert {name for name in before if before[name] == after[name]} <= same | {"key", "measured"}
+
+
+# -- blocks that are rounded one after the other ------------------------------------------------------------
+
+DEEP = replace(ROUNDED, structure=structure(4), adapter=None)
+EVERY = ["embed", "layers.0", "layers.1", "layers.2", "layers.3", "head"]
+
+
+def changed(before: World, after: World) -> list[str]:
+    """The blocks that would be made again."""
+    one, other = ({action.block: action.key for action in world.plan().actions} for world in (before, after))
+    assert list(one) == EVERY
+    return [block for block in one if one[block] != other[block]]
+
+
+def worn(*blocks: str, letter: str = "1") -> World:
+    """A model with an adapter that changes these blocks."""
+    facts = AdapterFacts(
+        digest(letter), {b: Key(letter * 64) for b in blocks}, frozenset({"layers.1.down_proj"})
+    )
+    return replace(DEEP, adapter=facts)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_an_adapter_leaves_the_blocks_before_it(number: int) -> None:
+    block = f"layers.{number}"
+    assert changed(DEEP, worn(block)) == EVERY[number + 1 :]
+    assert changed(worn(block), worn(block, letter="2")) == EVERY[number + 1 :]
+    assert changed(worn(block, "layers.3"), worn(block)) == (EVERY[4:] if number < 3 else [])
+
+
+@pytest.mark.parametrize("block", ["embed", "head"])
+def test_an_adapter_outside_of_the_layers_changes_all(block: str) -> None:
+    """It may work in every layer: the inputs of each layer of gemma3n stand after the layers."""
+    assert changed(DEEP, worn(block)) == EVERY
+    assert changed(worn(block), worn(block, letter="2")) == EVERY
+    assert changed(worn(block, "layers.2"), worn(block, "layers.2", "layers.3")) == EVERY[4:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: replace(w, text=Calibration(digest("8"), "jsonl")),
+        lambda w: replace(w, text=Calibration(digest("7"), "text")),
+        calibrated(samples=33),
+        calibrated(sequence_length=255),
+        identity(prompts=digest("8")),
+        identity(weights=digest("8")),
+        lambda w: replace(w, rounding=9),
+    ],
+)
+def test_what_changes_every_block(change: Change) -> None:
+    assert changed(DEEP, change(DEEP)) == EVERY
+
+
+def test_a_plain_text_knows_no_chat_template() -> None:
+    plain = replace(DEEP, text=Calibration(digest("7"), "text"))
+    assert changed(plain, identity(prompts=digest("8"))(plain)) == []
+    assert changed(plain, identity(vocabulary=digest("8"))(plain)) == EVERY
+    assert changed(DEEP, identity(vocabulary=digest("8"))(DEEP)) == []  # a part of what makes prompts
+
+
+def test_the_place_of_the_text_is_in_no_key() -> None:
+    moved = calibrated(calibration=Path("/elsewhere/other.jsonl"))(DEEP)
+    assert everything(moved.plan()) == everything(DEEP.plan())
+
+
+def test_the_quantization_of_a_block_leaves_the_blocks_before_it() -> None:
+    after = variant(overrides=(Override("layers.2.*", Quantization(8, 64)),))(DEEP)
+    assert changed(DEEP, after) == EVERY[3:]
+
+
+def test_blocks_of_plain_variants_are_others() -> None:
+    plain = replace(DEEP, variant=Variant("v", quantization=Quantization(4, 64)))
+    assert changed(plain, DEEP) == EVERY
+    for text in (Calibration(digest("8"), "text"), Calibration(digest("9"), "jsonl")):
+        assert everything(replace(plain, text=text).plan()) == everything(plain.plan())
+    assert everything(replace(plain, rounding=9).plan()) == everything(plain.plan())
+
+
+@dataclass(frozen=True)
+class Named:
+    block: str
+    tensors: tuple[TensorSpec, ...]
+
+
+def test_layers_are_more_than_one_projection() -> None:
+    names = {
+        "model.embed": ["model.embed.weight", "model.embed.scales"],
+        "model.gates.0": ["model.gates.0.weight", "model.gates.0.scales", "model.gates.0.bias"],
+        "model.layers.0": ["model.layers.0.norm.weight", "model.layers.0.scale"],
+        "model.layers.10": ["model.layers.10.mlp.up_proj.weight"],
+    }
+    blocks = [
+        Named(block, tuple(TensorSpec(n, "F16", (1,)) for n in found)) for block, found in names.items()
+    ]
+    assert parts.layers_of(blocks) == {"model.layers.0", "model.layers.10"}  # type: ignore[arg-type]

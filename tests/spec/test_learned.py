@@ -1,4 +1,4 @@
-"""The numbers of learned quantizers are checked when the file is read."""
+"""The numbers of learned quantizers and of calibrated rounding are checked when the file is read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from builder.errors import SpecError
 from builder.spec.parse import parse_spec
+from builder.spec.quantizers import Calibrated
 
 HEAD = """\
 [base.b]
@@ -68,3 +69,62 @@ def test_a_number_that_a_method_cannot_use(settings: str, says: str) -> None:
 )
 def test_a_number_that_a_method_can_use(settings: str) -> None:
     assert problems(settings) == ""
+
+
+# -- calibrated rounding -----------------------------------------------------------------------------------
+
+CALIBRATED = HEAD.replace('from = "f16"\ncalibration = "text.txt"\n', "")
+
+
+def problems_of(settings: str) -> str:
+    try:
+        parse_spec(Path("artifacts.toml"), (CALIBRATED + settings).encode())
+    except SpecError as error:
+        return str(error)
+    return ""
+
+
+TEXT = 'calibration = "text.txt"\n'
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (TEXT, "calibration needs bits, recipe or method beside it; add"),
+        (TEXT + 'dtype = "float16"', "calibration needs bits, recipe or method beside it; add"),
+        (TEXT + 'mode = "mxfp4"', "calibration needs bits, recipe or method beside it; add"),
+        ("bits = 4\nsamples = 8", "samples needs calibration beside it; add"),
+        ("bits = 4\nsequence_length = 8", "sequence_length needs calibration beside it; add"),
+        (TEXT + "bits = 4\nsamples = 0", "samples = 0 is too small; it must be from 1 to 1e+06"),
+        (TEXT + "bits = 4\nsamples = 1000001", "samples = 1000001 is too large; it must be from 1 to 1e+06"),
+        (
+            TEXT + "bits = 4\nsequence_length = 1",
+            "sequence_length = 1 is too small; it must be from 2 to 1e+06",
+        ),
+        (TEXT + "bits = 4\nsamples = 2.5", "samples"),
+        (TEXT + "bits = 4\nseed = 1", "seed needs method beside it; add"),
+        (TEXT + 'bits = 4\nfrom = "f16"', "from needs method beside it; add"),
+        (TEXT + "bits = 7", "bits = 7 is not possible"),
+        ("bits = 4\ncalibration = 7", "calibration"),
+    ],
+)
+def test_a_calibrated_variant_that_cannot_be_meant(settings: str, says: str) -> None:
+    assert says in problems_of(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "samples", "length"),
+    [
+        ("bits = 4", 32, 256),
+        ("bits = 2\ngroup_size = 32\nsamples = 1\nsequence_length = 2", 1, 2),
+        ('bits = 4\nmode = "mxfp4"', 32, 256),  # mlx rounds what has no grid to search
+        ('recipe = "mixed_4_6"\nsamples = 1000000', 10**6, 256),
+        ('bits = 5\noverrides = { "*.mlp.*" = { bits = 8 } }\ndtype = "float16"', 32, 256),
+    ],
+)
+def test_a_calibrated_variant(settings: str, samples: int, length: int) -> None:
+    spec = parse_spec(Path("artifacts.toml"), (CALIBRATED + TEXT + settings).encode())
+    found = spec.variants["v"]
+    assert found.learned is None
+    assert found.calibrated == Calibrated(Path("text.txt").absolute(), samples, length)
+    assert found.calibration == Path("text.txt").absolute()

@@ -16,6 +16,9 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2  # what scales and biases are stored in
+_MOST_BFLOAT16 = np.float32(3.3895314e38)
+_LEAST_FLOAT16 = np.float32(2.0**-24)  # as in builder.engine.rounding.weight
+_LEAST = np.float32(2.0**-120)
 
 
 @numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
@@ -24,7 +27,7 @@ def _stored(value: Any, kind: int, words: Any, reals: Any) -> Any:
     if kind == FLOAT32:
         return value
     if kind == BFLOAT16:
-        reals[0] = value
+        reals[0] = min(max(value, -_MOST_BFLOAT16), _MOST_BFLOAT16)
         word = words[0]
         words[0] = (word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) & np.uint32(
             0xFFFF0000
@@ -74,13 +77,16 @@ def round_group(
         for j in range(group):
             total += importance[j]
             mean += importance[j] * values[j]
+        span = high / np.float32(levels) - low / np.float32(levels)
+        middle = low / np.float32(2) + high / np.float32(2)
+        least = _LEAST_FLOAT16 if kind == FLOAT16 else _LEAST
         best = np.float32(np.inf)
-        best_scale, best_bias = np.float32(0), np.float32(0)
-        for step in range(steps):
+        best_scale = max(_stored(span, kind, words, reals), least) if span > 0 else np.float32(1)
+        best_bias = _stored(low, kind, words, reals)
+        for step in range(steps if span > 0 else 0):
             shrink = np.float32(1) - np.float32(step) * np.float32(0.6) / np.float32(steps)
-            middle = (low + high) / np.float32(2)
             start = middle - shrink * (middle - low)
-            scale = shrink * (high - low) / np.float32(levels)
+            scale = shrink * span
             if scale <= 0:
                 scale = np.float32(1)
             for _ in range(turns):  # codes for this grid, then the grid of least error for these codes
@@ -98,14 +104,10 @@ def round_group(
                     break
                 scale = (total * cw - c1 * mean) / below
                 start = (mean - scale * c1) / total
-                if scale == 0:
+                if scale <= 0:
                     break
-            if scale == 0:
-                continue
-            scale = _stored(scale, kind, words, reals)
+            scale = max(_stored(scale, kind, words, reals), least)
             start = _stored(start, kind, words, reals)
-            if scale == 0:
-                continue
             up = np.float32(1) / scale
             loss = np.float32(0)
             for j in range(group):
@@ -115,9 +117,6 @@ def round_group(
                 loss += importance[j] * off * off
             if loss < best:
                 best, best_scale, best_bias = loss, scale, start
-        if best_scale == 0:  # all values are equal
-            best_scale = _stored(np.float32(1), kind, words, reals)
-            best_bias = _stored(low, kind, words, reals)
         scales[row], biases[row] = best_scale, best_bias
         up = np.float32(1) / best_scale
         for j in range(group):

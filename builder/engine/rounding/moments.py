@@ -34,6 +34,10 @@ class Sum:
         """None where nothing was added."""
         return None if self.total is None else np.array(self.total / max(1, self.count))
 
+    def copy(self) -> Sum:
+        """A sum of its own of the same inputs. The array is shared until one of the two adds something."""
+        return Sum(self.total, self.count)
+
 
 @dataclass
 class Seen:
@@ -48,44 +52,75 @@ class Seen:
         return [each.total for each in sums if each.total is not None]
 
 
+class _Last:
+    """The last inputs, and the layer that was given them first."""
+
+    def __init__(self) -> None:
+        self.path = ""
+        self._inputs: tuple[Any, Any] = (None, None)
+        self._before: object = None  # what that layer was given before
+        self._given: dict[str, object] = {}  # path -> a mark that stands for all inputs so far
+
+    def was(self, path: str, x: Any, indices: Any) -> bool:
+        """Whether the layer at `path` is now given the same inputs, after the same ones, as `self.path`."""
+        return self._same(x, indices) and path != self.path and self._given.get(path) is self._before
+
+    def note(self, path: str, x: Any, indices: Any) -> None:
+        if self.was(path, x, indices):
+            self._given[path] = self._given[self.path]
+            return
+        if not self._same(x, indices):
+            self.path, self._inputs, self._before = path, (x, indices), self._given.get(path)
+        self._given[path] = object()
+
+    def _same(self, x: Any, indices: Any) -> bool:
+        return self._inputs[0] is x and self._inputs[1] is indices
+
+
 @contextmanager
 def taps(root: nn.Module, prefix: str = "") -> Iterator[Seen]:
     """Notes the inputs of every linear layer under `root`, whose path is `prefix`, while the block runs.
 
-    Layers that are given the very same array share one sum (query, key and value).
+    Layers that are given the very same arrays (query, key and value) share one array of sums.
     """
     from mlx_lm.models.switch_layers import SwitchLinear
 
     seen = Seen()
-    last: list[Any] = [None, None, None]  # the last input, the experts that it went to, and the path
+    last = _Last()
     former: list[tuple[nn.Module, Any]] = []
     start = f"{prefix}." if prefix else ""
 
+    def plain(path: str, x: Any) -> None:
+        if last.was(path, x, None):
+            seen.plain[path] = seen.plain[last.path].copy()
+        else:
+            seen.plain.setdefault(path, Sum()).add(x.reshape(-1, x.shape[-1]))
+        last.note(path, x, None)
+
+    def by_expert(path: str, x: Any, indices: Any) -> None:
+        if last.was(path, x, indices):
+            seen.experts[path] = {number: each.copy() for number, each in seen.experts[last.path].items()}
+        else:
+            _by_expert(x, indices, seen.experts.setdefault(path, {}))
+        last.note(path, x, indices)
+
     def linear(kind: Any, path: str) -> Any:
         def call(self: Any, x: Any) -> Any:
-            if last[0] is x and last[1] is None:
-                seen.plain[path] = seen.plain[last[2]]
-            else:
-                seen.plain.setdefault(path, Sum()).add(x.reshape(-1, x.shape[-1]))
-                last[:] = x, None, path
+            plain(path, x)
             return kind.__call__(self, x)
 
         return type(kind.__name__, (kind,), {"__call__": call})
 
     def switch(kind: Any, path: str) -> Any:
         def call(self: Any, x: Any, indices: Any, *args: Any, **kwargs: Any) -> Any:
-            if last[0] is x and last[1] is indices:
-                seen.experts[path] = seen.experts[last[2]]
-            else:
-                _by_expert(x, indices, seen.experts.setdefault(path, {}))
-                last[:] = x, indices, path
+            by_expert(path, x, indices)
             return kind.__call__(self, x, indices, *args, **kwargs)
 
         return type(kind.__name__, (kind,), {"__call__": call})
 
     def embedding(kind: Any, path: str) -> Any:
         def as_linear(self: Any, x: Any) -> Any:
-            seen.plain.setdefault(path, Sum()).add(x.reshape(-1, x.shape[-1]))
+            plain(path, x)
             return kind.as_linear(self, x)
 
         return type(kind.__name__, (kind,), {"as_linear": as_linear})

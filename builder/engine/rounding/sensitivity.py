@@ -94,7 +94,7 @@ class Sensitivity:
                     costs[path] += weight * value
         except (ValueError, RuntimeError, NotImplementedError) as error:  # an operation without a gradient
             raise NotDifferentiable(target=self.target, what=one_line(error)) from error
-        count = int(self.counted.sum().item())
+        count = round(_numbers(self.counted.sum()[None])[0])
         return Shares({path: value / count for path, value in costs.items()}, count)
 
     # -- forward -------------------------------------------------------------------------------------

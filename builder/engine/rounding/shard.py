@@ -13,6 +13,7 @@ from builder.engine.block import Block, Shard, check_finite
 from builder.engine.rounding.moments import Floats, Seen, Sum
 from builder.engine.rounding.weight import round_weight
 from builder.engine.survival import measure, to_text
+from builder.errors import EngineError
 from builder.spec.types import Quantization
 from builder.weights.shards import RawTensor
 from builder.weights.structure import block_of
@@ -48,8 +49,9 @@ def rounded(
     *,
     survival: bool,
 ) -> Made:
-    """The tensors of one block. `seen`: what its linear layers were given. Raises NotFinite."""
+    """The tensors of one block. `seen`: what its linear layers were given. Raises NotFinite, EngineError."""
     count = _Count()
+    _check_inputs(seen, target)
     check_finite({name: values.array(name) for name in values}, target)
     shard: dict[str, RawTensor] = {}
     own = {p: q for p, q in quantization.items() if block_of(f"{p}.weight") == block.name}
@@ -64,6 +66,20 @@ def rounded(
         before = block.parameters[f"{path}.weight"] if path in block.layers else None
         measured.append(measure(path, before, values.array(f"{path}.weight"), shard, how))
     return Made(shard, to_text(measured) if measured else "", count.plain, count.unseen)
+
+
+def _check_inputs(seen: Seen, target: str) -> None:
+    """Raises EngineError where a model computes NaN or infinity for the text."""
+    sums = [*seen.plain.items(), *((p, each) for p, stack in seen.experts.items() for each in stack.values())]
+    traces = [(path, mx.diagonal(each.total).sum()) for path, each in sums if each.total is not None]
+    mx.eval([trace for _, trace in traces])
+    for path, trace in traces:
+        if not np.isfinite(trace.item()):
+            raise EngineError(
+                target=target,
+                what=f"the inputs of {path} are not finite",
+                hint="The model computes NaN or infinity for the calibration text.",
+            )
 
 
 def _quantized(

@@ -9,7 +9,8 @@ from typing import Any
 
 from builder.errors import BuildError
 
-_EXPECTED = 'expected {"text": ...}, {"messages": [...]} or {"prompt": ..., "completion": ...}'
+_EXPECTED = 'expected {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
+Row = Mapping[str, Any]
 
 
 class CalibrationInvalid(BuildError):
@@ -23,12 +24,14 @@ def sequences(file: Path, name: str, tokenizer: Any, samples: int, length: int) 
     """At most `samples` sequences of exactly `length` tokens. Raises CalibrationInvalid.
 
     Rows are used in the order of the file, each at most once. A sequence begins where a row begins, and goes
-    on with the next rows. What is left of its last row is dropped. `name` is the file in messages.
+    on with the next rows. What is left of its last row is dropped. There are never as many sequences as
+    tokens in each, so that arrays of a model can be told apart (builder.engine.rounding.walk). `name` is the
+    file in messages.
     """
     found: list[list[int]] = []
     current: list[int] = []
-    for row in rows(file, name):
-        current += _tokens(row, name, tokenizer)
+    for place, row in rows(file, name):
+        current += _tokens(row, place, tokenizer)
         if len(current) >= length:
             if file.suffix == ".jsonl":
                 found.append(current[:length])
@@ -41,44 +44,66 @@ def sequences(file: Path, name: str, tokenizer: Any, samples: int, length: int) 
             break
     if not found:
         raise CalibrationInvalid(name=name, what=f"it holds fewer than {length} tokens (one sequence)")
-    return found[:samples]
+    found = found[:samples]
+    return found[:-1] if len(found) == length else found
 
 
-def rows(file: Path, name: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of a .jsonl, or the whole text as one row. Raises CalibrationInvalid, which names the line."""
+def rows(file: Path, name: str) -> Iterator[tuple[str, Row]]:
+    """The rows of a .jsonl with their places, or the whole text as one row. Raises CalibrationInvalid."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationInvalid(name=name, what=str(error)) from error
     if file.suffix != ".jsonl":
-        yield {"text": text}
+        yield name, {"text": text}
         return
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # a JSON string may hold other line ends
         if line.strip():
-            yield _row(line, f"{name}:{number}")
+            place = f"{name}:{number}"
+            yield place, _row(line, place)
 
 
-def _row(line: str, place: str) -> Mapping[str, Any]:
+def _row(line: str, place: str) -> Row:
+    """The row of one line. As in mlx-lm, prompt and completion become messages and win over other keys."""
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise CalibrationInvalid(name=place, what=f"{half} is half of a character") from error
     except (ValueError, RecursionError) as error:
         raise CalibrationInvalid(name=place, what=str(error)) from error
-    if isinstance(row, dict):
-        if isinstance(row.get("messages"), list) and row["messages"]:
-            return row
-        if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
-            said = (("user", row["prompt"]), ("assistant", row["completion"]))
-            return {"messages": [{"role": role, "content": content} for role, content in said]}
-        if isinstance(row.get("text"), str):
-            return row
-    raise CalibrationInvalid(name=place, what=_EXPECTED)
+    if not isinstance(row, dict):
+        raise CalibrationInvalid(name=place, what=_EXPECTED)
+    if "prompt" in row and "completion" in row:
+        said = (("user", row["prompt"]), ("assistant", row["completion"]))
+        row["messages"] = [{"role": role, "content": content} for role, content in said]
+    if "messages" not in row and isinstance(row.get("text"), str):
+        return row
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        raise CalibrationInvalid(name=place, what=_EXPECTED)
+    if not isinstance(row.get("tools"), list | None):
+        raise CalibrationInvalid(name=place, what="`tools` is not a list")
+    return row
 
 
-def _tokens(row: Mapping[str, Any], name: str, tokenizer: Any) -> list[int]:
+def _is_message(message: object) -> bool:
+    """Whether a message has a text as its content. The content may be null beside `tool_calls`."""
+    if not isinstance(message, dict):
+        return False
+    content = message.get("content")
+    return isinstance(content, str) or (content is None and isinstance(message.get("tool_calls"), list))
+
+
+def _tokens(row: Row, place: str, tokenizer: Any) -> list[int]:
+    """The tokens that mlx_lm.lora trains on: of a text with the token that ends it."""
     if "messages" not in row:
-        return list(tokenizer.encode(row["text"]))
-    if not getattr(tokenizer, "chat_template", None):
-        text = "\n".join(str(message.get("content") or "") for message in row["messages"])
+        found = list(tokenizer.encode(row["text"]))
+        end = tokenizer.eos_token_id
+        return found if end is None or found[-1:] == [end] else [*found, end]
+    if not tokenizer.has_chat_template:
+        text = "\n".join(message.get("content") or "" for message in row["messages"])
         return list(tokenizer.encode(text))
     try:
         made = tokenizer.apply_chat_template(
@@ -86,5 +111,5 @@ def _tokens(row: Mapping[str, Any], name: str, tokenizer: Any) -> list[int]:
         )
     except Exception as error:  # a template is a program of the model's authors, which may raise anything
         what = f"the chat template refuses a row: {' '.join(str(error).split())[:200]}"
-        raise CalibrationInvalid(name=name, what=what) from error
+        raise CalibrationInvalid(name=place, what=what) from error
     return list(made)

@@ -4,11 +4,16 @@ The model's own forward code runs once for all sequences together. Where it call
 instead. The visitor may run the layer, change its weights, and run it again, over a few sequences at a time.
 What it returns goes on to the next layer. So any architecture whose layers stand in a list works, with the
 weights of one layer and the hidden states of all sequences in memory.
+
+What a layer is given is cut along the first dimension that is as long as there are sequences, or the second.
+So there must not be as many sequences as tokens in each: a mask [length, length] would be cut too. A layer
+that is given a state to change cannot be run twice, and is refused.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +22,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
+
+from builder.engine.loading import one_line
+from builder.errors import BuildError, EngineError
 
 TOKENS = 1024  # that a layer takes at a time. Fixed, so that the number of cores does not change a bit
 
@@ -31,9 +39,18 @@ class Run:
     sequences: int
     size: int  # sequences in a piece
     streams: Sequence[Any]
+    path: str = "a layer"
 
     def __call__(self, also: Callable[[], list[mx.array]] = list) -> Any:
-        """`also` gives more arrays to compute with each piece."""
+        """`also` gives more arrays to compute with each piece. Raises EngineError."""
+        try:
+            return self._made(also)
+        except BuildError:
+            raise
+        except Exception as error:  # code of a model, which may raise anything
+            raise _not_run(self.path, one_line(error)) from error
+
+    def _made(self, also: Callable[[], list[mx.array]]) -> Any:
         made: list[Any] = []
         pieces = list(self.pieces())
         for first in range(0, len(pieces), len(self.streams)):
@@ -42,10 +59,19 @@ class Run:
                     made.append(self.forward(*args, **kwargs))
             mx.eval(made[first:], also())
             mx.clear_cache()
-        return _joined(made)
+        return made[0] if len(made) == 1 else _joined(made, self.size, self._axis)
+
+    @property
+    def _axis(self) -> int:
+        """Along which dimension the first array is cut that a layer is given."""
+        arrays = (leaf for _, leaf in tree_flatten([list(self.args), dict(self.kwargs)]) if _is_array(leaf))
+        return next((axis for array in arrays if (axis := _cut(array, self.sequences)) is not None), 0)
 
     def pieces(self) -> Iterator[tuple[list[Any], dict[str, Any]]]:
         """The arguments for some sequences at a time."""
+        if self.sequences <= self.size:
+            yield list(self.args), dict(self.kwargs)
+            return
         for start in range(0, self.sequences, self.size):
             args, kwargs = _part(
                 [list(self.args), dict(self.kwargs)], self.sequences, slice(start, start + self.size)
@@ -60,36 +86,75 @@ def walk(model: Any, tokens: mx.array, visit: Visit, *, settled: bool = True) ->
     """Calls the model with tokens [sequences, length], and `visit` for each layer that it calls.
 
     Returns what the model returned, lazy. `settled`: what a layer is given is computed before its visit.
+    Raises EngineError for a model that cannot be run like this.
     """
     sequences, length = tokens.shape
     size = max(1, TOKENS // length)
     streams = _streams()
+    raised: list[BaseException] = []
+    if sequences == length and sequences > size:
+        raise _not_run("the text", f"{sequences} sequences of {length} tokens cannot be told apart")
 
     def on_call(path: str, layer: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if settled:
             mx.eval([array for _, array in tree_flatten([args, kwargs]) if isinstance(array, mx.array)])
 
-        run = Run(forward, args, kwargs, sequences, size, streams)
-        return visit(path, layer, run)
+        _check_stateless(path, [list(args), dict(kwargs)])
+        run = Run(forward, args, kwargs, sequences, size, streams, path)
+        try:
+            return visit(path, layer, run)
+        except BaseException as error:
+            raised.append(error)
+            raise
 
     with _watched(model, on_call):
-        return model(tokens)
+        try:
+            return model(tokens)
+        except Exception as error:  # code of a model, which may raise anything
+            if isinstance(error, BuildError) or error in raised:
+                raise
+            raise _not_run("the model", one_line(error)) from error
+
+
+def _not_run(where: str, what: str) -> EngineError:
+    return EngineError(
+        target=where,
+        what=f"mlx-lm cannot run this model for a calibration text ({what})",
+        hint="Remove `calibration`, or choose another number of `samples`.",
+    )
+
+
+def _check_stateless(path: str, given: Any) -> None:
+    """Raises EngineError for a layer that is given a cache: running it twice would change its results."""
+    plain = (mx.array, str, int, float, type(None), mx.Dtype)
+    for _, leaf in tree_flatten(given):
+        if not isinstance(leaf, plain):
+            raise _not_run(path, f"it is given a {type(leaf).__name__}, which it changes")
+
+
+_LOCAL = threading.local()  # streams of mlx belong to one thread
 
 
 def _streams() -> list[Any]:
     """One stream for each core of a CPU: mlx computes the pieces of different streams side by side."""
     if mx.default_device() != mx.Device(mx.cpu):
         return [mx.default_stream(mx.default_device())]
-    return [mx.new_stream(mx.Device(mx.cpu)) for _ in range(os.cpu_count() or 1)]
+    streams: list[Any] = _LOCAL.__dict__.setdefault("streams", [])
+    while len(streams) < (os.cpu_count() or 1):
+        streams.append(mx.new_stream(mx.Device(mx.cpu)))
+    return streams[: os.cpu_count() or 1]
 
 
 def listed_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in the outermost lists of a tree of modules. These are the layers of the model."""
+    """The modules in the outermost lists of a tree of modules. These are the layers of the model.
+
+    Single embeddings and projections are not layers: models keep lists of these beside the layers.
+    """
     for child in module.children().values():
         if isinstance(child, nn.Module):
             yield from listed_layers(child)
         elif isinstance(child, list):
-            yield from (entry for entry in child if isinstance(entry, nn.Module))
+            yield from (entry for entry in child if isinstance(entry, nn.Module) and entry.children())
 
 
 @contextmanager
@@ -113,24 +178,42 @@ def _watching(kind: Any, path: str, on_call: Callable[..., Any]) -> Any:
     return type(kind.__name__, (kind,), {"__call__": call})
 
 
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, mx.array)
+
+
+def _cut(array: mx.array, sequences: int) -> int | None:
+    """The dimension of an array that counts sequences, or None where the array is for all of them.
+
+    Raises EngineError where that cannot be told.
+    """
+    found = [axis for axis, size in enumerate(array.shape[:2]) if size == sequences and array.ndim > 1]
+    if len(found) > 1 and array.ndim > 2:
+        raise _not_run("a layer", f"it is given an array {array.shape} for {sequences} sequences")
+    return found[0] if found else None
+
+
 def _part(tree: Any, sequences: int, some: slice) -> Any:
-    """The arrays of a tree for some of the sequences. Arrays of another length are for all of them."""
-    return tree_map(
-        lambda leaf: (
-            leaf[some]
-            if isinstance(leaf, mx.array) and leaf.ndim > 1 and leaf.shape[0] == sequences
-            else leaf
-        ),
-        tree,
-    )
+    """The arrays of a tree for some of the sequences."""
+
+    def part(leaf: Any) -> Any:
+        axis = _cut(leaf, sequences) if _is_array(leaf) else None
+        return leaf if axis is None else leaf[some] if axis == 0 else leaf[:, some]
+
+    return tree_map(part, tree)
 
 
-def _joined(made: list[Any]) -> Any:
+def _joined(made: list[Any], size: int, axis: int) -> Any:
+    """What a layer returned for the pieces, as one. `axis`: the dimension along which it was cut."""
     first = made[0]
     if isinstance(first, mx.array):
-        return mx.concatenate(made) if first.ndim > 1 else first
+        if first.ndim < 2:
+            return first
+        sizes = [at for at in (axis, 0, 1) if first.shape[at] == size]
+        return mx.concatenate(made, sizes[0]) if sizes else first
     if isinstance(first, tuple | list):
-        return type(first)(_joined(list(parts)) for parts in zip(*made, strict=True))
+        parts = [_joined(list(each), size, axis) for each in zip(*made, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     if isinstance(first, dict):
-        return {key: _joined([part[key] for part in made]) for key in first}
+        return {key: _joined([part[key] for part in made], size, axis) for key in first}
     return first

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -30,8 +31,11 @@ Floats = npt.NDArray[np.float32]
 DAMPING = 0.01  # of the mean second moment, added to each: GPTQ's choice
 STEPS = 12  # shrunken ranges that are tried for each group
 TURNS = 2  # how often codes and grid are solved for in turn
+LEAST_FLOAT16 = 2.0**-24  # the least scale: the least number that float16 holds
+LEAST = 2.0**-120  # the least scale of other dtypes, so that 1 / scale is finite
 _EXACT = 4096  # columns up to which factors are computed in float64
-_PIECE = 4096  # rows at a time
+_PIECE = 4096  # rows that are packed at a time
+_ROWS = 128  # rows that one thread rounds at a time. Fixed, so that the number of cores does not change a bit
 _KINDS = {mx.float16: 0, mx.bfloat16: 1, mx.float32: 2}
 
 
@@ -88,7 +92,7 @@ def round_weight(
         np.empty((rows, groups), np.float32),
         np.empty((rows, groups), np.float32),
     )
-    size = max(64, min(_PIECE, -(-rows // (os.cpu_count() or 1))))
+    size = _ROWS if compiled else _PIECE
     pieces = [slice(at, at + size) for at in range(0, rows, size)]
 
     def run(piece: slice) -> None:
@@ -108,15 +112,27 @@ def _factors(moments: Floats | None, columns: int) -> tuple[Floats | None, Float
     """The upper Cholesky factor U of the inverse moments (inverse = Uᵀ U), and the importance of each column.
 
     The importance is what one unit of error costs after later columns have made up for it: 1 / U[j, j]².
+    Only the ratios of the moments count, so they are divided by their mean: tiny and huge inputs do not leave
+    the range of float32.
     """
     if moments is None or not moments.any():
         return None, np.ones(columns, np.float32)
-    damped: npt.NDArray[Any] = moments.astype(np.float64 if columns <= _EXACT else np.float32)
-    damped = damped + DAMPING * damped.diagonal().mean() * np.eye(columns, dtype=damped.dtype)
-    # moments = R Rᵀ with R upper (the Cholesky factor of the moments read backwards), so U is R's inverse.
-    backwards = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    factor = np.triu(np.linalg.inv(backwards)).astype(np.float32)
+    mean = float(moments.diagonal().mean(dtype=np.float64))
+    scaled: Any = (moments / mean).astype(np.float64 if columns <= _EXACT else np.float32)
+    factor = np.triu(np.linalg.inv(_root(scaled))).astype(np.float32)
     return np.ascontiguousarray(factor), (1 / factor.diagonal() ** 2).astype(np.float32)
+
+
+def _root(moments: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The upper factor R of damped moments: R Rᵀ. It is damped more where rounding made it indefinite.
+
+    R is the Cholesky factor of the moments read backwards.
+    """
+    unit = np.eye(len(moments), dtype=moments.dtype)
+    for damping in (DAMPING, 10 * DAMPING, 100 * DAMPING):
+        with suppress(np.linalg.LinAlgError):
+            return np.linalg.cholesky((moments + damping * unit)[::-1, ::-1])[::-1, ::-1]
+    return unit
 
 
 def _by_loops(
@@ -176,13 +192,20 @@ def _grid(
 ) -> tuple[mx.array, mx.array]:
     """The scale and bias [rows] of least weighted error for the values of one group [rows, group]."""
     low, high = values.min(1), values.max(1)
+    middle, span = low / 2 + high / 2, high / levels - low / levels
     total, mean = importance.sum(), (importance * values).sum(1)
+    least = LEAST_FLOAT16 if stored == mx.float16 else LEAST
+
+    def kept(number: mx.array) -> mx.array:
+        most = mx.finfo(stored).max
+        return mx.clip(number, -most, most).astype(stored).astype(mx.float32)
+
     best = mx.full(low.shape, mx.inf)
-    best_scale, best_bias = mx.ones(low.shape), low.astype(stored).astype(mx.float32)
+    best_scale, best_bias = mx.where(span > 0, mx.maximum(kept(span), least), 1), kept(low)
     for step in range(STEPS):
         shrink = 1 - step * 0.6 / STEPS
-        bias = (low + high) / 2 - shrink * (high - low) / 2
-        scale = shrink * (high - low) / levels
+        bias = middle - shrink * (middle - low)
+        scale = shrink * span
         scale = mx.where(scale <= 0, 1, scale)
         for _ in range(TURNS):
             code = mx.clip(mx.round((values - bias[:, None]) / scale[:, None]), 0, levels)
@@ -192,13 +215,11 @@ def _grid(
             solved = below > 1e-6 * total * c2
             scale = mx.where(solved, (total * cw - c1 * mean) / mx.where(solved, below, 1), scale)
             bias = mx.where(solved, (mean - scale * c1) / total, bias)
-        scale = scale.astype(stored).astype(mx.float32)
-        bias = bias.astype(stored).astype(mx.float32)
-        usable = mx.where(scale == 0, 1, scale)
-        code = mx.clip(mx.round((values - bias[:, None]) / usable[:, None]), 0, levels)
-        off = values - bias[:, None] - usable[:, None] * code
-        loss = mx.where(scale == 0, mx.inf, (importance * off * off).sum(1))
-        better = loss < best
+        scale, bias = mx.maximum(kept(scale), least), kept(bias)
+        code = mx.clip(mx.round((values - bias[:, None]) / scale[:, None]), 0, levels)
+        off = values - bias[:, None] - scale[:, None] * code
+        loss = (importance * off * off).sum(1)
+        better = (loss < best) & (span > 0)
         best = mx.where(better, loss, best)
-        best_scale, best_bias = mx.where(better, usable, best_scale), mx.where(better, bias, best_bias)
+        best_scale, best_bias = mx.where(better, scale, best_scale), mx.where(better, bias, best_bias)
     return best_scale, best_bias

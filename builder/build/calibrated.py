@@ -35,6 +35,7 @@ from builder.weights.structure import block_of
 
 if TYPE_CHECKING:
     from builder.engine.rounding.shard import Made
+    from builder.engine.rounding.text import Piece
 
 _SPECIAL = ("plain", "unseen")  # counts in a record's provenance
 
@@ -51,13 +52,14 @@ def build_calibrated(project: Project, plan: TargetPlan, emit: Emit) -> Built:
             make_config(project, plan, emit)
         if missing:
             with acquire(project.store, [plan.key], waiting(plan.name, emit)):
-                _round(project, plan, tally, emit)
+                round_blocks(project, plan, tally, emit)
             _tell_special(project, plan, emit)
         copy_aux(project, plan)
         return finish(project, plan, tally, time.perf_counter() - started)
 
 
-def _round(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -> None:
+def round_blocks(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -> None:
+    """Makes the blocks that have no record, one after the other. Raises BuildError."""
     import mlx.core as mx
 
     from builder.engine.blas import accelerated
@@ -71,7 +73,7 @@ def _round(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -> None
         emit(Note(remark))
     emit(Note(f"{plan.name}: {count(len(todo), 'block')} to round for {_text_name(plan)}"))
     with unchanged(project, plan) as check, accelerated(threads=1) as blas:
-        tokens = mx.array(_tokens(project, plan))
+        tokens = mx.array([piece.tokens for piece in open_sequences(project, plan)[0]])
         tied, head = plan.base.structure.tied, None
         if tied in plan.quantization and block_of(f"{tied}.weight") in {action.block for action in todo}:
             emit(Note(f"{plan.name}: the embedding is also the head, so the base runs once without rounding"))
@@ -148,9 +150,12 @@ def _text_name(plan: TargetPlan) -> str:
     return text.name
 
 
-def _tokens(project: Project, plan: TargetPlan) -> list[list[int]]:
-    """The sequences of the calibration text. Raises SourceChanged, CalibrationInvalid."""
-    from builder.engine.rounding.text import sequences
+def open_sequences(project: Project, plan: TargetPlan) -> tuple[list[Piece], list[Piece]]:
+    """The sequences of the calibration text that are rounded for, and others that nothing is rounded for.
+
+    Raises SourceChanged, CalibrationInvalid.
+    """
+    from builder.engine.rounding.text import divided
 
     variant = plan.target.variant
     how = variant.calibrated
@@ -162,7 +167,7 @@ def _tokens(project: Project, plan: TargetPlan) -> list[list[int]]:
             raise SourceChanged(source=f"variant.{variant.name}", path=how.calibration)
         tokenizer = _tokenizer(project, plan, scratch)
         name = f"variant.{variant.name}: {how.calibration.name}"
-        return sequences(copy, name, tokenizer, how.samples, how.sequence_length)
+        return divided(copy, name, tokenizer, how.samples, how.sequence_length)
 
 
 def _tokenizer(project: Project, plan: TargetPlan, scratch: Path) -> Any:

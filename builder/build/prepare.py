@@ -54,11 +54,8 @@ def prepare_base(project: Project, base: Base, emit: Emit, *, inspect_again: boo
     return BaseFacts(identity, structure)
 
 
-def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
-    """Everything that a target is made from; then it can be planned.
-
-    Raises SourceError, what inspecting raises, and PlanError where its declaration cannot be met.
-    """
+def prepare_sources(project: Project, target: Target, emit: Emit) -> None:
+    """The base, the adapter and the text of a target. Raises SourceError, and what inspecting raises."""
     model, variant = target.model, target.variant
     prepare_base(project, project.spec.bases[model.base], emit)
     if model.adapter:
@@ -66,6 +63,14 @@ def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
     if variant.calibration is not None:
         prepare_calibration(project, variant, emit)
     project.forget_plan()
+
+
+def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
+    """Everything that a target is made from; then it can be planned.
+
+    Raises what `prepare_sources` raises, and PlanError where the target's declaration cannot be met.
+    """
+    prepare_sources(project, target, emit)
     plan = project.plan.targets[target.name]
     if isinstance(plan, Unresolved) and plan.error is not None:
         raise plan.error

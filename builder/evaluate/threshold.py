@@ -118,6 +118,8 @@ def family_of(variant: Variant) -> Hashable:
     if variant.quantization is not None:
         how = variant.quantization
         return (how.mode, how.group_size, variant.overrides, learned)
+    if variant.goal is not None:
+        return ("goal", variant.group_size)
     return ("recipe", variant.group_size, learned) if variant.recipe else None
 
 

@@ -12,9 +12,10 @@ with the fewest bits for everything, and always takes the step that saves most f
 from __future__ import annotations
 
 import heapq
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 # bits -> error in groups of 64, relative to 4 bits
 ERROR: Mapping[int, float] = {2: 19.1, 3: 4.47, 4: 1.0, 5: 0.258, 6: 0.0637, 8: 0.0038}
@@ -35,6 +36,38 @@ class Item:
     def cost_at(self, bits: int) -> float:
         """The cost with other bits, in nats."""
         return self.cost * ERROR[bits] / ERROR[self.bits]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The bits of each weight of a target, and what was measured to choose them.
+
+    `bits`: those with more than `common` bits. `cost`: nats for each token, by path, with `common` bits. The
+    divergences, in nats for each token, are of `held` tokens that nothing was rounded for: of the target with
+    `common` bits everywhere, and with `bits`. `kept` says which of both the target is.
+    """
+
+    common: int
+    bits: Mapping[str, int]
+    cost: Mapping[str, float]
+    uniform_divergence: float
+    divergence: float
+    held: int
+    kept: bool
+
+    @property
+    def chosen(self) -> Mapping[str, int]:
+        """The bits of weights that do not have the common ones."""
+        return self.bits if self.kept else {}
+
+    def to_text(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def from_text(text: str) -> Allocation:
+    """What `to_text` wrote. Raises ValueError, TypeError."""
+    return Allocation(**json.loads(text))
 
 
 def items(cost: Mapping[str, float], elements: Mapping[str, int], bits: Mapping[str, int]) -> list[Item]:

@@ -185,6 +185,10 @@ def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
         settings |= {k: str(v) for k, v in asdict(learned).items() if k in used}
     if (calibrated := variant.calibrated) is not None:
         settings |= {"samples": calibrated.samples, "sequence_length": calibrated.sequence_length}
+    if variant.goal is not None:
+        settings |= {"target": str(variant.goal), "group_size": variant.group_size}
+        settings.pop("bits", None)
+        return settings
     for number, override in enumerate(variant.overrides, start=1):
         how_text = "as it is"
         if (q := override.quantization) is not None:

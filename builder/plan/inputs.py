@@ -12,7 +12,7 @@ from builder.spec.quantizers import METHOD_SETTINGS
 SETTINGS = frozenset(
     {"block", "dtype", "dtype_asked", "common", "recipe", "overrides", "bits", "group_size", "method"}
 )
-SETTINGS |= frozenset().union(*METHOD_SETTINGS.values(), {"samples", "sequence_length"})
+SETTINGS |= frozenset().union(*METHOD_SETTINGS.values(), {"samples", "sequence_length", "goal"})
 
 
 def in_words(keyed: Sequence[Mapping[str, object]]) -> dict[str, str]:

@@ -22,10 +22,11 @@ met. An Unresolved target says why, and does not affect other targets.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from builder.keys import named_key
+from builder.plan.goals import allocation_key, uniform, with_allocation
 from builder.plan.inputs import SETTINGS, adapter_in_words, in_words
 from builder.plan.layout import Layout, layout_of
 from builder.plan.methods import refusal
@@ -46,22 +47,15 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
     targets: dict[str, TargetPlan | Unresolved] = {}
 
     def plain(target: Target) -> TargetPlan | Unresolved:
-        base = sources.bases[target.model.base]
-        adapter = sources.adapters[target.model.adapter] if target.model.adapter else None
-        if isinstance(base, Unknown):
-            return Unresolved(target, f"base:{target.model.base} {base.reason}", base.error)
-        if isinstance(adapter, Unknown):
-            return Unresolved(target, f"adapter:{target.model.adapter} {adapter.reason}", adapter.error)
-        if adapter is not None and adapter.tokenizer is not None:
-            base = replace(base, identity=adapter.tokenizer.on(base.identity))
-        _refuse_packed(target, base)
+        facts = facts_of(target, sources)
+        if isinstance(facts, Unresolved):
+            return facts
+        if target.variant.goal is not None:
+            return _plan_goal(target, facts, sources)
         where = (target.model.base, target.variant.name)
         if where not in memo:
-            memo[where] = layout_of(target, base)
-        text = sources.calibrations[target.variant.name] if target.variant.calibrated else None
-        if isinstance(text, Unknown):
-            return Unresolved(target, text.reason, text.error)
-        return _plan_target(target, base, adapter, memo[where], sources.toolchain, text)
+            memo[where] = layout_of(target, facts.base)
+        return _plan_target(target, facts, memo[where], sources.toolchain)
 
     def whole(target: Target, source: TargetPlan | Unresolved) -> TargetPlan | Unresolved:
         if isinstance(source, TargetPlan):
@@ -76,6 +70,49 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
             source = targets[f"{target.model.name}_{learned.source}"]
             targets[target.name] = _or_refused(target, partial(whole, target, source))
     return Plan({target.name: targets[target.name] for target in spec.targets})
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of everything that one target is made from."""
+
+    base: BaseFacts
+    adapter: AdapterFacts | None
+    text: Calibration | None
+
+
+def facts_of(target: Target, sources: Sources) -> Facts | Unresolved:
+    """What a target is made from, or why that is not known. Raises PlanError for a base that is packed."""
+    base = sources.bases[target.model.base]
+    adapter = sources.adapters[target.model.adapter] if target.model.adapter else None
+    if isinstance(base, Unknown):
+        return Unresolved(target, f"base:{target.model.base} {base.reason}", base.error)
+    if isinstance(adapter, Unknown):
+        return Unresolved(target, f"adapter:{target.model.adapter} {adapter.reason}", adapter.error)
+    if adapter is not None and adapter.tokenizer is not None:
+        base = replace(base, identity=adapter.tokenizer.on(base.identity))
+    _refuse_packed(target, base)
+    text = sources.calibrations[target.variant.name] if target.variant.calibrated else None
+    if isinstance(text, Unknown):
+        return Unresolved(target, text.reason, text.error)
+    return Facts(base, adapter, text)
+
+
+def plan_alone(target: Target, facts: Facts, toolchain: str) -> TargetPlan:
+    """The plan of one target whose bits are known. Raises PlanError."""
+    return _plan_target(target, facts, layout_of(target, facts.base), toolchain)
+
+
+def _plan_goal(target: Target, facts: Facts, sources: Sources) -> TargetPlan | Unresolved:
+    """A target that asks for a size: planned like any other once its bits are chosen."""
+    assert facts.text is not None
+    uniform(target, facts.base)  # raises PlanError for a size that nothing meets
+    key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain)
+    found = sources.allocations(key)
+    if found is None:
+        return Unresolved(target, "the bits of its weights are not chosen yet")
+    made = with_allocation(target, found)
+    return replace(plan_alone(made, facts, sources.toolchain), allocation=key)
 
 
 def _or_refused(target: Target, planned: Callable[[], TargetPlan | Unresolved]) -> TargetPlan | Unresolved:
@@ -156,14 +193,8 @@ def plan_learned(
     )
 
 
-def _plan_target(
-    target: Target,
-    base: BaseFacts,
-    adapter: AdapterFacts | None,
-    layout: Layout,
-    toolchain: str,
-    text: Calibration | None = None,
-) -> TargetPlan:
+def _plan_target(target: Target, facts: Facts, layout: Layout, toolchain: str) -> TargetPlan:
+    base, adapter, text = facts.base, facts.adapter, facts.text
     slices = adapter.slices if adapter else {}
     if stray := sorted(set(slices) - set(base.structure.blocks)):
         raise PlanError(

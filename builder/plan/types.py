@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from builder.console.words import listed
 from builder.errors import BuildError
 from builder.keys import Digest, Key
+from builder.plan.allocation import Allocation
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration, Unknown
 from builder.spec.types import Quantization, Target
 from builder.weights import overrides
@@ -26,6 +27,7 @@ class Sources:
     adapters: Mapping[str, AdapterFacts | Unknown]
     toolchain: str = ""  # part of every key only with [build] strict_toolchain
     calibrations: Mapping[str, Calibration | Unknown] = field(default_factory=dict)  # by variant
+    allocations: Callable[[Key], Allocation | None] = lambda _: None  # what was chosen, by its key
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class TargetPlan:
 
     `key` is what the target is, whatever it is called. `inputs` says in words what is in its keys. `measured`
     is what can change a figure that is measured of it. `learned`: the key of a whole-model step, `needs`: the
-    target that must be on disk for that step. `skipped`: quantizable paths whose width the group does not
-    divide, `idle`: overrides that match nothing.
+    target that must be on disk for that step. `allocation`: the key under which its bits
+    were chosen. `skipped`: quantizable paths whose width the group does not divide, `idle`: overrides that
+    match nothing.
     """
 
     target: Target
@@ -64,6 +67,7 @@ class TargetPlan:
     learned: Key | None = None
     needs: str | None = None
     idle: tuple[overrides.Idle, ...] = ()
+    allocation: Key | None = None
 
     @property
     def name(self) -> str:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from builder.errors import SourceError
+from builder.errors import BuildError, SourceError
 from builder.keys import Key, digest_bytes
+from builder.plan.allocation import Allocation, from_text
 from builder.plan.planning import make_plan
 from builder.plan.types import Plan, Sources
 from builder.project import memo, store_memory
@@ -23,8 +25,10 @@ from builder.sources.catalog import Catalog
 from builder.sources.facts import Unknown
 from builder.spec.parse import parse_spec
 from builder.spec.types import Spec
+from builder.store import blobs
 from builder.store.briefs import Seen
 from builder.store.format import open_store
+from builder.store.holdings import usable_record
 from builder.store.layout import Store
 from builder.store.statcache import StatCache
 
@@ -53,7 +57,7 @@ class Project:
     @cached_property
     def plan(self) -> Plan:
         """All targets with their keys, from what is known now."""
-        return make_plan(self.spec, self._planned_from())
+        return make_plan(self.spec, self.planned_from())
 
     @cached_property
     def keys(self) -> Mapping[str, Key]:
@@ -90,7 +94,7 @@ class Project:
         """For a process that is spawned: it plans afresh."""
         return {name: value for name, value in self.__dict__.items() if name not in _REMEMBERED}
 
-    def _planned_from(self) -> Sources:
+    def planned_from(self) -> Sources:
         """What is known of the sources that the models use."""
         used = {model.base for model in self.spec.models.values()}
         worn = {model.adapter for model in self.spec.models.values() if model.adapter}
@@ -99,7 +103,15 @@ class Project:
             {name: _usable(self.sources.adapter_facts, self.spec.adapters[name]) for name in sorted(worn)},
             toolchain() if self.spec.build.strict_toolchain else "",
             {v.name: self.sources.calibration(v) for v in self.spec.variants.values() if v.calibration},
+            self.allocation,
         )
+
+    def allocation(self, key: Key) -> Allocation | None:
+        """What was chosen for a target that asks for a size, if that is in the store."""
+        record = usable_record(self.store, key)
+        with suppress(BuildError, OSError, ValueError, TypeError):
+            return from_text(blobs.read(self.store, record.blob).decode()) if record else None
+        return None
 
 
 def store_of(spec: Spec, *, asked: bool = False) -> Store:

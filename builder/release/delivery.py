@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
+from builder.build.allocation import choose_bits
 from builder.build.calibrated import build_calibrated
 from builder.build.intermediates import prune_intermediates
 from builder.build.learned import build_learned
 from builder.build.one_pass import Built, build
-from builder.build.prepare import prepare_target
+from builder.build.prepare import prepare_sources, prepare_target
 from builder.console.events import Emit, Note, TargetDone
 from builder.console.words import listed, size_text
 from builder.errors import BuildError
 from builder.keys import Key
-from builder.plan.types import TargetPlan, Unresolved
+from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.state import reads_source, target_state
 from builder.release.scores import refresh
@@ -100,7 +101,12 @@ def _tell(results: Sequence[Built], emit: Emit) -> None:
 def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
     """The plan of a target; prepares its sources if nobody has (Python, `doit --continue`)."""
     plan = project.plan.targets[name]
-    return prepare_target(project, plan.target, emit) if isinstance(plan, Unresolved) else plan
+    if isinstance(plan, TargetPlan):
+        return plan
+    if plan.target.variant.goal is not None and plan.error is None:
+        prepare_sources(project, plan.target, emit)
+        choose_bits(project, plan.target, emit)
+    return prepare_target(project, plan.target, emit)
 
 
 def clean(project: Project, names: Sequence[str], emit: Emit) -> None:

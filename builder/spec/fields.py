@@ -215,7 +215,7 @@ VARIANT = Table(
             _GROUP_SIZE_FIELD.doc,
             choices=_GROUP_SIZES,
             example=_GROUP_SIZE_FIELD.example,
-            needs=("bits", "mode", "recipe"),
+            needs=("bits", "mode", "recipe", "target"),
         ),
         _MODE_FIELD,
         Field(
@@ -225,6 +225,14 @@ VARIANT = Table(
             choices=RECIPES,
             example='recipe = "mixed_4_6"',
             excludes=("bits", "mode"),
+        ),
+        Field(
+            "target",
+            "string",
+            'A size: "4.7bpw" (bits per weight) or "18GB" (bytes of the weights). Each weight gets its own '
+            "bits, so that the model is never larger and its answers change least.",
+            example='target = "4.7bpw"',
+            excludes=("bits", "mode", "recipe", "method", "overrides"),
         ),
         Field(
             "method",
@@ -250,7 +258,7 @@ VARIANT = Table(
             "`bits` or `recipe`, weights are rounded so that the model's outputs on this text change least. "
             "For `method`: the text that it learns from.",
             example='calibration = "data/train.jsonl"',
-            needs=("bits", "recipe", "method"),
+            needs=("bits", "recipe", "target", "method"),
         ),
         Field(
             "seed",

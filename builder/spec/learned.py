@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import fields
 from pathlib import Path
 
-from builder.console.words import listed, quoted, shown
+from builder.console.words import listed, quoted, shown, size_of_text
 from builder.spec.problems import Problems
-from builder.spec.quantizers import METHOD_SETTINGS, Calibrated, Learned
+from builder.spec.quantizers import METHOD_SETTINGS, Calibrated, Goal, Learned
 from builder.spec.shape import Values
 from builder.spec.types import Quantization
 
@@ -48,6 +49,26 @@ def calibrated(values: Values, problems: Problems) -> Calibrated | None:
         if what := _out_of_range(key, value):
             problems.add(values.place.key(key), what)
     return Calibrated(Path(values.get("calibration")), **given) if values.get("calibration") else None
+
+
+def goal(values: Values, problems: Problems) -> Goal | None:
+    """The size that a variant asks for. None without one, or after a problem."""
+    text = values.get("target")
+    if text is None:
+        return None
+    if not values.says("calibration"):
+        problems.add(values.place, "target needs calibration beside it; add the text to measure with")
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*bpw", text):
+        if 2 <= float(match[1]) <= 16:
+            return Goal(bits_per_weight=float(match[1]))
+        problems.add(values.place.key("target"), f"target = {quoted(text)} is not from 2bpw to 16bpw")
+        return None
+    nbytes = size_of_text(text)
+    if not nbytes:
+        what = f'target = {quoted(text)} is not a size; write, for example, "4.7bpw" or "18GB"'
+        problems.add(values.place.key("target"), what)
+        return None
+    return Goal(nbytes=nbytes)
 
 
 def _problem(key: str, value: float, method: str, how: Quantization | None) -> str | None:

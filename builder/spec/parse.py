@@ -10,7 +10,7 @@ from typing import Any
 
 from builder.console.words import listed, nearest, quoted, shown, suggestion
 from builder.spec.fields import FIELDS
-from builder.spec.learned import calibrated, learned
+from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
 from builder.spec.shape import Declared, Values, check_shape
 from builder.spec.suites import conditions, suite
@@ -232,12 +232,23 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
         dtype=values.get("dtype"),
         quantization=None if recipe else quantization,
         recipe=recipe,
-        group_size=quantization.group_size if quantization else MODES[_AFFINE][3],
+        group_size=quantization.group_size if quantization else _group_size(values, problems),
         overrides=tuple(overrides),
         intermediate=values.given.get("intermediate", False),
         learned=made,
+        goal=goal(values, problems),
         calibrated=None if values.says("method") else calibrated(values, problems),
     )
+
+
+def _group_size(values: Values, problems: Problems) -> int:
+    """The group size of a variant whose bits are given to each weight later."""
+    _, sizes, _, default = MODES[_AFFINE]
+    size: int = values.given.get("group_size", default)
+    if size not in sizes:
+        what = f"group_size = {shown(size)} is not possible with target (possible: {listed(sizes)})"
+        problems.add(values.place.key("group_size"), what)
+    return size
 
 
 def _override(

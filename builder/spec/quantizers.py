@@ -37,6 +37,24 @@ class Learned:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """How large a target may be: bits per weight of the whole model, or bytes of its shards. One is given."""
+
+    bits_per_weight: float | None = None
+    nbytes: int | None = None
+
+    def budget(self, parameters: int) -> int:
+        """Bytes for a model with so many parameters."""
+        if self.nbytes is not None:
+            return self.nbytes
+        assert self.bits_per_weight is not None
+        return int(self.bits_per_weight * parameters / 8)
+
+    def __str__(self) -> str:
+        return f"{self.nbytes}B" if self.bits_per_weight is None else f"{self.bits_per_weight:g}bpw"
+
+
+@dataclass(frozen=True)
 class Calibrated:
     """Rounding for the inputs that a text causes (`builder.engine.rounding`), in one pass, block by block.
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from builder.spec.quantizers import Calibrated, Learned
+from builder.spec.quantizers import Calibrated, Goal, Learned
 
 TOKENIZERS = ("base", "adapter")
 DTYPES = ("float16", "bfloat16", "float32")
@@ -104,8 +104,8 @@ class Variant:
     """How weights are stored. At most one of `quantization` and `recipe` is given, and of `learned` and
     `calibrated`.
 
-    `dtype` None keeps the dtype of the base. `recipe` is a mixed recipe of mlx_lm.convert, used with
-    `group_size`.
+    With `goal` each weight gets its own bits, so that the model costs least for its size. `dtype` None keeps
+    the dtype of the base. `recipe` is a mixed recipe of mlx_lm.convert, used with `group_size`.
     """
 
     name: str
@@ -117,6 +117,7 @@ class Variant:
     intermediate: bool = False
     learned: Learned | None = None
     calibrated: Calibrated | None = None
+    goal: Goal | None = None
 
     @property
     def calibration(self) -> Path | None:
@@ -126,7 +127,7 @@ class Variant:
 
     @property
     def is_quantized(self) -> bool:
-        return self.quantization is not None or self.recipe is not None
+        return self.quantization is not None or self.recipe is not None or self.goal is not None
 
     @property
     def common_group(self) -> int:

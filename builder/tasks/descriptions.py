@@ -30,6 +30,8 @@ def describe_variant(variant: Variant) -> str:
     kind = f", {variant.dtype}" if variant.dtype else ""
     if variant.calibrated is not None:
         kind += ", calibrated"
+    if variant.goal is not None:
+        return f"{variant.goal}, group size {variant.group_size}{kind}"
     if variant.recipe is not None:
         return f"{variant.recipe}, group size {variant.group_size}{kind}"
     if (learned := variant.learned) is not None and variant.quantization is not None:

@@ -46,8 +46,12 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return prod(self.shape) * ITEM_SIZE[self.dtype]
+        return self.elements * ITEM_SIZE[self.dtype]
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,31 @@ class Sensitivity:
                     costs[path] += weight * value
         except (ValueError, RuntimeError, NotImplementedError) as error:  # an operation without a gradient
             raise NotDifferentiable(target=self.target, what=one_line(error)) from error
-        count = round(_numbers(self.counted.sum()[None])[0])
-        return Shares({path: value / count for path, value in costs.items()}, count)
+        return Shares({path: value / self.count for path, value in costs.items()}, round(self.count))
+
+    def divergence(self) -> float:
+        """KL of the exact model to the rounded one: the mean over the tokens that count, in nats."""
+        exact, other = self.open(), self.open()
+        layers = layer_paths(exact.model)
+        self._done, self._total = 0, 2 * len(layers)
+        outer = self._outer(exact, layers)
+        put(exact.model, "", outer)
+        put(other.model, "", _at_place(outer, self._moved_outside(outer, layers), 1.0))
+        ours, theirs = self._forward(other, layers, 1.0)[0], self._forward(exact, layers, 0.0)[0]
+        total = 0.0
+        for at in range(self.tokens.shape[0]):
+            some = self.tokens[at : at + 1]
+            wanted = _logprobs(_after(exact.model, some, theirs[at : at + 1]))
+            logs = _logprobs(_after(other.model, some, ours[at : at + 1]))
+            lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * self.counted[at : at + 1]
+            total += _numbers(lost.sum()[None])[0]
+            mx.clear_cache()
+        return total / self.count
+
+    @property
+    def count(self) -> float:
+        """How many tokens count."""
+        return _numbers(self.counted.sum()[None])[0]
 
     # -- forward -------------------------------------------------------------------------------------
 

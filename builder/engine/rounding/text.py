@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from builder.errors import BuildError
 
 _EXPECTED = 'expected {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 Row = Mapping[str, Any]
+HELD = 8  # sequences that nothing is rounded for
 
 
 class CalibrationInvalid(BuildError):
@@ -18,6 +20,14 @@ class CalibrationInvalid(BuildError):
 
     exit_code = 2
     hint = "Correct the file, or `calibration`, `samples` and `sequence_length` in artifacts.toml."
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A sequence of tokens. `counted` is 1 where the next token belongs to an answer or a text, else 0."""
+
+    tokens: list[int]
+    counted: list[int]
 
 
 def sequences(file: Path, name: str, tokenizer: Any, samples: int, length: int) -> list[list[int]]:
@@ -28,24 +38,72 @@ def sequences(file: Path, name: str, tokenizer: Any, samples: int, length: int) 
     tokens in each, so that arrays of a model can be told apart (builder.engine.rounding.walk). `name` is the
     file in messages.
     """
-    found: list[list[int]] = []
+    return [piece.tokens for piece in pieces(file, name, tokenizer, samples, length)]
+
+
+def divided(
+    file: Path, name: str, tokenizer: Any, samples: int, length: int
+) -> tuple[list[Piece], list[Piece]]:
+    """At most `samples` sequences to round for, and at most HELD others.
+
+    Of a short text a fifth is held, at least one sequence. A text of one sequence is both. Raises
+    CalibrationInvalid.
+    """
+    found = pieces(file, name, tokenizer, samples + HELD, length)
+    if len(found) == 1:
+        return found, found
+    used = min(samples, len(found) - max(1, min(HELD, len(found) // 5)))
+    apart = found[used : used + HELD]
+    return found[: used - 1] if used == length > 1 else found[:used], apart
+
+
+def pieces(file: Path, name: str, tokenizer: Any, samples: int, length: int) -> list[Piece]:
+    """What `sequences` gives, with what counts in each. Raises CalibrationInvalid."""
+    found: list[Piece] = []
     current: list[int] = []
+    counted: list[int] = []
     for place, row in rows(file, name):
-        current += _tokens(row, place, tokenizer)
+        tokens = _tokens(row, place, tokenizer)
+        current += tokens
+        counted += _counted(row, tokens, tokenizer)
         if len(current) >= length:
             if file.suffix == ".jsonl":
-                found.append(current[:length])
-                current = []
+                found.append(Piece(current[:length], counted[:length]))
+                current, counted = [], []
             else:  # a text: nothing of it is dropped
                 whole = len(current) // length * length
-                found += [current[at : at + length] for at in range(0, whole, length)]
-                current = current[whole:]
+                cuts = range(0, whole, length)
+                found += [Piece(current[at : at + length], counted[at : at + length]) for at in cuts]
+                current, counted = current[whole:], counted[whole:]
         if len(found) >= samples:
             break
     if not found:
         raise CalibrationInvalid(name=name, what=f"it holds fewer than {length} tokens (one sequence)")
     found = found[:samples]
     return found[:-1] if len(found) == length else found
+
+
+def _counted(row: Row, tokens: list[int], tokenizer: Any) -> list[int]:
+    """1 for each token that is followed by one of the answer of a row. Of a text, every token counts."""
+    if "messages" not in row or not tokenizer.has_chat_template:
+        return [1] * len(tokens)
+    try:
+        before = tokenizer.apply_chat_template(
+            row["messages"][:-1],
+            tools=row.get("tools"),
+            tokenize=True,
+            return_dict=False,
+            add_generation_prompt=True,
+        )
+    except Exception:  # a template that refuses a row without its answer: then the whole row counts
+        return [1] * len(tokens)
+    start = next(
+        (at for at, pair in enumerate(zip(before, tokens, strict=False)) if pair[0] != pair[1]), None
+    )
+    start = min(len(before), len(tokens)) if start is None else start
+    ends = [at for at in range(start, len(tokens)) if tokens[at] in tokenizer.eos_token_ids]
+    end = ends[-1] if ends else len(tokens) - 1
+    return [int(start <= at + 1 <= end) for at in range(len(tokens))]
 
 
 def rows(file: Path, name: str) -> Iterator[tuple[str, Row]]:

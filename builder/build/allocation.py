@@ -1,0 +1,117 @@
+"""Chooses the bits of a target that asks for a size, by measuring. What was chosen is kept under its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.build.blocks import Tally
+from builder.build.calibrated import open_sequences, round_blocks
+from builder.build.one_pass import open_adapter, open_base
+from builder.build.prepare import waiting
+from builder.console.events import Emit, Learning, Note
+from builder.errors import SourceChanged
+from builder.plan.allocation import Allocation
+from builder.plan.goals import allocation_key, chosen_bits, uniform, with_bits
+from builder.plan.planning import Facts, facts_of, plan_alone
+from builder.plan.types import TargetPlan, Unresolved
+from builder.project import preflight
+from builder.project.project import Project
+from builder.project.roots import keys_of
+from builder.project.state import missing_actions
+from builder.project.toolchain import made_by
+from builder.project.watch import unchanged
+from builder.spec.types import Target
+from builder.store import blobs, records
+from builder.store.holdings import usable_record
+from builder.store.locks import acquire, build_session
+from builder.store.types import Record
+
+if TYPE_CHECKING:
+    from builder.engine.rounding.sensitivity import Sensitivity
+
+SEQUENCES = 16  # of the calibration text, that the gradient is taken of
+
+
+def choose_bits(project: Project, target: Target, emit: Emit) -> None:
+    """Does nothing where they are chosen. Raises BuildError."""
+    store, sources = project.store, project.planned_from()
+    facts = facts_of(target, sources)
+    if isinstance(facts, Unresolved):
+        raise SourceChanged(source=f"model:{target.name}", path=facts.reason)
+    assert facts.text is not None
+    key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain)
+    with acquire(store, [key], waiting(target.name, emit)):
+        if usable_record(store, key) is not None:
+            return
+        found = _measured(project, uniform(target, facts.base), facts, sources.toolchain, emit)
+        blob = blobs.ingest(store, [found.to_text().encode()])
+        records.write(store, Record(key, "allocation", blob, {**made_by(), "target": target.name}))
+
+
+def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit: Emit) -> Allocation:
+    """Rounds with the same bits everywhere, measures, gives more bits, rounds again, and compares."""
+    how = made.variant.quantization
+    assert how is not None
+    common = plan_alone(made, facts, toolchain)
+    emit(Note(f"{made.name}: {how.bits} bits everywhere fit. What each weight costs there is measured"))
+    preflight.check(project, common, missing_actions(project.store, common), [common])
+    with build_session(project.store, list(keys_of(common))):
+        round_blocks(project, common, Tally(), emit)
+        with unchanged(project, common):
+            cost = _sensitivity(project, common, emit, held=False).shares().cost
+        more = chosen_bits(made, facts.base, cost)
+        better = plan_alone(with_bits(made, how.bits, more), facts, toolchain)
+        with build_session(project.store, list(keys_of(better))):
+            round_blocks(project, better, Tally(), emit)
+            with unchanged(project, better):
+                measures = [_sensitivity(project, plan, emit, held=True) for plan in (common, better)]
+                before, after = (each.divergence() for each in measures)
+    kept = bool(more) and after < before
+    said = (
+        f"{made.name}: on text that nothing was rounded for, KL {before:.4f} with {how.bits} bits everywhere"
+    )
+    emit(
+        Note(
+            f"{said}, {after:.4f} with {len(more)} weights larger: {'these are' if kept else 'none is'} kept"
+        )
+    )
+    held = int(measures[0].count)
+    return Allocation(
+        how.bits, dict(sorted(more.items())), dict(sorted(cost.items())), before, after, held, kept
+    )
+
+
+def _sensitivity(project: Project, plan: TargetPlan, emit: Emit, *, held: bool) -> Sensitivity:
+    """What measures a plan whose blocks are in the store, on text that was rounded for or on `held` text."""
+    import mlx.core as mx
+
+    from builder.engine.rounding.sensitivity import Opened, Sensitivity
+    from builder.engine.stream import cut
+
+    def opened() -> Opened:
+        model, _ = open_base(project, plan)
+        return Opened(model, cut(model, open_adapter(project, plan), compiled=False))
+
+    def step(done: int, total: int) -> None:
+        emit(Learning(plan.name, "comparison" if held else "gradient", done, total, None))
+
+    used, apart = open_sequences(project, plan)
+    pieces = apart if held else used[:SEQUENCES]
+    dtype: Any = getattr(mx, plan.dtype) if plan.dtype else None
+    return Sensitivity(
+        opened,
+        _files(project, plan),
+        plan.quantization,
+        dtype,
+        mx.array([piece.tokens for piece in pieces]),
+        mx.array([piece.counted for piece in pieces], dtype=mx.float32),
+        plan.name,
+        step,
+    )
+
+
+def _files(project: Project, plan: TargetPlan) -> dict[str, Path]:
+    """Block -> its shard in the store. The session of the build keeps them."""
+    found = {action.block: usable_record(project.store, action.key) for action in plan.actions}
+    return {block: blobs.path(project.store, record.blob.digest) for block, record in found.items() if record}

@@ -1,0 +1,103 @@
+"""Targets that ask for a size: from `target = "4.7bpw"` to the bits of each weight. Pure.
+
+A target with a goal is rounded with the same bits everywhere first: the most that fit. What that costs is
+measured, and what is left of the budget goes to the weights where more bits save most. No weight gets fewer:
+at the size of the example, taking bits from some weights cost more than it was estimated to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from builder.console.words import size_text
+from builder.keys import Key, named_key
+from builder.plan.allocation import Allocation, allocate, items, nbytes
+from builder.plan.layout import layout_of
+from builder.plan.parts import ROUNDING
+from builder.plan.quantization import PlanError
+from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
+from builder.spec.types import MODES, Override, Quantization, Target
+
+_BITS = MODES["affine"][0]
+ALLOCATION = 1  # of the rules by which bits are chosen. Another number chooses again
+
+
+def allocation_key(
+    target: Target, base: BaseFacts, adapter: AdapterFacts | None, text: Calibration, toolchain: str
+) -> Key:
+    """The key of what is chosen: everything that the measurement and the choice depend on."""
+    variant, how = target.variant, target.variant.calibrated
+    assert how is not None
+    parts = {
+        "allocation": [ALLOCATION, ROUNDING],
+        "base_digest": base.weights,
+        "repairs": sorted(base.structure.repairs),
+        "slices": sorted(adapter.slices.items()) if adapter else [],
+        "dtype": variant.dtype or base.structure.default_dtype,
+        "group_size": variant.group_size,
+        "goal": str(variant.goal),
+        "calibration_digest": text.digest,
+        "calibration_format": text.format,
+        "prompts_digest": base.identity.prompts,
+        "samples": how.samples,
+        "sequence_length": how.sequence_length,
+        "toolchain": toolchain or None,
+    }
+    return named_key("allocation/1", parts)
+
+
+def uniform(target: Target, base: BaseFacts) -> Target:
+    """The target with the most bits for all weights that fit. Raises PlanError where nothing fits."""
+    variant = target.variant
+    assert variant.goal is not None
+    budget = variant.goal.budget(base.structure.parameter_count)
+    size = 0
+    for bits in sorted(_BITS, reverse=True):
+        made = with_bits(target, bits, {})
+        size = tensor_bytes(made, base)
+        if size <= budget:
+            return made
+    raise PlanError(
+        table=f"variant.{variant.name}",
+        what=f"target {variant.goal} is {size_text(budget)}. With 2 bits for each weight"
+        f" {target.model.name} has {size_text(size)}.",
+        hint="Ask for more, or take a smaller base.",
+    )
+
+
+def with_bits(target: Target, common: int, more: Mapping[str, int]) -> Target:
+    """The target with `common` bits, and with the bits in `more` for those paths."""
+    variant = target.variant
+    group = variant.group_size
+    chosen = tuple(Override(path, Quantization(bits, group)) for path, bits in sorted(more.items()))
+    return Target(target.model, replace(variant, quantization=Quantization(common, group), overrides=chosen))
+
+
+def chosen_bits(made: Target, base: BaseFacts, cost: Mapping[str, float]) -> dict[str, int]:
+    """The paths that get more than the common bits, within the goal's budget.
+
+    made: the target that `uniform` gave. cost: what each path costs in nats for each token.
+    """
+    how, goal = made.variant.quantization, made.variant.goal
+    assert how is not None
+    assert goal is not None
+    sizes = {p.tensor.name.removesuffix(".weight"): p.tensor for p in base.structure.parameters}
+    quantized = layout_of(made, base).quantization
+    elements = {path: sizes[path].elements for path, each in quantized.items() if each == how}
+    left = goal.budget(base.structure.parameter_count) - tensor_bytes(made, base)
+    spent = sum(nbytes(size, how.bits, how.group_size) for size in elements.values())
+    found = items(cost, elements, dict.fromkeys(elements, how.bits))
+    choices = [bits for bits in _BITS if bits >= how.bits]
+    bits = allocate(found, choices, how.group_size, spent + left)
+    return {path: each for path, each in bits.items() if each != how.bits}
+
+
+def tensor_bytes(target: Target, base: BaseFacts) -> int:
+    """Bytes of all tensors of a target."""
+    return sum(tensor.nbytes for block in layout_of(target, base).blocks for tensor in block.tensors)
+
+
+def with_allocation(target: Target, found: Allocation) -> Target:
+    """The target as it was chosen."""
+    return with_bits(target, found.common, found.chosen)

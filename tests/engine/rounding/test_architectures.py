@@ -50,7 +50,7 @@ def error(made: Any, expected: Any) -> float:
     """The mean squared error of the logits that are numbers: some models rule tokens out by -inf."""
     held = np.isfinite(expected)
     assert np.isfinite(made[held]).all()
-    return float(((made - expected)[held].astype(np.float64) ** 2).mean())
+    return float(((made[held] - expected[held]).astype(np.float64) ** 2).mean())
 
 
 @pytest.mark.parametrize("architecture", listed())

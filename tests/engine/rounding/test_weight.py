@@ -261,8 +261,9 @@ from builder.spec.types import Quantization
 if library := _numpys_openblas():
     library.scipy_openblas_set_num_threads64_(int(sys.argv[1]))
 rng = np.random.default_rng(0)
-weight = rng.standard_normal((300, 1536)).astype(np.float32)
-moments = np.diag(rng.uniform(0.1, 9, 1536)).astype(np.float32) + np.float32(0.5)
+weight = rng.standard_normal((300, 2048)).astype(np.float32)
+inputs = rng.integers(-3, 4, (1500, 2048)).astype(np.float32)  # integers: any sum of products is exact
+moments = inputs.T @ inputs / 1500
 made = round_weight(weight, moments, Quantization(4, 64), mx.bfloat16, compiled=True)
 print(hashlib.sha256(made.codes.tobytes() + made.scales.tobytes() + made.biases.tobytes()).hexdigest())
 if library:
@@ -272,7 +273,7 @@ if library:
 
 @pytest.mark.slow
 def test_the_number_of_threads_of_numpy_changes_nothing() -> None:
-    assert fresh_python(DIGEST, "1") == fresh_python(DIGEST, "2") == fresh_python(DIGEST, "3")
+    assert fresh_python(DIGEST, "1") == fresh_python(DIGEST, "2")
 
 
 def test_the_weight_that_is_given_is_not_changed() -> None:

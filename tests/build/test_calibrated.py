@@ -128,6 +128,7 @@ def test_mlx_lm_loads_it(project: Sandbox) -> None:
     assert build(project) == 0
 
 
+@pytest.mark.slow
 def test_two_stores_get_identical_bytes(project: Sandbox, tmp_path: Path) -> None:
     shutil.copytree(project.root, tmp_path / "other")
     other = Sandbox(tmp_path / "other")
@@ -317,6 +318,7 @@ def test_a_tokenizer_with_code_of_its_own(project: Sandbox) -> None:
     nothing_is_left(box)
 
 
+@pytest.mark.slow
 def test_the_models_own_code_is_trusted_where_the_base_is(project: Sandbox) -> None:
     box = project
     config = box.root / "base/config.json"
@@ -326,6 +328,7 @@ def test_the_models_own_code_is_trusted_where_the_base_is(project: Sandbox) -> N
     assert build(box) == BLOCKS
 
 
+@pytest.mark.slow
 def test_the_tokenizer_of_the_adapter_is_used(project: Sandbox) -> None:
     box = project
     build(box)

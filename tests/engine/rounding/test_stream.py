@@ -42,7 +42,7 @@ def test_two_runs_give_identical_bytes(base: Path, tmp_path: Path) -> None:
     assert contents(one) == contents(other)
 
 
-@pytest.mark.parametrize("kept", [1, 3, BLOCKS])
+@pytest.mark.parametrize("kept", [1, 3])
 def test_a_run_goes_on_at_the_first_missing_block(kept: int, base: Path, tmp_path: Path) -> None:
     whole, again = World(base, tmp_path / "whole", FOUR), World(base, tmp_path / "again", FOUR)
     whole.round(TOKENS)
@@ -71,7 +71,14 @@ def test_the_text_matters(base: Path, tmp_path: Path) -> None:
     assert [name for name in a if a[name] == b[name]] == ["model.norm.safetensors"]
 
 
-@pytest.mark.parametrize(("bits", "group", "dtype"), [(2, 32, None), (3, 64, "float16"), (8, 128, "float32")])
+@pytest.mark.parametrize(
+    ("bits", "group", "dtype"),
+    [
+        pytest.param(2, 32, None, marks=pytest.mark.slow),
+        (3, 64, "float16"),
+        pytest.param(8, 128, "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_any_setting_makes_the_tensors_of_a_plain_pass(
     bits: int, group: int, dtype: str | None, base: Path, tmp_path: Path
 ) -> None:

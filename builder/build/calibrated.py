@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from builder.engine.rounding.shard import Made
     from builder.engine.rounding.text import Piece
 
-_SPECIAL = ("plain", "unseen")  # counts in a record's provenance
+_SPECIAL = ("plain", "unseen", "blind")  # counts in a record's provenance
 
 
 def build_calibrated(project: Project, plan: TargetPlan, emit: Emit) -> Built:
@@ -135,13 +135,19 @@ def _writer(
 def _tell_special(project: Project, plan: TargetPlan, emit: Emit) -> None:
     """What could not be rounded for its own inputs, by the rule of builder.engine.rounding.stream."""
     found = [usable_record(project.store, action.key) for action in plan.actions]
-    plain, unseen = (
+    plain, unseen, blind = (
         sum(int(str(record.provenance.get(name, 0))) for record in found if record) for name in _SPECIAL
     )
     if plain:
         emit(Note(f"{plan.name}: {count(plain, 'weight')} rounded to nearest, as mlx does"))
     if unseen:
         emit(Note(f"{plan.name}: {count(unseen, 'expert')} saw few tokens: rounded for all experts' inputs"))
+    if blind:
+        emit(
+            Note(
+                f"{plan.name}: {count(blind, 'weight')} rounded without inputs, because the text reaches none"
+            )
+        )
 
 
 def _text_name(plan: TargetPlan) -> str:

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,36 @@ def plain() -> Iterator[None]:
         for _, _, ours in _POINTED:
             for place, address in ours:
                 _replace(place, address)
+
+
+@contextmanager
+def numpy_on_one_thread() -> Iterator[None]:
+    """numpy's own OpenBLAS computes on the thread that asks, until the block ends.
+
+    For callers with threads of their own, which would wait for one another. The bits of a factorization also
+    depend on the number of threads. Where numpy has another BLAS, nothing happens.
+    """
+    library = _numpys_openblas()
+    if library is None:
+        yield
+        return
+    former = library.scipy_openblas_get_num_threads64_()
+    library.scipy_openblas_set_num_threads64_(1)
+    try:
+        yield
+    finally:
+        library.scipy_openblas_set_num_threads64_(former)
+
+
+@cache
+def _numpys_openblas() -> ctypes.CDLL | None:
+    import numpy as np
+
+    for file in sorted((Path(np.__file__).parent.parent / "numpy.libs").glob("libscipy_openblas64_*")):
+        library = ctypes.CDLL(str(file))
+        if hasattr(library, "scipy_openblas_set_num_threads64_"):
+            return library
+    return None
 
 
 def _products() -> list[float]:

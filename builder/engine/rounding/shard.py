@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from builder.engine.arrays import Values, raw
@@ -25,19 +26,22 @@ LEAST = 0.25  # tokens that an expert must see for each column
 class Made:
     """One rounded block: its tensors, what was measured of the adapter, and how many weights were special.
 
-    `plain` counts weights that mlx rounded. `unseen` counts experts that saw too few tokens.
+    `plain` counts weights that mlx rounded. `unseen` counts experts that saw too few tokens. `blind` counts
+    weights of whose inputs nothing is known: the text did not reach them, or the model uses them otherwise.
     """
 
     shard: Shard
     survival: str
     plain: int
     unseen: int
+    blind: int = 0
 
 
 @dataclass
 class _Count:
     plain: int = 0
     unseen: int = 0
+    blind: int = 0
 
 
 def rounded(
@@ -65,7 +69,7 @@ def rounded(
     for path, how in own.items() if survival else ():
         before = block.parameters[f"{path}.weight"] if path in block.layers else None
         measured.append(measure(path, before, values.array(f"{path}.weight"), shard, how))
-    return Made(shard, to_text(measured) if measured else "", count.plain, count.unseen)
+    return Made(shard, to_text(measured) if measured else "", count.plain, count.unseen, count.blind)
 
 
 def _check_inputs(seen: Seen, target: str) -> None:
@@ -99,6 +103,8 @@ def _quantized(
     else:
         moments = seen.plain[path].mean if path in seen.plain else None
         parts = [(weight, moments)]
+    if not isinstance(block.modules[path], nn.Embedding):
+        count.blind += sum(known is None for _, known in parts)
     codes, scales, biases = [], [], []
     for part, moments in parts:
         rounded = round_weight(np.array(part.astype(mx.float32)), moments, how, dtype)

@@ -24,6 +24,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from builder.engine.blas import numpy_on_one_thread
 from builder.spec.types import Quantization
 
 Floats = npt.NDArray[np.float32]
@@ -81,6 +82,13 @@ def round_weight(
 
     moments: the mean of x xᵀ over the inputs x, float32 [columns, columns]. compiled: None chooses.
     """
+    with numpy_on_one_thread():
+        return _rounded(weight, moments, how, dtype, compiled)
+
+
+def _rounded(
+    weight: Floats, moments: Floats | None, how: Quantization, dtype: mx.Dtype, compiled: bool | None
+) -> Rounded:
     rows, columns = weight.shape
     factor, importance = _factors(moments, columns)
     if compiled is None:

@@ -19,7 +19,7 @@ from tests.comparison import specs, stream
 from tests.engine.rounding.models import World, as_arrays, logits, runnable, text
 
 FOUR = Variant("4bit", quantization=Quantization(4, 32))
-EVERY_TIME = {"llama", "gemma3n", "qwen3_moe", "deepseek_v3"}
+EVERY_TIME = {"gemma3n", "qwen3_moe"}
 
 # What cannot be rounded, and what the error says.
 REFUSED = {
@@ -34,6 +34,8 @@ NOT_BUILT = {"olmo", "prism_hadamard_qwen35"}
 NOT_BETTER: dict[str, str] = {}
 # Models that call what is inside of their layers, never the layers: nothing is known of the inputs.
 UNREACHED = {"iquestloopcoder"}
+# Models that multiply by the weight of a projection without calling the projection.
+UNKNOWN = {"gpt_neox"}
 
 
 def listed() -> list[Any]:
@@ -48,7 +50,7 @@ def error(made: Any, expected: Any) -> float:
     """The mean squared error of the logits that are numbers: some models rule tokens out by -inf."""
     held = np.isfinite(expected)
     assert np.isfinite(made[held]).all()
-    return float(((made - expected)[held].astype(np.float64) ** 2).mean())
+    return float(((made[held] - expected[held]).astype(np.float64) ** 2).mean())
 
 
 @pytest.mark.parametrize("architecture", listed())
@@ -69,6 +71,8 @@ def test_rounded_for_a_text(architecture: Architecture, tmp_path: Path) -> None:
     assert specs(world.tensors) == specs(plain)
     in_order = list(world.made) == list(world.structure.blocks)
     assert in_order == (architecture.model_type not in UNREACHED)
+    blind = {name: made.blind for name, made in world.made.items() if made.blind}
+    assert bool(blind) == (architecture.model_type in {*UNREACHED, *UNKNOWN}), blind
     ours, theirs = (as_arrays(tensors, tmp_path) for tensors in (world.tensors, plain))
     for name, array in ours.items():
         assert not mx.issubdtype(array.dtype, mx.floating) or bool(mx.isfinite(array).all()), name
@@ -82,6 +86,6 @@ def test_rounded_for_a_text(architecture: Architecture, tmp_path: Path) -> None:
 
 def test_every_exception_is_an_architecture() -> None:
     known = {architecture.model_type for architecture in REGISTRY}
-    assert {*REFUSED, *NEEDS_A_GPU, *NOT_BUILT, *UNREACHED} <= known
+    assert {*REFUSED, *NEEDS_A_GPU, *NOT_BUILT, *UNREACHED, *UNKNOWN} <= known
     assert NOT_BETTER.keys() <= {architecture.name for architecture in REGISTRY}
     assert {architecture.name for architecture in REGISTRY} >= EVERY_TIME

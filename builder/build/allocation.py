@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +13,11 @@ from builder.build.calibrated import open_sequences, round_blocks
 from builder.build.one_pass import open_adapter, open_base
 from builder.build.prepare import waiting
 from builder.console.events import Emit, Learning, Note
-from builder.errors import SourceChanged
+from builder.console.words import count
+from builder.errors import BuildError, SourceChanged
+from builder.keys import Key
 from builder.plan.allocation import Allocation
-from builder.plan.goals import allocation_key, chosen_bits, uniform, with_bits
+from builder.plan.goals import allocation_key, chosen_bits, sensitivity_key, uniform, with_bits
 from builder.plan.planning import Facts, facts_of, plan_alone
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project import preflight
@@ -51,42 +56,62 @@ def choose_bits(project: Project, target: Target, emit: Emit) -> None:
 
 def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit: Emit) -> Allocation:
     """Rounds with the same bits everywhere, measures, gives more bits, rounds again, and compares."""
-    how = made.variant.quantization
+    how, text = made.variant.quantization, facts.text
     assert how is not None
+    assert text is not None
     common = plan_alone(made, facts, toolchain)
-    emit(Note(f"{made.name}: {how.bits} bits everywhere fit. What each weight costs there is measured"))
+    emit(Note(f"{made.name}: {how.bits} bits for every weight fit. What each weight costs there is measured"))
     preflight.check(project, common, missing_actions(project.store, common), [common])
     with build_session(project.store, list(keys_of(common))):
         round_blocks(project, common, Tally(), emit)
-        with unchanged(project, common):
-            cost = _sensitivity(project, common, emit, held=False).shares().cost
+        cost = _cost(project, common, sensitivity_key(made, facts.base, facts.adapter, text, toolchain), emit)
         more = chosen_bits(made, facts.base, cost)
         better = plan_alone(with_bits(made, how.bits, more), facts, toolchain)
         with build_session(project.store, list(keys_of(better))):
             round_blocks(project, better, Tally(), emit)
-            with unchanged(project, better):
-                measures = [_sensitivity(project, plan, emit, held=True) for plan in (common, better)]
-                before, after = (each.divergence() for each in measures)
+            before, after, held = _compared(project, common, better, emit)
     kept = bool(more) and after < before
-    said = (
-        f"{made.name}: on text that nothing was rounded for, KL {before:.4f} with {how.bits} bits everywhere"
-    )
-    emit(
-        Note(
-            f"{said}, {after:.4f} with {len(more)} weights larger: {'these are' if kept else 'none is'} kept"
-        )
-    )
-    held = int(measures[0].count)
+    said = f"{made.name}: KL on other text {before:.4f} with {how.bits} bits for every weight"
+    which = "the second" if kept else "the first"
+    emit(Note(f"{said}, {after:.4f} with more bits for {count(len(more), 'weight')}: {which} is kept"))
     return Allocation(
         how.bits, dict(sorted(more.items())), dict(sorted(cost.items())), before, after, held, kept
     )
+
+
+def _cost(project: Project, plan: TargetPlan, key: Key, emit: Emit) -> Mapping[str, float]:
+    """What each weight costs, measured once for all sizes."""
+    from builder.engine.blas import accelerated
+
+    record = usable_record(project.store, key)
+    if record is not None:
+        with suppress(BuildError, OSError, ValueError):
+            found: dict[str, float] = json.loads(blobs.read(project.store, record.blob))
+            return found
+    with unchanged(project, plan), accelerated(threads=1):
+        cost = _sensitivity(project, plan, emit, held=False).shares().cost
+    blob = blobs.ingest(project.store, [json.dumps(dict(sorted(cost.items()))).encode()])
+    records.write(project.store, Record(key, "sensitivity", blob, {**made_by(), "target": plan.name}))
+    return cost
+
+
+def _compared(
+    project: Project, common: TargetPlan, better: TargetPlan, emit: Emit
+) -> tuple[float, float, int]:
+    """The divergences of both on text that nothing was rounded for, and how many tokens they are of."""
+    from builder.engine.blas import accelerated
+
+    with unchanged(project, better), accelerated(threads=1):
+        before, after = (_sensitivity(project, plan, emit, held=True) for plan in (common, better))
+        return before.divergence(), after.divergence(), round(before.count)
 
 
 def _sensitivity(project: Project, plan: TargetPlan, emit: Emit, *, held: bool) -> Sensitivity:
     """What measures a plan whose blocks are in the store, on text that was rounded for or on `held` text."""
     import mlx.core as mx
 
-    from builder.engine.rounding.sensitivity import Opened, Sensitivity
+    from builder.engine.rounding.points import Opened
+    from builder.engine.rounding.sensitivity import Sensitivity
     from builder.engine.stream import cut
 
     def opened() -> Opened:
@@ -94,7 +119,8 @@ def _sensitivity(project: Project, plan: TargetPlan, emit: Emit, *, held: bool) 
         return Opened(model, cut(model, open_adapter(project, plan), compiled=False))
 
     def step(done: int, total: int) -> None:
-        emit(Learning(plan.name, "comparison" if held else "gradient", done, total, None))
+        bits = "its own bits" if plan.target.variant.overrides else "the same bits"
+        emit(Learning(plan.name, f"comparison with {bits}" if held else "gradient", done, total, None))
 
     used, apart = open_sequences(project, plan)
     pieces = apart if held else used[:SEQUENCES]

@@ -36,6 +36,8 @@ class Why(ProjectCommand):
 def show(answer: Answer) -> None:
     """Prints the answer for one target."""
     print(f"{answer.target} is {answer.state}: {answer.reason}.")
+    for line in answer.bits:
+        print(f"  {line}")
     for change in answer.changes:
         print(f"  {change.what}: {shortened(change.before)} -> {shortened(change.now)}")
     if answer.state == "built" or not answer.total:

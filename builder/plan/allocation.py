@@ -70,6 +70,20 @@ def from_text(text: str) -> Allocation:
     return Allocation(**json.loads(text))
 
 
+def explained(found: Allocation) -> tuple[str, ...]:
+    """Why each weight has its bits, one line each: those with more first, the dearest first."""
+    both = (
+        f"on {found.held} tokens that nothing was rounded for, KL is {found.uniform_divergence:.4g} with"
+        f" {found.common} bits for every weight, and {found.divergence:.4g} with more bits for"
+        f" {len(found.bits)} of {len(found.cost)}: {'these are' if found.kept else 'they are not'} used"
+    )
+    dearest = sorted(found.chosen, key=lambda path: (-found.cost.get(path, 0.0), path))
+    return (
+        both,
+        *(f"{p}: {found.bits[p]} bits, costs {found.cost[p]:.2g} of KL at {found.common}" for p in dearest),
+    )
+
+
 def items(cost: Mapping[str, float], elements: Mapping[str, int], bits: Mapping[str, int]) -> list[Item]:
     """Items with costs that are smoothed: one measured share is noisy, and may be below zero.
 

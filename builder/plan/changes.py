@@ -72,7 +72,8 @@ class Why:
 
     `state` and `reason` come from `builder.project.state`. `changes` compares with the former build, and is
     empty without a former build. A build would make `blocks`, out of `total` blocks, and write `nbytes`
-    bytes. `former` is the time of the former build (RFC 3339), or None.
+    bytes. `former` is the time of the former build (RFC 3339), or None. `bits` says why each weight has its
+    bits, where the target asks for a size.
     """
 
     target: str
@@ -83,6 +84,7 @@ class Why:
     total: int
     nbytes: int
     former: str | None
+    bits: tuple[str, ...] = ()
 
     @property
     def reused(self) -> int:

@@ -27,16 +27,32 @@ def allocation_key(
     target: Target, base: BaseFacts, adapter: AdapterFacts | None, text: Calibration, toolchain: str
 ) -> Key:
     """The key of what is chosen: everything that the measurement and the choice depend on."""
+    parts = _measured_parts(target, base, adapter, text, toolchain)
+    return named_key("allocation/1", {**parts, "allocation": ALLOCATION, "goal": str(target.variant.goal)})
+
+
+def sensitivity_key(
+    target: Target, base: BaseFacts, adapter: AdapterFacts | None, text: Calibration, toolchain: str
+) -> Key:
+    """The key of what each weight costs, where all have the bits of `target`. No size is in it."""
+    how = target.variant.quantization
+    assert how is not None
+    parts = _measured_parts(target, base, adapter, text, toolchain)
+    return named_key("sensitivity/1", {**parts, "bits": how.bits})
+
+
+def _measured_parts(
+    target: Target, base: BaseFacts, adapter: AdapterFacts | None, text: Calibration, toolchain: str
+) -> dict[str, object]:
     variant, how = target.variant, target.variant.calibrated
     assert how is not None
-    parts = {
-        "allocation": [ALLOCATION, ROUNDING],
+    return {
+        "rounding": ROUNDING,
         "base_digest": base.weights,
         "repairs": sorted(base.structure.repairs),
         "slices": sorted(adapter.slices.items()) if adapter else [],
         "dtype": variant.dtype or base.structure.default_dtype,
         "group_size": variant.group_size,
-        "goal": str(variant.goal),
         "calibration_digest": text.digest,
         "calibration_format": text.format,
         "prompts_digest": base.identity.prompts,
@@ -44,7 +60,6 @@ def allocation_key(
         "sequence_length": how.sequence_length,
         "toolchain": toolchain or None,
     }
-    return named_key("allocation/1", parts)
 
 
 def uniform(target: Target, base: BaseFacts) -> Target:

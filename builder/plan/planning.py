@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from builder.keys import named_key
-from builder.plan.goals import allocation_key, uniform, with_allocation
+from builder.plan.goals import allocation_key, sensitivity_key, uniform, with_allocation, with_bits
 from builder.plan.inputs import SETTINGS, adapter_in_words, in_words
 from builder.plan.layout import Layout, layout_of
 from builder.plan.methods import refusal
@@ -112,7 +112,9 @@ def _plan_goal(target: Target, facts: Facts, sources: Sources) -> TargetPlan | U
     if found is None:
         return Unresolved(target, "the bits of its weights are not chosen yet")
     made = with_allocation(target, found)
-    return replace(plan_alone(made, facts, sources.toolchain), allocation=key)
+    plain = with_bits(target, found.common, {})
+    cost = sensitivity_key(plain, facts.base, facts.adapter, facts.text, sources.toolchain)
+    return replace(plan_alone(made, facts, sources.toolchain), chosen=(key, cost))
 
 
 def _or_refused(target: Target, planned: Callable[[], TargetPlan | Unresolved]) -> TargetPlan | Unresolved:

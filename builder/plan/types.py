@@ -47,9 +47,8 @@ class TargetPlan:
 
     `key` is what the target is, whatever it is called. `inputs` says in words what is in its keys. `measured`
     is what can change a figure that is measured of it. `learned`: the key of a whole-model step, `needs`: the
-    target that must be on disk for that step. `allocation`: the key under which its bits
-    were chosen. `skipped`: quantizable paths whose width the group does not divide, `idle`: overrides that
-    match nothing.
+    target that must be on disk for that step. `chosen`: the keys under which its bits were chosen. `skipped`:
+    quantizable paths whose width the group does not divide. `idle`: overrides that match nothing.
     """
 
     target: Target
@@ -67,7 +66,7 @@ class TargetPlan:
     learned: Key | None = None
     needs: str | None = None
     idle: tuple[overrides.Idle, ...] = ()
-    allocation: Key | None = None
+    chosen: tuple[Key, ...] = ()
 
     @property
     def name(self) -> str:

@@ -41,8 +41,7 @@ def keys_of(plan: TargetPlan) -> frozenset[Key]:
     """Everything that a target consists of or is made from, in the store."""
     imported = plan.base.identity.imported
     made_from = {structure_key(plan.base.weights), *([imported] if imported else [])}
-    chosen = {plan.allocation} if plan.allocation else set()
-    return frozenset({plan.key, *plan.keys, *made_from, *chosen})
+    return frozenset({plan.key, *plan.keys, *made_from, *plan.chosen})
 
 
 def roots_of(project: Project) -> Roots:

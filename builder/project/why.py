@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from builder.plan.allocation import explained
 from builder.plan.changes import Why, explain
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
@@ -17,7 +20,9 @@ def why(project: Project, name: str) -> Why:
     if isinstance(plan, Unresolved):
         return Why(plan.name, state.kind, state.reason, (), (), 0, 0, None)
     missing = missing_actions(project.store, plan)
-    return explain(plan, state.kind, state.reason, former_of(project, plan), missing)
+    found = explain(plan, state.kind, state.reason, former_of(project, plan), missing)
+    chosen = project.allocation(plan.chosen[0]) if plan.chosen else None
+    return replace(found, bits=explained(chosen)) if chosen else found
 
 
 def former_of(project: Project, plan: TargetPlan) -> Manifest | None:

@@ -12,7 +12,7 @@ the other is run again and differentiated, from the last to the first, with one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,20 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
 
-from builder.engine.block import Block
 from builder.engine.loading import one_line
+from builder.engine.rounding.points import (
+    Opened,
+    Shares,
+    Weights,
+    added,
+    after_layers,
+    at_place,
+    at_places,
+    empty,
+    logprobs,
+    numbers,
+)
 from builder.engine.rounding.stream import as_float32, layer_paths, put, read_rounded
 from builder.engine.rounding.walk import Run, walk
 from builder.errors import BuildError
@@ -31,7 +41,6 @@ from builder.spec.types import Quantization
 
 POINTS = ((0.2113248654, 0.5), (0.7886751346, 0.5))  # Gauss-Legendre on [0, 1]: place and weight
 Step = Callable[[int, int], None]
-Weights = Mapping[str, mx.array]
 
 
 class NotDifferentiable(BuildError):
@@ -39,25 +48,6 @@ class NotDifferentiable(BuildError):
 
     exit_code = 2
     hint = "Use `bits` instead of `size`."
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A lazy model and its blocks. Each pass needs a new one, so that memory holds one layer."""
-
-    model: nn.Module
-    blocks: Mapping[str, Block]
-
-
-@dataclass(frozen=True)
-class Shares:
-    """`cost`: nats per token that the rounded model is away from the exact one, by path of a weight.
-
-    Some costs are below zero: such a rounding makes up for another one.
-    """
-
-    cost: Mapping[str, float]
-    tokens: int
 
 
 class _Stop(Exception):
@@ -103,22 +93,22 @@ class Sensitivity:
         self._done, self._total = 0, 2 * len(layers)
         outer = self._outer(exact, layers)
         put(exact.model, "", outer)
-        put(other.model, "", _at_place(outer, self._moved_outside(outer, layers), 1.0))
+        put(other.model, "", at_place(outer, self._moved_outside(outer, layers), 1.0))
         ours, theirs = self._forward(other, layers, 1.0)[0], self._forward(exact, layers, 0.0)[0]
         total = 0.0
         for at in range(self.tokens.shape[0]):
             some = self.tokens[at : at + 1]
-            wanted = _logprobs(_after(exact.model, some, theirs[at : at + 1]))
-            logs = _logprobs(_after(other.model, some, ours[at : at + 1]))
+            wanted = logprobs(after_layers(exact.model, some, theirs[at : at + 1]))
+            logs = logprobs(after_layers(other.model, some, ours[at : at + 1]))
             lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * self.counted[at : at + 1]
-            total += _numbers(lost.sum()[None])[0]
+            total += numbers(lost.sum()[None])[0]
             mx.clear_cache()
         return total / self.count
 
     @property
     def count(self) -> float:
         """How many tokens count."""
-        return _numbers(self.counted.sum()[None])[0]
+        return numbers(self.counted.sum()[None])[0]
 
     # -- forward -------------------------------------------------------------------------------------
 
@@ -133,9 +123,9 @@ class Sensitivity:
             if calls and run.args[0] is not last[-1]:
                 raise ValueError(f'"{path}" does not take what the layer before it returns')
             exact, moved = self._weights(opened, path)
-            put(layer, path, _at_place(exact, moved if place else {}, place))
+            put(layer, path, at_place(exact, moved if place else {}, place))
             made = run()
-            _empty(layer)
+            empty(layer)
             opened.blocks[path].forget()
             if not isinstance(made, mx.array):
                 raise ValueError(f'"{path}" returns more than one array')
@@ -172,7 +162,7 @@ class Sensitivity:
         """<gradient, D> of each path, where the rounding errors are `place` of their size."""
         opened = self.open()
         moved = self._moved_outside(outer, layers)
-        put(opened.model, "", _at_place(outer, moved, place))
+        put(opened.model, "", at_place(outer, moved, place))
         last, calls = self._forward(opened, layers, place)
         costs, flow = self._head(opened.model, exact, exact_last, last, outer, moved, place)
         again = self.open()
@@ -180,11 +170,11 @@ class Sensitivity:
         for path, run in reversed(calls):
             weights = self._weights(again, path)
             flow, found = self._layer(modules[path], path, run, flow, weights, place)
-            _empty(modules[path])
+            empty(modules[path])
             again.blocks[path].forget()
-            costs = _sum(costs, found)
+            costs = added(costs, found)
             self._tell()
-        return _sum(costs, self._embedding(opened.model, flow, outer, moved, place))
+        return added(costs, self._embedding(opened.model, flow, outer, moved, place))
 
     def _moved_outside(self, outer: Weights, layers: frozenset[str]) -> dict[str, mx.array]:
         moved: dict[str, mx.array] = {}
@@ -212,7 +202,7 @@ class Sensitivity:
         names = sorted(moved)
         for at in range(self.tokens.shape[0]):
             some, counts = self.tokens[at : at + 1], self.counted[at : at + 1]
-            wanted = mx.stop_gradient(_logprobs(_after(exact, some, exact_last[at : at + 1])))
+            wanted = mx.stop_gradient(logprobs(after_layers(exact, some, exact_last[at : at + 1])))
             mx.eval(wanted)
 
             def loss(
@@ -222,16 +212,16 @@ class Sensitivity:
                 counts: Any = counts,
                 wanted: Any = wanted,
             ) -> Any:
-                put(model, "", _at_places(outer, moved, names, place + sizes))
-                logs = _logprobs(_after(model, some, hidden))
+                put(model, "", at_places(outer, moved, names, place + sizes))
+                logs = logprobs(after_layers(model, some, hidden))
                 return ((mx.exp(wanted) * (wanted - logs)).sum(-1) * counts).sum()
 
             _, (flow, sizes) = mx.value_and_grad(loss, (0, 1))(last[at : at + 1], mx.zeros(len(names)))
             mx.eval(flow, sizes)
             flows.append(flow)
-            costs = _sum(costs, dict(zip(names, _numbers(sizes), strict=True)))
+            costs = added(costs, dict(zip(names, numbers(sizes), strict=True)))
             mx.clear_cache()
-        put(model, "", _at_place(outer, moved, place))
+        put(model, "", at_place(outer, moved, place))
         return {name.removesuffix(".weight"): value for name, value in costs.items()}, mx.concatenate(flows)
 
     def _layer(
@@ -258,7 +248,7 @@ class Sensitivity:
                 def piece(
                     hidden: mx.array, sizes: mx.array, args: Any = args, kwargs: Any = kwargs
                 ) -> mx.array:
-                    put(layer, path, _at_places(exact, moved, names, place + sizes))
+                    put(layer, path, at_places(exact, moved, names, place + sizes))
                     made: mx.array = run.forward(hidden, *args[1:], **kwargs)
                     return made
 
@@ -271,7 +261,7 @@ class Sensitivity:
                 open_now += [back, sizes]
             mx.eval(open_now)
             mx.clear_cache()
-        total = _numbers(mx.stack(sums).sum(0)) if names else []
+        total = numbers(mx.stack(sums).sum(0)) if names else []
         found = {n.removesuffix(".weight"): value for n, value in zip(names, total, strict=True)}
         return mx.concatenate(flows), found
 
@@ -287,7 +277,7 @@ class Sensitivity:
         names = sorted(moved)
 
         def before(sizes: mx.array) -> mx.array:
-            put(model, "", _at_places(outer, moved, names, place + sizes))
+            put(model, "", at_places(outer, moved, names, place + sizes))
             reached: list[mx.array] = []
 
             def visit(path: str, layer: nn.Module, run: Run) -> Any:
@@ -299,46 +289,8 @@ class Sensitivity:
             return reached[0]
 
         _, (sizes,) = mx.vjp(before, [mx.zeros(len(names))], [flow])
-        return {n.removesuffix(".weight"): value for n, value in zip(names, _numbers(sizes), strict=True)}
+        return {n.removesuffix(".weight"): value for n, value in zip(names, numbers(sizes), strict=True)}
 
     def _tell(self) -> None:
         self._done += 1
         self.step(self._done, self._total)
-
-
-def _after(model: Any, tokens: mx.array, hidden: mx.array) -> mx.array:
-    """The logits that a model makes of what its layers returned, [sequences, length, vocabulary]."""
-    left = [len(layer_paths(model))]
-
-    def visit(path: str, layer: nn.Module, run: Run) -> Any:
-        left[0] -= 1
-        return hidden if left[0] == 0 else run.args[0]
-
-    made: mx.array = walk(model, tokens, visit, settled=False)
-    return made.astype(mx.float32)
-
-
-def _logprobs(logits: mx.array) -> mx.array:
-    return logits - mx.logsumexp(logits, -1, keepdims=True)
-
-
-def _at_place(exact: Weights, moved: Weights, place: float) -> dict[str, mx.array]:
-    return {**exact, **{name: exact[name] + place * moved[name] for name in moved}}
-
-
-def _at_places(exact: Weights, moved: Weights, names: Sequence[str], places: mx.array) -> dict[str, mx.array]:
-    return {**exact, **{name: exact[name] + places[at] * moved[name] for at, name in enumerate(names)}}
-
-
-def _empty(layer: nn.Module) -> None:
-    """Lets the weights of a layer go."""
-    layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))
-
-
-def _sum(some: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
-    return {name: some.get(name, 0.0) + more.get(name, 0.0) for name in {**some, **more}}
-
-
-def _numbers(array: mx.array) -> list[float]:
-    found: Any = array.tolist()
-    return list(found)

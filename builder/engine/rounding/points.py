@@ -1,0 +1,74 @@
+"""A model at a point between its exact weights and its rounded ones, and what comes after its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from builder.engine.block import Block
+from builder.engine.rounding.stream import layer_paths
+from builder.engine.rounding.walk import Run, walk
+
+Weights = Mapping[str, mx.array]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A lazy model and its blocks. Each pass needs a new one, so that memory holds one layer."""
+
+    model: nn.Module
+    blocks: Mapping[str, Block]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """`cost`: nats per token that the rounded model is away from the exact one, by path of a weight.
+
+    Some costs are below zero: such a rounding makes up for another one.
+    """
+
+    cost: Mapping[str, float]
+    tokens: int
+
+
+def after_layers(model: Any, tokens: mx.array, hidden: mx.array) -> mx.array:
+    """The logits that a model makes of what its layers returned, [sequences, length, vocabulary]."""
+    left = [len(layer_paths(model))]
+
+    def visit(path: str, layer: nn.Module, run: Run) -> Any:
+        left[0] -= 1
+        return hidden if left[0] == 0 else run.args[0]
+
+    made: mx.array = walk(model, tokens, visit, settled=False)
+    return made.astype(mx.float32)
+
+
+def logprobs(logits: mx.array) -> mx.array:
+    return logits - mx.logsumexp(logits, -1, keepdims=True)
+
+
+def at_place(exact: Weights, moved: Weights, place: float) -> dict[str, mx.array]:
+    return {**exact, **{name: exact[name] + place * moved[name] for name in moved}}
+
+
+def at_places(exact: Weights, moved: Weights, names: Sequence[str], places: mx.array) -> dict[str, mx.array]:
+    return {**exact, **{name: exact[name] + places[at] * moved[name] for at, name in enumerate(names)}}
+
+
+def empty(layer: nn.Module) -> None:
+    """Lets the weights of a layer go."""
+    layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))
+
+
+def added(some: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    return {name: some.get(name, 0.0) + more.get(name, 0.0) for name in {**some, **more}}
+
+
+def numbers(array: mx.array) -> list[float]:
+    found: Any = array.tolist()
+    return list(found)

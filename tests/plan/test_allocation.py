@@ -73,15 +73,12 @@ def test_a_measured_share_is_smoothed_by_its_kind() -> None:
 
 
 def test_what_was_chosen_survives_its_text_and_is_explained() -> None:
-    chosen = Allocation(
-        4, {"layers.0.v": 6, "head": 5}, {"layers.0.v": 0.0045, "head": 0.02, "x": 0.1}, 0.2, 0.1, 512, True
-    )
+    cost = {"layers.0.v": 0.0045, "head": 0.02, "x": 0.1}
+    chosen = Allocation(4, {"layers.0.v": 6, "head": 5}, cost, 0.2, 0.1, 512, True)
     assert from_text(chosen.to_text()) == chosen
     assert explained(chosen) == (
-    chosen = Allocation(
-        4, {"layers.0.v": 6, "head": 5}, {"layers.0.v": 0.0045, "head": 0.02, "x": 0.1}, 0.2, 0.1, 512, True
-    )
-        " bits for 2 of 3: these are used",
+        "on 512 tokens that nothing was rounded for, KL is 0.2 with 4 bits for every weight, and 0.1 with"
+        " more bits for 2 of 3: these are used",
         "head: 5 bits, costs 0.02 of KL at 4",
         "layers.0.v: 6 bits, costs 0.0045 of KL at 4",
     )

@@ -1,0 +1,99 @@
+"""Targets that ask for a size: real builds on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from builder.console.events import Event, Note
+from builder.plan.types import TargetPlan
+from builder.project.project import Project
+from tests.build.test_calibrated import build, fill
+from tests.conftest import Sandbox
+from tests.tiny import DECLARATION
+
+Make = Callable[..., Sandbox]
+SMALL = """
+[variant.small]
+target = "5.5bpw"
+group_size = 32
+calibration = "text.jsonl"
+samples = 6
+sequence_length = 32
+"""
+
+
+@pytest.fixture
+def project(sandbox: Make) -> Sandbox:
+    return fill(sandbox(DECLARATION.replace('"5bit"]', '"5bit", "small"]') + SMALL))
+
+
+def planned(box: Sandbox) -> TargetPlan:
+    plan = Project.load(box.toml).plan.targets["m_small"]
+    assert isinstance(plan, TargetPlan), plan
+    return plan
+
+
+def test_a_target_is_never_larger_than_it_asks_for(project: Sandbox) -> None:
+    heard: list[Event] = []
+    made = build(project, "m_small", heard)
+    plan = planned(project)
+    assert plan.bits_per_weight <= 5.5
+    view = project.view("m_small")
+    config = json.loads((view / "config.json").read_text())["quantization"]
+    own = {path: how["bits"] for path, how in config.items() if isinstance(how, dict)}
+    chosen = Project.load(project.toml).allocation(plan.chosen[0])
+    assert chosen is not None
+    assert own == dict(chosen.chosen)
+    assert chosen.kept == (chosen.divergence < chosen.uniform_divergence)
+    assert all(bits > config["bits"] for bits in own.values())
+    assert made == 0  # choosing has made every block
+    assert any("is kept" in event.text for event in heard if isinstance(event, Note))
+    from mlx_lm import load
+
+    assert load(str(view))[0] is not None
+    assert build(project, "m_small") == 0
+    why = project.doit("why", "m_small")
+    assert f"KL is {chosen.uniform_divergence:.4g} with {chosen.common} bits for every weight" in why.out
+    assert why.code == 0
+
+
+def test_another_size_measures_nothing_again(project: Sandbox) -> None:
+    build(project, "m_small")
+    first = planned(project)
+    project.edit('"5.5bpw"', '"5.8bpw"')
+    assert planned_reason(project) == "the bits of its weights are not chosen yet"
+    heard: list[Event] = []
+    build(project, "m_small", heard)
+    second = planned(project)
+    assert second.chosen[0] != first.chosen[0]
+    assert second.chosen[1] == first.chosen[1]
+    assert not any(getattr(event, "part", "") == "gradient" for event in heard)
+    assert second.bits_per_weight <= 5.8
+    project.edit('"5.8bpw"', '"5.5bpw"')
+    assert planned(project).key == first.key
+
+
+def planned_reason(box: Sandbox) -> str:
+    plan = Project.load(box.toml).plan.targets["m_small"]
+    assert not isinstance(plan, TargetPlan)
+    return plan.reason
+
+
+def test_gc_keeps_what_was_chosen(project: Sandbox) -> None:
+    build(project, "m_small")
+    key = planned(project).key
+    assert project.doit("gc", "--grace", "0", "--yes").code == 0
+    assert planned(project).key == key
+    assert project.doit("verify").code == 0
+
+
+def test_a_size_that_nothing_meets_is_refused_with_numbers(project: Sandbox) -> None:
+    project.edit('"5.5bpw"', '"2bpw"')
+    ran = project.doit("model:m_small")
+    assert ran.code == 2
+    assert "target 2bpw is" in ran.err
+    assert "With 2 bits for each weight m has" in ran.err
+    assert "Traceback" not in ran.err

@@ -1,0 +1,107 @@
+"""What each rounded weight costs: the streamed gradient against one through the whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten, tree_unflatten
+
+from builder.engine.loading import load_base
+from builder.engine.rounding.points import Opened
+from builder.engine.rounding.sensitivity import POINTS, NotDifferentiable, Sensitivity
+from builder.engine.rounding.stream import read_rounded
+from builder.engine.stream import cut
+from builder.plan.quantization import resolve
+from builder.spec.types import Quantization, Variant
+from tests.architectures import checkpoint
+from tests.engine.rounding.models import BY_NAME, World, runnable, text
+
+THREE = Variant("3bit", quantization=Quantization(3, 32))
+TOKENS = text(6, 20)
+
+
+def measured(name: str, folder: Path, counted: mx.array) -> tuple[Sensitivity, World]:
+    base = checkpoint(folder / "base", runnable(BY_NAME[name]))
+    world = World(base, folder / "rounded", THREE)
+    world.round(TOKENS)
+
+    def opened() -> Opened:
+        model, _ = load_base(base)
+        return Opened(model, cut(model, None, compiled=False))
+
+    files = {block: world.file(block) for block in world.structure.blocks}
+    how = resolve(world.structure, THREE)[0]
+    return Sensitivity(opened, files, how, None, mx.array(TOKENS), counted, "t"), world
+
+
+def whole(sensitivity: Sensitivity, counted: mx.array) -> tuple[dict[str, float], float]:
+    """The same by one gradient of all weights, and the divergence itself."""
+    model: Any = sensitivity.open().model
+    model.set_dtype(mx.float32)
+    exact = dict(tree_flatten(model.parameters()))
+    moved: dict[str, mx.array] = {}
+    for file in sensitivity.files.values():
+        for name, array in read_rounded(file, sensitivity.quantization).items():
+            if name.rpartition(".")[0] in sensitivity.quantization and name.endswith(".weight"):
+                moved[name] = array - exact[name]
+
+    def logs(place: mx.array | dict[str, mx.array]) -> mx.array:
+        at = place if isinstance(place, dict) else dict.fromkeys(moved, place)
+        new = {name: exact[name] + at[name] * moved[name] for name in moved}
+        model.update(tree_unflatten(list({**exact, **new}.items())))
+        made = model(sensitivity.tokens).astype(mx.float32)
+        return made - mx.logsumexp(made, -1, keepdims=True)
+
+    wanted = logs(mx.array(0.0))
+    mx.eval(wanted)
+
+    def loss(places: Any) -> mx.array:
+        lost = (mx.exp(wanted) * (wanted - logs(places))).sum(-1) * counted
+        return lost.sum() / counted.sum()
+
+    found = dict.fromkeys(moved, 0.0)
+    for place, weight in POINTS:
+        slopes = mx.grad(loss)({name: mx.array(place) for name in moved})
+        found = {name: found[name] + weight * slopes[name].item() for name in moved}
+    divergence: Any = loss({name: mx.array(1.0) for name in moved}).item()
+    return {name.removesuffix(".weight"): value for name, value in found.items()}, divergence
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma", "qwen3_moe"])
+def test_the_streamed_shares_are_those_of_the_whole_model(name: str, tmp_path: Path) -> None:
+    """And they add up to the divergence: that is what makes them shares."""
+    counted = mx.array([[float(at % 3 > 0) for at in range(len(row))] for row in TOKENS])
+    sensitivity, _ = measured(name, tmp_path, counted)
+    expected, divergence = whole(sensitivity, counted)
+    shares = sensitivity.shares()
+    assert shares.tokens == int(counted.sum().item())
+    assert shares.cost.keys() == expected.keys()
+    scale = max(map(abs, expected.values()))
+    for path, value in expected.items():
+        assert shares.cost[path] == pytest.approx(value, rel=1e-2, abs=1e-3 * scale), path
+    assert sum(shares.cost.values()) == pytest.approx(divergence, rel=0.05)
+    assert sensitivity.divergence() == pytest.approx(divergence, rel=1e-3)
+
+
+def test_steps_are_told(tmp_path: Path) -> None:
+    sensitivity, _ = measured("llama", tmp_path, mx.ones((6, 20)))
+    told: list[tuple[int, int]] = []
+    sensitivity.step = lambda done, total: told.append((done, total))
+    sensitivity.shares()
+    assert told == [(number, len(told)) for number in range(1, len(told) + 1)]
+
+
+def test_a_model_without_a_gradient_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sensitivity, _ = measured("llama", tmp_path, mx.ones((6, 20)))
+
+    def refuses(*_: object) -> None:
+        raise ValueError("[Primitive::vjp] Not implemented for Odd.")
+
+    monkeypatch.setattr(sensitivity, "_layer", refuses)
+    with pytest.raises(NotDifferentiable, match=r"t: what each weight costs cannot be measured: \[Primitive"):
+        sensitivity.shares()

@@ -245,7 +245,7 @@ def _group_size(values: Values, problems: Problems) -> int:
     """The group size of a variant whose bits are given to each weight later."""
     _, sizes, _, default = MODES[_AFFINE]
     size: int = values.given.get("group_size", default)
-    if size not in sizes:
+    if values.says("target") and size not in sizes:
         what = f"group_size = {shown(size)} is not possible with target (possible: {listed(sizes)})"
         problems.add(values.place.key("group_size"), what)
     return size

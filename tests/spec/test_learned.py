@@ -8,7 +8,7 @@ import pytest
 
 from builder.errors import SpecError
 from builder.spec.parse import parse_spec
-from builder.spec.quantizers import Calibrated
+from builder.spec.quantizers import Calibrated, Goal
 
 HEAD = """\
 [base.b]
@@ -90,9 +90,9 @@ TEXT = 'calibration = "text.txt"\n'
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (TEXT, "calibration needs bits, recipe or method beside it; add"),
-        (TEXT + 'dtype = "float16"', "calibration needs bits, recipe or method beside it; add"),
-        (TEXT + 'mode = "mxfp4"', "calibration needs bits, recipe or method beside it; add"),
+        (TEXT, "calibration needs bits, recipe, target or method beside it; add"),
+        (TEXT + 'dtype = "float16"', "calibration needs bits, recipe, target or method beside it; add"),
+        (TEXT + 'mode = "mxfp4"', "calibration needs bits, recipe, target or method beside it; add"),
         ("bits = 4\nsamples = 8", "samples needs calibration beside it; add"),
         ("bits = 4\nsequence_length = 8", "sequence_length needs calibration beside it; add"),
         (TEXT + "bits = 4\nsamples = 0", "samples = 0 is too small; it must be from 1 to 1e+06"),
@@ -128,3 +128,36 @@ def test_a_calibrated_variant(settings: str, samples: int, length: int) -> None:
     assert found.learned is None
     assert found.calibrated == Calibrated(Path("text.txt").absolute(), samples, length)
     assert found.calibration == Path("text.txt").absolute()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ('target = "4.7bpw"', "target needs calibration beside it"),
+        (TEXT + 'target = "1bpw"', 'target = "1bpw" is not from 2bpw to 16bpw'),
+        (TEXT + 'target = "small"', 'target = "small" is not a size; write, for example, "4.7bpw" or "18GB"'),
+        (TEXT + "target = 5", "target: expected a string"),
+        (TEXT + 'target = "5bpw"\nbits = 4', "target"),
+        (TEXT + 'target = "5bpw"\nmethod = "gptq"', "target"),
+        (TEXT + 'target = "5bpw"\ngroup_size = 48', "group_size = 48 is not possible with target"),
+    ],
+)
+def test_a_size_that_cannot_be_meant(settings: str, says: str) -> None:
+    assert says in problems_of(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "bits", "nbytes"),
+    [
+        ("4.7bpw", 4.7, None),
+        ("5 bpw", 5.0, None),
+        ("18GB", None, 18_000_000_000),
+        ("80 MB", None, 80_000_000),
+    ],
+)
+def test_a_size_is_bits_per_weight_or_bytes(text: str, bits: float | None, nbytes: int | None) -> None:
+    declared = CALIBRATED + TEXT + f'target = "{text}"'
+    variant = parse_spec(Path("artifacts.toml"), declared.encode()).variants["v"]
+    assert variant.goal == Goal(bits, nbytes)
+    assert variant.is_quantized
+    assert variant.calibrated is not None

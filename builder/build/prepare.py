@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 
 from builder.console.events import Emit, Note
-from builder.errors import SourceChanged
+from builder.errors import BuildError, SourceChanged
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.hashing import digest
 from builder.project.project import Project
@@ -25,6 +25,13 @@ from builder.store import blobs, records
 from builder.store.locks import acquire
 from builder.store.types import FileEntry, Manifest, Record
 from builder.weights import structure as structures
+
+
+class BitsNotChosen(BuildError):
+    """{target} asks for a size, and the bits of its weights are not chosen yet."""
+
+    exit_code = 2
+    hint = "`doit model:{target}` chooses them."
 
 
 def prepare_base(project: Project, base: Base, emit: Emit, *, inspect_again: bool = False) -> BaseFacts:
@@ -68,12 +75,14 @@ def prepare_sources(project: Project, target: Target, emit: Emit) -> None:
 def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
     """Everything that a target is made from; then it can be planned.
 
-    Raises what `prepare_sources` raises, and PlanError where the target's declaration cannot be met.
+    Raises what `prepare_sources` raises, BitsNotChosen, and PlanError where its declaration cannot be met.
     """
     prepare_sources(project, target, emit)
     plan = project.plan.targets[target.name]
     if isinstance(plan, Unresolved) and plan.error is not None:
         raise plan.error
+    if isinstance(plan, Unresolved) and target.variant.goal is not None:
+        raise BitsNotChosen(target=target.name)
     if not isinstance(plan, TargetPlan):  # a source was replaced since it was prepared
         raise SourceChanged(source=f"model:{target.name}", path=plan.reason)
     return plan

@@ -10,7 +10,7 @@ from builder.keys import Key
 from builder.plan.types import Action, TargetPlan, Unresolved
 from builder.project import speed
 from builder.project.headers import estimated
-from builder.project.preflight import deltas, peak_memory, view_copies
+from builder.project.preflight import deltas, peak_memory, rounding_memory, view_copies
 from builder.project.project import Project
 from builder.project.state import missing_actions, reads_source, target_state
 from builder.spec.types import GgufSource, Target
@@ -96,7 +96,7 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
     relink, built = [], []
     prepare: list[tuple[str, str]] = []
     refused: list[tuple[str, str]] = []
-    todo: dict[str, list[tuple[TargetPlan, tuple[Action, ...]]]] = {}
+    todo: dict[tuple[str, str], list[tuple[TargetPlan, tuple[Action, ...]]]] = {}  # by pass
     for name in dict.fromkeys([*chosen, *(step.source for step in learned.values())]):
         if name in learned:
             continue
@@ -112,12 +112,12 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
             continue
         missing = missing_actions(project.store, plan)
         if missing:
-            todo.setdefault(plan.target.model.name, []).append((plan, missing))
+            todo.setdefault(_pass_of(plan), []).append((plan, missing))
         else:
             relink.append(plan.name)
     guessed = estimated(project, [name for name, _ in prepare]) if prepare else {}
     for plan in guessed.values():
-        todo.setdefault(plan.target.model.name, []).append((plan, plan.actions))
+        todo.setdefault(_pass_of(plan), []).append((plan, plan.actions))
     viewed = [plan for targets in todo.values() for plan, _ in targets]
     viewed += [plan for name in relink if isinstance(plan := project.plan.targets[name], TargetPlan)]
     known = speed.passes(project.cache)
@@ -125,7 +125,7 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
     budget = project.spec.build.memory
     passes = tuple(
         _pass(model, targets, known, claimed, budget, estimated=any(p.name in guessed for p, _ in targets))
-        for model, targets in todo.items()
+        for (model, _), targets in todo.items()
     )
     imports = _imports(project, guessed.values())
     before = sum(blobs.present(project.store).values())
@@ -143,6 +143,11 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
         view_copies(project.store, viewed),
         imports,
     )
+
+
+def _pass_of(plan: TargetPlan) -> tuple[str, str]:
+    """The model of a pass, and the name of a calibrated target, which has a pass of its own."""
+    return plan.target.model.name, plan.name if plan.target.variant.calibrated else ""
 
 
 def _imports(project: Project, guessed: Iterable[TargetPlan]) -> int:
@@ -190,6 +195,7 @@ def _pass(
     made = _bytes_by_block(unique.values())
     read = sum(source[block] for block in made)
     write = sum(made.values())
+    rounding = rounding_memory(targets[0][0])
     return PassForecast(
         model,
         tuple(plan.name for plan, _ in targets),
@@ -197,8 +203,8 @@ def _pass(
         len(everything) - len(unique),
         read,
         write,
-        peak_memory(unique.values(), source, budget, deltas(targets[0][0])),
-        speed.estimate(known, read, write),
+        max(peak_memory(unique.values(), source, budget, deltas(targets[0][0])), rounding),
+        None if rounding else speed.estimate(known, read, write),
         estimated,
     )
 

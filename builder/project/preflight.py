@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from math import prod
+from statistics import mode
 from types import MappingProxyType
 
 from builder.console.words import size_text
@@ -21,6 +22,7 @@ from builder.store.disk import capability
 from builder.store.layout import Store
 
 RESIDENT = 400 << 20  # Python, mlx and mlx-lm themselves
+LOOPS = 100 << 20  # the compiled loops of calibrated rounding, and numpy's BLAS
 COPIES = 2  # while one portion of a block is written, the next is computed
 PORTION = 128 << 20  # bytes of output that are computed at once (see execute.portions)
 _NONE: Mapping[str, int] = MappingProxyType({})
@@ -53,7 +55,12 @@ def check(
     copied = (CONFIG, INDEX, *(entry.name for entry in plan.base.aux))
     views.check_names(store, store.models / plan.name, copied)
     model, source = plan.target.model.name, plan.base.structure.block_nbytes
-    check_memory(project.spec.build.memory, model, todo, source, deltas(plan))
+    budget = project.spec.build.memory
+    check_memory(budget, model, todo, source, deltas(plan))
+    if todo and budget is not None and (rounding := rounding_memory(plan)) > budget:
+        raise NoMemory(
+            block=plan.actions[-1].block, model=model, needed=size_text(rounding), budget=size_text(budget)
+        )
     needed = sum(action.size for action in todo) + view_copies(store, targets)
     free = shutil.disk_usage(store.root).free
     if needed and needed + SLACK > free and not os.environ.get(NO_SPACE_CHECK):
@@ -65,6 +72,29 @@ def check(
             freeable=size_text(gain),
             enough="enough" if free + gain >= needed + SLACK else "not enough",
         )
+
+
+def rounding_memory(plan: TargetPlan) -> int:
+    """An upper estimate, in bytes, of a calibrated pass at its peak. 0 for a target that is not calibrated.
+
+    In float32: what lies outside of the layers, the largest layer exact, rounded and as codes, the hidden
+    states before and after a layer, and the second moments of the inputs of experts.
+    """
+    how = plan.target.variant.calibrated
+    if how is None:
+        return 0
+    structure = plan.base.structure
+    shapes = {name: [p.tensor.shape for p in each] for name, each in structure.by_block.items()}
+    elements = {name: sum(map(prod, each)) for name, each in shapes.items()}
+    layers = {name for name in shapes if name.rpartition(".")[2].isdigit()}
+    outside = sum(size for name, size in elements.items() if name not in layers)
+    largest = max((elements[name] for name in layers), default=0)
+    experts = max(
+        (sum(s[0] * s[-1] ** 2 for s in each if len(s) == 3) for name, each in shapes.items()), default=0
+    )
+    widths = [shape[-1] for name in layers for shape in shapes[name] if len(shape) == 2]
+    hidden = how.samples * how.sequence_length * (mode(widths) if widths else 0)
+    return RESIDENT + LOOPS + 4 * (2 * outside + 4 * largest + 3 * hidden + experts)
 
 
 def view_copies(store: Store, targets: Iterable[TargetPlan]) -> int:

@@ -97,3 +97,33 @@ def test_a_size_that_nothing_meets_is_refused_with_numbers(project: Sandbox) -> 
     assert "target 2bpw is" in ran.err
     assert "With 2 bits for each weight m has" in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_a_calibrated_pass_is_planned_by_itself(project: Sandbox) -> None:
+    """It reads the base once more, needs more memory, and nothing is known of its time."""
+    project.edit('target = "5.5bpw"', "bits = 4")
+    assert project.doit("base:tiny", "adapter:tuned").code == 0
+    passes = json.loads(project.doit("plan", "--json").out)["passes"]
+    own = [each for each in passes if each["targets"] == ["m_small"]]
+    assert len(own) == 1
+    others = [each for each in passes if each["targets"] != ["m_small"]]
+    assert len(others) == 1
+    assert "m_small" not in others[0]["targets"]
+    assert own[0]["seconds"] is None
+    assert own[0]["memory"] > others[0]["memory"]
+
+
+def test_a_calibrated_pass_respects_the_memory_that_is_allowed(project: Sandbox) -> None:
+    project.edit('target = "5.5bpw"', "bits = 4")
+    project.toml.write_text(project.toml.read_text() + '\n[build]\nmemory = "450 MB"\n')
+    ran = project.doit("model:m_small")
+    assert ran.code == 2
+    assert "[NoMemory]" in ran.err
+    assert not project.view("m_small").exists()
+
+
+def test_a_lock_says_that_bits_are_not_chosen(project: Sandbox) -> None:
+    assert project.doit("base:tiny", "adapter:tuned").code == 0
+    ran = project.builder("lock")
+    assert ran.code == 2
+    assert "m_small asks for a size, and the bits of its weights are not chosen yet" in ran.err

@@ -251,13 +251,13 @@ def test_a_text_that_is_too_short(project: Sandbox) -> None:
 
 
 def test_a_text_that_is_replaced_before_it_is_read(project: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = calibrated._tokens
+    real = calibrated.open_sequences
 
     def late(project: Project, plan: TargetPlan) -> Any:
         (project.spec.file.parent / "text.jsonl").write_text(words(1))
         return real(project, plan)
 
-    monkeypatch.setattr(calibrated, "_tokens", late)
+    monkeypatch.setattr(calibrated, "open_sequences", late)
     assert project.doit("base:tiny", "adapter:tuned").code == 0
     former = len(records(project))
     refused(project, SourceChanged, "variant.round: .* changed while it was being read")

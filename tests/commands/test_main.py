@@ -307,4 +307,4 @@ def test_the_python_api(sandbox: Make) -> None:
     make_base(box.root / "base")
     make_adapter(box.root / "adapter")
     ran = box.run(sys.executable, "-c", code)
-    assert ran.out == "['m_f16', 'm_4bit', 'm_5bit']\nunplanned\n", ran.text
+    assert ran.out == "['m_f16', 'm_4bit', 'm_5bit']\nnot planned\n", ran.text

@@ -20,7 +20,12 @@ MAKERS = [*sorted((LIBRARY / "quant").glob("*.py")), *sorted((ROOT / "builder/en
 # That is in config.json of every target, so it is in the key of config.json. No weight depends on it.
 FOR_THE_TOKENIZER = {"eos_token_id"}
 # Arguments of functions of their own, which no caller fills from config.json.
-OWN = {("muse_spark.py", "temperature"), ("dwq.py", "temperature")}
+OWN = {
+    ("muse_spark.py", "temperature"),
+    ("dwq.py", "temperature"),
+    ("text.py", "return_dict"),  # of apply_chat_template
+    ("text.py", "eos_token_id"),  # of the tokenizer, whose files are in the key of a rounded block
+}
 
 
 def names(code: str) -> Iterator[str]:

@@ -78,8 +78,8 @@ class _Last:
 
 
 @contextmanager
-def taps(root: nn.Module, prefix: str = "") -> Iterator[Seen]:
-    """Notes the inputs of every linear layer under `root`, whose path is `prefix`, while the block runs.
+def taps(root: nn.Module, under: str = "") -> Iterator[Seen]:
+    """Notes the inputs of every linear layer under `root`, whose path is `under`, while the block runs.
 
     Layers that are given the very same arrays (query, key and value) share one array of sums.
     """
@@ -88,7 +88,7 @@ def taps(root: nn.Module, prefix: str = "") -> Iterator[Seen]:
     seen = Seen()
     last = _Last()
     former: list[tuple[nn.Module, Any]] = []
-    start = f"{prefix}." if prefix else ""
+    start = f"{under}." if under else ""
 
     def plain(path: str, x: Any) -> None:
         if last.was(path, x, None):

@@ -104,7 +104,8 @@ def _train(model: Any, folder: Path, how: Training) -> None:
 
 def _loss(model: Any, tokens: mx.array, counted: mx.array) -> mx.array:
     losses = nn.losses.cross_entropy(model(tokens[:, :-1]).astype(mx.float32), tokens[:, 1:])
-    return (losses * counted).sum() / counted.sum()
+    mean: mx.array = (losses * counted).sum() / counted.sum()
+    return mean
 
 
 def _batches(texts: list[str], folder: Path, how: Training) -> Iterator[tuple[mx.array, mx.array]]:

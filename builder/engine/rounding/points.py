@@ -8,7 +8,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
 
 from builder.engine.block import Block
 from builder.engine.rounding.stream import layer_paths
@@ -58,11 +57,6 @@ def at_place(exact: Weights, moved: Weights, place: float) -> dict[str, mx.array
 
 def at_places(exact: Weights, moved: Weights, names: Sequence[str], places: mx.array) -> dict[str, mx.array]:
     return {**exact, **{name: exact[name] + places[at] * moved[name] for at, name in enumerate(names)}}
-
-
-def empty(layer: nn.Module) -> None:
-    """Lets the weights of a layer go."""
-    layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))
 
 
 def added(some: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:

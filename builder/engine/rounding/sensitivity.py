@@ -30,11 +30,10 @@ from builder.engine.rounding.points import (
     after_layers,
     at_place,
     at_places,
-    empty,
     logprobs,
     numbers,
 )
-from builder.engine.rounding.stream import as_float32, layer_paths, put, read_rounded
+from builder.engine.rounding.stream import as_float32, empty, layer_paths, put, read_rounded
 from builder.engine.rounding.walk import Run, walk
 from builder.errors import BuildError
 from builder.spec.types import Quantization
@@ -47,7 +46,7 @@ class NotDifferentiable(BuildError):
     """{target}: what each weight costs cannot be measured: {what}"""
 
     exit_code = 2
-    hint = "Use `bits` instead of `size`."
+    hint = "Use `bits` instead of `target`."
 
 
 class _Stop(Exception):
@@ -68,7 +67,7 @@ class Sensitivity:
     step: Step = lambda done, total: None
 
     def shares(self) -> Shares:
-        """Raises NotDifferentiable."""
+        """Raises NotDifferentiable, EngineError."""
         exact = self.open()
         layers = layer_paths(exact.model)
         total = (1 + 2 * len(POINTS)) * len(layers)
@@ -83,7 +82,7 @@ class Sensitivity:
                 for path, value in found.items():
                     costs[path] += weight * value
         except (ValueError, RuntimeError, NotImplementedError) as error:  # an operation without a gradient
-            raise NotDifferentiable(target=self.target, what=one_line(error)) from error
+            raise self._refused(one_line(error)) from error
         return Shares({path: value / self.count for path, value in costs.items()}, round(self.count))
 
     def divergence(self) -> float:
@@ -121,21 +120,26 @@ class Sensitivity:
 
         def visit(path: str, layer: nn.Module, run: Run) -> Any:
             if calls and run.args[0] is not last[-1]:
-                raise ValueError(f'"{path}" does not take what the layer before it returns')
+                raise self._refused(f'"{path}" does not take what the layer before it returns')
             exact, moved = self._weights(opened, path)
             put(layer, path, at_place(exact, moved if place else {}, place))
             made = run()
             empty(layer)
             opened.blocks[path].forget()
             if not isinstance(made, mx.array):
-                raise ValueError(f'"{path}" returns more than one array')
+                raise self._refused(f'"{path}" returns more than one array')
             calls.append((path, run))
             last[:] = [made]
             self._tell()
             return made
 
         walk(opened.model, self.tokens, visit)
+        if not calls:
+            raise self._refused("the model calls none of its layers")
         return last[-1], calls
+
+    def _refused(self, what: str) -> NotDifferentiable:
+        return NotDifferentiable(target=self.target, what=what)
 
     def _weights(self, opened: Opened, path: str) -> tuple[Weights, Weights]:
         """The exact weights of a block, and what rounding adds to those that it changes. Float32, lazy."""

@@ -156,7 +156,7 @@ def head_moments(model: nn.Module, tokens: mx.array, tied: str) -> Floats | None
 
     def visit(path: str, layer: nn.Module, run: Run) -> Any:
         made = run()
-        layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))  # lets its weights go
+        empty(layer)
         return made
 
     with taps(_Outer(model, layers)) as seen:
@@ -189,6 +189,11 @@ def put(module: nn.Module, path: str, arrays: Mapping[str, mx.array]) -> None:
     """Puts arrays under full names into the module at `path`."""
     start = len(path) + 1 if path else 0
     module.update(tree_unflatten([(name[start:], array) for name, array in arrays.items()]))
+
+
+def empty(layer: nn.Module) -> None:
+    """Lets the weights of a layer go."""
+    layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))
 
 
 def as_float32(values: Values) -> dict[str, mx.array]:

@@ -10,10 +10,13 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from builder.engine.loading import load_base
+from builder.engine.rounding import sensitivity as module
+from builder.engine.rounding import walk
 from builder.engine.rounding.points import Opened
 from builder.engine.rounding.sensitivity import POINTS, NotDifferentiable, Sensitivity
 from builder.engine.rounding.stream import read_rounded
 from builder.engine.stream import cut
+from builder.errors import BuildError, EngineError
 from builder.plan.quantization import resolve
 from builder.spec.types import Quantization, Variant
 from tests.architectures import checkpoint
@@ -104,4 +107,46 @@ def test_a_model_without_a_gradient_is_refused_by_name(
 
     monkeypatch.setattr(sensitivity, "_layer", refuses)
     with pytest.raises(NotDifferentiable, match=r"t: what each weight costs cannot be measured: \[Primitive"):
+        sensitivity.shares()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("gemma3n", EngineError), ("iquestloopcoder", NotDifferentiable)]
+)
+def test_a_model_whose_layers_are_no_chain_is_refused(
+    name: str, error: type[BuildError], tmp_path: Path
+) -> None:
+    """Layers that are read outside of their calls, and layers that nothing calls: no traceback."""
+    sensitivity, _ = measured(name, tmp_path, mx.ones((6, 20)))
+    with pytest.raises(error):
+        sensitivity.shares()
+    with pytest.raises(error):
+        sensitivity.divergence()
+
+
+@pytest.mark.parametrize(
+    ("forward", "says"),
+    [
+        (lambda h: (h, h), '"model.layers.0" returns more than one array'),
+        (lambda h: h + 1, '"model.layers.1" does not take what the layer before it returns'),
+    ],
+)
+def test_layers_that_do_more_than_hand_on_are_refused_by_name(
+    forward: Any, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sensitivity, _ = measured("llama", tmp_path, mx.ones((6, 20)))
+    real = walk.walk
+
+    def changed(model: Any, tokens: mx.array, visit: Any, **how: Any) -> Any:
+        def then(path: str, layer: Any, run: Any) -> Any:
+            given = run.forward
+            if "more than one" in says:
+                run.forward = lambda *a, **k: forward(given(*a, **k))
+                return visit(path, layer, run)
+            return forward(visit(path, layer, run))
+
+        return real(model, tokens, then, **how)
+
+    monkeypatch.setattr(module, "walk", changed)
+    with pytest.raises(NotDifferentiable, match=says):
         sensitivity.shares()

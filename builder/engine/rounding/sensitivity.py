@@ -128,6 +128,8 @@ class Sensitivity:
             opened.blocks[path].forget()
             if not isinstance(made, mx.array):
                 raise self._refused(f'"{path}" returns more than one array')
+            if made.ndim != 3 or made.shape[:2] != self.tokens.shape:  # cut by sequence it would be nonsense
+                raise self._refused(f'"{path}" returns more than one hidden state for each token')
             calls.append((path, run))
             last[:] = [made]
             self._tell()

@@ -13,7 +13,6 @@ the other is run again and differentiated, from the last to the first, with one 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from builder.engine.loading import one_line
+from builder.engine.rounding.backward import embedding_gradient, head_gradient, layer_gradient
 from builder.engine.rounding.points import (
     Opened,
     Shares,
@@ -29,7 +29,6 @@ from builder.engine.rounding.points import (
     added,
     after_layers,
     at_place,
-    at_places,
     logprobs,
     numbers,
 )
@@ -47,10 +46,6 @@ class NotDifferentiable(BuildError):
 
     exit_code = 2
     hint = "Use `bits` instead of `target`."
-
-
-class _Stop(Exception):
-    """The first layer was reached."""
 
 
 @dataclass
@@ -170,17 +165,19 @@ class Sensitivity:
         moved = self._moved_outside(outer, layers)
         put(opened.model, "", at_place(outer, moved, place))
         last, calls = self._forward(opened, layers, place)
-        costs, flow = self._head(opened.model, exact, exact_last, last, outer, moved, place)
+        costs, flow = head_gradient(
+            opened.model, exact, exact_last, last, outer, moved, place, self.tokens, self.counted
+        )
         again = self.open()
         modules = dict(opened.model.named_modules())
         for path, run in reversed(calls):
             weights = self._weights(again, path)
-            flow, found = self._layer(modules[path], path, run, flow, weights, place)
+            flow, found = layer_gradient(modules[path], path, run, flow, weights, place)
             empty(modules[path])
             again.blocks[path].forget()
             costs = added(costs, found)
             self._tell()
-        return added(costs, self._embedding(opened.model, flow, outer, moved, place))
+        return added(costs, embedding_gradient(opened.model, flow, outer, moved, place, self.tokens))
 
     def _moved_outside(self, outer: Weights, layers: frozenset[str]) -> dict[str, mx.array]:
         moved: dict[str, mx.array] = {}
@@ -191,111 +188,6 @@ class Sensitivity:
                         moved[tensor] = array - outer[tensor]
         mx.eval(moved)
         return moved
-
-    def _head(
-        self,
-        model: Any,
-        exact: Any,
-        exact_last: mx.array,
-        last: mx.array,
-        outer: Weights,
-        moved: Weights,
-        place: float,
-    ) -> tuple[dict[str, float], mx.array]:
-        """What comes after the layers: the costs of its paths, and the gradient of what the layers return."""
-        costs: dict[str, float] = {}
-        flows = []
-        names = sorted(moved)
-        for at in range(self.tokens.shape[0]):
-            some, counts = self.tokens[at : at + 1], self.counted[at : at + 1]
-            wanted = mx.stop_gradient(logprobs(after_layers(exact, some, exact_last[at : at + 1])))
-            mx.eval(wanted)
-
-            def loss(
-                hidden: mx.array,
-                sizes: mx.array,
-                some: Any = some,
-                counts: Any = counts,
-                wanted: Any = wanted,
-            ) -> Any:
-                put(model, "", at_places(outer, moved, names, place + sizes))
-                logs = logprobs(after_layers(model, some, hidden))
-                return ((mx.exp(wanted) * (wanted - logs)).sum(-1) * counts).sum()
-
-            _, (flow, sizes) = mx.value_and_grad(loss, (0, 1))(last[at : at + 1], mx.zeros(len(names)))
-            mx.eval(flow, sizes)
-            flows.append(flow)
-            costs = added(costs, dict(zip(names, numbers(sizes), strict=True)))
-            mx.clear_cache()
-        put(model, "", at_place(outer, moved, place))
-        return {name.removesuffix(".weight"): value for name, value in costs.items()}, mx.concatenate(flows)
-
-    def _layer(
-        self,
-        layer: nn.Module,
-        path: str,
-        run: Run,
-        flow: mx.array,
-        weights: tuple[Weights, Weights],
-        place: float,
-    ) -> tuple[mx.array, dict[str, float]]:
-        """The gradient of the inputs of a layer, and the costs of its paths."""
-        exact, moved = weights
-        mx.eval(exact, moved)
-        names = sorted(moved)
-        flows: list[mx.array] = []
-        sums: list[mx.array] = []
-        pieces = list(run.pieces())
-        for first in range(0, len(pieces), len(run.streams)):
-            open_now: list[mx.array] = []
-            for number, (stream, (args, kwargs)) in enumerate(zip(run.streams, pieces[first:], strict=False)):
-                at = (first + number) * run.size
-
-                def piece(
-                    hidden: mx.array, sizes: mx.array, args: Any = args, kwargs: Any = kwargs
-                ) -> mx.array:
-                    put(layer, path, at_places(exact, moved, names, place + sizes))
-                    made: mx.array = run.forward(hidden, *args[1:], **kwargs)
-                    return made
-
-                with mx.stream(stream):
-                    _, (back, sizes) = mx.vjp(
-                        piece, [args[0], mx.zeros(len(names))], [flow[at : at + run.size]]
-                    )
-                flows.append(back)
-                sums.append(sizes)
-                open_now += [back, sizes]
-            mx.eval(open_now)
-            mx.clear_cache()
-        total = numbers(mx.stack(sums).sum(0)) if names else []
-        found = {n.removesuffix(".weight"): value for n, value in zip(names, total, strict=True)}
-        return mx.concatenate(flows), found
-
-    def _embedding(
-        self,
-        model: Any,
-        flow: mx.array,
-        outer: Weights,
-        moved: Weights,
-        place: float,
-    ) -> dict[str, float]:
-        """What comes before the layers."""
-        names = sorted(moved)
-
-        def before(sizes: mx.array) -> mx.array:
-            put(model, "", at_places(outer, moved, names, place + sizes))
-            reached: list[mx.array] = []
-
-            def visit(path: str, layer: nn.Module, run: Run) -> Any:
-                reached.append(run.args[0])
-                raise _Stop
-
-            with suppress(_Stop):
-                walk(model, self.tokens, visit, settled=False)
-            return reached[0]
-
-        _, (sizes,) = mx.vjp(before, [mx.zeros(len(names))], [flow])
-        return {n.removesuffix(".weight"): value for n, value in zip(names, numbers(sizes), strict=True)}
 
     def _tell(self) -> None:
         self._done += 1

@@ -104,7 +104,7 @@ def test_a_model_without_a_gradient_is_refused_by_name(
     def refuses(*_: object) -> None:
         raise ValueError("[Primitive::vjp] Not implemented for Odd.")
 
-    monkeypatch.setattr(sensitivity, "_layer", refuses)
+    monkeypatch.setattr("builder.engine.rounding.sensitivity.layer_gradient", refuses)
     with pytest.raises(NotDifferentiable, match=r"t: what each weight costs cannot be measured: \[Primitive"):
         sensitivity.shares()
 

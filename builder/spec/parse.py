@@ -13,7 +13,7 @@ from builder.spec.fields import FIELDS
 from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
 from builder.spec.shape import Declared, Values, check_shape
-from builder.spec.suites import conditions, suite
+from builder.spec.suites import check_searched, conditions, suite
 from builder.spec.toml import read_toml
 from builder.spec.types import (
     MODES,
@@ -55,6 +55,8 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
     variants = {name: _variant(name, v, problems) for name, v in declared["variant"].items()}
     suites = {name: suite(name, v, file.parent, problems) for name, v in declared["suite"].items()}
     require = {name: conditions(v, suites, problems) for name, v in declared["model"].items()}
+    for name, values in declared["model"].items():
+        check_searched(name, values, variants, suites, require[name], problems)
     problems.raise_any()
     return Spec(
         file=file,

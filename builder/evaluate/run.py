@@ -139,11 +139,7 @@ def _measure(project: Project, target: TargetPlan, emit: Emit, todo: Sequence[Su
 
 def _asked(suite: Suite) -> str:
     """What is said of a suite that is measured now."""
-    parts = {
-        "all": "",
-        "search": " (one half of the questions)",
-        "rest": " (the other half of the questions)",
-    }
+    parts = {"all": "", "search": " (one half of its questions)", "rest": " (the other half)"}
     return f"{suite.name}{parts[suite.part]}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +72,11 @@ def _is_message(message: object) -> bool:
         return False
     content = message.get("content")
     return isinstance(content, str) or (content is None and isinstance(message.get("tool_calls"), list))
+
+
+def shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens at the beginning both sequences share."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))

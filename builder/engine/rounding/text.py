@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError
-from builder.spec.rows import Row, RowInvalid, read
+from builder.spec.rows import Row, RowInvalid, read, shared
 
 _EXPECTED = 'expected {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 HELD = 8  # sequences that nothing is rounded for
@@ -96,10 +96,7 @@ def _counted(row: Row, tokens: list[int], tokenizer: Any) -> list[int]:
         )
     except Exception:  # a template that refuses a row without its answer: then the whole row counts
         return [1] * len(tokens)
-    start = next(
-        (at for at, pair in enumerate(zip(before, tokens, strict=False)) if pair[0] != pair[1]), None
-    )
-    start = min(len(before), len(tokens)) if start is None else start
+    start = shared(before, tokens)
     ends = [at for at in range(start, len(tokens)) if tokens[at] in tokenizer.eos_token_ids]
     end = ends[-1] if ends else len(tokens) - 1
     return [int(start <= at + 1 <= end) for at in range(len(tokens))]

@@ -14,7 +14,7 @@ from typing import Any
 
 from builder.errors import BuildError
 from builder.spec import rows
-from builder.spec.rows import Row
+from builder.spec.rows import Row, shared
 from builder.spec.types import Suite
 
 _EXPECTED = (
@@ -173,11 +173,3 @@ def accepted(suite: Suite, row: Row) -> tuple[str, ...]:
         what = f"{suite.answer} is {value!r}, which is not a candidate ({', '.join(suite.candidates)})"
         raise wrong(suite, what)
     return tuple(str(label) for label in labels)
-
-
-def shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens at the beginning both sequences share."""
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))

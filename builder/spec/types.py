@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from builder.spec.destinations import Publication
 from builder.spec.quantizers import Calibrated, Goal, Learned
 
 TOKENIZERS = ("base", "adapter")
@@ -255,6 +256,7 @@ class Spec:
     suites: Mapping[str, Suite] = field(default_factory=dict)
     build: BuildSettings = BuildSettings()
     production: str | None = None  # the name of a target
+    publications: Mapping[str, Publication] = field(default_factory=dict)
 
     @property
     def targets(self) -> tuple[Target, ...]:

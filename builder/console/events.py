@@ -101,6 +101,17 @@ class Learning:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """An adapter has been trained for `done` of `total` steps. `speed` is in tokens a second."""
+
+    adapter: str
+    done: int
+    total: int
+    loss: float
+    speed: float
+
+
+@dataclass(frozen=True)
 class Failed:
     """A task ended with an error: the error's name (docs/errors.md) and its text. Only JSON lines show it."""
 
@@ -110,7 +121,17 @@ class Failed:
 
 
 Event = (
-    Note | Hashing | Sending | Scored | Learning | PassStarted | BlockDone | PassDone | TargetDone | Failed
+    Note
+    | Hashing
+    | Sending
+    | Scored
+    | Learning
+    | Trained
+    | PassStarted
+    | BlockDone
+    | PassDone
+    | TargetDone
+    | Failed
 )
 Emit = Callable[[Event], None]
 

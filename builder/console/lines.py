@@ -9,7 +9,17 @@ from dataclasses import asdict
 from threading import Lock
 from typing import TextIO
 
-from builder.console.events import BlockDone, Event, Hashing, Learning, Note, PassStarted, Scored, Sending
+from builder.console.events import (
+    BlockDone,
+    Event,
+    Hashing,
+    Learning,
+    Note,
+    PassStarted,
+    Scored,
+    Sending,
+    Trained,
+)
 from builder.console.words import count, said_loss, size_text
 
 _LINE = Lock()
@@ -53,6 +63,11 @@ class Plain:
                 if self._due():
                     left = self._left(target + part, done, total)
                     self._line(f"{target}: {part}: {done} of {total}{said_loss(loss)}{left}")
+            case Trained(adapter, done, total, loss, speed):
+                if self._due():
+                    left = self._left(adapter, done, total)
+                    told = f"{said_loss(loss)}, {speed:,.0f} tokens/s{left}"
+                    self._line(f"{adapter}: {done} of {total} steps{told}")
             case PassStarted():
                 self._blocks, self._done = event.blocks, 0
                 self._line(

@@ -15,9 +15,18 @@ from builder.errors import BuildError, SourceChanged, SourceError, SourceMissing
 from builder.keys import Digest, Key, make_key
 from builder.sources import base as bases
 from builder.sources.contents import CONFIG, INDEX
-from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
+from builder.sources.facts import (
+    AdapterFacts,
+    BaseFacts,
+    BaseIdentity,
+    Calibration,
+    Unknown,
+    adapter_from_text,
+    adapter_to_text,
+)
 from builder.sources.gguf.location import IMPORTER, resolve_gguf
 from builder.sources.own_tokenizer import own_tokenizer
+from builder.sources.trained import located
 from builder.spec.types import Adapter, Base, GgufSource, Spec, Variant
 from builder.store import blobs
 from builder.store.disk.identity import Identity, identity
@@ -165,15 +174,23 @@ class Catalog:
 
     # -- adapters ------------------------------------------------------------------------------------
 
+    def located(self, adapter: Adapter) -> Adapter | Unknown:
+        """The adapter with its folder. Unknown while it is not trained. Raises SourceError."""
+        return adapter if adapter.train is None else located(self, adapter, adapter.train)
+
     def adapter_facts(self, adapter: Adapter) -> AdapterFacts | Unknown:
         """The facts of an adapter, or why they are not known. Raises SourceError if it cannot be used."""
+        found = self.located(adapter)
+        if isinstance(found, Unknown):
+            return found
+        adapter = found
         key = self.adapter_key(adapter)
         if key is None:
             return Unknown(NOT_YET)
         base = self._base_that_names(adapter)
         fact = key if base is None else make_key("adapter-places/2", key, base.weights)
         known = self.cache.get("adapter", fact)
-        facts = _adapter_from_text(known.decode()) if known else self.read_adapter(adapter, key, base, fact)
+        facts = adapter_from_text(known.decode()) if known else self.read_adapter(adapter, key, base, fact)
         if isinstance(facts, Unknown):
             return facts
         return replace(facts, tokenizer=own_tokenizer(self, adapter))
@@ -194,7 +211,10 @@ class Catalog:
         """The identity of an adapter's files, if their digests are known. Raises SourceError."""
         from builder.sources.adapters.reading import adapter_files
 
-        files = bases.digest_all(adapter_files(adapter), self.known_digest)
+        found = self.located(adapter)
+        if isinstance(found, Unknown):
+            return None
+        files = bases.digest_all(adapter_files(found), self.known_digest)
         return None if files is None else make_key("adapter/1", files)
 
     def adapter_checked(self, adapter: Adapter) -> bool:
@@ -239,7 +259,7 @@ class Catalog:
         )
         if self.adapter_key(adapter) != key:  # replaced during the reading, so the facts may mix two adapters
             return Unknown("is being written")
-        self.cache.put("adapter", fact, _adapter_to_text(facts).encode())
+        self.cache.put("adapter", fact, adapter_to_text(facts).encode())
         return facts
 
     def calibration(self, variant: Variant) -> Calibration | Unknown:
@@ -287,12 +307,3 @@ class Catalog:
 def structure_key(weights: Digest) -> Key:
     """The key under which the store keeps the structure of a base."""
     return make_key("structure/3", weights)
-
-
-def _adapter_to_text(facts: AdapterFacts) -> str:
-    return json.dumps([facts.digest, dict(facts.slices), sorted(facts.paths)])
-
-
-def _adapter_from_text(text: str) -> AdapterFacts:
-    digest, slices, paths = json.loads(text)
-    return AdapterFacts(Digest(digest), slices, frozenset(paths))

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from builder.spec.destinations import Publication
 from builder.spec.quantizers import Calibrated, Goal, Learned
+from builder.spec.training import Training
 
 TOKENIZERS = ("base", "adapter")
 DTYPES = ("float16", "bfloat16", "float32")
@@ -69,12 +70,14 @@ class Adapter:
     """What was learned on top of the base named `base`. `path` is the adapter's folder.
 
     `tokenizer` says whose tokenizer targets get: "base", "adapter", or None where the file does not say it.
+    `train` says how it is trained. Then its folder is in the store, and only a catalog knows where.
     """
 
     name: str
     base: str
     path: Path
     tokenizer: str | None = None
+    train: Training | None = None
 
 
 @dataclass(frozen=True)

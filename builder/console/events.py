@@ -102,7 +102,7 @@ class Learning:
 
 @dataclass(frozen=True)
 class Trained:
-    """An adapter has been trained for `done` of `total` steps. `speed` is in tokens a second."""
+    """An adapter has been trained for `done` of `total` steps. `speed` is in learned tokens a second."""
 
     adapter: str
     done: int

@@ -1,7 +1,6 @@
 """What is known about each declared source, from its files and from what the store remembers.
 
-This module does not download, import or inspect sources. `builder.build.prepare` does that. Only files of up
-to HASH_AT_ONCE bytes are hashed unasked.
+`builder.build.prepare` downloads, imports and inspects. Only files of up to HASH_AT_ONCE are hashed unasked.
 """
 
 from __future__ import annotations
@@ -11,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from builder.errors import BuildError, SourceChanged, SourceError, SourceMissing
+from builder.errors import BuildError, SourceChanged, SourceError
 from builder.keys import Digest, Key, make_key
 from builder.sources import base as bases
+from builder.sources.calibration import calibration_of
 from builder.sources.contents import CONFIG, INDEX
 from builder.sources.facts import (
+    NOT_YET,
     AdapterFacts,
     BaseFacts,
     BaseIdentity,
@@ -38,7 +39,6 @@ from builder.weights import structure as structures
 from builder.weights.structure import Structure, block_of
 
 HASH_AT_ONCE = 64 << 20  # bytes of one file that planning hashes without being asked
-NOT_YET = "has not been fingerprinted yet"
 
 
 @dataclass
@@ -183,8 +183,7 @@ class Catalog:
         found = self.located(adapter)
         if isinstance(found, Unknown):
             return found
-        adapter = found
-        key = self.adapter_key(adapter)
+        adapter, key = found, self.adapter_key(found)
         if key is None:
             return Unknown(NOT_YET)
         base = self._base_that_names(adapter)
@@ -215,7 +214,7 @@ class Catalog:
         if isinstance(found, Unknown):
             return None
         files = bases.digest_all(adapter_files(found), self.known_digest)
-        return None if files is None else make_key("adapter/1", files)
+        return make_key("adapter/1", files) if files else None
 
     def adapter_checked(self, adapter: Adapter) -> bool:
         """Whether the adapter was found finite and fitting its base. False if one of the two is unusable."""
@@ -264,15 +263,7 @@ class Catalog:
 
     def calibration(self, variant: Variant) -> Calibration | Unknown:
         """The text that a variant is made for, and how it is read."""
-        path = variant.calibration
-        assert path is not None
-        if not path.is_file():
-            missing = SourceMissing(table=f"variant.{variant.name}", path=path)
-            return Unknown(f"variant {variant.name}: its calibration file {path} does not exist", missing)
-        digest = self.known_digest(path)
-        if digest is None:
-            return Unknown(f"variant {variant.name}: its calibration file {NOT_YET}")
-        return Calibration(digest, "jsonl" if path.suffix == ".jsonl" else "text")
+        return calibration_of(variant, self.known_digest)
 
     def copied_file(self, base: Base, entry: FileEntry) -> bytes:
         """The bytes of a file that targets copy from a base. Raises OSError, SourceError."""

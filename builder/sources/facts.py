@@ -11,6 +11,8 @@ from builder.keys import Digest, Key
 from builder.store.types import FileEntry
 from builder.weights.structure import Structure
 
+NOT_YET = "has not been fingerprinted yet"
+
 
 @dataclass(frozen=True)
 class BaseIdentity:

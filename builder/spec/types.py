@@ -67,10 +67,9 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What was learned on top of the base named `base`. `path` is the adapter's folder.
+    """What was learned on top of the base named `base`. With `train` only a catalog knows its folder, `path`.
 
     `tokenizer` says whose tokenizer targets get: "base", "adapter", or None where the file does not say it.
-    `train` says how it is trained. Then its folder is in the store, and only a catalog knows where.
     """
 
     name: str

@@ -12,6 +12,7 @@ from builder.build.blocks import Tally
 from builder.build.calibrated import open_sequences, round_blocks
 from builder.build.one_pass import open_adapter, open_base
 from builder.build.prepare import waiting
+from builder.build.sharing import fetch_records
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
 from builder.errors import BuildError, SourceChanged
@@ -46,10 +47,13 @@ def choose_bits(project: Project, target: Target, emit: Emit) -> None:
         raise SourceChanged(source=f"model:{target.name}", path=facts.reason)
     assert facts.text is not None
     key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain)
+    made = uniform(target, facts.base)
+    cost = sensitivity_key(made, facts.base, facts.adapter, facts.text, sources.toolchain)
+    fetch_records(project, [key, cost], emit)
     with acquire(store, [key], waiting(target.name, emit)):
         if usable_record(store, key) is not None:
             return
-        found = _measured(project, uniform(target, facts.base), facts, sources.toolchain, emit)
+        found = _measured(project, made, facts, sources.toolchain, emit)
         blob = blobs.ingest(store, [found.to_text().encode()])
         records.write(store, Record(key, "allocation", blob, {**made_by(), "target": target.name}))
 

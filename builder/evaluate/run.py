@@ -11,6 +11,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from builder.build.sharing import fetch_records, fetch_results, share
 from builder.console.events import Emit, Note
 from builder.errors import BuildError, SourceChanged
 from builder.evaluate import results
@@ -22,6 +23,7 @@ from builder.evaluate.statistics import Figure
 from builder.keys import Key
 from builder.plan.types import CONFIG, TargetPlan
 from builder.project.project import Project
+from builder.project.remotes import measured_of
 from builder.project.result_keys import PRECISION, needs_directory, reference_key, result_key
 from builder.project.roots import keys_of, register
 from builder.project.watch import Shown, base_folder, copied_from, unchanged
@@ -77,14 +79,27 @@ def evaluate(project: Project, target: TargetPlan, emit: Emit, *, again: bool = 
     """
     known = {} if again else measured(project, target)
     if set(known) < set(target.target.model.suites):
+        _fetch(project, target, emit, again=again)
+        known = {} if again else measured(project, target)
+    if set(known) < set(target.target.model.suites):
         with (
             measuring(project.store, lambda: emit(Note("waiting for another evaluation to end"))),
             build_session(project.store, keys_of(target)),
         ):
             known = {} if again else measured(project, target)
             known |= _measure(project, target, emit, known)
+        share(project, [target], "always", emit)
     records.mark_used(project.store, target.key)
     return {name: known[name] for name in target.target.model.suites}
+
+
+def _fetch(project: Project, target: TargetPlan, emit: Emit, *, again: bool) -> None:
+    """What somebody has measured, before the lock is taken under which nothing else may be locked."""
+    results, references = measured_of(project, target)
+    if not again:
+        fetch_results(project, results, emit)
+    if set(measured(project, target)) < set(target.target.model.suites):
+        fetch_records(project, references, emit)
 
 
 def _measure(

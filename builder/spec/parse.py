@@ -12,6 +12,7 @@ from builder.console.words import listed, nearest, quoted, shown, suggestion
 from builder.spec.fields import FIELDS
 from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
+from builder.spec.remotes import remote
 from builder.spec.shape import Declared, Values, check_shape
 from builder.spec.suites import conditions, suite
 from builder.spec.toml import read_toml
@@ -55,6 +56,7 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
     variants = {name: _variant(name, v, problems) for name, v in declared["variant"].items()}
     suites = {name: suite(name, v, file.parent, problems) for name, v in declared["suite"].items()}
     require = {name: conditions(v, suites, problems) for name, v in declared["model"].items()}
+    remotes = {name: remote(name, v, file.parent, problems) for name, v in declared["remote"].items()}
     problems.raise_any()
     return Spec(
         file=file,
@@ -71,8 +73,10 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
             strict_toolchain=_setting(declared, "build", "strict_toolchain"),
             survival=_setting(declared, "build", "survival"),
             memory=_setting(declared, "build", "memory"),
+            device=_setting(declared, "build", "device"),
         ),
         production=_setting(declared, "release", "production"),
+        remotes=remotes,
     )
 
 

@@ -227,16 +227,40 @@ class Target:
         return f"{self.model.name}_{self.variant.name}"
 
 
+PUSHES = ("never", "release", "always")
+DEVICES = ("any", "same")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A store that a team shares. `folder` is where it lies, None for a bucket or a web server.
+
+    `push` says after what a run pushes. `endpoint`, `region` and `profile` are of S3. `trust`: the public
+    keys whose signatures count, by name. Without any, nothing need be signed.
+    """
+
+    name: str
+    url: str
+    folder: Path | None = None
+    push: str = "never"
+    endpoint: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    trust: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class BuildSettings:
     """How builds run. `strict_toolchain` puts the versions of libraries into the keys.
 
     `survival` measures during a build how much of the adapter is left. `memory` is a limit in bytes, or None.
+    `device` says whose bytes are pulled: those of "any" kind of device, or of the "same" kind as ours.
     """
 
     strict_toolchain: bool = False
     survival: bool = True
     memory: int | None = None
+    device: str = "any"
 
 
 @dataclass(frozen=True)
@@ -252,6 +276,7 @@ class Spec:
     suites: Mapping[str, Suite] = field(default_factory=dict)
     build: BuildSettings = BuildSettings()
     production: str | None = None  # the name of a target
+    remotes: Mapping[str, Remote] = field(default_factory=dict)
 
     @property
     def targets(self) -> tuple[Target, ...]:

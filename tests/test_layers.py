@@ -41,6 +41,7 @@ ROWS: tuple[str, ...] = (
     "evaluate.worker",
     "release",
     "report",
+    "publish",
     "scaffold",
     "tasks",
     "commands",

@@ -5,7 +5,7 @@ missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 from builder.build.sharing import Opened, forgiven, offered, opened
 from builder.console.events import Emit
@@ -17,6 +17,17 @@ from builder.project.remotes import has, knows, remotes_of, wanted_of
 from builder.project.state import missing_actions
 from builder.project.status import Status
 from builder.store.holdings import whole_manifest
+
+
+@dataclass(frozen=True)
+class SharedStatus(Status):
+    """The status of a target, and the remote that has what is missing, or `fetched` blocks of it: `fetch`
+    bytes.
+    """
+
+    remote: str = ""
+    fetch: int | None = None
+    fetched: int | None = None
 
 
 def available(project: Project, names: Iterable[str], emit: Emit) -> Availables:
@@ -52,15 +63,19 @@ def _of(project: Project, remote: Opened, plan: TargetPlan) -> Available | None:
     return Available(remote.remote.name, made.nbytes, blocks, frozenset(keys), whole)
 
 
-def with_remotes(project: Project, rows: Sequence[Status], emit: Emit) -> tuple[Status, ...]:
+def with_remotes(project: Project, rows: Sequence[Status], emit: Emit) -> tuple[SharedStatus, ...]:
     """The status of targets, with what would be pulled instead of built."""
     due = [row.target for row in rows if row.state in ("not built", "out of date")]
     found = available(project, due, emit)
-    return tuple(_with(row, found[row.target]) if row.target in found else row for row in rows)
+    return tuple(_with(row, found.get(row.target)) for row in rows)
 
 
-def _with(row: Status, what: Available) -> Status:
-    return replace(row, remote=what.remote, fetch=what.nbytes, fetched=None if what.whole else what.blocks)
+def _with(row: Status, what: Available | None) -> SharedStatus:
+    values = {field.name: getattr(row, field.name) for field in fields(row)}
+    if what is None:
+        return SharedStatus(**values)
+    blocks = None if what.whole else what.blocks
+    return SharedStatus(**values, remote=what.remote, fetch=what.nbytes, fetched=blocks)
 
 
 def with_remote(answer: Why, found: Availables) -> Why:

@@ -22,7 +22,7 @@ from builder.project.project import Project
 from builder.project.remotes import has, knows, measured_of, wanted_of
 from builder.project.roots import register
 from builder.project.state import missing_actions, target_state
-from builder.spec.types import Remote
+from builder.spec.sharing import Remote
 from builder.store import records, views
 from builder.store.holdings import whole_manifest
 from builder.store.locks import acquire, build_session

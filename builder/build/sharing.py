@@ -27,7 +27,7 @@ from builder.project.remotes import (
     rules_of,
     wanted_of,
 )
-from builder.spec.types import Remote
+from builder.spec.sharing import Remote
 from builder.store import records
 from builder.store.holdings import usable_record, whole_manifest
 

@@ -16,7 +16,7 @@ from builder.console.display import showing
 from builder.console.tables import print_table
 from builder.console.words import count, size_text
 from builder.project.project import Project
-from builder.spec.types import Remote as Declared
+from builder.spec.sharing import Remote as Declared
 
 if TYPE_CHECKING:
     from builder.remote.gc import Policy, RemoteGcPlan

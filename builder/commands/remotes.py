@@ -8,7 +8,7 @@ from typing import Any
 from builder.console.words import quoted, suggestion
 from builder.errors import BuildError
 from builder.project.project import Project
-from builder.spec.types import Remote
+from builder.spec.sharing import Remote
 
 OPT_REMOTE: Mapping[str, Any] = {
     "name": "remote",

@@ -23,6 +23,15 @@ class Hashing:
 
 
 @dataclass(frozen=True)
+class Sending:
+    """`done` of `total` bytes have been published to `where`, or were there already."""
+
+    where: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class PassStarted:
     """A pass over one model begins.
 
@@ -113,6 +122,7 @@ class Failed:
 Event = (
     Note
     | Hashing
+    | Sending
     | Scored
     | Learning
     | PassStarted

@@ -20,6 +20,7 @@ from builder.console.events import (
     PassDone,
     PassStarted,
     Scored,
+    Sending,
     Transferred,
 )
 from builder.console.words import said_loss
@@ -57,6 +58,11 @@ class Live:
                     self._stop()
             case Transferred(remote, way, done, total):
                 self._follow(f"{way} {remote}", total, longest=24)
+                self._update(done, f"{_of(done, total)}{self._rate(done)}")
+                if done >= total:
+                    self._stop()
+            case Sending(where, done, total):
+                self._follow(f"send {where}", total, longest=30)
                 self._update(done, f"{_of(done, total)}{self._rate(done)}")
                 if done >= total:
                     self._stop()

@@ -18,7 +18,7 @@ from builder.project.result_keys import reference_key, result_key
 from builder.project.toolchain import device
 from builder.sources.catalog import structure_key
 from builder.sources.contents import INDEX
-from builder.spec.types import Remote
+from builder.spec.sharing import Remote
 from builder.store import blobs, records, seals
 from builder.store.holdings import usable_record, whole_manifest
 from builder.store.types import Blob, FileEntry, Manifest, Record
@@ -82,8 +82,7 @@ def measured_of(project: Project, plan: TargetPlan) -> tuple[set[Key], set[Key]]
     there have none.
     """
     results, references = set[Key](), set[Key]()
-    for name in plan.target.model.suites:
-        suite = project.spec.suites[name]
+    for suite in project.spec.suites_of(plan.target):
         with suppress(BuildError, OSError):
             results.add(result_key(project, plan.target.model, plan.measured, suite))
             if suite.kind == "fidelity":

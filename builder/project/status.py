@@ -22,7 +22,6 @@ class Status:
     to be (not built). `due`: a plain `doit` would build it. `survival` in dB. `score`: the first figure
     that the model requires, `misses` the conditions that do not hold where they were measured, `verdict`
     passes, misses or not measured, or empty: nothing is required. builder.evaluate.standing fills all three.
-    `remote` has what is missing, or `fetched` blocks of it: `fetch` bytes. builder.build.outlook fills these.
     """
 
     target: str
@@ -40,9 +39,6 @@ class Status:
     score: float | None = None
     misses: tuple[str, ...] = ()
     verdict: str = ""
-    remote: str = ""
-    fetch: int | None = None
-    fetched: int | None = None
 
 
 def survey(project: Project) -> tuple[Status, ...]:

@@ -11,7 +11,7 @@ from builder.remote.bucket import BucketTransport, one_line
 from builder.remote.credentials import s3_settings
 from builder.remote.folder import FolderTransport
 from builder.remote.transport import ExtraMissing, NoRemoteStore, RemoteError, Transport
-from builder.spec.types import Remote
+from builder.spec.sharing import Remote
 from builder.store import seals
 
 FORMAT = 1

@@ -13,7 +13,7 @@ from configparser import Error as ConfigError
 from pathlib import Path
 
 from builder.remote.transport import NoCredentials
-from builder.spec.types import Remote
+from builder.spec.sharing import Remote
 
 _GIVEN = (  # any of these says who we are without a file
     ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),

@@ -7,10 +7,10 @@ import binascii
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from builder.console.words import listed, quoted, suggestion
+from builder.console.words import listed, quoted
 from builder.spec.problems import Problems
 from builder.spec.shape import Values
-from builder.spec.types import Remote
+from builder.spec.sharing import Remote
 
 SCHEMES = ("s3", "gs", "az", "https", "http", "file")
 _WEB = ("https", "http")
@@ -75,7 +75,7 @@ def _check_url(url: str, scheme: str, values: Values, problems: Problems) -> Non
     if scheme not in SCHEMES:
         possible = listed([f"{known}://" for known in SCHEMES], "or")
         what = f"url = {quoted(url)} begins with none of {possible}, and is not a path"
-        problems.add(place, what + suggestion(scheme, SCHEMES))
+        problems.add(place, what)
         return
     try:
         parts = urlsplit(url)

@@ -19,7 +19,7 @@ from builder.remote.connect import connect
 from builder.remote.push import Bundle
 from builder.remote.setup import init
 from builder.remote.transport import Transport
-from builder.spec.types import Remote
+from builder.spec.sharing import Remote
 from builder.store import blobs, records
 from builder.store.holdings import holds
 from builder.store.layout import Store

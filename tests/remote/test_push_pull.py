@@ -19,7 +19,7 @@ from builder.remote import layout
 from builder.remote import push as pushing
 from builder.remote.connect import connect, open_remote
 from builder.remote.contents import look
-from builder.remote.push import plan_push, push
+from builder.remote.push import NotWhole, plan_push, push
 from builder.remote.transport import (
     NoRemoteStore,
     RemoteError,
@@ -419,7 +419,7 @@ def test_a_server_that_loses_what_it_took_is_noticed(ann: Member) -> None:
         if step.startswith("upload") and step.endswith("done"):
             transport.delete([step.split()[1]])
 
-    with pytest.raises(RemoteError, match="does not keep what it was sent"):
+    with pytest.raises(NotWhole, match="does not keep what it was sent"):
         push(ann.store, Stepping(transport, lose), ann.bundles(["m_4bit"]), None, Heard())  # type: ignore[arg-type]
     assert list(transport.list(layout.ACTIONS)) == list(transport.list(layout.TARGETS)) == []
 

@@ -53,7 +53,7 @@ def _deliver(
         _tell([learned], emit)
         prune_intermediates(project, emit, selected)
         return [*results, learned]
-    if wanted.target.variant.calibrated is not None:
+    if wanted.target.variant.rounds_for_text:
         fetch(project, [wanted], emit)
         made = build_calibrated(project, wanted, emit)
         _refresh(project, wanted)
@@ -63,7 +63,7 @@ def _deliver(
     read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}
     chosen = [wanted]
     for other in others:
-        in_a_pass = other.needs is None and other.target.variant.calibrated is None
+        in_a_pass = other.needs is None and not other.target.variant.rounds_for_text
         asked = in_a_pass and (other.name in selected or other.name in read)
         if asked and not target_state(project.store, other).built:
             chosen.append(other)

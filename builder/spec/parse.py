@@ -14,6 +14,7 @@ from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
 from builder.spec.publishing import publications
 from builder.spec.remotes import remote
+from builder.spec.settings import BuildSettings
 from builder.spec.shape import Declared, Values, check_shape
 from builder.spec.suites import check_searched, conditions, suite
 from builder.spec.toml import read_toml
@@ -22,7 +23,6 @@ from builder.spec.types import (
     Adapter,
     Base,
     BaseSource,
-    BuildSettings,
     Condition,
     GgufSource,
     HfSource,

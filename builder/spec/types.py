@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from builder.spec.destinations import Publication
 from builder.spec.quantizers import Calibrated, Goal, Learned
+from builder.spec.settings import BuildSettings
 from builder.spec.sharing import Remote
 
 TOKENIZERS = ("base", "adapter")
@@ -128,6 +129,11 @@ class Variant:
         return made_for.calibration if made_for else None
 
     @property
+    def rounds_for_text(self) -> bool:
+        """Whether its blocks are rounded one after the other for a text. Others are made in a common pass."""
+        return self.calibrated is not None and not self.calibrated.nearest
+
+    @property
     def is_quantized(self) -> bool:
         return self.quantization is not None or self.recipe is not None or self.goal is not None
 
@@ -230,20 +236,6 @@ class Target:
     @property
     def name(self) -> str:
         return f"{self.model.name}_{self.variant.name}"
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """How builds run. `strict_toolchain` puts the versions of libraries into the keys.
-
-    `survival` measures during a build how much of the adapter is left. `memory` is a limit in bytes, or None.
-    `device` says whose bytes are pulled: those of "any" kind of device, or of the "same" kind as ours.
-    """
-
-    strict_toolchain: bool = False
-    survival: bool = True
-    memory: int | None = None
-    device: str = "any"
 
 
 @dataclass(frozen=True)

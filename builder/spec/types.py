@@ -249,7 +249,7 @@ class Spec:
     variants: Mapping[str, Variant] = field(default_factory=dict)
     models: Mapping[str, Model] = field(default_factory=dict)
     suites: Mapping[str, Suite] = field(default_factory=dict)
-    build: BuildSettings = BuildSettings()
+    build: BuildSettings = field(default_factory=BuildSettings)
     production: str | None = None  # the name of a target
     publications: Mapping[str, Publication] = field(default_factory=dict)
     remotes: Mapping[str, Remote] = field(default_factory=dict)

@@ -83,6 +83,7 @@ def chosen(box: Sandbox) -> Allocation:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_larger_than_the_fewest_bits_is_kept_where_they_pass(sandbox: Make) -> None:
     box = world(sandbox, "1")
     assert len(searched(box)) <= 3  # bisected

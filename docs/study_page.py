@@ -35,7 +35,7 @@ from builder.spec.types import Metric
 from builder.weights.survival import Survival
 
 DOCS = Path(__file__).resolve().parent
-NAMES = ("study",)
+NAMES = ("study", "frontier")
 _OF_THE_ANSWER = ("headline", "chosen")  # the page finds the answer itself
 
 

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 SEQUENCES = 16  # of the calibration text, that the gradient is taken of
 
 
-def choose_bits(project: Project, target: Target, emit: Emit) -> None:
-    """Does nothing where they are chosen. Raises BuildError."""
+def choose_bits(project: Project, target: Target, emit: Emit) -> Allocation:
+    """What was chosen. Measures nothing where it is in the store. Raises BuildError."""
     store, sources = project.store, project.planned_from()
     facts = facts_of(target, sources)
     if isinstance(facts, Unresolved):
@@ -47,11 +47,17 @@ def choose_bits(project: Project, target: Target, emit: Emit) -> None:
     assert facts.text is not None
     key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain)
     with acquire(store, [key], waiting(target.name, emit)):
-        if usable_record(store, key) is not None:
-            return
+        if (known := project.allocation(key)) is not None:
+            return known
         found = _measured(project, uniform(target, facts.base), facts, sources.toolchain, emit)
-        blob = blobs.ingest(store, [found.to_text().encode()])
-        records.write(store, Record(key, "allocation", blob, {**made_by(), "target": target.name}))
+        keep(project, key, found, target.name)
+        return found
+
+
+def keep(project: Project, key: Key, found: Allocation, name: str) -> None:
+    """Puts what was chosen for the target `name` into the store. Raises StoreError."""
+    blob = blobs.ingest(project.store, [found.to_text().encode()])
+    records.write(project.store, Record(key, "allocation", blob, {**made_by(), "target": name}))
 
 
 def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit: Emit) -> Allocation:

@@ -19,6 +19,7 @@ from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.state import reads_source, target_state
 from builder.release.scores import refresh
+from builder.release.smallest import search_size
 from builder.store import pins, views
 from builder.store.care import drop
 
@@ -105,7 +106,10 @@ def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
         return plan
     if plan.target.variant.goal is not None and plan.error is None:
         prepare_sources(project, plan.target, emit)
-        choose_bits(project, plan.target, emit)
+        if plan.target.variant.goal.smallest:
+            search_size(project, plan.target, emit)
+        else:
+            choose_bits(project, plan.target, emit)
     return prepare_target(project, plan.target, emit)
 
 

@@ -53,8 +53,9 @@ class Row:
     `size` is in bytes. For a target that is not built, `size` is what the target would take. `control_name`
     is the target that quantizes the base without adapter in the same way, and `control` are its figures. A
     figure may meet its requirement, but not with certainty. `doubts` then has the end of its interval that
-    does not meet the requirement. `samples` are some answers of the target, by suite. `kind` is None for an
-    unquantized target.
+    does not meet the requirement. `samples` are some answers of the target, by suite. `searched`: the
+    target searched its size with one half of the questions, and its figures are of the other half. `kind` is
+    None for an unquantized target.
     """
 
     target: str
@@ -74,6 +75,7 @@ class Row:
     is_built: bool = True
     samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
     kind: Kind | None = None
+    searched: bool = False
 
     @property
     def levels(self) -> str:

@@ -19,7 +19,7 @@ KINDS: Mapping[Kind, str] = {
     "mixed": "mixed bits (recipe or overrides)",
     "learned": "learned (a method of mlx-lm)",
     "calibrated": "calibrated",
-    "chosen bits": "calibrated, chosen bits",
+    "chosen bits": "chosen bits (a target size)",
 }
 _BELOW = "Below the line of uniform bits"
 _OPEN = "No difference from the line of uniform bits is shown"
@@ -45,7 +45,8 @@ def frontier(
 ) -> Frontier | None:
     """The line of a model, and its other targets beside it. None if no KL is measured.
 
-    `variants` are by name. `rows` has the contributions of each question to the KL, by target.
+    A target that searched its size is measured on other questions, so it is not compared. `variants` are by
+    name. `rows` has the contributions of each question to the KL, by target.
     """
     metric = divergence(model)
     if metric is None:
@@ -58,7 +59,8 @@ def frontier(
     line = [points[row.target] for row in family]
     beside = []
     for row in shown:
-        ratio = None if row in family else beside_line(points[row.target], line)
+        apart = row in family or row.searched
+        ratio = None if apart else beside_line(points[row.target], line)
         if ratio is not None:
             beside.append(Beside(row.target, ratio))
     return Frontier(metric, tuple(row.target for row in family), tuple(beside))

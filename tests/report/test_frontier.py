@@ -93,6 +93,14 @@ def test_the_line_and_what_lies_beside_it() -> None:
     assert beside["m_small"].line == pytest.approx(0.2)
 
 
+def test_a_target_that_searched_its_size_is_not_compared() -> None:
+    """It is measured on the half of the questions that the search did not see."""
+    rows = tuple(dataclasses.replace(row, searched=row.variant == "small") for row in WHOLE.rows)
+    made = frontier(dataclasses.replace(WHOLE, rows=rows), VARIANTS, {})
+    assert made is not None
+    assert {each.target for each in made.beside} == {"m_recipe", "m_cal", "m_gptq", "m_head8"}
+
+
 def test_the_sentences_say_what_lies_below() -> None:
     assert sentences(WHOLE) == [
         "Below the line of uniform bits: cal 0.25 (0.25 to 0.25), small 0.3 (0.3 to 0.3), "
@@ -122,7 +130,7 @@ def test_the_table_has_the_same_numbers() -> None:
     table = beside_line(WHOLE)
     assert table is not None
     assert table.headings == ("variant", "how", "size", "KL", "KL of the line", "KL / line")
-    small = ("small", "calibrated, chosen bits", "85.0 MB", "0.06", "0.2", "0.3 (0.3 to 0.3)")
+    small = ("small", "chosen bits (a target size)", "85.0 MB", "0.06", "0.2", "0.3 (0.3 to 0.3)")
     assert small in table.rows
 
 
@@ -163,7 +171,7 @@ def test_what_is_missing_is_left_out(
 def test_the_plot_tells_the_kinds_apart() -> None:
     pytest.importorskip("matplotlib")
     plot = next(plot for plot in plots(WHOLE) if plot.name == "frontier")
-    for words in ("rounded to nearest", "recipe or overrides", "a method of mlx-lm", "calibrated, chosen"):
+    for words in ("rounded to nearest", "recipe or overrides", "a method of mlx-lm", "chosen bits (a target"):
         assert words in plot.svg
     assert "size on disk, MB" in plot.svg
     assert "KL, nats per token" in plot.narrow

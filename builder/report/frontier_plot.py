@@ -22,6 +22,7 @@ from builder.report.points import (
     SMALL_RING,
     Named,
     level_lines,
+    logarithmic,
     size_axis,
     slanting_lines,
     write_legend,
@@ -92,7 +93,7 @@ def frontier_plot(model: ModelReport) -> Plot | None:
 def _drawn(facts: _Facts, width: float, height: float) -> tuple[Any, bool]:
     """The figure, and whether every point has its name."""
     figure, axes = canvas(width, height, FONT)
-    size_axis(axes, [row.size / 1e6 for row in facts.rows], logarithmic=False)
+    size_axis(axes, [row.size / 1e6 for row in facts.rows], in_powers=False)
     _kl_axis(facts, axes)
     if (limit := facts.model.required.get(facts.metric)) is not None:
         zone(axes, limit[0], limit[1], [facts.span(row)[0] for row in facts.rows])
@@ -120,13 +121,7 @@ def _drawn(facts: _Facts, width: float, height: float) -> tuple[Any, bool]:
 def _kl_axis(facts: _Facts, axes: Axes) -> None:
     spans = [facts.span(row) for row in facts.rows]
     low, high = min(low for low, _ in spans) / 1.3, max(high for _, high in spans) * 1.3
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    steps = (1, 2, 5) if high < 1000 * low else (1,)
-    ticks = [step * 10.0**power for power in range(-7, 4) for step in steps]
-    at = [tick for tick in ticks if low <= tick <= high]
-    axes.set_yticks(at, [f"{tick:g}" for tick in at])
-    axes.set_yticks([], minor=True)
+    logarithmic(axes, low, high)
     axes.set_ylabel("KL, nats per token")
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -13,6 +13,7 @@ from builder.report.drawing import INK, Plot, canvas, svg_of
 from builder.report.facts import ModelReport
 from builder.report.frontier_plot import frontier_plot
 from builder.report.labels import apart
+from builder.report.points import logarithmic
 from builder.report.size_plot import shown_metric, size_plot
 
 if TYPE_CHECKING:
@@ -69,8 +70,9 @@ def _error(model: ModelReport) -> Plot | None:
         _line(axes, at, [order.index(block.block) for block in blocks], values, size=3.0)
     axes.set_xlabel("block")
     _ticks(axes, order)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    errors = [100 * block.survival.error for _, blocks in series for block in blocks]
+    if (least := min(errors)) > 0:
+        logarithmic(axes, least / 1.2, 1.2 * max(errors))
     axes.set_ylabel("quantization error, %")
     last = [(order.index(blocks[-1].block), 100 * blocks[-1].survival.error) for _, blocks in series]
     _ends(figure, axes, [row.variant for row, _ in series], last)

@@ -38,10 +38,10 @@ class Named:
     is_chosen: bool = False
 
 
-def size_axis(axes: Axes, sizes: Sequence[float], *, logarithmic: bool) -> None:
+def size_axis(axes: Axes, sizes: Sequence[float], *, in_powers: bool) -> None:
     """An x axis for these sizes in MB, with round ticks in MB or GB."""
     low, high = min(sizes), max(sizes)
-    if logarithmic:
+    if in_powers:
         axes.set_xscale("log", base=2)
         room = (high / low) ** 0.12
         left, right = low / room, high * room
@@ -50,7 +50,7 @@ def size_axis(axes: Axes, sizes: Sequence[float], *, logarithmic: bool) -> None:
         left, right = max(low / 2, low - room), high + room
     axes.set_xlim(left, right)
     unit, name = (1000, "GB") if high >= 1000 else (1, "MB")
-    at = (_ticks if logarithmic else _even_ticks)(left / unit, right / unit)
+    at = (_ticks if in_powers else _even_ticks)(left / unit, right / unit)
     axes.set_xticks([tick * unit for tick in at], [f"{tick:g}" for tick in at])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(f"size on disk, {name}")
@@ -70,6 +70,18 @@ def _even_ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10((high - low) / 8))
     step = next(step * power for step in (1, 2, 5, 10) if high - low <= 8 * step * power)
     return [at * step for at in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def logarithmic(axes: Axes, low: float, high: float) -> None:
+    """Makes the y axis logarithmic, from `low` to `high`, with round ticks."""
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high < 1000 * low else (1,)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    at = [tick for tick in ticks if low <= tick <= high]
+    axes.set_yticks(at, [f"{tick:g}" for tick in at])
+    axes.set_yticks([], minor=True)
 
 
 def zone(axes: Axes, operator: str, value: float, lows: Sequence[float]) -> None:

@@ -109,7 +109,7 @@ def _drawn(facts: _Facts, width: float, height: float) -> tuple[Any, bool]:
 
 def _scales(facts: _Facts, axes: Axes) -> None:
     sizes = [row.size / 1e6 for row in facts.rows]
-    size_axis(axes, sizes, logarithmic=max(sizes) > 2 * min(sizes))
+    size_axis(axes, sizes, in_powers=max(sizes) > 2 * min(sizes))
     axes.set_ylabel(heading(facts.model, facts.metric) + (", %" if facts.scale == 100 else ""))
     if facts.scale == 100:
         limit = facts.model.required.get(facts.metric)

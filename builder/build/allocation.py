@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.build.blocks import Tally
 from builder.build.calibrated import open_sequences, round_blocks
-from builder.build.one_pass import open_adapter, open_base
+from builder.build.one_pass import make_missing, open_adapter, open_base
 from builder.build.prepare import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
@@ -69,12 +69,12 @@ def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit
     emit(Note(f"{made.name}: {how.bits} bits for every weight fit. What each weight costs there is measured"))
     preflight.check(project, common, missing_actions(project.store, common), [common])
     with build_session(project.store, list(keys_of(common))):
-        round_blocks(project, common, Tally(), emit)
+        _make(project, common, emit)
         cost = _cost(project, common, sensitivity_key(made, facts.base, facts.adapter, text, toolchain), emit)
         more = chosen_bits(made, facts.base, cost)
         better = plan_alone(with_bits(made, how.bits, more), facts, toolchain)
         with build_session(project.store, list(keys_of(better))):
-            round_blocks(project, better, Tally(), emit)
+            _make(project, better, emit)
             before, after, held = _compared(project, common, better, emit)
     kept = bool(more) and after < before
     said = f"{made.name}: KL on other text {before:.4f} with {how.bits} bits for every weight"
@@ -83,6 +83,14 @@ def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit
     return Allocation(
         how.bits, dict(sorted(more.items())), dict(sorted(cost.items())), before, after, held, kept
     )
+
+
+def _make(project: Project, plan: TargetPlan, emit: Emit) -> None:
+    """The blocks of a plan, without its view. Raises BuildError."""
+    if plan.target.variant.rounds_for_text:
+        round_blocks(project, plan, Tally(), emit)
+    else:
+        make_missing(project, [plan], Tally(), emit)
 
 
 def _cost(project: Project, plan: TargetPlan, key: Key, emit: Emit) -> Mapping[str, float]:

@@ -17,7 +17,7 @@ from builder.plan.layout import layout_of
 from builder.plan.parts import ROUNDING
 from builder.plan.quantization import PlanError
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
-from builder.spec.quantizers import Goal
+from builder.spec.quantizers import NEAREST, Goal
 from builder.spec.types import MODES, Override, Quantization, Target
 
 _BITS = MODES["affine"][0]
@@ -57,7 +57,7 @@ def _measured_parts(
     variant, how = target.variant, target.variant.calibrated
     assert how is not None
     return {
-        "rounding": ROUNDING,
+        "rounding": ROUNDING if variant.rounds_for_text else NEAREST,
         "base_digest": base.weights,
         "repairs": sorted(base.structure.repairs),
         "slices": sorted(adapter.slices.items()) if adapter else [],

@@ -215,9 +215,10 @@ def _plan_target(target: Target, facts: Facts, layout: Layout, toolchain: str) -
     parts = {
         b.block: block_parts(base, b, slices.get(b.block), layout.dtype, toolchain) for b in layout.blocks
     }
-    if text is not None:
+    for_text = text is not None and target.variant.rounds_for_text
+    if text is not None and for_text:
         parts = rounded_parts(parts, layers_of(layout.blocks), target.variant, base, text)
-    kind = "block/2" if text is None else "rounded/1"
+    kind = "rounded/1" if for_text else "block/2"
     actions = tuple(
         Action(named_key(kind, parts[b.block]), b.block, b.file, b.tensors, b.size) for b in layout.blocks
     )

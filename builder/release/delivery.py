@@ -42,7 +42,7 @@ def deliver(
         _tell([learned], emit)
         prune_intermediates(project, emit, selected)
         return [*results, learned]
-    if wanted.target.variant.calibrated is not None:
+    if wanted.target.variant.rounds_for_text:
         made = build_calibrated(project, wanted, emit)
         _refresh(project, wanted)
         _tell([made], emit)
@@ -51,7 +51,7 @@ def deliver(
     read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}
     chosen = [wanted]
     for other in others:
-        in_a_pass = other.needs is None and other.target.variant.calibrated is None
+        in_a_pass = other.needs is None and not other.target.variant.rounds_for_text
         asked = in_a_pass and (other.name in selected or other.name in read)
         if asked and not target_state(project.store, other).built:
             chosen.append(other)

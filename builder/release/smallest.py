@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from builder.build.allocation import choose_bits, keep
-from builder.build.calibrated import build_calibrated
+from builder.build.calibrated import build_one
 from builder.build.prepare import waiting
 from builder.console.events import Emit, Note
 from builder.console.words import size_text
@@ -102,7 +102,7 @@ class _Search:
         asked = project.spec.search_suites(self.target)
         with build_session(project.store, keys_of(plan)):
             if len(measured(project, plan, asked)) < len(asked):  # a search that was killed had measured some
-                build_calibrated(project, plan, emit)
+                build_one(project, plan, emit)
             results = evaluate(project, plan, emit, suites=asked)
         short = missed(self.target.model.require, results)
         said = f"misses {'; '.join(map(str, short))}" if short else "passes"

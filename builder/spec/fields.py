@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from builder.spec.quantizers import METHODS
+from builder.spec.quantizers import METHODS, ROUNDINGS
 from builder.spec.types import CHECKS, DTYPES, METRICS, MODES, RECIPES, TOKENIZERS
 
 # name: the name of a declared table, of the kind that `refers` says. names: a list of such names, not empty.
@@ -236,6 +236,15 @@ VARIANT = Table(
             '"smallest" searches the fewest bytes that meet what the model requires.',
             example='target = "4.7bpw"',
             excludes=("bits", "mode", "recipe", "method", "overrides"),
+        ),
+        Field(
+            "rounding",
+            "string",
+            "For `target`: how weights are rounded. With `nearest` the text only chooses the bits.",
+            choices=ROUNDINGS,
+            default=ROUNDINGS[0],
+            example='rounding = "nearest"',
+            needs=("target",),
         ),
         Field(
             "method",

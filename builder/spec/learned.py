@@ -9,7 +9,7 @@ from pathlib import Path
 
 from builder.console.words import listed, quoted, shown, size_of_text
 from builder.spec.problems import Problems
-from builder.spec.quantizers import METHOD_SETTINGS, SMALLEST, Calibrated, Goal, Learned
+from builder.spec.quantizers import METHOD_SETTINGS, NEAREST, SMALLEST, Calibrated, Goal, Learned
 from builder.spec.shape import Values
 from builder.spec.types import Quantization
 
@@ -48,7 +48,10 @@ def calibrated(values: Values, problems: Problems) -> Calibrated | None:
     for key, value in given.items():
         if what := _out_of_range(key, value):
             problems.add(values.place.key(key), what)
-    return Calibrated(Path(values.get("calibration")), **given) if values.get("calibration") else None
+    if not values.get("calibration"):
+        return None
+    nearest = values.given.get("rounding") == NEAREST
+    return Calibrated(Path(values.get("calibration")), **given, nearest=nearest)
 
 
 def goal(values: Values, problems: Problems) -> Goal | None:

@@ -15,6 +15,8 @@ METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
 }
 METHODS = tuple(METHOD_SETTINGS)
 SMALLEST = "smallest"  # a target that searches its size
+NEAREST = "nearest"
+ROUNDINGS = ("calibrated", NEAREST)  # how a target that asks for a size is rounded
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,11 @@ class Goal:
 class Calibrated:
     """Rounding for the inputs that a text causes (`builder.engine.rounding`), in one pass, block by block.
 
-    It uses at most `samples` pieces of the text, of `sequence_length` tokens each.
+    It uses at most `samples` pieces of the text, of `sequence_length` tokens each. With `nearest` the text
+    only chooses the bits of each weight, and blocks are rounded to nearest, as in any pass.
     """
 
     calibration: Path
     samples: int = 32
     sequence_length: int = 256
+    nearest: bool = False

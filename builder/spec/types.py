@@ -127,6 +127,11 @@ class Variant:
         return made_for.calibration if made_for else None
 
     @property
+    def rounds_for_text(self) -> bool:
+        """Whether its blocks are rounded one after the other for a text. Others are made in a common pass."""
+        return self.calibrated is not None and not self.calibrated.nearest
+
+    @property
     def is_quantized(self) -> bool:
         return self.quantization is not None or self.recipe is not None or self.goal is not None
 

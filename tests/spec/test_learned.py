@@ -141,6 +141,8 @@ def test_a_calibrated_variant(settings: str, samples: int, length: int) -> None:
         ),
         (TEXT + "target = 5", "target: expected a string"),
         (TEXT + 'target = "5bpw"\nbits = 4', "target"),
+        (TEXT + 'target = "5bpw"\nrounding = "nearby"', 'rounding = "nearby" is not possible'),
+        (TEXT + 'bits = 4\nrounding = "nearest"', "rounding needs target"),
         (TEXT + 'target = "5bpw"\nmethod = "gptq"', "target"),
         (TEXT + 'target = "5bpw"\ngroup_size = 48', "group_size = 48 is not possible with target"),
     ],

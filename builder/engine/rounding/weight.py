@@ -31,6 +31,7 @@ from builder.engine.rounding.grid import STEPS, TURNS, fitted, searched
 from builder.spec.types import Quantization
 
 Floats = npt.NDArray[np.float32]
+Stored = npt.NDArray[Any]  # float32, float16, or bfloat16 as uint16
 
 DAMPING = 0.01  # of the mean second moment, added to each: GPTQ's choice
 SWEEPS = 3  # how often all codes and grids are chosen again
@@ -70,16 +71,30 @@ class Rounded:
         return out
 
 
+def as_numpy(weight: mx.array) -> Stored:
+    """A weight as `round_weight` takes it, without a copy: numpy has no bfloat16."""
+    mx.eval(weight)
+    return np.asarray(weight.view(mx.uint16) if weight.dtype == mx.bfloat16 else weight)
+
+
+def _as_floats(some: Stored) -> Floats:
+    """Rows of a weight in float32, as a copy."""
+    if some.dtype == np.uint16:
+        return (some.astype(np.uint32) << 16).view(np.float32)
+    return some.astype(np.float32)
+
+
 def round_weight(
-    weight: Floats,
+    weight: Stored,
     moments: Floats | None,
     how: Quantization,
     dtype: mx.Dtype,
     *,
     compiled: bool | None = None,
 ) -> Rounded:
-    """Rounds a weight float32 [rows, columns] to `how` (mode affine), with scales and biases of `dtype`.
+    """Rounds a weight [rows, columns] to `how` (mode affine), with scales and biases of `dtype`.
 
+    weight: float32, float16, or bfloat16 as uint16. Some rows at a time become float32.
     moments: the mean of x xᵀ over the inputs x, float32 [columns, columns]. compiled: None chooses.
     """
     with numpy_on_one_thread():
@@ -87,7 +102,7 @@ def round_weight(
 
 
 def _rounded(
-    weight: Floats, moments: Floats | None, how: Quantization, dtype: mx.Dtype, compiled: bool | None
+    weight: Stored, moments: Floats | None, how: Quantization, dtype: mx.Dtype, compiled: bool | None
 ) -> Rounded:
     rows, columns = weight.shape
     factor, importance, damped = _factors(moments, columns)
@@ -105,9 +120,9 @@ def _rounded(
 
     def run(piece: slice) -> None:
         part = Rounded(made.codes[piece], made.scales[piece], made.biases[piece])
-        work(np.array(weight[piece], np.float32), factor, importance, how, _KINDS[dtype], part)
+        work(_as_floats(weight[piece]), factor, importance, how, _KINDS[dtype], part)
         if damped is not None:
-            again(weight[piece], damped, how, _KINDS[dtype], part)
+            again(_as_floats(weight[piece]), damped, how, _KINDS[dtype], part)
 
     if compiled:
         with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as pool:

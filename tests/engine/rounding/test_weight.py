@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from builder.engine.rounding import weight as weight_module
-from builder.engine.rounding.weight import Rounded, round_weight
+from builder.engine.rounding.weight import Rounded, as_numpy, round_weight
 from builder.spec.types import Quantization
 from tests.conftest import fresh_python
 
@@ -324,6 +324,18 @@ if library:
 @pytest.mark.slow
 def test_the_number_of_threads_of_numpy_changes_nothing() -> None:
     assert fresh_python(DIGEST, "1") == fresh_python(DIGEST, "2")
+
+
+@EACH_DTYPE
+def test_a_weight_in_the_stored_dtype_is_rounded_as_its_float32_copy(dtype: mx.Dtype) -> None:
+    weight = mx.array(drawn(20, 64)).astype(dtype)
+    given = as_numpy(weight)
+    assert given.itemsize == weight.itemsize
+    copy = np.array(weight.astype(mx.float32))
+    one, other = (round_weight(each, moved_together(64), FOUR, dtype) for each in (given, copy))
+    assert (one.codes == other.codes).all()
+    assert (one.scales == other.scales).all()
+    assert (one.biases == other.biases).all()
 
 
 def test_the_weight_that_is_given_is_not_changed() -> None:

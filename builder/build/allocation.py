@@ -12,6 +12,7 @@ from builder.build.blocks import Tally
 from builder.build.calibrated import open_sequences, round_blocks
 from builder.build.one_pass import make_missing, open_adapter, open_base
 from builder.build.prepare import waiting
+from builder.build.sharing import fetch_records
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
 from builder.errors import BuildError, SourceChanged
@@ -47,10 +48,13 @@ def choose_bits(project: Project, target: Target, emit: Emit) -> Allocation:
         raise SourceChanged(source=f"model:{target.name}", path=facts.reason)
     assert facts.text is not None
     key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain)
+    made = uniform(target, facts.base)
+    cost = sensitivity_key(made, facts.base, facts.adapter, facts.text, sources.toolchain)
+    fetch_records(project, [key, cost], emit)
     with acquire(store, [key], waiting(target.name, emit)):
         if (known := project.allocation(key)) is not None:
             return known
-        found = _measured(project, uniform(target, facts.base), facts, sources.toolchain, emit)
+        found = _measured(project, made, facts, sources.toolchain, emit)
         keep(project, key, found, target.name)
         return found
 

@@ -16,6 +16,9 @@ def first(model: ModelReport) -> list[str]:
         said.append(
             f"Measured from base and adapter, not on disk: {', '.join(unbuilt)}; the size is what it takes."
         )
+    if model.training and model.training.overlaps:
+        shared = "; ".join(model.training.overlaps)
+        said.append(f"Not only new questions: {shared}.")
     if searched := [row.variant for row in model.rows if row.searched and row.figures]:
         said.append(
             f"Searched with one half of the questions, and measured by the other half: {', '.join(searched)}."

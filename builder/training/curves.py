@@ -46,6 +46,9 @@ def summary(curve: Curve, keep: str) -> tuple[str, ...]:
         found.append(f"kept step {curve.best} of {curve.steps}, with the validation loss {loss:.3f}")
     else:
         found.append(f"kept the last step, {curve.steps}")
+    untrained, measured = dict(curve.valid).get(0), [loss for step, loss in curve.valid if step]
+    if untrained is not None and measured and min(measured) >= untrained:
+        found.append(f"no step is better than the base alone, which has the validation loss {untrained:.3f}")
     return tuple(found)
 
 

@@ -164,13 +164,16 @@ class Run:
             self._made.model.load_weights(list(before.items()), strict=False)
             self._made.model.eval()
             bad = [index for index in chosen if not self._is_finite(index, loss)]
-            if bad and len(bad) < len(chosen):
+            if bad and (len(bad) < len(chosen) or len(chosen) == 1):
                 lines = sorted(self._train[index].line for index in bad)
                 rows = "row in line" if len(lines) == 1 else "rows in lines"
                 what = f"the loss of the {rows} {', '.join(map(str, lines))} of train.jsonl is {value}"
             elif bad:
                 what = f"the loss of every row is {value} (lines {', '.join(map(str, lines))} of train.jsonl)"
-        return TrainingStopped(adapter=self._adapter, step=step, what=what)
+        hint = None
+        if not any(self._train[index].learned(self._training.max_length) for index in chosen):
+            hint = "Nothing of these rows is left to learn: remove them, or make max_length larger."
+        return TrainingStopped(adapter=self._adapter, step=step, what=what, hint=hint)
 
     def _is_finite(self, index: int, loss: Callable[..., Any]) -> bool:
         value, _ = loss(self._made.model, *self._batch(self._train, [index]))

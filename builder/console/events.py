@@ -32,6 +32,15 @@ class Sending:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """`done` of `total` bytes of one file are written."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class PassStarted:
     """A pass over one model begins.
 
@@ -110,7 +119,17 @@ class Failed:
 
 
 Event = (
-    Note | Hashing | Sending | Scored | Learning | PassStarted | BlockDone | PassDone | TargetDone | Failed
+    Note
+    | Hashing
+    | Sending
+    | Writing
+    | Scored
+    | Learning
+    | PassStarted
+    | BlockDone
+    | PassDone
+    | TargetDone
+    | Failed
 )
 Emit = Callable[[Event], None]
 

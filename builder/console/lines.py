@@ -18,6 +18,7 @@ from builder.console.events import (
     PassStarted,
     Scored,
     Sending,
+    Transferred,
     Writing,
 )
 from builder.console.words import count, said_loss, size_text
@@ -53,6 +54,9 @@ class Plain:
             case Hashing(what, done, total):
                 if done < total and self._due():
                     self._line(f"{what}: hashed {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+            case Transferred(remote, way, done, total):
+                if done < total and self._due():
+                    self._line(f"{way} {remote}: {size_text(done)} of {size_text(total)}")
             case Sending(where, done, total):
                 if done < total and self._due():
                     self._line(f"{where}: sent {done / 1e9:.1f} of {total / 1e9:.1f} GB")

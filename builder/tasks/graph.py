@@ -110,6 +110,8 @@ def project_tasks(project: Project) -> Iterator[Task]:
             AdapterReady(project, adapter),
             after=[f"base:{adapter.base}"],
         )
+    if any(variant.calibration is not None for variant in spec.variants.values()):
+        yield _group("calibration", "the texts that variants are made for")
     for variant in spec.variants.values():
         if variant.calibration is not None:
             text = f"the text that {variant.name} is made for, {from_here(variant.calibration)}"

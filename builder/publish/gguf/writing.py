@@ -14,10 +14,10 @@ from builder.publish.gguf.architecture import (
     Architecture,
     GgufRefused,
     Tensor,
-    Unwritable,
     architecture,
 )
 from builder.publish.gguf.formats import data, nbytes, type_of
+from builder.publish.gguf.settings import Unwritable
 from builder.publish.gguf.vocabulary import Vocabulary, vocabulary
 from builder.publish.gguf.weights import Weight, Weights
 from builder.spec.destinations import EXACT

@@ -10,8 +10,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from builder.publish.gguf.architecture import GgufRefused, Unwritable
+from builder.publish.gguf.architecture import GgufRefused
 from builder.publish.gguf.formats import nbytes, type_of
+from builder.publish.gguf.settings import Unwritable
 from builder.publish.gguf.vocabulary import vocabulary
 from builder.publish.gguf.weights import unpacked
 from builder.publish.gguf.writing import planned, write

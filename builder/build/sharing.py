@@ -199,6 +199,14 @@ def share(project: Project, plans: Sequence[TargetPlan], occasion: str, emit: Em
                 told(remote, send(project, remote, bundles, emit), emit)
 
 
+def push_targets(project: Project, names: Sequence[str], emit: Emit) -> None:
+    """Pushes what is built of these targets to every remote. Raises BuildError."""
+    plans = [plan for name in names if isinstance(plan := project.plan.targets[name], TargetPlan)]
+    bundles = [found for plan in plans if (found := bundle_of(project, plan))]
+    for remote in project.spec.remotes.values():
+        told(remote, send(project, remote, bundles, emit), emit)
+
+
 def send(
     project: Project, remote: Remote, bundles: Sequence[Bundle], emit: Emit, *, read_back: bool = False
 ) -> PushPlan:

@@ -35,6 +35,7 @@ ROWS: tuple[str, ...] = (
     "plan",
     "engine.kernels",
     "engine",
+    "training",
     "project",
     "build",
     "evaluate",
@@ -51,6 +52,7 @@ ROWS: tuple[str, ...] = (
 # What a package must not use although it stands below.
 NEVER: Mapping[str, tuple[str, ...]] = {
     "engine": ("store", "sources"),
+    "training": ("store", "sources"),
     "report": ("build", "engine", "evaluate.worker"),
     "plan": ("store.care",),
 }

@@ -101,6 +101,17 @@ class Learning:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """An adapter has been trained for `done` of `total` steps. `speed` is in learned tokens a second."""
+
+    adapter: str
+    done: int
+    total: int
+    loss: float
+    speed: float
+
+
+@dataclass(frozen=True)
 class Transferred:
     """`done` of `total` bytes have been pushed to a remote or pulled from it. `way` is push or pull."""
 
@@ -125,6 +136,7 @@ Event = (
     | Sending
     | Scored
     | Learning
+    | Trained
     | PassStarted
     | BlockDone
     | PassDone

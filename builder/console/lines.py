@@ -18,6 +18,7 @@ from builder.console.events import (
     PassStarted,
     Scored,
     Sending,
+    Trained,
     Transferred,
 )
 from builder.console.words import count, said_loss, size_text
@@ -66,6 +67,11 @@ class Plain:
                 if self._due():
                     left = self._left(target + part, done, total)
                     self._line(f"{target}: {part}: {done} of {total}{said_loss(loss)}{left}")
+            case Trained(adapter, done, total, loss, speed):
+                if self._due():
+                    left = self._left(adapter, done, total)
+                    told = f"{said_loss(loss)}, {speed:,.0f} tokens/s{left}"
+                    self._line(f"{adapter}: {done} of {total} steps{told}")
             case PassStarted():
                 self._blocks, self._done = event.blocks, 0
                 self._line(

@@ -218,7 +218,7 @@ def _request(
     """The request to the worker. Without a directory the worker makes the target from its sources."""
     base = project.spec.bases[target.target.model.base]
     adapter = target.target.model.adapter
-    worn = project.spec.adapters[adapter] if adapter else None
+    worn = project.adapter(adapter) if adapter else None
     return {
         "directory": str(directory) if directory else None,
         "stored": {"dtype": target.dtype},

@@ -382,7 +382,7 @@ def test_fields_are_declared_well() -> None:
             assert not field.refers or field.refers in FIELDS
     for field in all_fields():
         assert field.doc.endswith(".")
-        assert field.kind in ("globs", "texts") or field.example.startswith(f"{field.name} = ")
+        assert field.kind in ("globs", "texts", "table") or field.example.startswith(f"{field.name} = ")
 
 
 def test_import_is_light() -> None:

@@ -15,8 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from builder.errors import BuildError
-from builder.evaluate.process import Step, described_error, telling
+from builder.errors import BuildError, described_error
+from builder.evaluate.process import Step, telling
 from builder.project.result_keys import PRECISION
 
 

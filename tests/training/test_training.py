@@ -131,7 +131,7 @@ def test_killed_in_the_middle_it_gives_the_same_bytes(box: Sandbox, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_row(box: Sandbox) -> None:
-    """A row that is cut before its answer begins has nothing to learn. Alone in a batch, its loss is 0 / 0."""
+    """A row that is cut before its answer begins teaches nothing. Alone in a batch, its loss is 0 / 0."""
     asked = [{"role": "user", "content": "x" * 90}, {"role": "assistant", "content": "y"}]
     with (box.root / "data" / "train.jsonl").open("a") as file:
         file.write(json.dumps({"messages": asked}) + "\n")

@@ -132,7 +132,8 @@ class Production:
 class Trained:
     """How an adapter was trained. `train` and `valid`: losses by step. `kept`: the step that is the adapter.
 
-    `overlaps`: what the suites share with the training data, one clause each.
+    `overlaps`: what the suites share with the training data, one clause each. `loss` is the validation
+    loss of the adapter, `fused_loss` that on the unquantized base, where training had a quantized one.
     """
 
     train: tuple[tuple[int, float], ...]
@@ -142,6 +143,8 @@ class Trained:
     settings: Mapping[str, str | int | float | bool]
     seconds: float
     overlaps: tuple[str, ...]
+    loss: float | None = None
+    fused_loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,16 @@ def trained(project: Project, model: Model) -> Trained | None:
     if manifest is None or curve is None:
         return None
     shared = overlaps((project.spec.suites[name] for name in model.suites), adapter.train)
+    kept = curve.best if adapter.train.keep == "best" and curve.best is not None else curve.steps
+    fused = manifest.measures.get("fused_loss")
     return Trained(
         train=tuple(curve.train),
         valid=tuple(curve.valid),
         steps=curve.steps,
-        kept=curve.best if adapter.train.keep == "best" and curve.best is not None else curve.steps,
+        kept=kept,
         settings=dict(manifest.settings),
         seconds=float(manifest.measures.get("seconds", 0.0)),
         overlaps=tuple(map(str, shared)),
+        loss=dict(curve.valid).get(kept),
+        fused_loss=None if fused is None else float(fused),
     )

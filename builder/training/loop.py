@@ -111,16 +111,8 @@ class Run:
         progress, model = self.progress, self._made.model
         if not progress.chosen:
             return
-        model.eval()
-        total, count = mx.array(0.0), mx.array(0)
-        for index in progress.chosen:
-            losses, tokens = loss(model, *self._batch(self._valid, self._valid_batches[index]))
-            total, count = total + losses * tokens, count + tokens
-            mx.eval(total, count)
-            mx.clear_cache()
+        value = self._loss(model, loss)
         model.train()
-        found: Any = (total / count).item()
-        value = float(found)
         if not math.isfinite(value):
             what = f"the validation loss is {value}"
             raise TrainingStopped(adapter=self._adapter, step=progress.step, what=what)
@@ -134,6 +126,24 @@ class Run:
             progress.waited += 1
             patience = self._training.patience
             progress.stopped = patience is not None and progress.waited >= patience
+
+    def loss_on(self, other: Student, kept: Mapping[str, mx.array]) -> float:
+        """The validation loss of an adapter on another model."""
+        from mlx_lm.tuner.trainer import default_loss
+
+        other.model.load_weights(list(kept.items()), strict=False)
+        return self._loss(other.model, default_loss)
+
+    def _loss(self, model: nn.Module, loss: Callable[..., Any]) -> float:
+        model.eval()
+        total, count = mx.array(0.0), mx.array(0)
+        for index in self.progress.chosen or ():
+            losses, tokens = loss(model, *self._batch(self._valid, self._valid_batches[index]))
+            total, count = total + losses * tokens, count + tokens
+            mx.eval(total, count)
+            mx.clear_cache()
+        found: Any = (total / count).item()
+        return float(found)
 
     def _note(self, loss: float) -> None:
         """One more loss, as a part of a point of the curve."""

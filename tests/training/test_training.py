@@ -180,3 +180,20 @@ def test_it_is_what_mlx_lm_lora_trains(box: Sandbox) -> None:
     assert ours
     assert found.keys() == expected.keys()
     assert all(mx.array_equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_on_the_quantized_base(box: Sandbox) -> None:
+    """QLoRA: trained on 4 bits, fused into the unquantized base, and both losses are said."""
+    box.edit("rank = 4", 'rank = 4\non = "4bit"')
+    made = box.doit()
+    assert made.code == 0, made.text
+    assert "fused into the unquantized base, the validation loss is" in made.text
+    report = box.builder("report", "--json")
+    [model] = json.loads(report.out)["models"]
+    assert model["training"]["settings"]["on"] == "4-bit, group size 64"
+    assert model["training"]["loss"] != model["training"]["fused_loss"]
+    assert 4 < model["training"]["fused_loss"] < 6
+    page = box.builder("report")
+    assert page.code == 0
+    assert "Training" in (box.root / "store" / "report" / "report.md").read_text()

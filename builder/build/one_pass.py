@@ -73,7 +73,7 @@ def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[B
     with _ONE_PASS, build_session(store, keys):
         tally = Tally()
         register(project)
-        _make_missing(project, targets, tally, emit)
+        make_missing(project, targets, tally, emit)
         for target in targets:
             copy_aux(project, target)
         seconds = time.perf_counter() - start
@@ -90,7 +90,7 @@ def _check_room(project: Project, targets: Sequence[TargetPlan]) -> None:
     preflight.check(project, targets[0], unique.values(), targets)
 
 
-def _make_missing(project: Project, targets: Sequence[TargetPlan], tally: Tally, emit: Emit) -> None:
+def make_missing(project: Project, targets: Sequence[TargetPlan], tally: Tally, emit: Emit) -> None:
     """Run every action that has no usable record."""
     store = project.store
     todo = {target.name: missing_actions(store, target) for target in targets}

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from builder.console.interrupt import INTERRUPTED
 from builder.console.words import nearest, quoted
 from builder.errors import BuildError
 from builder.project.preflight import NO_SPACE_CHECK
+from builder.project.remotes import NO_REMOTE, without_remotes
 from builder.spec.place import DECLARATION
 from builder.tasks.reporter import Collecting, ErrorsOnly, Reporter
 from builder.tasks.selection import as_tasks, note_selection
@@ -49,12 +51,28 @@ OPT_SPACE: Mapping[str, Any] = {
     "default": False,
     "help": "build although the disk seems too small for it",
 }
+OPT_NO_REMOTE: Mapping[str, Any] = {
+    "name": "no_remote",
+    "long": "no-remote",
+    "type": bool,
+    "default": False,
+    "help": "neither pull from remotes nor push to them",
+}
 OPT_LOCKED: Mapping[str, Any] = {
     "name": "locked",
     "long": "locked",
     "type": bool,
     "default": False,
     "help": "refuse to run unless all inputs are those of artifacts.lock",
+}
+
+
+OPT_DRY_RUN: Mapping[str, Any] = {
+    "name": "dry_run",
+    "long": "dry-run",
+    "type": bool,
+    "default": False,
+    "help": "only for publish:NAME: show the files, the bytes and the card, and send nothing",
 }
 
 
@@ -74,7 +92,9 @@ OURS = (
     OPT_PROGRESS,
     OPT_QUIET,
     OPT_LOCKED,
+    OPT_NO_REMOTE,
     OPT_SPACE,
+    OPT_DRY_RUN,
     OPT_JSON,
 )
 
@@ -95,7 +115,16 @@ class Run(OneScreen, DoitRun):  # type: ignore[misc]
     doc_more = (
         "`{bin} help COMMAND` shows the options of another command. docs/cli.md has doit's other options."
     )
-    cmd_options = (*DoitRun.cmd_options, OPT_PROGRESS, OPT_QUIET, OPT_LOCKED, OPT_SPACE, OPT_JSON)
+    cmd_options = (
+        *DoitRun.cmd_options,
+        OPT_PROGRESS,
+        OPT_QUIET,
+        OPT_LOCKED,
+        OPT_NO_REMOTE,
+        OPT_SPACE,
+        OPT_DRY_RUN,
+        OPT_JSON,
+    )
     shown_options = OURS
 
     def parse_execute(self, in_args: Sequence[str]) -> int:
@@ -129,21 +158,29 @@ class Run(OneScreen, DoitRun):  # type: ignore[misc]
         progress: str = "",
         quiet: bool = False,
         locked: bool = False,
+        no_remote: bool = False,
         no_space_check: bool = False,
+        dry_run: bool = False,
         json: bool = False,
     ) -> int:
         """Runs the tasks. doit reads the names of these arguments from this signature."""
         arguments = dict(locals())
-        for ours in ("self", "__class__", "progress", "quiet", "locked", "no_space_check", "json"):
-            arguments.pop(ours, None)
+        ours = ("progress", "quiet", "locked", "no_remote", "no_space_check", "dry_run", "json")
+        for name in ("self", "__class__", *ours):
+            arguments.pop(name, None)
+        if no_remote:
+            os.environ[NO_REMOTE] = "1"  # worker processes inherit it, and those below
         if locked:
-            _check_lock()
+            _check_lock(forks=num_process > 0)
         if no_space_check:
-            os.environ[NO_SPACE_CHECK] = "1"  # worker processes inherit it, and the two below
+            os.environ[NO_SPACE_CHECK] = "1"
         if quiet or progress:
             os.environ[VARIABLE] = progress or "silent"
         if json:
             os.environ[ANSWERS] = "json"
+        names = [*(self.sel_tasks or [])]
+        if dry_run or _DRY_RUN in names:  # doit leaves to a task what stands after its name
+            return _dry_run([name for name in names if name != _DRY_RUN], as_json=json or _JSON in names)
         self.sel_tasks: list[str] = as_tasks(self.sel_tasks or [], self.task_list)
         note_selection(self.task_list, self.sel_tasks)
         collected = Collecting() if json else None
@@ -168,6 +205,26 @@ class Run(OneScreen, DoitRun):  # type: ignore[misc]
         return code
 
 
+_DRY_RUN, _JSON = "--dry-run", "--json"
+
+
+class NoDryRun(BuildError):
+    """--dry-run is for publish:NAME, and "{name}" is another task."""
+
+    exit_code = 3
+    hint = "`builder plan` shows what a build would do."
+
+
+def _dry_run(names: Sequence[str], *, as_json: bool) -> int:
+    """Shows what publications would do. Raises NoDryRun, BuildError."""
+    from builder.tasks.publishing import TASK, dry_run
+
+    names = [name for name in names if name != _JSON]
+    if wrong := next((name for name in names or ["doit"] if not name.startswith(TASK)), None):
+        raise NoDryRun(name=wrong)
+    return dry_run(Path(DECLARATION), names, as_json=as_json)
+
+
 def known_tasks(names: Sequence[str], tasks: Sequence[Any]) -> list[str]:
     """The tasks of typed names, which must all be tasks. Raises UnknownTask."""
     known = [task.name for task in tasks]
@@ -189,10 +246,13 @@ def unknown_task(name: str, words: Sequence[str]) -> UnknownTask:
     return UnknownTask(name=name, near=f"; did you mean {quoted(close)}?" if close else ".")
 
 
-def _check_lock() -> None:
-    """Checks all inputs against artifacts.lock. Raises LockDiffers, LockInvalid."""
+def _check_lock(*, forks: bool) -> None:
+    """Checks all inputs against artifacts.lock. Raises LockDiffers, LockInvalid.
+
+    A process that forks afterwards (`-n`) must not have used a remote.
+    """
     from builder.build.lockfile import check
     from builder.project.project import Project
 
-    with showing() as emit:
+    with showing() as emit, without_remotes() if forks else nullcontext():
         check(Project.load(Path(DECLARATION)), emit)

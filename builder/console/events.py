@@ -23,6 +23,15 @@ class Hashing:
 
 
 @dataclass(frozen=True)
+class Sending:
+    """`done` of `total` bytes have been published to `where`, or were there already."""
+
+    where: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class PassStarted:
     """A pass over one model begins.
 
@@ -96,6 +105,16 @@ class Learning:
 
 
 @dataclass(frozen=True)
+class Transferred:
+    """`done` of `total` bytes have been pushed to a remote or pulled from it. `way` is push or pull."""
+
+    remote: str
+    way: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Failed:
     """A task ended with an error: the error's name (docs/errors.md) and its text. Only JSON lines show it."""
 
@@ -104,7 +123,19 @@ class Failed:
     message: str
 
 
-Event = Note | Hashing | Scored | Learning | PassStarted | BlockDone | PassDone | TargetDone | Failed
+Event = (
+    Note
+    | Hashing
+    | Sending
+    | Scored
+    | Learning
+    | PassStarted
+    | BlockDone
+    | PassDone
+    | TargetDone
+    | Transferred
+    | Failed
+)
 Emit = Callable[[Event], None]
 
 

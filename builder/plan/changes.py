@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from builder.plan.types import Action, TargetPlan
-from builder.spec.quantizers import METHOD_SETTINGS
+from builder.spec.quantizers import METHOD_SETTINGS, NEAREST
 from builder.store.types import Manifest
 
 _LABELS = frozenset({"base", "adapter", "variant", "source"})  # names: recorded for a reader, in no key
@@ -73,7 +73,7 @@ class Why:
     `state` and `reason` come from `builder.project.state`. `changes` compares with the former build, and is
     empty without a former build. A build would make `blocks`, out of `total` blocks, and write `nbytes`
     bytes. `former` is the time of the former build (RFC 3339), or None. `bits` says why each weight has its
-    bits, where the target asks for a size.
+    bits, where the target asks for a size. `remote` has `fetched` of the blocks, `fetch` bytes of the target.
     """
 
     target: str
@@ -85,6 +85,9 @@ class Why:
     nbytes: int
     former: str | None
     bits: tuple[str, ...] = ()
+    remote: str = ""
+    fetch: int = 0
+    fetched: int = 0
 
     @property
     def reused(self) -> int:
@@ -187,6 +190,7 @@ def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
         settings |= {k: str(v) for k, v in asdict(learned).items() if k in used}
     if (calibrated := variant.calibrated) is not None:
         settings |= {"samples": calibrated.samples, "sequence_length": calibrated.sequence_length}
+        settings |= {"rounding": NEAREST} if calibrated.nearest else {}
     if variant.goal is not None:
         settings |= {"target": str(variant.goal), "group_size": variant.group_size}
         settings.pop("bits", None)

@@ -29,6 +29,15 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
+def device() -> str:
+    """The kind of device that computes here: metal, cuda or cpu. Kinds may round differently."""
+    import sys
+
+    if sys.platform == "darwin":
+        return "metal"
+    return "cuda" if any(version_of(f"mlx-cuda-{number}") != "-" for number in (12, 13)) else "cpu"
+
+
 def machine_name() -> str:
     """This machine, for figures that mean nothing on another one: its name and its kind."""
     import platform
@@ -43,4 +52,4 @@ def now() -> str:
 
 def made_by() -> dict[str, str]:
     """Recorded, not keyed: when, with which versions and on which machine something was made."""
-    return {"made": now(), "toolchain": toolchain(), "machine": machine()}
+    return {"made": now(), "toolchain": toolchain(), "machine": machine(), "device": device()}

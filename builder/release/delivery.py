@@ -11,6 +11,7 @@ from builder.build.intermediates import prune_intermediates
 from builder.build.learned import build_learned
 from builder.build.one_pass import Built, build
 from builder.build.prepare import prepare_sources, prepare_target
+from builder.build.sharing import fetch, share
 from builder.console.events import Emit, Note, TargetDone
 from builder.console.words import listed, size_text
 from builder.errors import BuildError
@@ -19,6 +20,7 @@ from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.state import reads_source, target_state
 from builder.release.scores import refresh
+from builder.release.smallest import search_size
 from builder.store import pins, views
 from builder.store.care import drop
 
@@ -29,19 +31,30 @@ def deliver(
     """Build `name` and, in the same pass, every selected target of its model that is not built, and what a
     selected learned target reads.
 
-    Targets asked for by name are kept until cleaned. Raises BuildError.
+    Targets asked for by name are kept until cleaned. What a remote has is pulled instead. Raises BuildError.
     """
     project.forget_plan()
+    results = _deliver(project, name, selected, named, emit)
+    plans = [project.plan.targets[built.name] for built in results]
+    share(project, [plan for plan in plans if isinstance(plan, TargetPlan)], "always", emit)
+    return results
+
+
+def _deliver(
+    project: Project, name: str, selected: Collection[str], named: Collection[str], emit: Emit
+) -> list[Built]:
     wanted = _resolved(project, name, emit)
     model = wanted.target.model.name
     if wanted.needs is not None:
+        fetch(project, [wanted], emit)
         results = _source_of(project, wanted, selected, named, emit)
         learned = build_learned(project, wanted, emit)
         _refresh(project, wanted)
         _tell([learned], emit)
         prune_intermediates(project, emit, selected)
         return [*results, learned]
-    if wanted.target.variant.calibrated is not None:
+    if wanted.target.variant.rounds_for_text:
+        fetch(project, [wanted], emit)
         made = build_calibrated(project, wanted, emit)
         _refresh(project, wanted)
         _tell([made], emit)
@@ -50,7 +63,7 @@ def deliver(
     read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}
     chosen = [wanted]
     for other in others:
-        in_a_pass = other.needs is None and other.target.variant.calibrated is None
+        in_a_pass = other.needs is None and not other.target.variant.rounds_for_text
         asked = in_a_pass and (other.name in selected or other.name in read)
         if asked and not target_state(project.store, other).built:
             chosen.append(other)
@@ -59,6 +72,7 @@ def deliver(
     for target in chosen:
         if target.target.variant.intermediate and target.name in named:
             pins.pin(project.store, target.name)
+    fetch(project, chosen, emit)
     results = build(project, chosen, emit)
     for target in chosen:
         _refresh(project, target)
@@ -73,7 +87,7 @@ def _source_of(
     source = project.plan.targets[str(plan.needs)]
     if not reads_source(project.store, plan) or target_state(project.store, source).built:
         return []
-    return deliver(project, source.name, selected, named, emit)
+    return _deliver(project, source.name, selected, named, emit)
 
 
 def _refresh(project: Project, target: TargetPlan) -> None:
@@ -105,7 +119,10 @@ def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
         return plan
     if plan.target.variant.goal is not None and plan.error is None:
         prepare_sources(project, plan.target, emit)
-        choose_bits(project, plan.target, emit)
+        if plan.target.variant.goal.smallest:
+            search_size(project, plan.target, emit)
+        else:
+            choose_bits(project, plan.target, emit)
     return prepare_target(project, plan.target, emit)
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from builder.build.blocks import Tally
 from builder.build.calibrated import open_sequences, round_blocks
 from builder.build.one_pass import make_missing, open_adapter, open_base
-from builder.build.prepare import waiting
 from builder.build.sharing import fetch_records
+from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
 from builder.errors import BuildError, SourceChanged

@@ -14,6 +14,7 @@ from builder.project.project import Project
 from builder.store import records
 from tests.commands.test_status import make_project
 from tests.conftest import Sandbox, fresh_python
+from tests.remote.servers import BUCKET, S3
 
 REMOTE = '\n[remote.team]\nurl = "../remote"\n'
 
@@ -144,3 +145,23 @@ def test_the_structure_of_a_base_travels(ann: Sandbox) -> None:
     ]
     assert len(structures) == 2
     assert structures[0] == structures[1]  # also when it was made
+
+
+@pytest.mark.slow
+def test_processes_that_are_forked_use_a_bucket(ann: Sandbox, s3: S3) -> None:
+    """obstore hangs in a child of a process that has used it. Only tasks use a remote, and children run
+    them.
+    """
+    fork = f'\n[remote.team]\nurl = "s3://{BUCKET}/forks"\nendpoint = "{s3.endpoint}"\npush = "always"\n'
+    igor = clone(ann, "igor")
+    igor.toml.write_text(igor.toml.read_text().replace(REMOTE, fork))
+    assert igor.builder("remote", "init").code == 0
+    ran = igor.doit("-n", "2", "model:m_5bit", "model:m_4bit")
+    assert ran.code == 0, ran.text
+    assert "pushed for m_" in ran.err
+    june = clone(igor, "june")
+    shutil.rmtree(june.root / "store", ignore_errors=True)
+    ran = june.doit("--locked", "-n", "2", "--progress", "json", "model:m_5bit", "model:m_4bit")
+    assert ran.code == 0, ran.text
+    assert "BlockDone" not in [event["event"] for event in events(ran.err)]
+    assert shards(june, "m_5bit") == shards(igor, "m_5bit")

@@ -110,7 +110,7 @@ def _quantized(
     for part, moments in parts:
         rounded = round_weight(
             as_numpy(part), moments, how, dtype, again=linear
-        )  # worse for a tied embedding
+        )  # no gain for embeddings
         codes.append(rounded.packed(how.bits))
         scales.append(rounded.scales)
         biases.append(rounded.biases)

@@ -140,7 +140,7 @@ def _examples(table: Table) -> list[str]:
         alternative = field.name in table.one_of[1:] or field.excludes
         lacks = field.needs and not live & set(field.needs)
         elsewhere = table is SUITE and field.name not in ("kind", *chain(*KEYS["choice"]))
-        elsewhere |= table is PUBLISH and field.name in ("link", "override")
+        elsewhere |= table is PUBLISH and field.name in ("model", "link", "override", "gguf")
         if alternative or lacks or elsewhere:
             lines.append(f"# {line}")
         else:

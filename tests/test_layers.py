@@ -42,6 +42,7 @@ ROWS: tuple[str, ...] = (
     "evaluate.worker",
     "release",
     "report",
+    "publish.gguf",
     "publish",
     "scaffold",
     "tasks",

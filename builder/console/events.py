@@ -32,6 +32,15 @@ class Sending:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """`done` of `total` bytes of one file are written."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class PassStarted:
     """A pass over one model begins.
 
@@ -134,6 +143,7 @@ Event = (
     Note
     | Hashing
     | Sending
+    | Writing
     | Scored
     | Learning
     | Trained

@@ -20,6 +20,7 @@ from builder.console.events import (
     Sending,
     Trained,
     Transferred,
+    Writing,
 )
 from builder.console.words import count, said_loss, size_text
 
@@ -60,6 +61,9 @@ class Plain:
             case Sending(where, done, total):
                 if done < total and self._due():
                     self._line(f"{where}: sent {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+            case Writing(what, done, total):
+                if done < total and self._due():
+                    self._line(f"{what}: wrote {done / 1e9:.1f} of {total / 1e9:.1f} GB")
             case Scored(target, done, total):
                 if self._due():
                     self._line(f"{target}: {done} of {total} measured")

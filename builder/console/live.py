@@ -23,6 +23,7 @@ from builder.console.events import (
     Sending,
     Trained,
     Transferred,
+    Writing,
 )
 from builder.console.words import said_loss
 
@@ -62,8 +63,9 @@ class Live:
                 self._update(done, f"{_of(done, total)}{self._rate(done)}")
                 if done >= total:
                     self._stop()
-            case Sending(where, done, total):
-                self._follow(f"send {where}", total, longest=30)
+            case Sending(what, done, total) | Writing(what, done, total):
+                verb = "send" if isinstance(event, Sending) else "write"
+                self._follow(f"{verb} {what}", total, longest=30)
                 self._update(done, f"{_of(done, total)}{self._rate(done)}")
                 if done >= total:
                     self._stop()

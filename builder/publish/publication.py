@@ -28,9 +28,9 @@ def find(project: Project, name: str) -> Publication:
     return declared[name]
 
 
-def look(project: Project, publication: Publication, emit: Emit) -> Plan:
-    """What publishing would do. Changes nothing. Raises BuildError."""
-    bundle = gather(project, publication, emit)
+def look(project: Project, publication: Publication, emit: Emit, *, dry: bool = True) -> Plan:
+    """What publishing would do. Changes nothing there, and nothing here in a `dry` run. Raises BuildError."""
+    bundle = gather(project, publication, emit, dry=dry)
     to = publication.to
     if isinstance(to, FolderPlace):
         return folder.plan(to, bundle)
@@ -45,7 +45,7 @@ def publish(project: Project, publication: Publication, emit: Emit) -> Plan:
     with _alone(project, publication, emit):
         if isinstance(publication.to, FolderPlace):
             folder.clear(publication.to)
-        made = look(project, publication, emit)
+        made = look(project, publication, emit, dry=False)
         for note in made.bundle.notes:
             emit(Note(note))
         if made.is_empty:

@@ -9,6 +9,8 @@ from pathlib import Path
 from builder.console.words import listed, nearest, quoted
 
 SCHEMES = ("hf", "lmstudio")
+EXACT = "exact"
+GGUF_TYPES = (EXACT, "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _LONGEST = 96  # characters of owner/name on the hub
 
@@ -40,7 +42,10 @@ Destination = FolderPlace | HubPlace
 
 @dataclass(frozen=True)
 class Publication:
-    """What goes where. `target` is the name of a target, or "production" for what the release shows.
+    """What goes where. `gguf` are the types of GGUF files to send instead of the target's own files. "exact"
+    is made of the target, other types of the unquantized target `source` of its model.
+
+    `target` is the name of a target, or "production" for what the release shows.
 
     `link` allows hard links in a folder. `override` is the reason why a target is published that misses its
     requirements. `license`, `base_model` and `datasets` are what the card says where the base says nothing.
@@ -51,6 +56,8 @@ class Publication:
     to: Destination
     private: bool = True
     link: bool = False
+    gguf: tuple[str, ...] = ()
+    source: str | None = None
     override: str | None = None
     license: str | None = None
     base_model: str | None = None

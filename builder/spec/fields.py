@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from builder.spec.destinations import GGUF_TYPES
 from builder.spec.quantizers import METHODS, ROUNDINGS
 from builder.spec.sharing import DEVICES, PUSHES
 from builder.spec.training import KEEPS, OPTIMIZERS, SCHEDULES, TYPES, Training
@@ -647,8 +648,24 @@ PUBLISH = Table(
             "target",
             "string",
             "The target to publish, or `production` for what the release shows.",
-            required=True,
             example='target = "MODEL_VARIANT"',
+        ),
+        Field(
+            "model",
+            "name",
+            "For `gguf`: the model, where no target of it is named. `exact` is then that of the release.",
+            refers="model",
+            example='model = "NAME"',
+            needs=("gguf",),
+        ),
+        Field(
+            "gguf",
+            "strings",
+            "Send GGUF files instead. `exact`: the target's very weights, which must have 4 or 5 bits. Other "
+            "types are made of the model's unquantized variant. Each file is measured with llama.cpp and "
+            "must meet the requirements.",
+            choices=GGUF_TYPES,
+            example='gguf = ["exact", "Q8_0"]',
         ),
         Field(
             "to",
@@ -699,6 +716,7 @@ PUBLISH = Table(
             example='datasets = ["OWNER/NAME"]',
         ),
     ),
+    one_of=("target", "model"),
 )
 
 REMOTE = Table(

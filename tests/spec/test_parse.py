@@ -148,6 +148,13 @@ def test_everything_that_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
                 FolderPlace(Path("/home/ann/.lmstudio/models/ann/phase8"), "ann", "phase8"),
             ),
             "disk": Publication("disk", "plain_mixed", FolderPlace(SAMPLES / "out/mixed"), link=True),
+            "files": Publication(
+                "files",
+                "production",
+                FolderPlace(SAMPLES / "out/gguf"),
+                gguf=("exact", "Q8_0"),
+                source="phase8_f16",
+            ),
         },
     )
 

@@ -15,7 +15,8 @@ from builder.publish.bundle import Plan
 from builder.publish.contents import gather, planned
 from builder.publish.errors import NothingPublished
 from builder.publish.hub import Hub
-from builder.spec.destinations import FolderPlace, Publication
+from builder.publish.oci import Oci
+from builder.spec.destinations import FolderPlace, OciPlace, Publication
 from builder.store.locks import acquire, build_session
 
 
@@ -34,6 +35,8 @@ def look(project: Project, publication: Publication, emit: Emit, *, dry: bool = 
     to = publication.to
     if isinstance(to, FolderPlace):
         return folder.plan(to, bundle)
+    if isinstance(to, OciPlace):
+        return Oci(to, project.cache).plan(bundle)
     return Hub(to, project.store).plan(bundle, private=publication.private)
 
 
@@ -53,6 +56,8 @@ def publish(project: Project, publication: Publication, emit: Emit) -> Plan:
         to = publication.to
         if isinstance(to, FolderPlace):
             folder.apply(to, made, link=publication.link, emit=emit)
+        elif isinstance(to, OciPlace):
+            Oci(to, project.cache).apply(made, emit=emit)
         else:
             Hub(to, project.store).apply(made, private=publication.private, emit=emit)
     return made

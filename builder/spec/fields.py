@@ -671,7 +671,7 @@ PUBLISH = Table(
             "to",
             "string",
             "The place: `hf://OWNER/NAME` (the Hugging Face hub), `lmstudio://PUBLISHER/NAME` (where LM "
-            "Studio on this machine looks), or a folder.",
+            "Studio on this machine looks), `oci://HOST/NAME:TAG` (an OCI registry), or a folder.",
             required=True,
             example='to = "hf://OWNER/NAME"',
         ),

@@ -190,6 +190,10 @@ class Project:
                 self.evaluate(name, emit=tell)
             if not is_current(self._project):
                 release(self._project, tell)
+            if self._project.spec.published:
+                from builder.publish.publication import publish_release
+
+                publish_release(self._project, tell)
         return name
 
     def report(self, *models: str, out: str | Path | None = None) -> list[Path]:

@@ -125,6 +125,16 @@ def fetch_records(project: Project, keys: Iterable[Key], emit: Emit) -> None:
     bring(project, Wanted(records=missing), emit)
 
 
+def fetch_manifests(project: Project, keys: Iterable[Key], emit: Emit) -> None:
+    """Pulls what is neither a target nor a block: trained adapters."""
+    if not remotes_of(project):
+        return
+    from builder.remote.offer import Wanted
+
+    missing = frozenset(key for key in keys if whole_manifest(project.store, key) is None)
+    bring(project, Wanted(manifests=missing), emit)
+
+
 def fetch_results(project: Project, keys: Iterable[Key], emit: Emit) -> None:
     """Pulls what somebody has measured."""
     if not remotes_of(project):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from builder.build.sharing import fetch_manifests
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.console.interrupt import meaning
@@ -60,6 +61,7 @@ def train_adapter(project: Project, adapter: Adapter, training: Training, emit: 
     steps = [recipe.checkpoint_key(step) for step in training.checkpoints]
     with build_session(store, [recipe.key, *steps]):
         register(project)
+        fetch_manifests(project, [recipe.key], emit)
         with acquire(store, [recipe.key], waiting(f"adapter:{adapter.name}", emit)):
             manifest = whole_manifest(store, recipe.key)
             if manifest is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,11 @@ import pytest
 from builder.project.project import Project
 from builder.store import records
 from tests.commands.test_status import make_project
-from tests.conftest import Sandbox, fresh_python
+from tests.conftest import Sandbox, fresh_python, make_sandbox
 from tests.remote.servers import BUCKET, S3
+from tests.tiny import make_base
+from tests.training.test_training import DECLARATION as TRAINED
+from tests.training.test_training import rows
 
 REMOTE = '\n[remote.team]\nurl = "../remote"\n'
 
@@ -165,3 +169,28 @@ def test_processes_that_are_forked_use_a_bucket(ann: Sandbox, s3: S3) -> None:
     assert ran.code == 0, ran.text
     assert "BlockDone" not in [event["event"] for event in events(ran.err)]
     assert shards(june, "m_5bit") == shards(igor, "m_5bit")
+
+
+@pytest.mark.slow
+def test_a_trained_adapter_travels(tmp_path: Path) -> None:
+    """One trains for hours, and the others have the adapter and what was built of it."""
+    kim = make_sandbox(tmp_path / "kim", f"{TRAINED}{REMOTE}")
+    make_base(kim.root / "base")
+    (kim.root / "data").mkdir()
+    (kim.root / "data" / "train.jsonl").write_text(rows(9))
+    (kim.root / "data" / "valid.jsonl").write_text(rows(4))
+    assert kim.builder("remote", "init").code == 0
+    ran = clone(kim, "lea").builder("pull", "m_4bit")  # nobody has trained it yet, and a pull does not
+    assert ran.code == 1
+    assert "its adapter tuned is not trained. [NotPlanned]" in ran.err
+    assert kim.doit().code == 0
+    assert kim.builder("push").code == 0
+    mia = clone(kim, "mia")
+    ran = mia.doit("--progress", "json")
+    assert ran.code == 0, ran.text
+    kinds = {event["event"] for event in events(ran.err)}
+    assert not kinds & {"BlockDone", "PassStarted", "Learning"}
+    assert shards(mia, "m_4bit") == shards(kim, "m_4bit")
+    nora = clone(kim, "nora")
+    assert nora.builder("pull").code == 0
+    assert shards(nora, "m_4bit") == shards(kim, "m_4bit")

@@ -40,6 +40,7 @@ class Shape:
     tied: bool
     experts: int = 0
     dtype: str = "bfloat16"
+    active: int = 4  # experts that a token goes through
 
     def config(self) -> dict[str, object]:
         """The checkpoint's config.json."""
@@ -66,7 +67,7 @@ class Shape:
         return dense | {
             "moe_intermediate_size": self.feed_forward,
             "num_experts": self.experts,
-            "num_experts_per_tok": min(4, self.experts),
+            "num_experts_per_tok": min(self.active, self.experts),
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
             "norm_topk_prob": True,
@@ -169,10 +170,15 @@ def make_model(folder: Path, shape: Shape, seed: int = 0, shard_bytes: int = SHA
         del arrays
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     _write_json(work / "model.safetensors.index.json", index)
-    _write_json(work / "config.json", shape.config())
-    _write_tokenizer(work)
+    write_settings(work, shape)
     work.rename(folder)
     return folder
+
+
+def write_settings(folder: Path, shape: Shape) -> None:
+    """config.json and a tokenizer."""
+    _write_json(folder / "config.json", shape.config())
+    _write_tokenizer(folder)
 
 
 def make_adapter(

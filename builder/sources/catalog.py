@@ -283,6 +283,14 @@ class Catalog:
         self._hashed[path] = (before, digest)
         return digest
 
+    def note_digest(self, path: Path, before: Identity, started: int, digest: Digest) -> None:
+        """Remembers the digest of what somebody else has read of a file, as `digest` does. Raises OSError.
+
+        before: the file as it was when reading began, at `started` (time.time_ns).
+        """
+        self.cache.note(path, before, started, digest)
+        self._hashed[path] = (before, digest)
+
 
 def structure_key(weights: Digest) -> Key:
     """The key under which the store keeps the structure of a base."""

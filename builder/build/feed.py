@@ -1,8 +1,8 @@
 """Reads the weights of a pass on two threads: one asks the disk, the other hashes and puts bytes into place.
 
 Every byte of the disk goes through a few buffers that are used again, and from there into the array that the
-block is computed from. The arrays of a block that is done are used again for a later block of the same sizes.
-So the kernel hands out little fresh memory, and nothing passes through the page cache.
+block is computed from. The array of a block that is done is used again for a later block. So the kernel hands
+out little fresh memory, and nothing passes through the page cache.
 
 A block is in memory from its first piece to `done`. While one is computed, the next one is read, and no more
 than that. Where the files cut blocks, as the end of a shard does, parts of further blocks are there too.
@@ -11,7 +11,6 @@ than that. Where the files cut blocks, as the end of a shard does, parts of furt
 from __future__ import annotations
 
 import mmap
-import sys
 import threading
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,10 @@ if TYPE_CHECKING:
     Bytes = NDArray[Any]
 
 BUFFERS = 4
-_KEPT = 1 << 20  # bytes of an array from which on it is worth to use it again
+_SMALL = (
+    1 << 20
+)  # bytes of a parameter with an array of its own: norms are not copied before they are written
+_APART = 64  # bytes: where parameters begin in the array of a block
 
 
 class Job(NamedTuple):
@@ -64,10 +66,13 @@ class Feed:
         *,
         direct: bool = True,
     ) -> None:
+        from builder.engine.pool import Pool
+
         self._jobs, self._rooms, self._ahead, self._table = jobs, rooms, ahead, table
         self._direct = direct
         self._left = {block: len(room.pieces) for block, room in rooms.items()}
-        self._pool = Pool()
+        self._pool = Pool()  # of arrays that hold any block
+        self._largest = max((_space(room) for room in rooms.values()), default=0)
         self._open: dict[str, dict[str, Bytes]] = {}
         self._whole: set[str] = set()  # complete, and nobody took them yet
         self._skipped: set[str] = set()
@@ -237,8 +242,17 @@ class Feed:
         return not self._whole and (self._taken is None or self._taken in self._ahead)
 
     def _room(self, block: str) -> dict[str, Bytes]:
+        import numpy as np
+
         if block not in self._open:
-            self._open[block] = self._pool.room(self._rooms[block].sizes)
+            whole, at = self._pool.empty(self._largest, "uint8"), 0
+            self._open[block] = {}
+            for name, size in self._rooms[block].sizes.items():
+                if size < _SMALL:
+                    self._open[block][name] = np.empty(size, np.uint8)
+                else:
+                    self._open[block][name] = whole[at : at + size]
+                    at += -(-size // _APART) * _APART
         return self._open[block]
 
     def _count(self, block: str) -> None:
@@ -256,38 +270,5 @@ class Feed:
         self._free.put(None)
 
 
-class Pool:
-    """Arrays that are used again as soon as nobody else holds them: a view of one is a reference to it."""
-
-    def __init__(self) -> None:
-        import numpy as np
-
-        self._arrays: list[Bytes] = []
-        self._alone = _references([np.empty(1, np.uint8)])[0]
-
-    def room(self, sizes: Mapping[str, int]) -> dict[str, Bytes]:
-        """An array of bytes for each name. Lets go of large arrays of other sizes that nobody holds."""
-        import numpy as np
-
-        free: dict[int, list[Bytes]] = {size: [] for size in sizes.values()}
-        kept = []
-        for array, references in zip(self._arrays, _references(self._arrays), strict=True):
-            if references <= self._alone and array.size not in free:
-                continue
-            kept.append(array)
-            if references <= self._alone:
-                free[array.size].append(array)
-        found = {}
-        for name, size in sizes.items():
-            if free[size]:
-                found[name] = free[size].pop()
-            else:
-                found[name] = np.empty(size, np.uint8)
-                if size >= _KEPT:
-                    kept.append(found[name])
-        self._arrays = kept
-        return found
-
-
-def _references(arrays: list[Bytes]) -> list[int]:
-    return [sys.getrefcount(array) for array in arrays]
+def _space(room: Room) -> int:
+    return sum(-(-size // _APART) * _APART for size in room.sizes.values() if size >= _SMALL)

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
 from builder.engine.arrays import (
@@ -24,13 +25,12 @@ from builder.engine.arrays import (
     from_stored,
     is_finite,
     raw,
-    stored,
 )
 from builder.engine.fusing import DTYPES, THREADS, fuse, lend
 from builder.engine.kernels import agreement
 from builder.engine.kernels import cpu as kernels
-from builder.engine.kernels.cpu import Array
-from builder.engine.survival import PathSurvival, measure, sampled_losses
+from builder.engine.kernels.cpu import Array, Empty
+from builder.engine.survival import PathSurvival, measure, sample, sampled_losses
 from builder.errors import BuildError
 from builder.spec.types import Quantization
 from builder.weights.shards import RawTensor
@@ -72,7 +72,9 @@ class Block:
     placed: dict[str, Array] = field(default_factory=dict)  # stored values that were read for parameters
     compiled: bool = True  # whether there is enough work to load the kernels for
     survival: bool = False  # whether to measure how much of the adapter is left after quantizing
+    empty: Empty = np.empty  # makes the arrays that kernels fill
     measured: dict[str, list[PathSurvival]] = field(default_factory=dict)  # by variant
+    _sampled: dict[str, Array] = field(default_factory=dict)  # rows of adapted weights, before they are fused
     _fused: Values | None = None  # kept for the next call of `shards`, with other variants
 
     def shards(self, recipes: Mapping[str, Recipe], target: str) -> dict[str, Shard]:
@@ -135,27 +137,20 @@ class Block:
             alike = not adapted or self.parameters[name].dtype == values.dtype(name)
             if exact and alike:
                 settings = sorted({(how.bits, how.group_size) for how in exact.values()})
-                fused, base = values.stored(name), self._unfused(name) if adapted else None
-                kind = DTYPES[values.dtype(name)]
-                losses = dict(zip(settings, sampled_losses(path, base, fused, kind, settings), strict=True))
+                kind, base = DTYPES[values.dtype(name)], self._sampled.get(path)
+                made = sampled_losses(path, base, values.stored(name), kind, settings)
+                losses = dict(zip(settings, made, strict=True))
                 for variant, how in exact.items():
                     found[variant][path] = losses[how.bits, how.group_size]
             for variant in wanted.keys() - (exact.keys() if alike else ()):
-                before = self._before(name) if adapted else None
+                rows = self._sampled.get(path)
+                before = None if rows is None else from_stored(rows, self.parameters[name].dtype)
+                after = values.array(name)
                 found[variant][path] = measure(
-                    path, before, values.array(name), out[variant], wanted[variant]
+                    path, before, after, out[variant], wanted[variant], sampled=True
                 )
         for variant, recipe in recipes.items():
             self.measured[variant] = [found[variant][p] for p in recipe.quantization if p in found[variant]]
-
-    def _unfused(self, name: str) -> Array:
-        """The stored values of a weight of the base."""
-        return self.placed[name] if name in self.placed else stored(self.parameters[name])
-
-    def _before(self, name: str) -> mx.array:
-        """A weight of the base as an mlx array."""
-        lazy = self.parameters[name]
-        return from_stored(self.placed[name], lazy.dtype) if name in self.placed else lazy
 
     # -- fuse ----------------------------------------------------------------------------------------
 
@@ -164,7 +159,9 @@ class Block:
         placed = {name: (array, self.parameters[name].dtype) for name, array in self.placed.items()}
         values = Values(dict(self.parameters), placed)
         for path, layer in self.layers.items():
-            fuse(values, path, layer, compiled=self.compiled)
+            if self.survival:
+                self._sampled[path] = sample(values.stored(f"{path}.weight"))
+            fuse(values, path, layer, self.empty, compiled=self.compiled)
         return values
 
     def _cast(self, values: Values, dtype: mx.Dtype | None) -> Values:
@@ -247,7 +244,7 @@ class Block:
             name = f"{path}.weight"
             dtype = DTYPES[values.dtype(name)]
             settings = sorted({(how.bits, how.group_size) for how in wanted.values()})
-            results = _compiled(values.stored(name), dtype, settings, name, target)
+            results = _compiled(values.stored(name), dtype, settings, name, target, self.empty)
             checked.add(name)
             made = dict(zip(settings, results, strict=True))
             for variant, how in wanted.items():
@@ -274,10 +271,10 @@ class Block:
 
 
 def _compiled(
-    weight: Array, dtype: str, settings: Sequence[kernels.Setting], tensor: str, target: str
+    weight: Array, dtype: str, settings: Sequence[kernels.Setting], tensor: str, target: str, empty: Empty
 ) -> list[kernels.QuantizedArrays]:
     try:
-        return kernels.quantize_widths(weight, dtype, settings, threads=THREADS)
+        return kernels.quantize_widths(weight, dtype, settings, threads=THREADS, empty=empty)
     except kernels.NonFinite as error:
         raise NotFinite(target=target, tensor=tensor) from error
 

@@ -7,22 +7,32 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 from mlx.utils import tree_flatten
 
 from builder.engine.arrays import Values
 from builder.engine.kernels import agreement
 from builder.engine.kernels import cpu as kernels
-from builder.engine.kernels.cpu import Array
+from builder.engine.kernels.cpu import Array, Empty
 
 DTYPES = {mx.bfloat16: "bfloat16", mx.float16: "float16", mx.float32: "float32"}
 THREADS = 2
 
 
-def fuse(values: Values, path: str, layer: Any, *, compiled: bool) -> None:
-    """Puts the fused parameters of one adapted module into `values`. compiled: kernels may do it."""
+def fuse(values: Values, path: str, layer: Any, empty: Empty, *, compiled: bool) -> None:
+    """Puts the fused parameters of one adapted module into `values`.
+
+    compiled: kernels may do it, in arrays that `empty` makes.
+    """
     name = f"{path}.weight"
     dtype = values.dtype(name)
-    fused = _by_kernels(values, name, layer) if compiled else None
+
+    def in_place(shape: tuple[int, ...], kind: npt.DTypeLike) -> Array:
+        """What was read into numpy is of no use afterwards. The kernel reads a row before it writes it."""
+        return values.stored(name).view(kind).reshape(shape)
+
+    made_by = in_place if name in values.fused else empty
+    fused = _by_kernels(values, name, layer, made_by) if compiled else None
     if fused is not None:
         values.put(name, fused, dtype)
         return
@@ -41,7 +51,7 @@ def lend(layers: Mapping[str, Any], name: str, array: mx.array) -> None:
             layer[inner][leaf] = array
 
 
-def _by_kernels(values: Values, name: str, layer: Any) -> Array | None:
+def _by_kernels(values: Values, name: str, layer: Any, empty: Empty) -> Array | None:
     """The stored values of the fused weight by the compiled kernel, or None where mlx must do it."""
     from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
@@ -60,4 +70,6 @@ def _by_kernels(values: Values, name: str, layer: Any) -> Array | None:
         return None
     mx.eval(factors)
     lora_a, lora_b = (np.array(factor) for factor in factors)
-    return kernels.fuse_lora(values.stored(name), dtype, lora_a, lora_b, layer.scale, layout, threads=THREADS)
+    return kernels.fuse_lora(
+        values.stored(name), dtype, lora_a, lora_b, layer.scale, layout, threads=THREADS, empty=empty
+    )

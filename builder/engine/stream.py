@@ -24,6 +24,7 @@ from builder.engine.block import Block, Recipe, Shard
 from builder.engine.inspect import as_quantization, quantizable_modules
 from builder.engine.kernels import cpu as kernels
 from builder.engine.loading import LoadedAdapter, lora_layers, one_line, replacements
+from builder.engine.pool import Pool
 from builder.engine.survival import to_text
 from builder.engine.tracing import Trace
 from builder.errors import BuildError, EngineError
@@ -99,8 +100,9 @@ class Stream:
         work = _work(model, requests)
         compiled = work >= COMPILED_FROM and (kernels.ready() or work >= COMPILE_FROM)
         self._blocks = cut(model, adapter, compiled=compiled)
+        self._pool = Pool()
         for block in self._blocks.values():
-            block.survival = survival
+            block.survival, block.empty = survival, self._pool.empty
         self._copied = not (compiled and kernels.available())
         self.sources = self._sources(model, trace) if trace is not None else {}
         del model
@@ -167,6 +169,7 @@ class Stream:
     def drop(self, block: str) -> None:
         """Lets a block go. On a GPU also frees its memory, which mlx would keep for its next arrays."""
         self._blocks.pop(block, None)
+        self._pool.turn()
         if not self.on_cpu:
             mx.clear_cache()
 

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tally:
-    """Which keys this pass made, and for which target: a shared block counts once."""
+    """Which keys this pass made, and for which target: a shared block counts once. The seconds it took."""
 
     made: dict[Key, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

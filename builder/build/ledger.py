@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from builder.keys import Key
+from builder.keys import Digest, Key
 from builder.plan.types import Action, TargetPlan
 from builder.store import blobs, records
 from builder.store.holdings import usable_record
@@ -18,7 +18,7 @@ from builder.store.layout import Store
 from builder.store.statcache import StatCache
 from builder.store.types import Record, record_to_text
 
-_KIND = "first pass/1"
+_KIND, _BEGUN = "first pass/1", "first pass begun"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,16 @@ class Provisional(Ledger):
     def write(self, record: Record) -> None:
         self.cache.put(_KIND, record.key, record_to_text(record).encode())
 
-    def forget(self, keys: Iterable[Key]) -> None:
-        """The notes became records."""
+    def begin(self, base: Digest) -> None:
+        """There will be notes about the base with these provisional weights."""
+        self.cache.put(_BEGUN, base, b"1")
+
+    def is_begun(self, base: Digest) -> bool:
+        """Whether a first pass over this base was not finished."""
+        return self.cache.get(_BEGUN, base) is not None
+
+    def end(self, base: Digest, keys: Iterable[Key]) -> None:
+        """The notes of these keys became records."""
         for key in keys:
             self.cache.forget(_KIND, key)
+        self.cache.forget(_BEGUN, base)

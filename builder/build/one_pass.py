@@ -82,7 +82,7 @@ def build(
         make_missing(project, targets, tally, emit, Ledger(store))
         for target in targets:
             copy_aux(project, target)
-        seconds = time.perf_counter() - start
+        seconds = tally.seconds + time.perf_counter() - start
         return [finish(project, target, tally, seconds) for target in targets]
 
 
@@ -119,9 +119,6 @@ def make_missing(
     names = tuple(target.target.variant.name for target in lacking)
     size = sum(action.size for action in unique.values())
     source = targets[0].base.structure.block_nbytes
-    emit(PassStarted(model, names, len(unique), total - len(unique), size))
-    for remark in remarked(lacking):
-        emit(Note(remark))
     started = time.perf_counter()
     on_wait = waiting(model, emit)
     blocks = {action.block for action in unique.values()}
@@ -129,6 +126,10 @@ def make_missing(
     with unchanged(project, targets[0]) as check:
         stream = open_stream(project, lacking or targets, unsettled)
         reading = read(stream, blocks) if read else by_blocks(project, targets[0], stream, blocks)
+        if lacking:
+            emit(PassStarted(model, names, len(unique), total - len(unique), size))
+        for remark in remarked(lacking):
+            emit(Note(remark))
         for target in unsettled:
             _make_config(ledger, target, stream, check, on_wait)
         fused = preflight.deltas(targets[0])

@@ -6,7 +6,9 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from builder.build.allocation import choose_bits
+from builder.build.blocks import Tally
 from builder.build.calibrated import build_calibrated
+from builder.build.first_pass import first_pass
 from builder.build.intermediates import prune_intermediates
 from builder.build.learned import build_learned
 from builder.build.one_pass import Built, build
@@ -32,6 +34,19 @@ def deliver(
     Targets asked for by name are kept until cleaned. Raises BuildError.
     """
     project.forget_plan()
+    with first_pass(project, name, selected, emit) as made:
+        return _deliver(project, name, selected, named, emit, made)
+
+
+def _deliver(
+    project: Project,
+    name: str,
+    selected: Collection[str],
+    named: Collection[str],
+    emit: Emit,
+    made: Tally | None,
+) -> list[Built]:
+    """made: what the first pass over the base made of these targets."""
     wanted = _resolved(project, name, emit)
     model = wanted.target.model.name
     if wanted.needs is not None:
@@ -42,10 +57,10 @@ def deliver(
         prune_intermediates(project, emit, selected)
         return [*results, learned]
     if wanted.target.variant.calibrated is not None:
-        made = build_calibrated(project, wanted, emit)
+        rounded = build_calibrated(project, wanted, emit)
         _refresh(project, wanted)
-        _tell([made], emit)
-        return [made]
+        _tell([rounded], emit)
+        return [rounded]
     others = [p for p in project.plan.resolved() if p.target.model.name == model and p.name != name]
     read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}
     chosen = [wanted]
@@ -59,7 +74,7 @@ def deliver(
     for target in chosen:
         if target.target.variant.intermediate and target.name in named:
             pins.pin(project.store, target.name)
-    results = build(project, chosen, emit)
+    results = build(project, chosen, emit, made)
     for target in chosen:
         _refresh(project, target)
     _tell(results, emit)

@@ -115,9 +115,7 @@ class Catalog:
         return found
 
     def base_directory(self, base: Base) -> Path:
-        """The directory of a base's files; for a GGUF the view of its import as it is now. Raises
-        SourceError.
-        """
+        """The directory of a base's files. For a GGUF the view of its import. Raises SourceError."""
         if isinstance(base.source, GgufSource):
             key = self.gguf_key(base)
             if key is None:
@@ -273,9 +271,8 @@ class Catalog:
         return self.digest(path) if path.stat().st_size <= HASH_AT_ONCE else None
 
     def digest(self, path: Path, on_progress: Callable[[int], None] | None = None) -> Digest:
-        """The digest of a file, hashed if necessary. Raises OSError.
+        """The digest of a file, hashed if necessary. Raises OSError. `on_progress`: bytes of each piece.
 
-        `on_progress` gets the number of bytes of each piece.
         This process remembers the digest too: the stat cache does not trust a file that was just written.
         """
         before = identity(path.stat())
@@ -284,10 +281,7 @@ class Catalog:
         return digest
 
     def note_digest(self, path: Path, before: Identity, started: int, digest: Digest) -> None:
-        """Remembers the digest of what somebody else has read of a file, as `digest` does. Raises OSError.
-
-        before: the file as it was when reading began, at `started` (time.time_ns).
-        """
+        """As `digest`, for what was read of a file since `started`, when it was `before`. Raises OSError."""
         self.cache.note(path, before, started, digest)
         self._hashed[path] = (before, digest)
 

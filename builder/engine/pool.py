@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 _SMALL = 1 << 20  # bytes from which on an array is worth keeping
+_RANGE = 4  # how many times larger than what is asked for an array may be
 
 
 @dataclass
@@ -38,20 +39,30 @@ class Pool:
         self._used = [self._used[number] for number in kept]
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """As numpy.empty."""
-        sizes = shape if isinstance(shape, tuple) else (shape,)
-        nbytes = prod(sizes) * np.dtype(dtype).itemsize
+        """As numpy.empty. May be the beginning of a larger array."""
+        nbytes = prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
         if nbytes < _SMALL:
             return np.empty(shape, dtype)
-        for number, count in enumerate(_references(self._arrays)):
-            if count <= self._alone and self._arrays[number].size == nbytes:
-                break
-        else:
-            number = len(self._arrays)
+        array = self._fitting(nbytes)
+        return array[:nbytes].view(dtype).reshape(shape)
+
+    def _fitting(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """The largest free array that is not too large: so the variants of a block share a few of one size.
+
+        Without one, a new array takes the place of a smaller one that is free.
+        """
+        counts = _references(self._arrays)
+        free = [number for number, count in enumerate(counts) if count <= self._alone]
+        near = [number for number in free if nbytes // _RANGE <= self._arrays[number].size <= nbytes * _RANGE]
+        best = max(near, key=lambda number: self._arrays[number].size, default=len(self._arrays))
+        if best == len(self._arrays):
             self._arrays.append(np.empty(nbytes, np.uint8))
             self._used.append(0)
-        self._used[number] = self._turn
-        return self._arrays[number].view(dtype).reshape(shape)
+        elif self._arrays[best].size < nbytes:
+            self._arrays[best] = np.empty(0, np.uint8)  # let go first
+            self._arrays[best] = np.empty(nbytes, np.uint8)
+        self._used[best] = self._turn
+        return self._arrays[best]
 
 
 def _references(arrays: list[npt.NDArray[np.uint8]]) -> list[int]:

@@ -17,7 +17,7 @@ from builder.build.ledger import Ledger
 from builder.console.events import BlockDone, Emit
 from builder.keys import Key
 from builder.plan.types import Action, TargetPlan
-from builder.project import preflight
+from builder.project import peaks
 from builder.project.toolchain import made_by
 from builder.store import blobs
 from builder.store.locks import acquire
@@ -117,9 +117,9 @@ def portions(
     its weight is read once all the same.
     """
     parts: list[dict[Key, tuple[TargetPlan, Action]]] = []
-    size = preflight.PORTION + 1
+    size = peaks.PORTION + 1
     for key, (target, action) in actions.items():
-        if size + action.size > preflight.PORTION:
+        if size + action.size > peaks.PORTION:
             parts.append({})
             size = 0
         parts[-1][key] = (target, action)

@@ -26,7 +26,7 @@ from builder.console.events import Emit, Note
 from builder.errors import BuildError, SourceChanged
 from builder.keys import Digest
 from builder.plan.types import TargetPlan, Unresolved
-from builder.project import preflight
+from builder.project import peaks, preflight
 from builder.project.project import Project
 from builder.project.toolchain import now
 from builder.sources import base as bases
@@ -213,7 +213,7 @@ def _check(look: _Look, reading: Reading) -> None:
     structure = look.plans[0].base.structure
     if reading.missing > SECOND * structure.nbytes:
         raise _Twice(what="mlx-lm changes its tensors while it loads them")
-    if reading.open_bytes > SPREAD * max(structure.block_nbytes.values()) + preflight.PORTION:
+    if reading.open_bytes > SPREAD * max(structure.block_nbytes.values()) + peaks.PORTION:
         raise _Twice(what="its files do not hold one block after the other")
 
 

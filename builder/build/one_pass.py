@@ -27,7 +27,7 @@ from builder.console.words import count
 from builder.errors import SourceChanged
 from builder.plan.remarks import remarked
 from builder.plan.types import TargetPlan
-from builder.project import preflight, speed
+from builder.project import peaks, preflight, speed
 from builder.project.project import Project
 from builder.project.roots import keys_of, register
 from builder.project.state import missing_actions
@@ -132,8 +132,8 @@ def make_missing(
             emit(Note(remark))
         for target in unsettled:
             _make_config(ledger, target, stream, check, on_wait)
-        fused = preflight.deltas(targets[0])
-        ahead = preflight.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
+        fused = peaks.copies(project, lacking)
+        ahead = peaks.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
         with Feed(reading.jobs, reading.rooms, ahead, table, direct=reading.direct) as feed:
             order = reading.order
             make_blocks(ledger, lacking, todo, stream, feed, order, ahead, check, tally, on_wait, emit)

@@ -81,7 +81,7 @@ class Trace:
                 continue
             shapes = {tensor.shape for tensor in tensors}
             one = producer in names and shapes == {made.shape}
-            stack = operations <= _JOINS and shapes == {made.shape[1:]} and made.shape[0] == len(sources)
+            stack = operations <= _JOINS and {(len(sources), *shape) for shape in shapes} == {made.shape}
             if one or (stack and len(sources) not in made.shape[1:]):
                 found[name] = tuple(sources)
         return found

@@ -22,6 +22,11 @@ def version_of(package: str) -> str:
         return "-"
 
 
+def has_cuda() -> bool:
+    """Whether mlx computes on a GPU of NVIDIA here."""
+    return any(version_of(f"mlx-cuda-{number}") != "-" for number in (12, 13))
+
+
 def machine() -> str:
     """The operating system and the kind of processor: "Darwin arm64"."""
     import platform

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from builder.errors import BuildError
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
-from builder.project.toolchain import version_of
+from builder.project.toolchain import has_cuda
 from builder.sources.catalog import NOT_YET
 from builder.sources.facts import Unknown
 from builder.spec.types import Adapter, Base, Variant
@@ -25,9 +25,10 @@ def without_kernels() -> str:
     """Names the extra whose kernels are missing here. Empty where they are there or a GPU computes."""
     if not sys.platform.startswith("linux") or find_spec("numba"):
         return ""
-    cuda = any(version_of(f"mlx-cuda-{number}") != "-" for number in (12, 13))
     return (
-        "" if cuda else 'the extra "cpu" is not installed: without its kernels quantizing takes twice as long'
+        ""
+        if has_cuda()
+        else 'the extra "cpu" is not installed: without its kernels quantizing takes twice as long'
     )
 
 

@@ -23,7 +23,7 @@ from builder.build.one_pass import make_missing
 from builder.build.prepare import fitted, prepare_adapter, prepare_base
 from builder.build.reading import Reading, by_files
 from builder.console.events import Emit, Note
-from builder.errors import BuildError, SourceChanged
+from builder.errors import SourceChanged
 from builder.keys import Digest
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project import peaks, preflight
@@ -48,8 +48,8 @@ SECOND = 0.1  # the part of a base that mlx may read for itself, a second time
 SPREAD = 2  # blocks of the largest size that may be begun and not whole, as the files cut them
 
 
-class _Twice(BuildError):
-    """{what}, so it is read twice: once to know its digest, once to build."""
+class _Twice(Exception):
+    """Why a base must be read twice, in words: once to know its digest, once to build."""
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def first_pass(project: Project, name: str, selected: Collection[str], emit: Emi
     try:
         look = _look(project, targets, emit)
     except _Twice as refused:
-        emit(Note(f"base:{targets[0].model.base}: {refused.message}"))
+        emit(Note(f"base:{targets[0].model.base}: {refused}, so it is read twice"))
         look = None
     if look is None:
         yield None
@@ -75,7 +75,7 @@ def first_pass(project: Project, name: str, selected: Collection[str], emit: Emi
         try:
             tally = _read(project, look, emit)
         except _Twice as refused:
-            emit(Note(f"base:{targets[0].model.base}: {refused.message}"))
+            emit(Note(f"base:{targets[0].model.base}: {refused}, so it is read twice"))
             tally = None
         yield tally
 
@@ -164,7 +164,7 @@ def _look(project: Project, targets: list[Target], emit: Emit) -> _Look | None:
         adapter = project.spec.adapters[model.adapter]
         prepare_adapter(project, adapter, emit)
         if any(tensor.through for tensor in fitted(adapter, structure).tensors):
-            raise _Twice(what="the adapter changes tensors that mlx-lm changes while it loads them")
+            raise _Twice("the adapter changes tensors that mlx-lm changes while it loads them")
     plans = [view.plan.targets[target.name] for target in targets]
     for plan in plans:
         if isinstance(plan, Unresolved) and plan.name == targets[0].name and plan.error is not None:
@@ -212,9 +212,9 @@ def _check(look: _Look, reading: Reading) -> None:
     """Raises _Twice where reading the files from end to end costs more than reading them twice."""
     structure = look.plans[0].base.structure
     if reading.missing > SECOND * structure.nbytes:
-        raise _Twice(what="mlx-lm changes its tensors while it loads them")
+        raise _Twice("mlx-lm changes its tensors while it loads them")
     if reading.open_bytes > SPREAD * max(structure.block_nbytes.values()) + peaks.PORTION:
-        raise _Twice(what="its files do not hold one block after the other")
+        raise _Twice("its files do not hold one block after the other")
 
 
 # -- afterwards ------------------------------------------------------------------------------------------

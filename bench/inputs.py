@@ -103,6 +103,11 @@ TRAINED = {
 }  # blocks that an adapter trains, from the end
 
 
+def scaled(name: str, blocks: int | None = None) -> Shape:
+    """A shape of SHAPES, with another number of blocks."""
+    return SHAPES[name] if blocks is None else replace(SHAPES[name], blocks=blocks)
+
+
 def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor of the checkpoint, in the order of the blocks."""
     yield "model.embed_tokens.weight", (shape.vocabulary, shape.hidden)
@@ -222,7 +227,7 @@ def make(folder: Path, name: str, blocks: int | None = None) -> tuple[Path, Path
     With `blocks`, the model has that many instead of its own, and so do the names. Returns the folders of
     the model and of both adapters; those that are there already are left as they are.
     """
-    shape = SHAPES[name] if blocks is None else replace(SHAPES[name], blocks=blocks)
+    shape = scaled(name, blocks)
     trained = min(TRAINED[name], shape.blocks)
     folder.mkdir(parents=True, exist_ok=True)
     label = name if blocks is None else f"{name}_{blocks}"

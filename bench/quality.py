@@ -2,6 +2,7 @@
 
     python bench/quality.py [--model example|base|moe] [--only NAME ...] [--limit SECONDS] [--json FILE]
 
+calibrated: the rounding alone. bits: chosen bits alone, rounded to nearest. target: both.
 r is the KL of a variant over the KL of the log-linear line through uniform 3, 4, 5 and 6 bits at the same
 bytes. The rows are held out: example/data/test.jsonl. All variants see the same text: the first rows of
 example/data/train.jsonl, 32 pieces of 256 tokens. mlx-lm's methods get these rows with the chat template
@@ -44,9 +45,9 @@ def _variants() -> dict[str, str]:
     """What each variant declares, by its name in the table."""
     found = {f"uniform_{bits}": f"bits = {bits}\ngroup_size = 64" for bits in UNIFORM}
     found |= {f"calibrated_{bits}": f"bits = {bits}\ngroup_size = 64\n{TEXT}" for bits in (3, 4, 5)}
-    found |= {
-        f"target_{size}": f'target = "{size}bpw"\ngroup_size = 64\n{TEXT}' for size in ("4.25", "4.7", "5.0")
-    }
+    sizes = ("4.25", "4.7", "5.0")
+    found |= {f"target_{size}": f'target = "{size}bpw"\ngroup_size = 64\n{TEXT}' for size in sizes}
+    found |= {f"bits_{size}": f'{found[f"target_{size}"]}\nrounding = "nearest"' for size in sizes}
     found |= {name: f'method = "{name}"\n{METHOD}' for name in ("gptq", "awq", "dwq")}
     return found | {"dynamic": f'method = "dynamic"\n{METHOD}\nhigh_bits = 5\ntarget_bpw = 4.7'}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import builder
 from builder.errors import BuildError
-from builder.spec.fields import FIELDS, SUITE, Field, Table
+from builder.spec.fields import FIELDS, PUBLISH, SUITE, Field, Table
 from builder.spec.schema import schema_text
 from builder.spec.suites import KEYS
 from builder.spec.types import MODES
@@ -34,6 +34,7 @@ _KINDS = {
     "size": 'size, "16GB"',
     "globs": "table of patterns",
     "texts": "table of texts",
+    "strings": "array of texts",
 }
 
 
@@ -128,6 +129,7 @@ def _examples(table: Table) -> list[str]:
         alternative = field.name in table.one_of[1:] or field.excludes
         lacks = field.needs and not live & set(field.needs)
         elsewhere = table is SUITE and field.name not in ("kind", *chain(*KEYS["choice"]))
+        elsewhere |= table is PUBLISH and field.name in ("link", "override")
         if alternative or lacks or elsewhere:
             lines.append(f"# {line}")
         else:

@@ -40,6 +40,7 @@ ROWS: tuple[str, ...] = (
     "evaluate.worker",
     "release",
     "report",
+    "publish",
     "scaffold",
     "tasks",
     "commands",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.build.blocks import Tally
 from builder.build.calibrated import open_sequences, round_blocks
-from builder.build.one_pass import open_adapter, open_base
+from builder.build.one_pass import make_missing, open_adapter, open_base
 from builder.build.prepare import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 SEQUENCES = 16  # of the calibration text, that the gradient is taken of
 
 
-def choose_bits(project: Project, target: Target, emit: Emit) -> None:
-    """Does nothing where they are chosen. Raises BuildError."""
+def choose_bits(project: Project, target: Target, emit: Emit) -> Allocation:
+    """What was chosen. Measures nothing where it is in the store. Raises BuildError."""
     store, sources = project.store, project.planned_from()
     facts = facts_of(target, sources)
     if isinstance(facts, Unresolved):
@@ -47,11 +47,17 @@ def choose_bits(project: Project, target: Target, emit: Emit) -> None:
     assert facts.text is not None
     key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain)
     with acquire(store, [key], waiting(target.name, emit)):
-        if usable_record(store, key) is not None:
-            return
+        if (known := project.allocation(key)) is not None:
+            return known
         found = _measured(project, uniform(target, facts.base), facts, sources.toolchain, emit)
-        blob = blobs.ingest(store, [found.to_text().encode()])
-        records.write(store, Record(key, "allocation", blob, {**made_by(), "target": target.name}))
+        keep(project, key, found, target.name)
+        return found
+
+
+def keep(project: Project, key: Key, found: Allocation, name: str) -> None:
+    """Puts what was chosen for the target `name` into the store. Raises StoreError."""
+    blob = blobs.ingest(project.store, [found.to_text().encode()])
+    records.write(project.store, Record(key, "allocation", blob, {**made_by(), "target": name}))
 
 
 def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit: Emit) -> Allocation:
@@ -63,12 +69,12 @@ def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit
     emit(Note(f"{made.name}: {how.bits} bits for every weight fit. What each weight costs there is measured"))
     preflight.check(project, common, missing_actions(project.store, common), [common])
     with build_session(project.store, list(keys_of(common))):
-        round_blocks(project, common, Tally(), emit)
+        _make(project, common, emit)
         cost = _cost(project, common, sensitivity_key(made, facts.base, facts.adapter, text, toolchain), emit)
         more = chosen_bits(made, facts.base, cost)
         better = plan_alone(with_bits(made, how.bits, more), facts, toolchain)
         with build_session(project.store, list(keys_of(better))):
-            round_blocks(project, better, Tally(), emit)
+            _make(project, better, emit)
             before, after, held = _compared(project, common, better, emit)
     kept = bool(more) and after < before
     said = f"{made.name}: KL on other text {before:.4f} with {how.bits} bits for every weight"
@@ -77,6 +83,14 @@ def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit
     return Allocation(
         how.bits, dict(sorted(more.items())), dict(sorted(cost.items())), before, after, held, kept
     )
+
+
+def _make(project: Project, plan: TargetPlan, emit: Emit) -> None:
+    """The blocks of a plan, without its view. Raises BuildError."""
+    if plan.target.variant.rounds_for_text:
+        round_blocks(project, plan, Tally(), emit)
+    else:
+        make_missing(project, [plan], Tally(), emit)
 
 
 def _cost(project: Project, plan: TargetPlan, key: Key, emit: Emit) -> Mapping[str, float]:

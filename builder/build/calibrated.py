@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.build.blocks import Tally, check_shard
-from builder.build.one_pass import Built, copy_aux, finish, make_config, open_adapter, open_base
+from builder.build.one_pass import Built, build, copy_aux, finish, make_config, open_adapter, open_base
 from builder.build.prepare import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
@@ -56,6 +56,13 @@ def build_calibrated(project: Project, plan: TargetPlan, emit: Emit) -> Built:
             _tell_special(project, plan, emit)
         copy_aux(project, plan)
         return finish(project, plan, tally, time.perf_counter() - started)
+
+
+def build_one(project: Project, plan: TargetPlan, emit: Emit) -> Built:
+    """Builds a target that needs no other one, in its own pass. Raises BuildError."""
+    if plan.target.variant.rounds_for_text:
+        return build_calibrated(project, plan, emit)
+    return build(project, [plan], emit)[0]
 
 
 def round_blocks(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -> None:

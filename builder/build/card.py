@@ -41,7 +41,7 @@ def render(
     measured: Circumstances | None = None,
 ) -> str:
     """The card of the target `name` as Markdown, with the front matter that model hubs read."""
-    parts = [_front(base), f"# {name}", _summary(manifest, base), _facts(manifest)]
+    parts = [_front(base), f"# {name}", summary(manifest, base), facts_table(manifest)]
     parts += [_scores(scores, measured), _loading(name)]
     return "\n\n".join(parts) + "\n"
 
@@ -53,7 +53,8 @@ def _front(base: Base) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _summary(manifest: Manifest, base: Base) -> str:
+def summary(manifest: Manifest, base: Base) -> str:
+    """The base, the adapter and the bits in one sentence."""
     adapter = manifest.inputs.get("adapter")
     worn = f" with the adapter `{adapter}` fused into it" if adapter else ""
     bits = manifest.settings.get("bits")
@@ -72,7 +73,8 @@ def origin(base: Base) -> str:
             return source.path.name
 
 
-def _facts(manifest: Manifest) -> str:
+def facts_table(manifest: Manifest) -> str:
+    """What a target is: its size, its settings, the digests of what it came from."""
     measures, rows = manifest.measures, [("size", size_text(manifest.size))]
     if "bits_per_weight" in measures:
         rows.append(("bits per weight", f"{measures['bits_per_weight']}"))

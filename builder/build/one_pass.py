@@ -79,7 +79,7 @@ def build(
     with _ONE_PASS, build_session(store, keys):
         tally = tally or Tally()
         register(project)
-        make_missing(project, targets, tally, emit, Ledger(store))
+        make_missing(project, targets, tally, emit)
         for target in targets:
             copy_aux(project, target)
         seconds = tally.seconds + time.perf_counter() - start
@@ -101,13 +101,14 @@ def make_missing(
     targets: Sequence[TargetPlan],
     tally: Tally,
     emit: Emit,
-    ledger: Ledger,
+    ledger: Ledger | None = None,
     read: Callable[[Stream, Collection[str]], Reading] | None = None,
 ) -> None:
-    """Run every action that `ledger` has no record of.
+    """Run every action that `ledger` (without one: the store) has no record of.
 
     read: how to read these blocks. Without it: one block after the other.
     """
+    ledger = ledger or Ledger(project.store)
     todo = {target.name: ledger.missing(target) for target in targets}
     unsettled = [t for t in targets if ledger.record(t.config) is None]
     lacking = [t for t in targets if todo[t.name] or t in unsettled]

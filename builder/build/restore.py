@@ -45,7 +45,7 @@ def restore(project: Project, findings: Iterable[Finding], emit: Emit) -> tuple[
 def _build(project: Project, plans: list[TargetPlan], emit: Emit) -> None:
     """Targets of one model: in one pass what is made by block and what learned ones read, then those."""
     learned = [plan for plan in plans if plan.needs is not None]
-    calibrated = [plan for plan in plans if plan.target.variant.calibrated is not None]
+    calibrated = [plan for plan in plans if plan.target.variant.rounds_for_text]
     wanted = {plan.name: plan for plan in plans if plan.needs is None and plan not in calibrated}
     for plan in learned:
         source = project.plan.targets[str(plan.needs)]

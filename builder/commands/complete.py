@@ -29,6 +29,7 @@ _RUN = (
     "--quiet",
     "--locked",
     "--no-space-check",
+    "--dry-run",
     "--json",
 )
 # The classes of the commands declare these options too, but importing them takes too long. A test compares.
@@ -166,6 +167,8 @@ def _tasks(declared: Mapping[str, object]) -> Iterator[str]:
         yield f"threshold:{model}"
     if _names(declared, "release"):
         yield from ("release:production", "rollback:production", "clean:production")
+    for name in _names(declared, "publish"):
+        yield f"publish:{name}"
 
 
 def _having(declared: Mapping[str, object], kind: str, key: str) -> Iterator[str]:

@@ -29,12 +29,25 @@ def print_outcome(tasks: Sequence[str], failed: Sequence[dict[str, str]]) -> Non
         targets=[found for name in of["model"] if (found := _target(project, name))],
         evaluations=[found for name in of["eval"] if (found := _evaluation(project, name))],
         thresholds=[found for name in of["threshold"] if (found := _threshold(project, name))],
+        published=_published(project, of["publish"], failed),
         production=views.current_name(project.store.models / PRODUCTION),
         failed=failed,
     )
 
 
-_KINDS = ("model", "eval", "threshold")
+_KINDS = ("model", "eval", "threshold", "publish")
+
+
+def _published(
+    project: Project, names: Sequence[str], failed: Sequence[dict[str, str]]
+) -> list[dict[str, str]]:
+    wrong = {each["task"] for each in failed}
+    declared = project.spec.publications
+    return [
+        {"publication": name, "target": declared[name].target, "to": str(declared[name].to)}
+        for name in names
+        if name in declared and f"publish:{name}" not in wrong
+    ]
 
 
 def _target(project: Project, name: str) -> dict[str, Any] | None:

@@ -58,6 +58,15 @@ OPT_LOCKED: Mapping[str, Any] = {
 }
 
 
+OPT_DRY_RUN: Mapping[str, Any] = {
+    "name": "dry_run",
+    "long": "dry-run",
+    "type": bool,
+    "default": False,
+    "help": "only for publish:NAME: show the files, the bytes and the card, and send nothing",
+}
+
+
 # Of doit's options, the help shows those that a person needs every day.
 _EVERY_DAY: Mapping[str, str] = {
     "always": "run the tasks also where they are up to date",
@@ -75,6 +84,7 @@ OURS = (
     OPT_QUIET,
     OPT_LOCKED,
     OPT_SPACE,
+    OPT_DRY_RUN,
     OPT_JSON,
 )
 
@@ -95,7 +105,15 @@ class Run(OneScreen, DoitRun):  # type: ignore[misc]
     doc_more = (
         "`{bin} help COMMAND` shows the options of another command. docs/cli.md has doit's other options."
     )
-    cmd_options = (*DoitRun.cmd_options, OPT_PROGRESS, OPT_QUIET, OPT_LOCKED, OPT_SPACE, OPT_JSON)
+    cmd_options = (
+        *DoitRun.cmd_options,
+        OPT_PROGRESS,
+        OPT_QUIET,
+        OPT_LOCKED,
+        OPT_SPACE,
+        OPT_DRY_RUN,
+        OPT_JSON,
+    )
     shown_options = OURS
 
     def parse_execute(self, in_args: Sequence[str]) -> int:
@@ -130,11 +148,12 @@ class Run(OneScreen, DoitRun):  # type: ignore[misc]
         quiet: bool = False,
         locked: bool = False,
         no_space_check: bool = False,
+        dry_run: bool = False,
         json: bool = False,
     ) -> int:
         """Runs the tasks. doit reads the names of these arguments from this signature."""
         arguments = dict(locals())
-        for ours in ("self", "__class__", "progress", "quiet", "locked", "no_space_check", "json"):
+        for ours in ("self", "__class__", "progress", "quiet", "locked", "no_space_check", "dry_run", "json"):
             arguments.pop(ours, None)
         if locked:
             _check_lock()
@@ -144,6 +163,9 @@ class Run(OneScreen, DoitRun):  # type: ignore[misc]
             os.environ[VARIABLE] = progress or "silent"
         if json:
             os.environ[ANSWERS] = "json"
+        names = [*(self.sel_tasks or [])]
+        if dry_run or _DRY_RUN in names:  # doit leaves to a task what stands after its name
+            return _dry_run([name for name in names if name != _DRY_RUN], as_json=json or _JSON in names)
         self.sel_tasks: list[str] = as_tasks(self.sel_tasks or [], self.task_list)
         note_selection(self.task_list, self.sel_tasks)
         collected = Collecting() if json else None
@@ -166,6 +188,26 @@ class Run(OneScreen, DoitRun):  # type: ignore[misc]
 
             print_outcome(collected.tasks, collected.failed)
         return code
+
+
+_DRY_RUN, _JSON = "--dry-run", "--json"
+
+
+class NoDryRun(BuildError):
+    """--dry-run is for publish:NAME, and "{name}" is another task."""
+
+    exit_code = 3
+    hint = "`builder plan` shows what a build would do."
+
+
+def _dry_run(names: Sequence[str], *, as_json: bool) -> int:
+    """Shows what publications would do. Raises NoDryRun, BuildError."""
+    from builder.tasks.publishing import TASK, dry_run
+
+    names = [name for name in names if name != _JSON]
+    if wrong := next((name for name in names or ["doit"] if not name.startswith(TASK)), None):
+        raise NoDryRun(name=wrong)
+    return dry_run(Path(DECLARATION), names, as_json=as_json)
 
 
 def known_tasks(names: Sequence[str], tasks: Sequence[Any]) -> list[str]:

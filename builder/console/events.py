@@ -23,6 +23,15 @@ class Hashing:
 
 
 @dataclass(frozen=True)
+class Sending:
+    """`done` of `total` bytes have been published to `where`, or were there already."""
+
+    where: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class PassStarted:
     """A pass over one model begins.
 
@@ -100,7 +109,9 @@ class Failed:
     message: str
 
 
-Event = Note | Hashing | Scored | Learning | PassStarted | BlockDone | PassDone | TargetDone | Failed
+Event = (
+    Note | Hashing | Sending | Scored | Learning | PassStarted | BlockDone | PassDone | TargetDone | Failed
+)
 Emit = Callable[[Event], None]
 
 

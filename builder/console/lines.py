@@ -9,7 +9,7 @@ from dataclasses import asdict
 from threading import Lock
 from typing import TextIO
 
-from builder.console.events import BlockDone, Event, Hashing, Learning, Note, PassStarted, Scored
+from builder.console.events import BlockDone, Event, Hashing, Learning, Note, PassStarted, Scored, Sending
 from builder.console.words import count, said_loss, size_text
 
 _LINE = Lock()
@@ -43,6 +43,9 @@ class Plain:
             case Hashing(what, done, total):
                 if done < total and self._due():
                     self._line(f"{what}: hashed {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+            case Sending(where, done, total):
+                if done < total and self._due():
+                    self._line(f"{where}: sent {done / 1e9:.1f} of {total / 1e9:.1f} GB")
             case Scored(target, done, total):
                 if self._due():
                     self._line(f"{target}: {done} of {total} measured")

@@ -11,7 +11,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from builder.console.events import BlockDone, Event, Hashing, Learning, Note, PassDone, PassStarted, Scored
+from builder.console.events import (
+    BlockDone,
+    Event,
+    Hashing,
+    Learning,
+    Note,
+    PassDone,
+    PassStarted,
+    Scored,
+    Sending,
+)
 from builder.console.words import said_loss
 
 
@@ -42,6 +52,11 @@ class Live:
                 (self._progress.console if self._progress else self._console).print(text, markup=False)
             case Hashing(what, done, total):
                 self._follow(f"hash {what}", total)
+                self._update(done, f"{_of(done, total)}{self._rate(done)}")
+                if done >= total:
+                    self._stop()
+            case Sending(where, done, total):
+                self._follow(f"send {where}", total, longest=30)
                 self._update(done, f"{_of(done, total)}{self._rate(done)}")
                 if done >= total:
                     self._stop()

@@ -44,7 +44,8 @@ class Result:
 
     `rows` has, by the name of a figure, one outcome for each question. Paired tests use them. `made` says
     how, when and on which machine the suite measured. `samples` are the first answers of a suite that
-    generates. Results that were written before samples existed have none.
+    generates. Results that were written before samples existed have none. `asked`: where only a part of the
+    suite's questions was asked, which of all `rows` these are.
     """
 
     key: Key
@@ -55,6 +56,7 @@ class Result:
     rows: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     made: Mapping[str, str] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    asked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def read(store: Store, key: Key) -> Result | None:
         figures = {name: Figure(**figure) for name, figure in data.pop("figures").items()}
         rows = {name: tuple(values) for name, values in data.pop("rows").items()}
         samples = tuple(Sample(**sample) for sample in data.pop("samples", ()))
-        return Result(figures=figures, rows=rows, samples=samples, **data)
+        asked = tuple(data.pop("asked", ()))
+        return Result(figures=figures, rows=rows, samples=samples, asked=asked, **data)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -109,6 +112,8 @@ def write(store: Store, result: Result) -> None:
     data = {"format": FORMAT, **asdict(result)}
     if not result.samples:  # so that a version which knows no samples reads the results of other suites
         del data["samples"]
+    if not result.asked:
+        del data["asked"]
     text = json.dumps(data, sort_keys=True)
     seals.write(store, path(store, result.key), text + "\n")
 

@@ -45,19 +45,19 @@ class RequirementMissed(BuildError):
     """{target} misses its requirements: {what}"""
 
 
-def measured(project: Project, target: TargetPlan) -> dict[str, Result]:
+def measured(
+    project: Project, target: TargetPlan, suites: Sequence[Suite] | None = None
+) -> dict[str, Result]:
     """The results of a target that the store has, by suite. Raises SourceError if a data file is missing."""
-    found = (
-        (suite, results.read(project.store, _key(project, target, suite)))
-        for suite in _suites(project, target)
-    )
+    asked = project.spec.suites_of(target.target) if suites is None else suites
+    found = ((suite, results.read(project.store, _key(project, target, suite))) for suite in asked)
     return {suite.name: result for suite, result in found if result is not None}
 
 
 def known_of(project: Project, target: Target, measured: Key) -> dict[str, Result]:
     """What the store knows of the suites that a target's requirements name. Plans nothing."""
-    names = dict.fromkeys(condition.suite for condition in target.model.require)
-    suites = (project.spec.suites[name] for name in names)
+    names = {condition.suite for condition in target.model.require}
+    suites = (suite for suite in project.spec.suites_of(target) if suite.name in names)
     keys = ((suite, result_key(project, target.model, measured, suite)) for suite in suites)
     found = ((suite, results.read(project.store, key)) for suite, key in keys)
     return {suite.name: result for suite, result in found if result is not None}
@@ -70,29 +70,35 @@ def complete(project: Project, target: TargetPlan) -> bool:
     return set(model.suites) <= set(known) and not missed(model.require, known)
 
 
-def evaluate(project: Project, target: TargetPlan, emit: Emit, *, again: bool = False) -> dict[str, Result]:
+def evaluate(
+    project: Project,
+    target: TargetPlan,
+    emit: Emit,
+    *,
+    again: bool = False,
+    suites: Sequence[Suite] | None = None,
+) -> dict[str, Result]:
     """Measure what is not known yet, one evaluation at a time; all results, by suite. Raises BuildError.
 
-    again: measure all of it, and replace what is known.
+    again: measure all of it, and replace what is known. suites: those of the target, if not given.
     """
-    known = {} if again else measured(project, target)
-    if set(known) < set(target.target.model.suites):
+    asked = project.spec.suites_of(target.target) if suites is None else suites
+    known = {} if again else measured(project, target, asked)
+    if len(known) < len(asked):
         with (
             measuring(project.store, lambda: emit(Note("waiting for another evaluation to end"))),
             build_session(project.store, keys_of(target)),
         ):
-            known = {} if again else measured(project, target)
-            known |= _measure(project, target, emit, known)
+            known = {} if again else measured(project, target, asked)
+            todo = [suite for suite in asked if suite.name not in known]
+            known |= _measure(project, target, emit, todo)
     records.mark_used(project.store, target.key)
-    return {name: known[name] for name in target.target.model.suites}
+    return {suite.name: known[suite.name] for suite in asked}
 
 
-def _measure(
-    project: Project, target: TargetPlan, emit: Emit, known: Mapping[str, Result]
-) -> dict[str, Result]:
-    """What is not in `known`. The keys are those of before: what changes meanwhile is refused."""
-    keys = {suite.name: _key(project, target, suite) for suite in _suites(project, target)}
-    todo = [suite for suite in _suites(project, target) if suite.name not in known]
+def _measure(project: Project, target: TargetPlan, emit: Emit, todo: Sequence[Suite]) -> dict[str, Result]:
+    """Measures suites. The keys are those of before: what changes meanwhile is refused."""
+    keys = {suite.name: _key(project, target, suite) for suite in todo}
     shown = _shown(project, target)
     directory = shown.folder if shown else None
     found: dict[str, Result] = {}
@@ -105,14 +111,17 @@ def _measure(
         rows = {metric: tuple(values) for metric, values in said.get("rows", {}).items()}
         key, made = keys[suite.name], said["made"]
         samples = tuple(Sample(**sample) for sample in said.get("samples", ()))
-        found[suite.name] = Result(key, target.name, suite.name, suite.kind, figures, rows, made, samples)
+        asked = tuple(said.get("asked", ()))
+        found[suite.name] = Result(
+            key, target.name, suite.name, suite.kind, figures, rows, made, samples, asked
+        )
         results.write(project.store, found[suite.name])
 
     scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
     references = {s.name: _reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
     generated = [[suite] for suite in todo if suite.kind == "generate"]
     for together in [scored, *generated] if scored else generated:  # all scored suites share one pass
-        emit(Note(f"measuring {target.name}: {', '.join(suite.name for suite in together)}"))
+        emit(Note(f"measuring {target.name}: {', '.join(map(_asked, together))}"))
         request = {**_request(project, target, together, directory), "references": references}
         with _sources_unchanged(project, target) if directory is None else nullcontext():
             answer = ask(target.name, request, emit)
@@ -126,6 +135,12 @@ def _measure(
         made = {"made": circumstances()}
         keep(suite, run_command(suite, directory, project.spec.file.parent), made)
     return found
+
+
+def _asked(suite: Suite) -> str:
+    """What is said of a suite that is measured now."""
+    parts = {"all": "", "search": " (one half of its questions)", "rest": " (the other half)"}
+    return f"{suite.name}{parts[suite.part]}"
 
 
 def _shown(project: Project, target: TargetPlan) -> Shown | None:
@@ -240,7 +255,3 @@ def suite_from(described: Mapping[str, Any]) -> Suite:
 
 def _key(project: Project, target: TargetPlan, suite: Suite) -> Key:
     return result_key(project, target.target.model, target.measured, suite)
-
-
-def _suites(project: Project, target: TargetPlan) -> list[Suite]:
-    return [project.spec.suites[name] for name in target.target.model.suites]

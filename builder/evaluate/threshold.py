@@ -114,12 +114,12 @@ def _bisect(order: Sequence[str], ask: Callable[[str], bool], known: Mapping[str
 
 def family_of(variant: Variant) -> Hashable:
     """The family of a variant. Its members differ only in bits, so more bits should be better."""
-    learned = variant.learned.method if variant.learned else variant.calibrated is not None
+    learned = variant.learned.method if variant.learned else variant.rounds_for_text
     if variant.quantization is not None:
         how = variant.quantization
         return (how.mode, how.group_size, variant.overrides, learned)
     if variant.goal is not None:
-        return ("goal", variant.group_size)
+        return ("goal", variant.group_size, learned)
     return ("recipe", variant.group_size, learned) if variant.recipe else None
 
 

@@ -17,6 +17,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from builder.console.words import size_text
+
 # bits -> error in groups of 64, relative to 4 bits
 ERROR: Mapping[int, float] = {2: 19.1, 3: 4.47, 4: 1.0, 5: 0.258, 6: 0.0637, 8: 0.0038}
 _OWN = 0.5  # how much of a weight's own share counts. The rest is the mean of its kind
@@ -39,12 +41,23 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """A size that a search measured: bits per weight, bytes of the tensors, and how it did (`said`)."""
+
+    bits_per_weight: float
+    nbytes: int
+    passes: bool
+    said: str
+
+
+@dataclass(frozen=True)
 class Allocation:
     """The bits of each weight of a target, and what was measured to choose them.
 
     `bits`: those with more than `common` bits. `cost`: nats for each token, by path, with `common` bits. The
     divergences, in nats for each token, are of `held` tokens that nothing was rounded for: of the target with
-    `common` bits everywhere, and with `bits`. `kept` says which of both the target is.
+    `common` bits everywhere, and with `bits`. `kept` says which of both the target is. `held` is 0 where only
+    the same bits everywhere were tried. `tried`: the sizes that a search measured, in its order.
     """
 
     common: int
@@ -54,6 +67,7 @@ class Allocation:
     divergence: float
     held: int
     kept: bool
+    tried: tuple[Tried, ...] = ()
 
     @property
     def chosen(self) -> Mapping[str, int]:
@@ -67,11 +81,19 @@ class Allocation:
 
 def from_text(text: str) -> Allocation:
     """What `to_text` wrote. Raises ValueError, TypeError."""
-    return Allocation(**json.loads(text))
+    data = json.loads(text)
+    tried = tuple(Tried(**each) for each in data.pop("tried", ()))
+    return Allocation(**data, tried=tried)
 
 
 def explained(found: Allocation) -> tuple[str, ...]:
     """Why each weight has its bits, one line each: those with more first, the dearest first."""
+    searched = tuple(
+        f"{each.bits_per_weight:.4g} bits per weight ({size_text(each.nbytes)}): {each.said}"
+        for each in sorted(found.tried, key=lambda each: each.nbytes)
+    )
+    if not found.held:
+        return searched
     both = (
         f"on {found.held} tokens that nothing was rounded for, KL is {found.uniform_divergence:.4g} with"
         f" {found.common} bits for every weight, and {found.divergence:.4g} with more bits for"
@@ -79,6 +101,7 @@ def explained(found: Allocation) -> tuple[str, ...]:
     )
     dearest = sorted(found.chosen, key=lambda path: (-found.cost.get(path, 0.0), path))
     return (
+        *searched,
         both,
         *(f"{p}: {found.bits[p]} bits, costs {found.cost[p]:.2g} of KL at {found.common}" for p in dearest),
     )

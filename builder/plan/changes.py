@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from builder.plan.types import Action, TargetPlan
-from builder.spec.quantizers import METHOD_SETTINGS
+from builder.spec.quantizers import METHOD_SETTINGS, NEAREST
 from builder.store.types import Manifest
 
 _LABELS = frozenset({"base", "adapter", "variant", "source"})  # names: recorded for a reader, in no key
@@ -187,6 +187,7 @@ def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
         settings |= {k: str(v) for k, v in asdict(learned).items() if k in used}
     if (calibrated := variant.calibrated) is not None:
         settings |= {"samples": calibrated.samples, "sequence_length": calibrated.sequence_length}
+        settings |= {"rounding": NEAREST} if calibrated.nearest else {}
     if variant.goal is not None:
         settings |= {"target": str(variant.goal), "group_size": variant.group_size}
         settings.pop("bits", None)

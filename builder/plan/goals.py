@@ -17,6 +17,7 @@ from builder.plan.layout import layout_of
 from builder.plan.parts import ROUNDING
 from builder.plan.quantization import PlanError
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
+from builder.spec.quantizers import NEAREST, Goal
 from builder.spec.types import MODES, Override, Quantization, Target
 
 _BITS = MODES["affine"][0]
@@ -24,11 +25,20 @@ ALLOCATION = 1  # of the rules by which bits are chosen. Another number chooses 
 
 
 def allocation_key(
-    target: Target, base: BaseFacts, adapter: AdapterFacts | None, text: Calibration, toolchain: str
+    target: Target,
+    base: BaseFacts,
+    adapter: AdapterFacts | None,
+    text: Calibration,
+    toolchain: str,
+    questions: Key | None = None,
 ) -> Key:
-    """The key of what is chosen: everything that the measurement and the choice depend on."""
+    """The key of what is chosen: everything that the measurement and the choice depend on.
+
+    questions: for a target that searches its size, what its model requires and asks.
+    """
     parts = _measured_parts(target, base, adapter, text, toolchain)
-    return named_key("allocation/1", {**parts, "allocation": ALLOCATION, "goal": str(target.variant.goal)})
+    parts |= {"allocation": ALLOCATION, "goal": str(target.variant.goal)}
+    return named_key("allocation/1", parts | ({"questions": questions} if questions else {}))
 
 
 def sensitivity_key(
@@ -47,7 +57,7 @@ def _measured_parts(
     variant, how = target.variant, target.variant.calibrated
     assert how is not None
     return {
-        "rounding": ROUNDING,
+        "rounding": ROUNDING if variant.rounds_for_text else NEAREST,
         "base_digest": base.weights,
         "repairs": sorted(base.structure.repairs),
         "slices": sorted(adapter.slices.items()) if adapter else [],
@@ -66,6 +76,7 @@ def uniform(target: Target, base: BaseFacts) -> Target:
     """The target with the most bits for all weights that fit. Raises PlanError where nothing fits."""
     variant = target.variant
     assert variant.goal is not None
+    assert not variant.goal.smallest, "its size is searched"
     budget = variant.goal.budget(base.structure.parameter_count)
     size = 0
     for bits in sorted(_BITS, reverse=True):
@@ -79,6 +90,21 @@ def uniform(target: Target, base: BaseFacts) -> Target:
         f" {target.model.name} has {size_text(size)}.",
         hint="Ask for more, or take a smaller base.",
     )
+
+
+def rungs(target: Target, base: BaseFacts) -> dict[int, int]:
+    """Bits for all weights alike -> bytes of the target, from small to large."""
+    return {bits: tensor_bytes(with_bits(target, bits, {}), base) for bits in sorted(_BITS)}
+
+
+def between(small: int, large: int) -> tuple[int, ...]:
+    """The sizes that are tried between two sizes, in bytes: eighths, from small to large."""
+    return tuple(small + (large - small) * eighth // 8 for eighth in range(1, 8))
+
+
+def sized(target: Target, nbytes: int) -> Target:
+    """The target with a size as its goal."""
+    return Target(target.model, replace(target.variant, goal=Goal(nbytes=nbytes)))
 
 
 def with_bits(target: Target, common: int, more: Mapping[str, int]) -> Target:

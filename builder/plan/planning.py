@@ -106,11 +106,19 @@ def plan_alone(target: Target, facts: Facts, toolchain: str) -> TargetPlan:
 def _plan_goal(target: Target, facts: Facts, sources: Sources) -> TargetPlan | Unresolved:
     """A target that asks for a size: planned like any other once its bits are chosen."""
     assert facts.text is not None
-    uniform(target, facts.base)  # raises PlanError for a size that nothing meets
-    key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain)
+    assert target.variant.goal is not None
+    questions, waits = None, "the bits of its weights are not chosen yet"
+    if target.variant.goal.smallest:
+        asked = sources.questions.get(target.model.name, Unknown("its questions are not known"))
+        if isinstance(asked, Unknown):
+            return Unresolved(target, asked.reason, asked.error)
+        questions, waits = asked, "its size is not searched yet"
+    else:
+        uniform(target, facts.base)  # raises PlanError for a size that nothing meets
+    key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain, questions)
     found = sources.allocations(key)
     if found is None:
-        return Unresolved(target, "the bits of its weights are not chosen yet")
+        return Unresolved(target, waits)
     made = with_allocation(target, found)
     plain = with_bits(target, found.common, {})
     cost = sensitivity_key(plain, facts.base, facts.adapter, facts.text, sources.toolchain)
@@ -207,9 +215,10 @@ def _plan_target(target: Target, facts: Facts, layout: Layout, toolchain: str) -
     parts = {
         b.block: block_parts(base, b, slices.get(b.block), layout.dtype, toolchain) for b in layout.blocks
     }
-    if text is not None:
+    for_text = text is not None and target.variant.rounds_for_text
+    if text is not None and for_text:
         parts = rounded_parts(parts, layers_of(layout.blocks), target.variant, base, text)
-    kind = "block/2" if text is None else "rounded/1"
+    kind = "rounded/1" if for_text else "block/2"
     actions = tuple(
         Action(named_key(kind, parts[b.block]), b.block, b.file, b.tensors, b.size) for b in layout.blocks
     )

@@ -28,6 +28,7 @@ class Sources:
     toolchain: str = ""  # part of every key only with [build] strict_toolchain
     calibrations: Mapping[str, Calibration | Unknown] = field(default_factory=dict)  # by variant
     allocations: Callable[[Key], Allocation | None] = lambda _: None  # what was chosen, by its key
+    questions: Mapping[str, Key | Unknown] = field(default_factory=dict)  # of models that search a size
 
 
 @dataclass(frozen=True)

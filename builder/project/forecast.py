@@ -149,7 +149,7 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
 
 def _pass_of(plan: TargetPlan) -> tuple[str, str]:
     """The model of a pass, and the name of a calibrated target, which has a pass of its own."""
-    return plan.target.model.name, plan.name if plan.target.variant.calibrated else ""
+    return plan.target.model.name, plan.name if plan.target.variant.rounds_for_text else ""
 
 
 def _imports(project: Project, guessed: Iterable[TargetPlan]) -> int:

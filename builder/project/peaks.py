@@ -158,7 +158,7 @@ def rounding_memory(plan: TargetPlan) -> int:
     states before and after a layer, and the second moments of the inputs of experts.
     """
     how = plan.target.variant.calibrated
-    if how is None:
+    if how is None or how.nearest:
         return 0
     structure = plan.base.structure
     shapes = {name: [p.tensor.shape for p in each] for name, each in structure.by_block.items()}

@@ -20,6 +20,7 @@ from builder.plan.allocation import Allocation, from_text
 from builder.plan.planning import make_plan
 from builder.plan.types import Plan, Sources
 from builder.project import memo, store_memory
+from builder.project.questions import judging_key
 from builder.project.toolchain import toolchain
 from builder.sources.catalog import Catalog
 from builder.sources.facts import Unknown
@@ -104,7 +105,20 @@ class Project:
             toolchain() if self.spec.build.strict_toolchain else "",
             {v.name: self.sources.calibration(v) for v in self.spec.variants.values() if v.calibration},
             self.allocation,
+            self._questions(),
         )
+
+    def _questions(self) -> Mapping[str, Key | Unknown]:
+        """What the models ask and require that have a variant which searches its size."""
+        found: dict[str, Key | Unknown] = {}
+        for target in self.spec.targets:
+            if (goal := target.variant.goal) is not None and goal.smallest:
+                asked, model, folder = self.spec.search_suites(target), target.model, self.spec.file.parent
+                try:
+                    found[model.name] = judging_key(self.sources, folder, asked, model.require)
+                except BuildError as error:
+                    found[model.name] = Unknown(error.message.rstrip("."), error)
+        return found
 
     def allocation(self, key: Key) -> Allocation | None:
         """What was chosen for a target that asks for a size, if that is in the store."""

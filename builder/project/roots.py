@@ -58,11 +58,11 @@ def roots_of(project: Project) -> Roots:
             doubts.append(f"{plan.name}: {plan.reason}")
             continue
         keys |= keys_of(plan)
-        for name in plan.target.model.suites:
+        for suite in project.spec.suites_of(plan.target):
             try:
-                keys |= measured_keys(project, plan, project.spec.suites[name])
+                keys |= measured_keys(project, plan, suite)
             except (BuildError, OSError) as error:
-                doubts.append(f"suite {name}: {error}")
+                doubts.append(f"suite {suite.name}: {error}")
     for base in project.spec.bases.values():
         if isinstance(base.source, GgufSource):
             try:

@@ -21,6 +21,7 @@ from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.state import reads_source, target_state
 from builder.release.scores import refresh
+from builder.release.smallest import search_size
 from builder.store import pins, views
 from builder.store.care import drop
 
@@ -56,7 +57,7 @@ def _deliver(
         _tell([learned], emit)
         prune_intermediates(project, emit, selected)
         return [*results, learned]
-    if wanted.target.variant.calibrated is not None:
+    if wanted.target.variant.rounds_for_text:
         rounded = build_calibrated(project, wanted, emit)
         _refresh(project, wanted)
         _tell([rounded], emit)
@@ -65,7 +66,7 @@ def _deliver(
     read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}
     chosen = [wanted]
     for other in others:
-        in_a_pass = other.needs is None and other.target.variant.calibrated is None
+        in_a_pass = other.needs is None and not other.target.variant.rounds_for_text
         asked = in_a_pass and (other.name in selected or other.name in read)
         if asked and not target_state(project.store, other).built:
             chosen.append(other)
@@ -120,7 +121,10 @@ def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
         return plan
     if plan.target.variant.goal is not None and plan.error is None:
         prepare_sources(project, plan.target, emit)
-        choose_bits(project, plan.target, emit)
+        if plan.target.variant.goal.smallest:
+            search_size(project, plan.target, emit)
+        else:
+            choose_bits(project, plan.target, emit)
     return prepare_target(project, plan.target, emit)
 
 

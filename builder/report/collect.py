@@ -12,7 +12,8 @@ from builder.evaluate.statistics import Figure
 from builder.plan.changes import inputs_of, settings_of
 from builder.plan.types import TargetPlan, nominal_size
 from builder.project.project import Project
-from builder.project.result_keys import QuestionsMissing, result_key, suite_key
+from builder.project.questions import QuestionsMissing
+from builder.project.result_keys import result_key, suite_key
 from builder.project.state import target_state
 from builder.report.facts import BlockSurvival, ModelReport, Production, Provenance, Report, Row
 from builder.report.pairs import compared
@@ -93,14 +94,11 @@ def _unread(project: Project, model: Model) -> dict[str, str]:
 def _measured(project: Project, plan: TargetPlan) -> dict[str, Result]:
     """The results of a target, by suite. Suites whose questions are missing are left out."""
     found = {}
-    for name in plan.target.model.suites:
+    for suite in project.spec.suites_of(plan.target):
         with suppress(QuestionsMissing):
-            result = read(
-                project.store,
-                result_key(project, plan.target.model, plan.measured, project.spec.suites[name]),
-            )
-            if result is not None:
-                found[name] = result
+            key = result_key(project, plan.target.model, plan.measured, suite)
+            if (result := read(project.store, key)) is not None:
+                found[suite.name] = result
     return found
 
 
@@ -161,6 +159,7 @@ def _row(
         control_name=beside.name if beside else None,
         control=_figures(_measured(project, beside)) if beside else None,
         samples={suite: result.samples for suite, result in results.items() if result.samples},
+        searched=variant.goal is not None and variant.goal.smallest,
     )
 
 

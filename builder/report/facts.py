@@ -49,7 +49,8 @@ class Row:
     `size` is in bytes. For a target that is not built, `size` is what the target would take. `control_name`
     is the target that quantizes the base without adapter in the same way, and `control` are its figures. A
     figure may meet its requirement, but not with certainty. `doubts` then has the end of its interval that
-    does not meet the requirement. `samples` are some answers of the target, by suite.
+    does not meet the requirement. `samples` are some answers of the target, by suite. `searched`: the
+    target searched its size with one half of the questions, and its figures are of the other half.
     """
 
     target: str
@@ -68,6 +69,7 @@ class Row:
     control: Mapping[Metric, Figure] | None = None
     is_built: bool = True
     samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
+    searched: bool = False
 
     @property
     def levels(self) -> str:

@@ -16,6 +16,10 @@ def first(model: ModelReport) -> list[str]:
         said.append(
             f"Measured from base and adapter, not on disk: {', '.join(unbuilt)}; the size is what it takes."
         )
+    if searched := [row.variant for row in model.rows if row.searched and row.figures]:
+        said.append(
+            f"Searched with one half of the questions, and measured by the other half: {', '.join(searched)}."
+        )
     if model.absent:
         states = [f"{name} ({model.states.get(name, 'not built')})" for name in model.absent]
         said.append(f"Without figures: {', '.join(states)}.")

@@ -28,8 +28,8 @@ def compared(
     for suite, kind in kinds.items():
         for metric in _tested(model, suite, kind):
             for first, second in pairs:
-                one, other = (_rows(results[target], metric) for target in (first, second))
-                if one and len(one) == len(other):
+                one, other = _both(results[first].get(suite), results[second].get(suite), metric)
+                if one:
                     asked.append((metric, first, second))
                     found.append(compare(kind, metric.name, one, other))
     judged = zip(asked, together(found), strict=True)
@@ -51,6 +51,15 @@ def _tested(model: Model, suite: str, kind: str) -> list[Metric]:
     ]
 
 
-def _rows(results: Mapping[str, Result], metric: Metric) -> tuple[float, ...]:
-    result = results.get(metric.suite)
-    return result.rows.get(metric.name, ()) if result else ()
+def _both(first: Result | None, second: Result | None, metric: Metric) -> tuple[list[float], list[float]]:
+    """The outcomes of two results on the questions that both were asked."""
+    one, other = _rows(first, metric), _rows(second, metric)
+    common = sorted(one.keys() & other.keys())
+    return [one[number] for number in common], [other[number] for number in common]
+
+
+def _rows(result: Result | None, metric: Metric) -> Mapping[int, float]:
+    """The number of each question, with its outcome."""
+    values = result.rows.get(metric.name, ()) if result else ()
+    numbers = result.asked if result and result.asked else range(len(values))
+    return dict(zip(numbers, values, strict=False))

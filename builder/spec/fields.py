@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from builder.spec.quantizers import METHODS
+from builder.spec.quantizers import METHODS, ROUNDINGS
 from builder.spec.types import CHECKS, DTYPES, METRICS, MODES, RECIPES, TOKENIZERS
 
 # name: the name of a declared table, of the kind that `refers` says. names: a list of such names, not empty.
 # path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
-# texts: a table of label = "text", where a dotted label needs no quotes.
-Kind = Literal["string", "path", "name", "names", "bool", "integer", "number", "size", "globs", "texts"]
+# texts: a table of label = "text", where a dotted label needs no quotes. strings: a list of texts, not empty.
+Kind = Literal[
+    "string", "path", "name", "names", "strings", "bool", "integer", "number", "size", "globs", "texts"
+]
 
 
 @dataclass(frozen=True)
@@ -230,9 +232,19 @@ VARIANT = Table(
             "target",
             "string",
             'A size: "4.7bpw" (bits per weight) or "18GB" (bytes of the weights). Each weight gets its own '
-            "bits, so that the model is never larger and its answers change least.",
+            "bits, so that the model is never larger and its answers change least. "
+            '"smallest" searches the fewest bytes that meet what the model requires.',
             example='target = "4.7bpw"',
             excludes=("bits", "mode", "recipe", "method", "overrides"),
+        ),
+        Field(
+            "rounding",
+            "string",
+            "For `target`: how weights are rounded. With `nearest` the text only chooses the bits.",
+            choices=ROUNDINGS,
+            default=ROUNDINGS[0],
+            example='rounding = "nearest"',
+            needs=("target",),
         ),
         Field(
             "method",
@@ -464,5 +476,67 @@ RELEASE = Table(
     named=False,
 )
 
-_TABLES = (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL, SUITE, RELEASE)
+PUBLISH = Table(
+    "publish",
+    "Where a target goes: `doit publish:NAME`. The target must meet its requirements.",
+    (
+        Field(
+            "target",
+            "string",
+            "The target to publish, or `production` for what the release shows.",
+            required=True,
+            example='target = "MODEL_VARIANT"',
+        ),
+        Field(
+            "to",
+            "string",
+            "The place: `hf://OWNER/NAME` (the Hugging Face hub), `lmstudio://PUBLISHER/NAME` (where LM "
+            "Studio on this machine looks), or a folder.",
+            required=True,
+            example='to = "hf://OWNER/NAME"',
+        ),
+        Field(
+            "private",
+            "bool",
+            "For `hf://`: a repository that does not exist yet is made private. The tool never changes that "
+            "of a repository that exists.",
+            default=True,
+            example="private = true",
+        ),
+        Field(
+            "link",
+            "bool",
+            "For a folder: hard links to the store where clones are not possible. A program that edits "
+            "such a file damages the store.",
+            default=False,
+            example="link = true",
+        ),
+        Field(
+            "override",
+            "string",
+            "Why the target is published although it misses a requirement. The card says so.",
+            example='override = "a preview for the testers"',
+        ),
+        Field(
+            "license",
+            "string",
+            "The licence of the model, for the card. Default: that of the base, where its files say it.",
+            example='license = "apache-2.0"',
+        ),
+        Field(
+            "base_model",
+            "string",
+            "The repository of the base, for the card. Default: that of an `hf` base.",
+            example='base_model = "OWNER/NAME"',
+        ),
+        Field(
+            "datasets",
+            "strings",
+            "The repositories of the training data, for the card.",
+            example='datasets = ["OWNER/NAME"]',
+        ),
+    ),
+)
+
+_TABLES = (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL, SUITE, RELEASE, PUBLISH)
 FIELDS: Mapping[str, Table] = {table.key: table for table in _TABLES}

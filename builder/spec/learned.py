@@ -9,7 +9,7 @@ from pathlib import Path
 
 from builder.console.words import listed, quoted, shown, size_of_text
 from builder.spec.problems import Problems
-from builder.spec.quantizers import METHOD_SETTINGS, Calibrated, Goal, Learned
+from builder.spec.quantizers import METHOD_SETTINGS, NEAREST, SMALLEST, Calibrated, Goal, Learned
 from builder.spec.shape import Values
 from builder.spec.types import Quantization
 
@@ -48,7 +48,10 @@ def calibrated(values: Values, problems: Problems) -> Calibrated | None:
     for key, value in given.items():
         if what := _out_of_range(key, value):
             problems.add(values.place.key(key), what)
-    return Calibrated(Path(values.get("calibration")), **given) if values.get("calibration") else None
+    if not values.get("calibration"):
+        return None
+    nearest = values.given.get("rounding") == NEAREST
+    return Calibrated(Path(values.get("calibration")), **given, nearest=nearest)
 
 
 def goal(values: Values, problems: Problems) -> Goal | None:
@@ -58,6 +61,8 @@ def goal(values: Values, problems: Problems) -> Goal | None:
         return None
     if not values.says("calibration"):
         problems.add(values.place, "target needs calibration beside it; add the text to measure with")
+    if text == SMALLEST:
+        return Goal()
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*bpw", text):
         if 2 <= float(match[1]) <= 16:
             return Goal(bits_per_weight=float(match[1]))
@@ -65,7 +70,7 @@ def goal(values: Values, problems: Problems) -> Goal | None:
         return None
     nbytes = size_of_text(text)
     if not nbytes:
-        what = f'target = {quoted(text)} is not a size; write, for example, "4.7bpw" or "18GB"'
+        what = f'target = {quoted(text)} is not a size; write, for example, "4.7bpw", "18GB" or "smallest"'
         problems.add(values.place.key("target"), what)
         return None
     return Goal(nbytes=nbytes)

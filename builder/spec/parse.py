@@ -12,8 +12,9 @@ from builder.console.words import listed, nearest, quoted, shown, suggestion
 from builder.spec.fields import FIELDS
 from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
+from builder.spec.publishing import publications
 from builder.spec.shape import Declared, Values, check_shape
-from builder.spec.suites import conditions, suite
+from builder.spec.suites import check_searched, conditions, suite
 from builder.spec.toml import read_toml
 from builder.spec.types import (
     MODES,
@@ -55,10 +56,14 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
     variants = {name: _variant(name, v, problems) for name, v in declared["variant"].items()}
     suites = {name: suite(name, v, file.parent, problems) for name, v in declared["suite"].items()}
     require = {name: conditions(v, suites, problems) for name, v in declared["model"].items()}
+    for name, values in declared["model"].items():
+        check_searched(name, values, variants, suites, require[name], problems)
+    store = _path(_setting(declared, "store", "path"), file.parent)
+    published = publications(declared, _target_names(declared), file.parent, store, problems)
     problems.raise_any()
     return Spec(
         file=file,
-        store=_path(_setting(declared, "store", "path"), file.parent),
+        store=store,
         bases={n: _base(n, v, sources[n]) for n, v in declared["base"].items()},
         adapters={
             n: Adapter(n, v.get("base"), _path(v.get("path"), file.parent), v.get("tokenizer"))
@@ -73,6 +78,7 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
             memory=_setting(declared, "build", "memory"),
         ),
         production=_setting(declared, "release", "production"),
+        publications=published,
     )
 
 
@@ -165,21 +171,21 @@ def _check_targets(declared: Declared, problems: Problems) -> None:
 def _check_release(declared: Declared, problems: Problems) -> None:
     values = declared["release"].get("")
     name = values.get("production") if values else None
-    made = [f"{m}_{v}" for m, each in declared["model"].items() for v in each.given.get("variants", ())]
-    if values and name is not None and name not in made:
+    if values and name is not None and name not in (made := _target_names(declared)):
         what = f"production = {quoted(name)} is not a target{suggestion(name, made)}"
         problems.add(values.place.key("production"), what)
     if values and (variant := declared["variant"].get("production")):
         problems.add(variant.place, "the name is also the name of the release; rename it")
 
 
+def _target_names(declared: Declared) -> list[str]:
+    return [f"{m}_{v}" for m, each in declared["model"].items() for v in each.given.get("variants", ())]
+
+
 def _model(name: str, values: Values, declared: Declared, require: tuple[Condition, ...]) -> Model:
     adapter = values.get("adapter")
     base = values.get("base") if adapter is None else declared["adapter"][adapter].get("base")
     return Model(name, base, adapter, values.get("variants"), values.given.get("suites", ()), require)
-
-
-# -- bases ---------------------------------------------------------------------------------------------------
 
 
 def _base(name: str, values: Values, source: BaseSource) -> Base:

@@ -14,6 +14,9 @@ METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "dynamic": frozenset({"seed", "samples", "sequence_length", "high_bits", "target_bpw"}),
 }
 METHODS = tuple(METHOD_SETTINGS)
+SMALLEST = "smallest"  # a target that searches its size
+NEAREST = "nearest"
+ROUNDINGS = ("calibrated", NEAREST)  # how a target that asks for a size is rounded
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,28 @@ class Learned:
 
 @dataclass(frozen=True)
 class Goal:
-    """How large a target may be: bits per weight of the whole model, or bytes of its shards. One is given."""
+    """How large a target may be: bits per weight of the whole model, or bytes of its shards.
+
+    With neither it is `smallest`: the fewest bytes with which the target meets what its model requires.
+    """
 
     bits_per_weight: float | None = None
     nbytes: int | None = None
 
+    @property
+    def smallest(self) -> bool:
+        return self.bits_per_weight is None and self.nbytes is None
+
     def budget(self, parameters: int) -> int:
-        """Bytes for a model with so many parameters."""
+        """Bytes for a model with so many parameters. Not for `smallest`."""
         if self.nbytes is not None:
             return self.nbytes
         assert self.bits_per_weight is not None
         return int(self.bits_per_weight * parameters / 8)
 
     def __str__(self) -> str:
+        if self.smallest:
+            return SMALLEST
         return f"{self.nbytes}B" if self.bits_per_weight is None else f"{self.bits_per_weight:g}bpw"
 
 
@@ -58,9 +70,11 @@ class Goal:
 class Calibrated:
     """Rounding for the inputs that a text causes (`builder.engine.rounding`), in one pass, block by block.
 
-    It uses at most `samples` pieces of the text, of `sequence_length` tokens each.
+    It uses at most `samples` pieces of the text, of `sequence_length` tokens each. With `nearest` the text
+    only chooses the bits of each weight, and blocks are rounded to nearest, as in any pass.
     """
 
     calibration: Path
     samples: int = 32
     sequence_length: int = 256
+    nearest: bool = False

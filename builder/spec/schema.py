@@ -22,6 +22,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "name": NAME,
     "texts": {"type": "object", "minProperties": 1},
     "names": {"type": "array", "items": NAME, "minItems": 1, "uniqueItems": True},
+    "strings": {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
     "bool": {"type": "boolean"},
     "integer": {"type": "integer"},
     "number": {"type": "number"},

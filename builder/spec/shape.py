@@ -170,7 +170,7 @@ def _check_field(field: Field, content: Any, values: Values, problems: Problems)
     elif field.kind == "texts":
         texts, wrong = _texts(field, content)
         values.given[field.name] = texts
-    elif field.kind == "names":
+    elif field.kind in ("names", "strings"):
         names, wrong = _names(field, content, place, problems)
         values.given[field.name] = names
     elif field.kind == "size":
@@ -217,18 +217,24 @@ def _names(
 ) -> tuple[tuple[str | None, ...], str | None]:
     """The names and the problem of the whole list. None replaces what is not a name, to keep positions."""
     if not isinstance(content, list):
-        return (), f"{field.name}: expected a list of names such as {field.example}, found {found(content)}"
+        what = f"{field.name}: expected a list of {_items(field)} such as {field.example}"
+        return (), f"{what}, found {found(content)}"
     if not content:
         return (), f"{field.name} is empty; write, for example, {field.example}"
     seen = set()
     for index, name in enumerate(content):
         if not isinstance(name, str):
-            problems.add(place.key(index), f"{field.name}: expected names, as strings, found {found(name)}")
+            what = f"{field.name}: expected {_items(field)}, as strings, found {found(name)}"
+            problems.add(place.key(index), what)
         elif name in seen:
             problems.add(place.key(index), f"{field.name} has {quoted(name)} twice; keep one")
         else:
             seen.add(name)
     return tuple(name if isinstance(name, str) else None for name in content), None
+
+
+def _items(field: Field) -> str:
+    return "names" if field.kind == "names" else "texts"
 
 
 def _texts(field: Field, content: object) -> tuple[dict[str, str], str | None]:

@@ -10,7 +10,7 @@ from builder.console.words import listed, quoted, shown, suggestion
 from builder.spec.fields import SUITE
 from builder.spec.problems import Problems
 from builder.spec.shape import Values
-from builder.spec.types import METRICS, Condition, Metric, Suite, SuiteKind
+from builder.spec.types import METRICS, Condition, Metric, Suite, SuiteKind, Variant
 
 # kind -> the keys that a suite needs, and the keys that it may have, besides `kind`
 KEYS: Mapping[SuiteKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -71,6 +71,28 @@ def _check_keys(kind: SuiteKind, values: Values, problems: Problems) -> None:
             fitting = [other for other, (must, may) in KEYS.items() if key in (*must, *may)]
             what = f"{key} is not for kind {quoted(kind)} but for {listed(fitting, 'and')}; remove it"
             problems.add(values.place.key(key), what)
+
+
+def check_searched(
+    name: str,
+    model: Values,
+    variants: Mapping[str, Variant],
+    suites: Mapping[str, Suite],
+    require: Sequence[Condition],
+    problems: Problems,
+) -> None:
+    """Checks that a model requires something that a variant which searches its size can be judged by."""
+    for index, listed_name in enumerate(model.given.get("variants", ())):
+        variant = variants.get(listed_name) if listed_name is not None else None
+        if variant is None or variant.goal is None or not variant.goal.smallest:
+            continue
+        place, who = model.place.key("variants", index), f"variant {quoted(variant.name)} searches its size"
+        if not model.says("require"):
+            problems.add(place, f"{who}, but this model requires nothing; add [model.{name}.require]")
+        for each in require:
+            if suites[each.suite].kind == "command":
+                what = f"{who}, but {quoted(str(each.metric))} comes from a command, which asks everything"
+                problems.add(place, f"{what}; give the variant a size, or require it of another model")
 
 
 def conditions(values: Values, suites: Mapping[str, Suite], problems: Problems) -> tuple[Condition, ...]:

@@ -6,11 +6,12 @@ After parsing, no TOML dict exists anywhere. All other packages take these types
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from builder.spec.destinations import Publication
 from builder.spec.quantizers import Calibrated, Goal, Learned
 
 TOKENIZERS = ("base", "adapter")
@@ -126,6 +127,11 @@ class Variant:
         return made_for.calibration if made_for else None
 
     @property
+    def rounds_for_text(self) -> bool:
+        """Whether its blocks are rounded one after the other for a text. Others are made in a common pass."""
+        return self.calibrated is not None and not self.calibrated.nearest
+
+    @property
     def is_quantized(self) -> bool:
         return self.quantization is not None or self.recipe is not None or self.goal is not None
 
@@ -135,6 +141,7 @@ class Variant:
         return self.quantization.group_size if self.quantization else self.group_size
 
 
+SuitePart = Literal["all", "search", "rest"]
 SuiteKind = Literal["choice", "exact", "generate", "perplexity", "fidelity", "command"]
 CHECKS = ("exact", "regex", "json", "tool_call")
 
@@ -156,12 +163,14 @@ class Suite:
     `data` is a .jsonl of `messages` or a text. `answer` is the key of a row that names the accepted
     candidates. Only rows that hold the values of `where` are asked. `batch` is in rows, `window` and
     `max_tokens` in tokens, `timeout` in seconds. `top_k` is how many log-probs of the reference are kept per
-    position.
+    position. `part` says which questions are asked: a target that searches its size asks one half while it
+    searches, and is measured by the rest.
     """
 
     name: str
     kind: SuiteKind
     data: Path | None = None
+    part: SuitePart = "all"
     candidates: Mapping[str, str] = field(default_factory=dict)
     answer: str = "label"
     where: Mapping[str, str] = field(default_factory=dict)
@@ -252,11 +261,26 @@ class Spec:
     suites: Mapping[str, Suite] = field(default_factory=dict)
     build: BuildSettings = BuildSettings()
     production: str | None = None  # the name of a target
+    publications: Mapping[str, Publication] = field(default_factory=dict)
 
     @property
     def targets(self) -> tuple[Target, ...]:
         return tuple(
             Target(model, self.variants[name]) for model in self.models.values() for name in model.variants
+        )
+
+    def suites_of(self, target: Target) -> tuple[Suite, ...]:
+        """The suites that measure a target, in the order of its model.
+
+        A target that searched its size is measured by the questions that took no part in the search.
+        """
+        return tuple(part_of(self.suites[name], target, "rest") for name in target.model.suites)
+
+    def search_suites(self, target: Target) -> tuple[Suite, ...]:
+        """What a target that searches its size is judged by meanwhile: the suites of its requirements."""
+        names = {condition.suite for condition in target.model.require}
+        return tuple(
+            part_of(self.suites[name], target, "search") for name in target.model.suites if name in names
         )
 
     def target(self, name: str) -> Target:
@@ -266,3 +290,9 @@ class Spec:
     @cached_property
     def _by_name(self) -> Mapping[str, Target]:
         return {target.name: target for target in self.targets}
+
+
+def part_of(suite: Suite, target: Target, part: SuitePart) -> Suite:
+    """The suite with a part of its questions, where the target searches its size. A command has no parts."""
+    goal = target.variant.goal
+    return replace(suite, part=part) if goal and goal.smallest and suite.kind != "command" else suite

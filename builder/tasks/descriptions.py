@@ -29,7 +29,7 @@ def describe_variant(variant: Variant) -> str:
     """How a variant stores weights."""
     kind = f", {variant.dtype}" if variant.dtype else ""
     if variant.calibrated is not None:
-        kind += ", calibrated"
+        kind += ", calibrated" if variant.rounds_for_text else ", rounded to nearest"
     if variant.goal is not None:
         return f"{variant.goal}, group size {variant.group_size}{kind}"
     if variant.recipe is not None:

@@ -9,6 +9,7 @@ eval:<target>      measure one target by the suites of its model, and fail if th
                    An unquantized intermediate is scored from its base and adapter, without building it
 threshold:<model>  find the smallest target that meets the requirements, building only what the search needs
 release:production move models/production to its declared target. rollback:production goes back
+publish:<name>     send a target where [publish.<name>] says
 clean:<variant>    drop that variant of every model. clean:<target> drops one target
 """
 
@@ -27,6 +28,7 @@ from builder.project.project import Project
 from builder.project.result_keys import needs_directory
 from builder.spec.types import Model, Target
 from builder.tasks.descriptions import describe_base, describe_target
+from builder.tasks.publishing import Publish, needed
 from builder.tasks.steps import (
     BuildTarget,
     CheckCalibration,
@@ -107,6 +109,8 @@ def project_tasks(project: Project) -> Iterator[Task]:
             AdapterReady(project, adapter),
             after=[f"base:{adapter.base}"],
         )
+    if any(variant.calibration is not None for variant in spec.variants.values()):
+        yield _group("calibration", "the texts that variants are made for")
     for variant in spec.variants.values():
         if variant.calibration is not None:
             text = f"the text that {variant.name} is made for, {from_here(variant.calibration)}"
@@ -127,6 +131,12 @@ def project_tasks(project: Project) -> Iterator[Task]:
     yield from _clean_tasks(project)
     if project.spec.production is not None:
         yield from _release_tasks(project, project.spec.production)
+    if project.spec.publications:
+        yield _group("publish", "send a target to where people run it")
+    for publication in project.spec.publications.values():
+        doc = f"send {publication.target} to {publication.to}"
+        step = Publish(project, publication)
+        yield _task("publish", publication.name, doc, step, after=needed(project, publication))
 
 
 def _model_task(project: Project, target: Target) -> Task:

@@ -30,6 +30,7 @@ LEFT: Mapping[str, str] = {
     "threshold": "What was built and measured is kept; the same command goes on from there.",
     "release": "`builder status` says what production is.",
     "rollback": "`builder status` says what production is.",
+    "publish": "Nothing half-published is shown. The same command goes on from there.",
     "clean": "What was dropped stays dropped; the same command drops the rest.",
 }
 

@@ -128,3 +128,26 @@ def test_a_lock_says_that_bits_are_not_chosen(project: Sandbox) -> None:
     assert ran.code == 2
     assert "m_small asks for a size, and the bits of its weights are not chosen yet" in ran.err
     assert "[BitsNotChosen]" in ran.err
+
+
+def test_bits_alone_are_chosen_for_plain_rounding_and_share_its_blocks(project: Sandbox) -> None:
+    project.edit('target = "5.5bpw"', 'target = "5.5bpw"\nrounding = "nearest"')
+    heard: list[Event] = []
+    build(project, "m_small", heard)
+    plan = planned(project)
+    assert plan.bits_per_weight <= 5.5
+    chosen = Project.load(project.toml).allocation(plan.chosen[0])
+    assert chosen is not None
+    assert chosen.held > 0
+    assert not any(getattr(event, "part", "") == "blocks" for event in heard)  # nothing is rounded for a text
+    plain = "\n".join(
+        ["[variant.plain]", f"bits = {chosen.common}", "group_size = 32", "[variant.plain.overrides]"]
+        + [f'"{path}" = {{ bits = {bits}, group_size = 32 }}' for path, bits in chosen.chosen.items()]
+    )
+    project.toml.write_text(project.toml.read_text().replace('"small"]', '"small", "plain"]') + plain + "\n")
+    other = Project.load(project.toml).plan.targets["m_plain"]
+    assert isinstance(other, TargetPlan)
+    assert [a.key for a in other.actions] == [a.key for a in plan.actions]
+    assert build(project, "m_plain") == 0
+    project.edit('rounding = "nearest"', 'rounding = "calibrated"')
+    assert planned_reason(project) == "the bits of its weights are not chosen yet"

@@ -111,6 +111,7 @@ INSTEAD: tuple[tuple[str, str, str], ...] = (
     (r"mlx_lm\.server .*", "python -m mlx_lm server --help", "does not end"),
     (r".*completion (zsh|fish).*", r"builder completion \1 > /dev/null", "these shells may not be installed"),
     (r"(?:uv run )?doit (?:eval|threshold|release|rollback)\b.*", "doit list", "the tutorial runs it"),
+    (r"(?:uv run )?doit publish:.*", "doit list", "tests/publish runs it"),
     (
         r"(?:uv run )?python example/make_data.py.*",
         "python example/make_data.py made",

@@ -135,9 +135,14 @@ def test_a_calibrated_variant(settings: str, samples: int, length: int) -> None:
     [
         ('target = "4.7bpw"', "target needs calibration beside it"),
         (TEXT + 'target = "1bpw"', 'target = "1bpw" is not from 2bpw to 16bpw'),
-        (TEXT + 'target = "small"', 'target = "small" is not a size; write, for example, "4.7bpw" or "18GB"'),
+        (
+            TEXT + 'target = "small"',
+            'target = "small" is not a size; write, for example, "4.7bpw", "18GB" or "smallest"',
+        ),
         (TEXT + "target = 5", "target: expected a string"),
         (TEXT + 'target = "5bpw"\nbits = 4', "target"),
+        (TEXT + 'target = "5bpw"\nrounding = "nearby"', 'rounding = "nearby" is not possible'),
+        (TEXT + 'bits = 4\nrounding = "nearest"', "rounding needs target"),
         (TEXT + 'target = "5bpw"\nmethod = "gptq"', "target"),
         (TEXT + 'target = "5bpw"\ngroup_size = 48', "group_size = 48 is not possible with target"),
     ],
@@ -161,3 +166,51 @@ def test_a_size_is_bits_per_weight_or_bytes(text: str, bits: float | None, nbyte
     assert variant.goal == Goal(bits, nbytes)
     assert variant.is_quantized
     assert variant.calibrated is not None
+
+
+SEARCHES = """
+[base.b]
+path = "base"
+
+[variant.v]
+target = "smallest"
+calibration = "text.txt"
+
+[suite.own]
+kind = "command"
+command = "true"
+
+[suite.same]
+kind = "fidelity"
+data = "text.txt"
+
+[model.m]
+base = "b"
+variants = ["v"]
+suites = ["own", "same"]
+"""
+
+
+def test_a_size_that_is_searched_needs_something_to_meet() -> None:
+    with pytest.raises(SpecError) as error:
+        parse_spec(Path("artifacts.toml"), SEARCHES.encode())
+    assert 'variant "v" searches its size, but this model requires nothing; add [model.m.require]' in str(
+        error.value
+    )
+    own = SEARCHES + '[model.m.require]\n"own.score" = ">= 1"\n"same.kl" = "<= 1"\n'
+    with pytest.raises(SpecError) as error:
+        parse_spec(Path("artifacts.toml"), own.encode())
+    assert str(error.value).count("searches its size") == 1
+    assert '"own.score" comes from a command, which asks everything' in str(error.value)
+
+
+def test_a_size_that_is_searched_halves_the_suites_of_its_target_alone() -> None:
+    declared = (
+        SEARCHES.replace('["v"]', '["v", "w"]')
+        + '[model.m.require]\n"same.kl" = "<= 1"\n[variant.w]\nbits = 4\n'
+    )
+    spec = parse_spec(Path("artifacts.toml"), declared.encode())
+    searched, other = spec.targets
+    assert [suite.part for suite in spec.suites_of(searched)] == ["all", "rest"]
+    assert [(suite.name, suite.part) for suite in spec.search_suites(searched)] == [("same", "search")]
+    assert {suite.part for suite in spec.suites_of(other)} == {"all"}

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from builder.errors import SpecError
+from builder.spec.destinations import FolderPlace, HubPlace, Publication
 from builder.spec.fields import FIELDS, Field
 from builder.spec.parse import parse_spec
 from builder.spec.toml import MOST_BYTES
@@ -128,6 +129,25 @@ def test_everything_that_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
                 "fidelity", "fidelity", SAMPLES / "data/test.jsonl", where={"label": "tool"}, top_k=16
             ),
             "own": Suite("own", "command", command="python measure.py {model}"),
+        },
+        production="phase8_5bit",
+        publications={
+            "hub": Publication(
+                "hub",
+                "production",
+                HubPlace("ann/phase8-5bit"),
+                private=False,
+                override="a preview",
+                license="apache-2.0",
+                base_model="org/name",
+                datasets=("org/data",),
+            ),
+            "studio": Publication(
+                "studio",
+                "phase8_5bit",
+                FolderPlace(Path("/home/ann/.lmstudio/models/ann/phase8"), "ann", "phase8"),
+            ),
+            "disk": Publication("disk", "plain_mixed", FolderPlace(SAMPLES / "out/mixed"), link=True),
         },
     )
 

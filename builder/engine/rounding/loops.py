@@ -17,7 +17,7 @@ Bytes = npt.NDArray[np.uint8]
 
 FLOAT16, BFLOAT16, FLOAT32 = 0, 1, 2  # what scales and biases are stored in
 _MOST_BFLOAT16 = np.float32(3.3895314e38)
-_LEAST_FLOAT16 = np.float32(2.0**-24)  # as in builder.engine.rounding.weight
+_LEAST_FLOAT16 = np.float32(2.0**-24)  # as in builder.engine.rounding.grid
 _LEAST = np.float32(2.0**-120)
 
 
@@ -127,3 +127,58 @@ def round_group(
             errors[row, j] = off
             for k in range(j + 1, group):
                 values[k] -= off * inverse[j, k]
+
+
+@numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
+def choose_codes(slope: Floats, moments: Floats, levels: int, codes: Bytes, scales: Floats) -> None:
+    """Gives each code of one group, one after the other, the value of least error beside all others.
+
+    slope: [rows, group], half the derivative of the error by the values of the group. It is kept true.
+    moments: [group, group]. codes: [rows, group], overwritten. scales: [rows].
+    """
+    rows, group = slope.shape
+    for row in range(rows):
+        slopes = slope[row]
+        for j in range(group):
+            old = np.float32(codes[row, j])
+            code = np.rint(old - slopes[j] / (moments[j, j] * scales[row]))
+            code = min(max(code, np.float32(0)), np.float32(levels))
+            if code != old:
+                codes[row, j] = np.uint8(code)
+                step = (code - old) * scales[row]
+                for k in range(group):
+                    slopes[k] += step * moments[j, k]
+
+
+@numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
+def fit_grids(
+    codes: Floats, moved: Floats, slope: Floats, ones: Any, kind: int, scales: Floats, biases: Floats
+) -> None:
+    """Gives one group of every row the scale and bias of least error for its codes, in the stored type.
+
+    moved: [rows, group], codes @ moments. slope: as in `choose_codes`. ones: the sum of the moments.
+    A scale and a bias stay as they are where no others are better.
+    """
+    rows, group = codes.shape
+    words = np.empty(1, np.uint32)
+    reals = words.view(np.float32)
+    least = _LEAST_FLOAT16 if kind == FLOAT16 else _LEAST
+    for row in range(rows):
+        cc, c1, cg, g1 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for j in range(group):
+            cc += codes[row, j] * moved[row, j]
+            c1 += moved[row, j]
+            cg += codes[row, j] * slope[row, j]
+            g1 += slope[row, j]
+        below = cc * ones - c1 * c1
+        if not below > np.float32(1e-6) * cc * ones:
+            continue
+        scale = scales[row] + (g1 * c1 - cg * ones) / below
+        scale = max(_stored(scale, kind, words, reals), least)
+        more = scale - scales[row]
+        bias = _stored(biases[row] - (g1 + more * c1) / ones, kind, words, reals)
+        up = bias - biases[row]
+        gain = np.float32(2) * (more * cg + up * g1)
+        gain += more * more * cc + np.float32(2) * more * up * c1 + up * up * ones
+        if gain < 0:
+            scales[row], biases[row] = scale, bias

@@ -12,7 +12,7 @@ import numpy as np
 from builder.engine.arrays import Values, raw
 from builder.engine.block import Block, Shard, check_finite
 from builder.engine.rounding.moments import Floats, Seen, Sum
-from builder.engine.rounding.weight import round_weight
+from builder.engine.rounding.weight import as_numpy, round_weight
 from builder.engine.survival import measure, to_text
 from builder.errors import EngineError
 from builder.spec.types import Quantization
@@ -107,7 +107,7 @@ def _quantized(
         count.blind += sum(known is None for _, known in parts)
     codes, scales, biases = [], [], []
     for part, moments in parts:
-        rounded = round_weight(np.array(part.astype(mx.float32)), moments, how, dtype)
+        rounded = round_weight(as_numpy(part), moments, how, dtype)
         codes.append(rounded.packed(how.bits))
         scales.append(rounded.scales)
         biases.append(rounded.biases)

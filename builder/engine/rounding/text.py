@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError
+from builder.spec.rows import Row, RowInvalid, read, shared
 
 _EXPECTED = 'expected {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
-Row = Mapping[str, Any]
 HELD = 8  # sequences that nothing is rounded for
 
 
@@ -62,7 +61,7 @@ def pieces(file: Path, name: str, tokenizer: Any, samples: int, length: int) -> 
     found: list[Piece] = []
     current: list[int] = []
     counted: list[int] = []
-    for place, row in rows(file, name):
+    for place, row in _rows(file, name):
         tokens = _tokens(row, place, tokenizer)
         current += tokens
         counted += _counted(row, tokens, tokenizer)
@@ -97,61 +96,20 @@ def _counted(row: Row, tokens: list[int], tokenizer: Any) -> list[int]:
         )
     except Exception:  # a template that refuses a row without its answer: then the whole row counts
         return [1] * len(tokens)
-    start = next(
-        (at for at, pair in enumerate(zip(before, tokens, strict=False)) if pair[0] != pair[1]), None
-    )
-    start = min(len(before), len(tokens)) if start is None else start
+    start = shared(before, tokens)
     ends = [at for at in range(start, len(tokens)) if tokens[at] in tokenizer.eos_token_ids]
     end = ends[-1] if ends else len(tokens) - 1
     return [int(start <= at + 1 <= end) for at in range(len(tokens))]
 
 
-def rows(file: Path, name: str) -> Iterator[tuple[str, Row]]:
+def _rows(file: Path, name: str) -> Iterator[tuple[str, Row]]:
     """The rows of a .jsonl with their places, or the whole text as one row. Raises CalibrationInvalid."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationInvalid(name=name, what=str(error)) from error
-    if file.suffix != ".jsonl":
-        yield name, {"text": text}
-        return
-    for number, line in enumerate(text.split("\n"), start=1):  # a JSON string may hold other line ends
-        if line.strip():
-            place = f"{name}:{number}"
-            yield place, _row(line, place)
-
-
-def _row(line: str, place: str) -> Row:
-    """The row of one line. As in mlx-lm, prompt and completion become messages and win over other keys."""
-    try:
-        row = json.loads(line)
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = ascii(error.object[error.start])
-        raise CalibrationInvalid(name=place, what=f"{half} is half of a character") from error
-    except (ValueError, RecursionError) as error:
-        raise CalibrationInvalid(name=place, what=str(error)) from error
-    if not isinstance(row, dict):
-        raise CalibrationInvalid(name=place, what=_EXPECTED)
-    if "prompt" in row and "completion" in row:
-        said = (("user", row["prompt"]), ("assistant", row["completion"]))
-        row["messages"] = [{"role": role, "content": content} for role, content in said]
-    if "messages" not in row and isinstance(row.get("text"), str):
-        return row
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise CalibrationInvalid(name=place, what=_EXPECTED)
-    if not isinstance(row.get("tools"), list | None):
-        raise CalibrationInvalid(name=place, what="`tools` is not a list")
-    return row
-
-
-def _is_message(message: object) -> bool:
-    """Whether a message has a text as its content. The content may be null beside `tool_calls`."""
-    if not isinstance(message, dict):
-        return False
-    content = message.get("content")
-    return isinstance(content, str) or (content is None and isinstance(message.get("tool_calls"), list))
+        for line, row in read(file, 1, _EXPECTED):
+            yield f"{name}:{line}" if line else name, row
+    except RowInvalid as error:
+        place = f"{name}:{error.line}" if error.line else name
+        raise CalibrationInvalid(name=place, what=error.what) from error
 
 
 def _tokens(row: Row, place: str, tokenizer: Any) -> list[int]:

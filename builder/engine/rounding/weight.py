@@ -4,9 +4,11 @@ mx.quantize takes the grid of a group from its minimum and maximum, and rounds e
 - the range of each group is searched: shrunken ranges are tried, and for the codes of each the scale and the
   bias of least weighted error are solved for (as llama.cpp's make_qkx2_quants does),
 - the error of each column is fed forward to the columns that follow, in proportion to how the inputs move
-  together (GPTQ, arXiv 2210.17323).
-Both need the second moments of the inputs. Without moments, the search alone minimizes the error of the
-weights themselves.
+  together (GPTQ, arXiv 2210.17323),
+- then all codes, scales and biases are chosen again, one after the other, each for the least error beside all
+  others (coordinate descent). This never makes the error larger.
+All of this needs the second moments of the inputs. Without moments, the search alone minimizes the error of
+the weights themselves.
 
 On a CPU compiled loops do the work. Where numba is not there, and on a GPU, mlx does the same.
 """
@@ -25,15 +27,14 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.engine.blas import numpy_on_one_thread
+from builder.engine.rounding.grid import STEPS, TURNS, fitted, searched
 from builder.spec.types import Quantization
 
 Floats = npt.NDArray[np.float32]
+Stored = npt.NDArray[Any]  # float32, float16, or bfloat16 as uint16
 
 DAMPING = 0.01  # of the mean second moment, added to each: GPTQ's choice
-STEPS = 12  # shrunken ranges that are tried for each group
-TURNS = 2  # how often codes and grid are solved for in turn
-LEAST_FLOAT16 = 2.0**-24  # the least scale: the least number that float16 holds
-LEAST = 2.0**-120  # the least scale of other dtypes, so that 1 / scale is finite
+SWEEPS = 3  # how often all codes and grids are chosen again
 _EXACT = 4096  # columns up to which factors are computed in float64
 _PIECE = 4096  # rows that are packed at a time
 _ROWS = 128  # rows that one thread rounds at a time. Fixed, so that the number of cores does not change a bit
@@ -70,16 +71,30 @@ class Rounded:
         return out
 
 
+def as_numpy(weight: mx.array) -> Stored:
+    """A weight as `round_weight` takes it, without a copy: numpy has no bfloat16."""
+    mx.eval(weight)
+    return np.asarray(weight.view(mx.uint16) if weight.dtype == mx.bfloat16 else weight)
+
+
+def _as_floats(some: Stored) -> Floats:
+    """Rows of a weight in float32, as a copy."""
+    if some.dtype == np.uint16:
+        return (some.astype(np.uint32) << 16).view(np.float32)
+    return some.astype(np.float32)
+
+
 def round_weight(
-    weight: Floats,
+    weight: Stored,
     moments: Floats | None,
     how: Quantization,
     dtype: mx.Dtype,
     *,
     compiled: bool | None = None,
 ) -> Rounded:
-    """Rounds a weight float32 [rows, columns] to `how` (mode affine), with scales and biases of `dtype`.
+    """Rounds a weight [rows, columns] to `how` (mode affine), with scales and biases of `dtype`.
 
+    weight: float32, float16, or bfloat16 as uint16. Some rows at a time become float32.
     moments: the mean of x xᵀ over the inputs x, float32 [columns, columns]. compiled: None chooses.
     """
     with numpy_on_one_thread():
@@ -87,13 +102,13 @@ def round_weight(
 
 
 def _rounded(
-    weight: Floats, moments: Floats | None, how: Quantization, dtype: mx.Dtype, compiled: bool | None
+    weight: Stored, moments: Floats | None, how: Quantization, dtype: mx.Dtype, compiled: bool | None
 ) -> Rounded:
     rows, columns = weight.shape
-    factor, importance = _factors(moments, columns)
+    factor, importance, damped = _factors(moments, columns)
     if compiled is None:
         compiled = find_spec("numba") is not None and mx.default_device() == mx.Device(mx.cpu)
-    work = _by_loops if compiled else _by_mlx
+    work, again = (_by_loops, _again_by_loops) if compiled else (_by_mlx, _again_by_mlx)
     groups = columns // how.group_size
     made = Rounded(
         np.empty((rows, columns), np.uint8),
@@ -105,7 +120,9 @@ def _rounded(
 
     def run(piece: slice) -> None:
         part = Rounded(made.codes[piece], made.scales[piece], made.biases[piece])
-        work(np.array(weight[piece], np.float32), factor, importance, how, _KINDS[dtype], part)
+        work(_as_floats(weight[piece]), factor, importance, how, _KINDS[dtype], part)
+        if damped is not None:
+            again(_as_floats(weight[piece]), damped, how, _KINDS[dtype], part)
 
     if compiled:
         with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as pool:
@@ -116,31 +133,36 @@ def _rounded(
     return made
 
 
-def _factors(moments: Floats | None, columns: int) -> tuple[Floats | None, Floats]:
-    """The upper Cholesky factor U of the inverse moments (inverse = Uᵀ U), and the importance of each column.
+def _factors(moments: Floats | None, columns: int) -> tuple[Floats | None, Floats, Floats | None]:
+    """The upper Cholesky factor U of the inverse moments (inverse = Uᵀ U), the importance of each column, and
+    the damped moments.
 
     The importance is what one unit of error costs after later columns have made up for it: 1 / U[j, j]².
     Only the ratios of the moments count, so they are divided by their mean: tiny and huge inputs do not leave
     the range of float32.
     """
-    if moments is None or not moments.any():
-        return None, np.ones(columns, np.float32)
-    mean = float(moments.diagonal().mean(dtype=np.float64))
+    mean = 0.0 if moments is None else float(moments.diagonal().mean(dtype=np.float64))
+    if moments is None or mean <= 0:
+        return None, np.ones(columns, np.float32), None
     scaled: Any = (moments / mean).astype(np.float64 if columns <= _EXACT else np.float32)
-    factor = np.triu(np.linalg.inv(_root(scaled))).astype(np.float32)
-    return np.ascontiguousarray(factor), (1 / factor.diagonal() ** 2).astype(np.float32)
+    damped, root = _root(scaled)
+    factor = np.triu(np.linalg.inv(root)).astype(np.float32)
+    importance = (1 / factor.diagonal() ** 2).astype(np.float32)
+    return np.ascontiguousarray(factor), importance, damped.astype(np.float32)
 
 
-def _root(moments: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The upper factor R of damped moments: R Rᵀ. It is damped more where rounding made it indefinite.
+def _root(moments: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Damped moments and their upper factor R (moments = R Rᵀ).
 
+    They are damped more where rounding made them indefinite.
     R is the Cholesky factor of the moments read backwards.
     """
     unit = np.eye(len(moments), dtype=moments.dtype)
     for damping in (DAMPING, 10 * DAMPING, 100 * DAMPING):
         with suppress(np.linalg.LinAlgError):
-            return np.linalg.cholesky((moments + damping * unit)[::-1, ::-1])[::-1, ::-1]
-    return unit
+            damped = moments + damping * unit
+            return damped, np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    return unit, unit
 
 
 def _by_loops(
@@ -165,6 +187,26 @@ def _by_loops(
             weight[:, at.stop :] -= errors @ factor[at, at.stop :]
 
 
+def _again_by_loops(weight: Floats, moments: Floats, how: Quantization, kind: int, out: Rounded) -> None:
+    """Chooses all codes, scales and biases again, for the least error e moments eᵀ of each row."""
+    from builder.engine.rounding.loops import choose_codes, fit_grids
+
+    group, levels = how.group_size, 2**how.bits - 1
+    errors = out.weight() - weight
+    for _ in range(SWEEPS):
+        for number in range(weight.shape[1] // group):
+            at = slice(number * group, (number + 1) * group)
+            within = np.ascontiguousarray(moments[at, at])
+            slope = errors @ np.ascontiguousarray(moments[:, at])
+            codes = np.ascontiguousarray(out.codes[:, at])
+            scales, biases = out.scales[:, number].copy(), out.biases[:, number].copy()
+            choose_codes(slope, within, levels, codes, scales)
+            numbers = codes.astype(np.float32)
+            fit_grids(numbers, numbers @ within, slope, within.sum(), kind, scales, biases)
+            out.codes[:, at], out.scales[:, number], out.biases[:, number] = codes, scales, biases
+            errors[:, at] = numbers * scales[:, None] + biases[:, None] - weight[:, at]
+
+
 def _by_mlx(
     weight: Floats, factor: Floats | None, importance: Floats, how: Quantization, kind: int, out: Rounded
 ) -> None:
@@ -176,7 +218,7 @@ def _by_mlx(
     for number in range(weight.shape[1] // group):
         start, stop = number * group, (number + 1) * group
         values = left[:, start:stop]
-        scale, bias = _grid(values, mx.array(importance[start:stop]), levels, stored)
+        scale, bias = searched(values, mx.array(importance[start:stop]), levels, stored)
         codes, errors = [], []
         for j in range(group):
             row = inverse[start + j, start:stop]
@@ -195,39 +237,28 @@ def _by_mlx(
         out.scales[:, number], out.biases[:, number] = np.array(scale), np.array(bias)
 
 
-def _grid(
-    values: mx.array, importance: mx.array, levels: float, stored: mx.Dtype
-) -> tuple[mx.array, mx.array]:
-    """The scale and bias [rows] of least weighted error for the values of one group [rows, group]."""
-    low, high = values.min(1), values.max(1)
-    middle, span = low / 2 + high / 2, high / levels - low / levels
-    total, mean = importance.sum(), (importance * values).sum(1)
-    least = LEAST_FLOAT16 if stored == mx.float16 else LEAST
-
-    def kept(number: mx.array) -> mx.array:
-        most = mx.finfo(stored).max
-        return mx.clip(number, -most, most).astype(stored).astype(mx.float32)
-
-    best = mx.full(low.shape, mx.inf)
-    best_scale, best_bias = mx.where(span > 0, mx.maximum(kept(span), least), 1), kept(low)
-    for step in range(STEPS):
-        shrink = 1 - step * 0.6 / STEPS
-        bias = middle - shrink * (middle - low)
-        scale = shrink * span
-        scale = mx.where(scale <= 0, 1, scale)
-        for _ in range(TURNS):
-            code = mx.clip(mx.round((values - bias[:, None]) / scale[:, None]), 0, levels)
-            c1, c2 = (importance * code).sum(1), (importance * code * code).sum(1)
-            cw = (importance * code * values).sum(1)
-            below = total * c2 - c1 * c1
-            solved = below > 1e-6 * total * c2
-            scale = mx.where(solved, (total * cw - c1 * mean) / mx.where(solved, below, 1), scale)
-            bias = mx.where(solved, (mean - scale * c1) / total, bias)
-        scale, bias = mx.maximum(kept(scale), least), kept(bias)
-        code = mx.clip(mx.round((values - bias[:, None]) / scale[:, None]), 0, levels)
-        off = values - bias[:, None] - scale[:, None] * code
-        loss = (importance * off * off).sum(1)
-        better = (loss < best) & (span > 0)
-        best = mx.where(better, loss, best)
-        best_scale, best_bias = mx.where(better, scale, best_scale), mx.where(better, bias, best_bias)
-    return best_scale, best_bias
+def _again_by_mlx(weight: Floats, moments: Floats, how: Quantization, kind: int, out: Rounded) -> None:
+    """What `_again_by_loops` does, with mlx."""
+    group, levels = how.group_size, 2**how.bits - 1
+    stored = next(dtype for dtype, number in _KINDS.items() if number == kind)
+    wanted, whole = mx.array(weight), mx.array(moments)
+    errors = mx.array(out.weight()) - wanted
+    for _ in range(SWEEPS):
+        for number in range(weight.shape[1] // group):
+            start, stop = number * group, (number + 1) * group
+            within = whole[start:stop, start:stop]
+            slope = errors @ whole[:, start:stop]
+            codes = mx.array(out.codes[:, start:stop]).astype(mx.float32)
+            scale, bias = mx.array(out.scales[:, number]), mx.array(out.biases[:, number])
+            chosen = []
+            for j in range(group):
+                code = mx.clip(mx.round(codes[:, j] - slope[:, j] / (within[j, j] * scale)), 0, levels)
+                slope = slope + ((code - codes[:, j]) * scale)[:, None] * within[j]
+                chosen.append(code)
+            codes = mx.stack(chosen, 1)
+            scale, bias = fitted(codes, slope, within, scale, bias, stored)
+            made = codes * scale[:, None] + bias[:, None] - wanted[:, start:stop]
+            errors = mx.concatenate([errors[:, :start], made, errors[:, stop:]], 1)
+            mx.eval(codes, scale, bias, errors)
+            out.codes[:, start:stop] = np.array(codes.astype(mx.uint8))
+            out.scales[:, number], out.biases[:, number] = np.array(scale), np.array(bias)

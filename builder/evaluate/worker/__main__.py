@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,16 @@ def _parts(request: Mapping[str, Any], suites: Sequence[Any]) -> dict[str, Any]:
 
 def _generate(request: Mapping[str, Any], suite: Any) -> Any:
     from builder.evaluate.worker.generate import generate_all
+    from builder.evaluate.worker.measure import numbers
+    from builder.evaluate.worker.parts import rows_of_part
     from builder.evaluate.worker.questions import read_rows
 
     trusted = request["base"]["trust_remote_code"]
-    return generate_all(
-        suite, read_rows(suite), Path(request["directory"]), trust_remote_code=trusted, step=telling()
-    )
+    every = read_rows(suite)
+    chosen = rows_of_part(suite, every)
+    rows = [every[index] for index in chosen]
+    found = generate_all(suite, rows, Path(request["directory"]), trust_remote_code=trusted, step=telling())
+    return replace(found, asked=numbers(chosen, every))
 
 
 def _model(request: Mapping[str, Any]) -> Any:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from builder.evaluate.worker.questions import Row, wrong
+from builder.evaluate.worker.questions import wrong
+from builder.spec.rows import Row
 from builder.spec.types import Suite
 
 

@@ -11,8 +11,9 @@ from builder.evaluate.results import MOST_SAMPLES, Sample, shortened
 from builder.evaluate.statistics import Figure, mean, rate
 from builder.evaluate.worker.answers import CHECKS, reference
 from builder.evaluate.worker.measure import Measured
-from builder.evaluate.worker.questions import Row, prompt
+from builder.evaluate.worker.questions import prompt
 from builder.evaluate.worker.tokens import tokenizer_of
+from builder.spec.rows import Row
 from builder.spec.types import Suite
 
 

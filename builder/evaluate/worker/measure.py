@@ -17,7 +17,9 @@ import mlx.core as mx
 
 from builder.evaluate.results import Sample
 from builder.evaluate.statistics import Figure, clustered_percentile, clustered_rate, mean, rate
-from builder.evaluate.worker.questions import Ask, Row, accepted, answer_asks, candidate_asks
+from builder.evaluate.worker.parts import asks_of_part, rows_of_part
+from builder.evaluate.worker.questions import Ask, accepted, candidate_asks
+from builder.spec.rows import Row
 from builder.spec.types import Suite
 
 Reduce = Callable[[int, mx.array], None]
@@ -29,12 +31,14 @@ class Measured:
     """The figures of one suite, and for each metric one outcome per row, for paired tests.
 
     The mean of the rows of a metric is its figure. For perplexity, the mean is the logarithm of the figure.
-    A suite that generates gives `samples`: some of its answers, for a person to read.
+    A suite that generates gives `samples`: some of its answers, for a person to read. `asked`: where only a
+    part of the questions was asked, which of all questions the rows are.
     """
 
     figures: Mapping[str, Figure]
     rows: Mapping[str, tuple[float, ...]]
     samples: tuple[Sample, ...] = ()
+    asked: tuple[int, ...] = ()
 
 
 class Part(Protocol):
@@ -77,11 +81,16 @@ def part(suite: Suite, rows: Sequence[Row], tokenizer: Any, reference: Path | No
     """The part for a suite that is measured by scoring. Fidelity needs `reference`. Raises DataInvalid."""
     if suite.kind == "choice":
         return Choice(suite, rows, tokenizer)
-    asks = answer_asks(suite, rows, tokenizer)
+    asks, chosen = asks_of_part(suite, rows, tokenizer)
     if suite.kind == "fidelity":
         assert reference is not None, "the reference is made first"
-        return Fidelity(asks, reference)
-    return Answers(asks, suite.kind)
+        return Fidelity(asks, reference, chosen)
+    return Answers([asks[index] for index in chosen], suite.kind, numbers(chosen, asks))
+
+
+def numbers(chosen: Sequence[int], every: Sequence[object]) -> tuple[int, ...]:
+    """The numbers of the chosen questions, or nothing where every question is chosen."""
+    return () if len(chosen) == len(every) else tuple(chosen)
 
 
 class Choice:
@@ -95,8 +104,11 @@ class Choice:
 
     def __init__(self, suite: Suite, rows: Sequence[Row], tokenizer: Any) -> None:
         self.labels = list(suite.candidates)
-        self.right = [accepted(suite, row) for row in rows]
-        made = candidate_asks(suite, rows, tokenizer)
+        chosen = rows_of_part(suite, rows)
+        self.right = [accepted(suite, rows[index]) for index in chosen]
+        self.asked = numbers(chosen, rows)
+        every = candidate_asks(suite, rows, tokenizer)
+        made = [every[index] for index in chosen]
         self.asks = [asks[label] for asks in made for label in self.labels]
         self.scores: dict[int, float] = {}
         self.most: dict[int, float] = {}  # what the score of an ask is at most
@@ -131,9 +143,8 @@ class Choice:
         likeliest = [self._best(row, right=True) > self._best(row, right=False) for row in rows]
         greedy = [any(self.first[index] for index in self._of(row, right=True)) for row in rows]
         figures = {"accuracy": rate(likeliest), "greedy": rate(greedy)}
-        return Measured(
-            figures, {"accuracy": tuple(map(float, likeliest)), "greedy": tuple(map(float, greedy))}
-        )
+        by_row = {"accuracy": tuple(map(float, likeliest)), "greedy": tuple(map(float, greedy))}
+        return Measured(figures, by_row, asked=self.asked)
 
     def _of(self, row: int, *, right: bool) -> list[int]:
         """The asks of the right candidates of a row, or of its other candidates."""
@@ -150,6 +161,7 @@ class Answers:
 
     asks: Sequence[Ask]
     kind: str
+    asked: tuple[int, ...] = ()
     losses: dict[int, list[float]] = field(default_factory=dict)
     written: dict[int, bool] = field(default_factory=dict)
 
@@ -164,12 +176,13 @@ class Answers:
         order = range(len(self.asks))
         if self.kind == "exact":
             written = [self.written[i] for i in order]
-            return Measured({"rate": rate(written)}, {"rate": tuple(map(float, written))})
+            return Measured({"rate": rate(written)}, {"rate": tuple(map(float, written))}, asked=self.asked)
         values = [value for i in order for value in self.losses[i]]
         loss = mean(values, [i for i in order for _ in self.losses[i]])
         low, high = (None if end is None else _exp(end) for end in (loss.low, loss.high))
         figure = Figure(_exp(loss.value), low, high, loss.n, loss.clusters)
-        return Measured({"perplexity": figure}, {"perplexity": shares([self.losses[i] for i in order])})
+        by_row = {"perplexity": shares([self.losses[i] for i in order])}
+        return Measured({"perplexity": figure}, by_row, asked=self.asked)
 
 
 class Fidelity:
@@ -180,13 +193,17 @@ class Fidelity:
     percentile. `agreement` is how often both have the same likeliest token.
     """
 
-    def __init__(self, asks: Sequence[Ask], reference: Path) -> None:
-        self.asks = asks
+    def __init__(self, asks: Sequence[Ask], reference: Path, chosen: Sequence[int] | None = None) -> None:
+        """The reference is for all `asks`. Those in `chosen` are asked."""
         arrays: Any = mx.load(str(reference), format="safetensors")
         self.tokens, self.logs, self.rest = arrays["tokens"], arrays["logprobs"], arrays["rest"]
         sizes = (len(ask.tokens) - ask.start for ask in asks)
-        self.starts = list(accumulate(sizes, initial=0))
-        assert self.tokens.shape[0] == self.starts[-1], "the reference was made for other questions"
+        starts = list(accumulate(sizes, initial=0))
+        assert self.tokens.shape[0] == starts[-1], "the reference was made for other questions"
+        chosen = range(len(asks)) if chosen is None else chosen
+        self.asks = [asks[index] for index in chosen]
+        self.asked = numbers(chosen, asks)
+        self.places = [slice(starts[index], starts[index + 1]) for index in chosen]
         self.kl: dict[int, Any] = {}  # a list of floats for each ask
         self.same: dict[int, Any] = {}
 
@@ -194,7 +211,7 @@ class Fidelity:
         return [index for index in range(len(self.asks)) if index not in self.kl]
 
     def take(self, index: int, logprobs: mx.array) -> None:
-        at = slice(self.starts[index], self.starts[index + 1])
+        at = self.places[index]
         tokens, logs, rest = self.tokens[at].astype(mx.int32), self.logs[at], self.rest[at]
         ours = mx.take_along_axis(logprobs, tokens, axis=-1)
         ours_rest = mx.log(mx.maximum(1 - mx.exp(ours).sum(-1), _LEAST))
@@ -215,7 +232,7 @@ class Fidelity:
             "kl": shares([self.kl[i] for i in order]),
             "agreement": shares([self.same[i] for i in order]),
         }
-        return Measured(figures, rows)
+        return Measured(figures, rows, asked=self.asked)
 
 
 class Reference:

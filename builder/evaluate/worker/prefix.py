@@ -11,7 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from builder.evaluate.worker.questions import Ask, shared
+from builder.evaluate.worker.questions import Ask
+from builder.spec.rows import shared
 
 _LEAST = 8  # tokens. Sharing a shorter beginning does not pay
 

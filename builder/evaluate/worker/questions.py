@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.errors import BuildError
+from builder.spec import rows
+from builder.spec.rows import Row, shared
 from builder.spec.types import Suite
 
-Row = Mapping[str, Any]
 _EXPECTED = (
     'expected {"messages": [..., the right answer]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 )
@@ -42,69 +43,47 @@ def wrong(suite: Suite, what: str) -> DataInvalid:
 
 def read_rows(suite: Suite) -> list[Row]:
     """The rows that the suite asks: those that hold the values of `where`. Raises DataInvalid."""
-    assert suite.data is not None
-    try:
-        text = suite.data.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise wrong(suite, str(error)) from error
-    if suite.data.suffix != ".jsonl":
-        rows: list[Row] = [{"text": text}] if text.strip() else []
-    else:  # only "\n" ends a line: a JSON string may hold the other line ends that Python knows
-        lines = enumerate(text.split("\n"), start=1)
-        rows = [_row(suite, number, line) for number, line in lines if line.strip()]
-    asked = [row for row in rows if all(row.get(key) == value for key, value in suite.where.items())]
+    found = every_row(suite)
+    asked = [row for row in found if _is_asked(suite, row)]
     if not asked:
-        raise wrong(suite, "no row has the values of `where`" if rows else "is empty")
+        raise wrong(suite, "no row has the values of `where`" if found else "is empty")
     if suite.kind not in ("perplexity", "fidelity") and not all("messages" in row for row in asked):
         raise wrong(suite, f"kind {suite.kind} needs rows with an answer, not plain text")
     return asked
 
 
-def _row(suite: Suite, number: int, line: str) -> Row:
-    """The row of one line. As in mlx-lm, prompt and completion become messages and win over other keys."""
+def every_row(suite: Suite) -> list[Row]:
+    """All rows of the data file. Raises DataInvalid."""
+    assert suite.data is not None
     try:
-        row = json.loads(line)
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = ascii(error.object[error.start])
-        raise wrong(suite, f"line {number}: {half} is half of a character") from error
-    except (ValueError, RecursionError) as error:
-        raise wrong(suite, f"line {number}: {error}") from error
-    if not isinstance(row, dict):
-        raise wrong(suite, f"line {number}: {_EXPECTED}")
-    if "prompt" in row and "completion" in row:
-        said = (("user", row["prompt"]), ("assistant", row["completion"]))
-        row["messages"] = [{"role": role, "content": content} for role, content in said]
-    if "messages" not in row and isinstance(row.get("text"), str):
-        return row
-    messages = row.get("messages")
-    if not isinstance(messages, list) or len(messages) < 2 or not all(map(_is_message, messages)):
-        raise wrong(suite, f"line {number}: {_EXPECTED}")
-    if not isinstance(row.get("tools"), list | None):
-        raise wrong(suite, f"line {number}: `tools` is not a list")
-    return row
+        found = [row for _, row in rows.read(suite.data, 2, _EXPECTED)]
+    except rows.RowInvalid as error:
+        place = f"line {error.line}: " if error.line else ""
+        raise wrong(suite, f"{place}{error.what}") from error
+    return found if suite.data.suffix == ".jsonl" or found[0]["text"].strip() else []
 
 
-def _is_message(message: object) -> bool:
-    """Whether a message has a text as its content. The content may be null beside `tool_calls`."""
-    if not isinstance(message, dict):
-        return False
-    content = message.get("content")
-    return isinstance(content, str) or (content is None and isinstance(message.get("tool_calls"), list))
+def _is_asked(suite: Suite, row: Row) -> bool:
+    return all(row.get(key) == value for key, value in suite.where.items())
 
 
 def answer_asks(suite: Suite, rows: Iterable[Row], tokenizer: Any) -> list[Ask]:
     """The asks for the right answer of each row, or for every token of a text. Raises DataInvalid."""
-    asks: list[Ask] = []
+    return [ask for asks in asks_by_row(suite, rows, tokenizer) for ask in asks]
+
+
+def asks_by_row(suite: Suite, rows: Iterable[Row], tokenizer: Any) -> list[list[Ask]]:
+    """As `answer_asks`, one list for each row. Raises DataInvalid."""
+    found: list[list[Ask]] = []
     for row in rows:
         if "messages" in row:
-            asks.append(_answer(suite, tokenizer, row))
+            asks = [_answer(suite, tokenizer, row)]
         else:
-            asks.extend(_windows(tuple(tokenizer.encode(row["text"])), suite.window))
-    scored = [ask for ask in asks if ask.start < len(ask.tokens)]
-    if not scored:
+            asks = _windows(tuple(tokenizer.encode(row["text"])), suite.window)
+        found.append([ask for ask in asks if ask.start < len(ask.tokens)])
+    if not any(found):
         raise wrong(suite, "holds no token that can be scored")
-    return scored
+    return found
 
 
 def prompt(suite: Suite, tokenizer: Any, row: Row) -> list[int]:
@@ -194,11 +173,3 @@ def accepted(suite: Suite, row: Row) -> tuple[str, ...]:
         what = f"{suite.answer} is {value!r}, which is not a candidate ({', '.join(suite.candidates)})"
         raise wrong(suite, what)
     return tuple(str(label) for label in labels)
-
-
-def shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens at the beginning both sequences share."""
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))

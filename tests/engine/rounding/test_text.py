@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from builder.engine.rounding.text import CalibrationInvalid, rows, sequences
+from builder.engine.rounding.text import CalibrationInvalid, sequences
 from builder.evaluate.worker.tokens import tokenizer_of
 from tests.build.test_hostile import mutate_lines
 from tests.tiny import make_base
@@ -194,10 +194,10 @@ def test_what_a_template_refuses_names_its_line(
 def test_what_is_not_text_is_refused(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     with pytest.raises(CalibrationInvalid, match="No such file"):
-        list(rows(file, name))
+        sequences(file, name, None, 1, 2)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(CalibrationInvalid, match=f"^{name}: 'utf-8' codec can't decode"):
-        list(rows(file, name))
+        sequences(file, name, None, 1, 2)
 
 
 @pytest.mark.parametrize("templated", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from builder.engine.rounding import weight as weight_module
-from builder.engine.rounding.weight import Rounded, round_weight
+from builder.engine.rounding.weight import Rounded, as_numpy, round_weight
 from builder.spec.types import Quantization
 from tests.conftest import fresh_python
 
@@ -102,6 +103,55 @@ def test_loops_and_mlx_agree(how: Quantization) -> None:
         assert loss(one.weight(), weight, moments) == pytest.approx(
             loss(other.weight(), weight, moments), rel=0.01
         )
+
+
+def again_by_numpy(weight: Floats, moments: Floats, how: Quantization, made: Rounded) -> Floats:
+    """One more choice of every code of the first group, written plainly: what the loops must find."""
+    damped = moments.astype(np.float64) / moments.diagonal().mean(dtype=np.float64)
+    damped += weight_module.DAMPING * np.eye(len(damped))
+    codes = made.codes.astype(np.float64)
+    errors = made.weight().astype(np.float64) - weight
+    scales = np.repeat(made.scales.astype(np.float64), how.group_size, axis=1)
+    for row in range(len(weight)):
+        for j in range(how.group_size):
+            best = codes[row, j] - (errors[row] @ damped[j]) / (damped[j, j] * scales[row, j])
+            code = min(max(np.rint(best), 0), 2**how.bits - 1)
+            errors[row, j] += (code - codes[row, j]) * scales[row, j]
+            codes[row, j] = code
+    return np.asarray(codes, np.float32)
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["loops", "mlx"])
+def test_codes_that_are_chosen_again_are_those_of_plain_numpy(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, moments, how = drawn(20, 64), moved_together(64), Quantization(4, 64)
+    monkeypatch.setattr(weight_module, "SWEEPS", 0)
+    before = round_weight(weight, moments, how, mx.float32, compiled=compiled)
+    monkeypatch.setattr(weight_module, "SWEEPS", 1)
+    made = round_weight(weight, moments, how, mx.float32, compiled=compiled)
+    expected = again_by_numpy(weight, moments, how, before)
+    assert (expected != before.codes).any()
+    assert (made.codes == expected).mean() > 0.995
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["loops", "mlx"])
+@pytest.mark.parametrize("how", SETTINGS[::5], ids=lambda q: f"{q.bits}x{q.group_size}")
+def test_no_sweep_makes_the_error_of_a_row_larger(
+    how: Quantization, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, moments = drawn(30), moved_together()
+    damped = moments + weight_module.DAMPING * moments.diagonal().mean() * np.eye(COLUMNS)
+    losses = []
+    for sweeps in (0, 1, 2, 5):
+        monkeypatch.setattr(weight_module, "SWEEPS", sweeps)
+        made = round_weight(weight, moments, how, DTYPES[how.bits % 3], compiled=compiled)
+        check_whole(made, how, DTYPES[how.bits % 3])
+        off = (made.weight() - weight).astype(np.float64)
+        losses.append((off @ damped * off).sum(1))
+    for before, after in pairwise(losses):
+        assert (after <= before * 1.0001).all()
+    assert losses[-1].sum() < 0.98 * losses[0].sum()
 
 
 # -- corners -----------------------------------------------------------------------------------------------
@@ -274,6 +324,18 @@ if library:
 @pytest.mark.slow
 def test_the_number_of_threads_of_numpy_changes_nothing() -> None:
     assert fresh_python(DIGEST, "1") == fresh_python(DIGEST, "2")
+
+
+@EACH_DTYPE
+def test_a_weight_in_the_stored_dtype_is_rounded_as_its_float32_copy(dtype: mx.Dtype) -> None:
+    weight = mx.array(drawn(20, 64)).astype(dtype)
+    given = as_numpy(weight)
+    assert given.itemsize == weight.itemsize
+    copy = np.array(weight.astype(mx.float32))
+    one, other = (round_weight(each, moved_together(64), FOUR, dtype) for each in (given, copy))
+    assert (one.codes == other.codes).all()
+    assert (one.scales == other.scales).all()
+    assert (one.biases == other.biases).all()
 
 
 def test_the_weight_that_is_given_is_not_changed() -> None:

@@ -73,24 +73,32 @@ class Project:
 
     def status(self) -> tuple[Status, ...]:
         """The state and the score of every target, as `doit status --json` prints them."""
+        from builder.build.outlook import with_remotes
+        from builder.console.events import silent
         from builder.evaluate.standing import scored_survey
 
         self._project.forget_plan()
-        return scored_survey(self._project)
+        return with_remotes(self._project, scored_survey(self._project), silent)
 
     def why(self, target: str) -> Why:
         """Why a target would be built again."""
         self._project.forget_plan()
+        from builder.build.outlook import available, with_remote
+        from builder.console.events import silent
         from builder.project.why import why
 
-        return why(self._project, find_target(self._project, target))
+        name = find_target(self._project, target)
+        return with_remote(why(self._project, name), available(self._project, [name], silent))
 
     def plan(self, *targets: str) -> Forecast:
         """What building these targets would do and cost. Without names: all targets that `doit` builds."""
+        from builder.build.outlook import available
+        from builder.console.events import silent
         from builder.project.forecast import forecast
 
         self._project.forget_plan()
-        return forecast(self._project, find_targets(self._project, targets))
+        names = find_targets(self._project, targets)
+        return forecast(self._project, names, available(self._project, names or self.targets, silent))
 
     def path(self, target: str) -> Path:
         """The folder that mlx_lm loads: of a built target, or of `base:NAME`. Raises NotBuilt."""

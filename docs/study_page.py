@@ -1,7 +1,8 @@
-"""Writes docs/study again from docs/study/report.json, the numbers of the example's study. Measures nothing.
+"""Writes docs/study and docs/frontier again from the report.json in each of them. Measures nothing.
 
-doit -d example/study report --json > docs/study/report.json     # after a new study
-python docs/study_page.py [FOLDER]                               # the page, the Markdown and the plots
+doit -d example/study report --json > docs/study/report.json           # after a new study
+doit -d example/frontier report --json > docs/frontier/report.json     # after new measurements of many sizes
+python docs/study_page.py [FOLDER]                                     # pages, Markdown and plots, below docs
 """
 
 from __future__ import annotations
@@ -16,20 +17,34 @@ from typing import Any
 from builder.commands.report import write
 from builder.evaluate.circumstances import Told
 from builder.evaluate.comparison import Difference
+from builder.evaluate.line import Ratio
 from builder.evaluate.results import Sample
 from builder.evaluate.statistics import Figure
-from builder.report.facts import BlockSurvival, Compared, ModelReport, Production, Provenance, Report, Row
+from builder.report.facts import (
+    Beside,
+    BlockSurvival,
+    Compared,
+    Frontier,
+    ModelReport,
+    Production,
+    Provenance,
+    Report,
+    Row,
+)
 from builder.spec.types import Metric
 from builder.weights.survival import Survival
 
-STUDY = Path(__file__).resolve().parent / "study"
+DOCS = Path(__file__).resolve().parent
+NAMES = ("study", "frontier")
 _OF_THE_ANSWER = ("headline", "chosen")  # the page finds the answer itself
 
 
 def main() -> int:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else STUDY
-    for path in write(report_of((STUDY / "report.json").read_text(encoding="utf-8")), folder):
-        print(path)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS
+    for name in NAMES:
+        text = (DOCS / name / "report.json").read_text(encoding="utf-8")
+        for path in write(report_of(text), folder / name):
+            print(path)
     return 0
 
 
@@ -50,8 +65,14 @@ def _model(data: dict[str, Any]) -> ModelReport:
         "absent": tuple(data["absent"]),
         "plain": _row(data["plain"], kinds) if data["plain"] else None,
         "production": Production(**data["production"]) if data["production"] else None,
+        "frontier": _frontier(data["frontier"], kinds) if data["frontier"] else None,
     }
     return ModelReport(**{**known, **made})
+
+
+def _frontier(data: Mapping[str, Any], kinds: Mapping[str, str]) -> Frontier:
+    beside = tuple(Beside(each["target"], Ratio(**each["ratio"])) for each in data["beside"])
+    return Frontier(_metric(data["metric"], kinds), tuple(data["line"]), beside)
 
 
 def _row(data: dict[str, Any], kinds: Mapping[str, str]) -> Row:

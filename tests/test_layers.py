@@ -27,6 +27,7 @@ ROWS: tuple[str, ...] = (
     "store.disk",
     "store",
     "store.care",
+    "remote",
     "weights",
     "sources.gguf",
     "sources.adapters",
@@ -63,6 +64,8 @@ HEAVY = {
     "matplotlib",
     "huggingface_hub",
     "tokenizers",
+    "obstore",
+    "cryptography",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from builder.build.blocks import Tally
 from builder.build.calibrated import open_sequences, round_blocks
 from builder.build.one_pass import make_missing, open_adapter, open_base
 from builder.build.prepare import waiting
+from builder.build.sharing import fetch_records
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
 from builder.errors import BuildError, SourceChanged
@@ -34,6 +35,7 @@ from builder.store.types import Record
 
 if TYPE_CHECKING:
     from builder.engine.rounding.sensitivity import Sensitivity
+    from builder.engine.rounding.text import Piece
 
 SEQUENCES = 16  # of the calibration text, that the gradient is taken of
 
@@ -46,10 +48,13 @@ def choose_bits(project: Project, target: Target, emit: Emit) -> Allocation:
         raise SourceChanged(source=f"model:{target.name}", path=facts.reason)
     assert facts.text is not None
     key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain)
+    made = uniform(target, facts.base)
+    cost = sensitivity_key(made, facts.base, facts.adapter, facts.text, sources.toolchain)
+    fetch_records(project, [key, cost], emit)
     with acquire(store, [key], waiting(target.name, emit)):
         if (known := project.allocation(key)) is not None:
             return known
-        found = _measured(project, uniform(target, facts.base), facts, sources.toolchain, emit)
+        found = _measured(project, made, facts, sources.toolchain, emit)
         keep(project, key, found, target.name)
         return found
 
@@ -70,12 +75,14 @@ def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit
     preflight.check(project, common, missing_actions(project.store, common), [common])
     with build_session(project.store, list(keys_of(common))):
         _make(project, common, emit)
-        cost = _cost(project, common, sensitivity_key(made, facts.base, facts.adapter, text, toolchain), emit)
+        used, apart = open_sequences(project, common)
+        key = sensitivity_key(made, facts.base, facts.adapter, text, toolchain)
+        cost = _cost(project, common, key, used[:SEQUENCES], emit)
         more = chosen_bits(made, facts.base, cost)
         better = plan_alone(with_bits(made, how.bits, more), facts, toolchain)
         with build_session(project.store, list(keys_of(better))):
             _make(project, better, emit)
-            before, after, held = _compared(project, common, better, emit)
+            before, after, held = _compared(project, common, better, apart, emit)
     kept = bool(more) and after < before
     said = f"{made.name}: KL on other text {before:.4f} with {how.bits} bits for every weight"
     which = "the second" if kept else "the first"
@@ -93,8 +100,10 @@ def _make(project: Project, plan: TargetPlan, emit: Emit) -> None:
         make_missing(project, [plan], Tally(), emit)
 
 
-def _cost(project: Project, plan: TargetPlan, key: Key, emit: Emit) -> Mapping[str, float]:
-    """What each weight costs, measured once for all sizes."""
+def _cost(
+    project: Project, plan: TargetPlan, key: Key, used: Sequence[Piece], emit: Emit
+) -> Mapping[str, float]:
+    """What each weight costs on the sequences that are rounded for, measured once for all sizes."""
     from builder.engine.blas import accelerated
 
     record = usable_record(project.store, key)
@@ -103,25 +112,28 @@ def _cost(project: Project, plan: TargetPlan, key: Key, emit: Emit) -> Mapping[s
             found: dict[str, float] = json.loads(blobs.read(project.store, record.blob))
             return found
     with unchanged(project, plan), accelerated(threads=1):
-        cost = _sensitivity(project, plan, emit, held=False).shares().cost
+        cost = _sensitivity(project, plan, used, "gradient", emit).shares().cost
     blob = blobs.ingest(project.store, [json.dumps(dict(sorted(cost.items()))).encode()])
     records.write(project.store, Record(key, "sensitivity", blob, {**made_by(), "target": plan.name}))
     return cost
 
 
 def _compared(
-    project: Project, common: TargetPlan, better: TargetPlan, emit: Emit
+    project: Project, common: TargetPlan, better: TargetPlan, apart: Sequence[Piece], emit: Emit
 ) -> tuple[float, float, int]:
-    """The divergences of both on text that nothing was rounded for, and how many tokens they are of."""
+    """The divergences of both on `apart`, which nothing was rounded for, and how many tokens they are of."""
     from builder.engine.blas import accelerated
 
     with unchanged(project, better), accelerated(threads=1):
-        before, after = (_sensitivity(project, plan, emit, held=True) for plan in (common, better))
+        before = _sensitivity(project, common, apart, "comparison with the same bits", emit)
+        after = _sensitivity(project, better, apart, "comparison with its own bits", emit)
         return before.divergence(), after.divergence(), round(before.count)
 
 
-def _sensitivity(project: Project, plan: TargetPlan, emit: Emit, *, held: bool) -> Sensitivity:
-    """What measures a plan whose blocks are in the store, on text that was rounded for or on `held` text."""
+def _sensitivity(
+    project: Project, plan: TargetPlan, pieces: Sequence[Piece], part: str, emit: Emit
+) -> Sensitivity:
+    """What measures a plan whose blocks are in the store. `part` says in words what is measured."""
     import mlx.core as mx
 
     from builder.engine.rounding.points import Opened
@@ -133,11 +145,8 @@ def _sensitivity(project: Project, plan: TargetPlan, emit: Emit, *, held: bool) 
         return Opened(model, cut(model, open_adapter(project, plan), compiled=False))
 
     def step(done: int, total: int) -> None:
-        bits = "its own bits" if plan.target.variant.overrides else "the same bits"
-        emit(Learning(plan.name, f"comparison with {bits}" if held else "gradient", done, total, None))
+        emit(Learning(plan.name, part, done, total, None))
 
-    used, apart = open_sequences(project, plan)
-    pieces = apart if held else used[:SEQUENCES]
     dtype: Any = getattr(mx, plan.dtype) if plan.dtype else None
     return Sensitivity(
         opened,

@@ -28,6 +28,7 @@ from builder.keys import Digest
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project import peaks, preflight
 from builder.project.project import Project
+from builder.project.remotes import remotes_of
 from builder.project.toolchain import now
 from builder.sources import base as bases
 from builder.sources.catalog import NOT_YET, structure_key
@@ -99,6 +100,8 @@ def _targets(project: Project, name: str, selected: Collection[str]) -> list[Tar
         if target.model.name == model.name and (target.name == name or target.name in selected)
     ]
     plain = [target for target in found if _is_plain(target)]
+    if remotes_of(project):  # what they have is found by keys, and is pulled
+        return []
     if isinstance(base.source, GgufSource) or name not in {target.name for target in plain}:
         return []
     plan = project.plan.targets[name]

@@ -21,6 +21,7 @@ from builder.keys import make_key
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.store import records
+from builder.store.types import Manifest
 
 FORMAT = 1
 NAME = "artifacts.lock"
@@ -77,7 +78,12 @@ def _files(project: Project, plan: TargetPlan) -> dict[str, str]:
     manifest = records.read_manifest(project.store, plan.key)
     if manifest is None:
         return {}
-    return {"files": make_key("files/1", [[entry.name, entry.blob.digest] for entry in manifest.files])}
+    return {"files": files_digest(manifest)}
+
+
+def files_digest(manifest: Manifest) -> str:
+    """One digest for all files of a target."""
+    return make_key("files/1", [[entry.name, entry.blob.digest] for entry in manifest.files])
 
 
 def with_outputs(here: Lock, former: Lock) -> Lock:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 
+from builder.build.sharing import fetch_records
 from builder.console.events import Emit, Note
 from builder.errors import BuildError, SourceChanged
 from builder.plan.types import TargetPlan, Unresolved
@@ -55,6 +56,9 @@ def prepare_base(project: Project, base: Base, emit: Emit, *, inspect_again: boo
             raise SourceChanged(source=f"base:{base.name}", path=directory)
         identity = known
     structure = None if inspect_again else project.sources.structure(identity.weights)
+    if structure is None and not inspect_again:
+        fetch_records(project, [structure_key(identity.weights)], emit)
+        structure = project.sources.structure(identity.weights)
     if structure is None:
         structure = _inspect(project, base, directory, identity)
     project.forget_plan()

@@ -34,5 +34,9 @@ STANDALONE: Mapping[str, str] = {
     "path": "builder.commands.path:Path",
     "attest": "builder.commands.attest:Attest",
     "lock": "builder.commands.lock:Lock",
+    "push": "builder.commands.push:Push",
+    "pull": "builder.commands.pull:Pull",
+    "remote": "builder.commands.remote:Remote",
+    "trust": "builder.commands.trust:Trust",
     "completion": "builder.commands.completion:Completion",
 }

@@ -28,6 +28,7 @@ _RUN = (
     "--progress",
     "--quiet",
     "--locked",
+    "--no-remote",
     "--no-space-check",
     "--dry-run",
     "--json",
@@ -58,6 +59,10 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "attest": ("--sha256",),
     "path": (),
     "lock": ("--check", "--json"),
+    "push": ("--remote", "--dry-run", "--read-back", "--json"),
+    "pull": ("--remote", "--dry-run", "--json"),
+    "remote": ("--dry-run", "--grace", "--keep-days", "--yes", "--json"),
+    "trust": ("--new", "--remote", "--json"),
     "completion": (),
     "help": (),
     "list": ("--all", "--quiet", "--status", "--private", "--deps", "--template", "--sort", "--json"),
@@ -70,7 +75,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {  # option -> the values that it takes
     "--mode": ("affine", "mxfp4", "nvfp4", "mxfp8"),
     "--parallel-type": ("process", "thread"),
 }
-_NAMES_NOTHING = ("init", "lock", "gc", "dumpdb")
+_NAMES_NOTHING = ("init", "lock", "gc", "trust", "dumpdb")
 
 
 def complete(words: Sequence[str]) -> int:
@@ -95,6 +100,8 @@ def candidates(
     tasks = {*_tasks(declared), *(own if program == "doit" else ())}
     if before and before[-1] in VALUES:
         found: set[str] = set(VALUES[before[-1]])
+    elif before and before[-1] == "--remote":
+        found = set(_names(declared, "remote"))
     elif last.startswith("-"):
         found = set(OPTIONS.get(command, ())) if before or program == "doit" else set()
         found |= {"--help"} if before else set()
@@ -103,12 +110,14 @@ def candidates(
         found |= {*_targets(declared), *_models(declared)} if program == "builder" and last else set()
     elif command in ("build", "eval"):
         found = {*_targets(declared), *_models(declared), *tasks}
-    elif command in ("status", "why", "plan", "attest", "verify", "path"):
+    elif command in ("status", "why", "plan", "attest", "verify", "path", "push", "pull"):
         found = {*_targets(declared), *_models(declared)}
     elif command == "report":
         found = set(_models(declared))
     elif command == "add-variant":
         found = set(_models(declared) if len(before) == 1 else _names(declared, "variant"))
+    elif command == "remote":
+        found = {"init", "check", "gc"} if len(before) == 1 else set(_names(declared, "remote"))
     elif command == "completion":
         found = {"bash", "zsh", "fish"}
     elif command == "help":

@@ -148,15 +148,15 @@ def agreed(question: str) -> bool:
 def policy(options: Mapping[str, Any]) -> Policy:
     """The policy that the options of the command line describe. Raises BadOption."""
     return Policy(
-        keep_days=_number("--keep-days", options["keep_days"]),
+        keep_days=number_of("--keep-days", options["keep_days"]),
         max_bytes=_size("--max-size", options["max_size"]),
-        grace_s=_number("--grace", options["grace"]) or 0.0,
+        grace_s=number_of("--grace", options["grace"]) or 0.0,
         allow_no_roots=options["no_roots"],
         results=options["results"],
     )
 
 
-def _number(option: str, text: str) -> float | None:
+def number_of(option: str, text: str) -> float | None:
     if not text:
         return None
     try:

@@ -11,6 +11,9 @@ builder report [MODEL...]            tables, plots and provenance of what was bu
 builder init                         propose an artifacts.toml for this folder
 builder add-variant MODEL VARIANT    declare one more variant
 builder lock [--check]               pin or check all inputs in artifacts.lock (`build --locked` checks too)
+builder push | pull [TARGET...]      send built targets to a remote, or get them from there
+builder remote init | check | gc     make a store in a remote, try its server, delete what nobody needs
+builder trust [NAME KEY]             your public key, and whose signatures count
 builder path TARGET                  the folder of a built target, or of base:NAME
 builder attest TARGET                an in-toto statement about a built target
 builder completion bash|zsh|fish     completion for `builder` and `doit`

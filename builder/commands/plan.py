@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from builder.build.outlook import available
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.console.display import showing
 from builder.console.tables import print_table
 from builder.console.words import count, duration, listed, size_text
 from builder.plan.remarks import remarked
@@ -24,7 +26,11 @@ class Plan(ProjectCommand):
     cmd_options = (OPT_JSON,)
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
-        made = forecast(project, find_targets(project, names))
+        chosen = find_targets(project, names)
+        everything = [target.name for target in project.spec.targets if not target.variant.intermediate]
+        with showing() as emit:
+            found = available(project, chosen or everything, emit)
+        made = forecast(project, chosen, found)
         to_build = {name for one in made.passes for name in one.targets}
         plans = project.plan.resolved() if to_build else ()
         said = (remark for plan in plans if plan.name in to_build for remark in plan.remarks)
@@ -32,6 +38,7 @@ class Plan(ProjectCommand):
         if options["json"]:
             print_json(
                 "plan",
+                fetch=made.fetch,
                 passes=made.passes,
                 learned=made.learned,
                 relink=made.relink,
@@ -68,6 +75,9 @@ def show(made: Forecast) -> None:
     if made.is_empty:
         print(f"Nothing to do: {count(len(made.built), 'target')} built.")
         return
+    for there in made.fetch:
+        what = "all of it" if there.whole else count(there.blocks, "block")
+        print(f"{there.target}: pull {what} from {there.remote}, {size_text(there.nbytes)} to fetch")
     for one in made.passes:
         print(f"{one.model}: build {', '.join(one.targets)} in one pass")
     if made.passes:

@@ -87,9 +87,10 @@ def write(report: Any, folder: Path) -> list[Path]:
 
 
 def show(report: Any) -> None:
-    """Prints the answer and the first table of each model."""
+    """Prints the answer, the first table and the frontier of each model."""
     from builder.report import tables
     from builder.report.answer import answer
+    from builder.report.frontier import sentences
 
     for model in report.models:
         print(f"{model.name}: {answer(model).headline}.")
@@ -101,6 +102,8 @@ def show(report: Any) -> None:
                 left=[table.headings[at] for at in table.text],
                 unimportant=("bits/weight",),
             )
+        for sentence in sentences(model):
+            print(sentence)
         print()
 
 

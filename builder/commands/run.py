@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from builder.console.interrupt import INTERRUPTED
 from builder.console.words import nearest, quoted
 from builder.errors import BuildError
 from builder.project.preflight import NO_SPACE_CHECK
+from builder.project.remotes import NO_REMOTE, without_remotes
 from builder.spec.place import DECLARATION
 from builder.tasks.reporter import Collecting, ErrorsOnly, Reporter
 from builder.tasks.selection import as_tasks, note_selection
@@ -48,6 +50,13 @@ OPT_SPACE: Mapping[str, Any] = {
     "type": bool,
     "default": False,
     "help": "build although the disk seems too small for it",
+}
+OPT_NO_REMOTE: Mapping[str, Any] = {
+    "name": "no_remote",
+    "long": "no-remote",
+    "type": bool,
+    "default": False,
+    "help": "neither pull from remotes nor push to them",
 }
 OPT_LOCKED: Mapping[str, Any] = {
     "name": "locked",
@@ -83,6 +92,7 @@ OURS = (
     OPT_PROGRESS,
     OPT_QUIET,
     OPT_LOCKED,
+    OPT_NO_REMOTE,
     OPT_SPACE,
     OPT_DRY_RUN,
     OPT_JSON,
@@ -110,6 +120,7 @@ class Run(OneScreen, DoitRun):  # type: ignore[misc]
         OPT_PROGRESS,
         OPT_QUIET,
         OPT_LOCKED,
+        OPT_NO_REMOTE,
         OPT_SPACE,
         OPT_DRY_RUN,
         OPT_JSON,
@@ -147,18 +158,22 @@ class Run(OneScreen, DoitRun):  # type: ignore[misc]
         progress: str = "",
         quiet: bool = False,
         locked: bool = False,
+        no_remote: bool = False,
         no_space_check: bool = False,
         dry_run: bool = False,
         json: bool = False,
     ) -> int:
         """Runs the tasks. doit reads the names of these arguments from this signature."""
         arguments = dict(locals())
-        for ours in ("self", "__class__", "progress", "quiet", "locked", "no_space_check", "dry_run", "json"):
-            arguments.pop(ours, None)
+        ours = ("progress", "quiet", "locked", "no_remote", "no_space_check", "dry_run", "json")
+        for name in ("self", "__class__", *ours):
+            arguments.pop(name, None)
+        if no_remote:
+            os.environ[NO_REMOTE] = "1"  # worker processes inherit it, and those below
         if locked:
-            _check_lock()
+            _check_lock(forks=num_process > 0)
         if no_space_check:
-            os.environ[NO_SPACE_CHECK] = "1"  # worker processes inherit it, and the two below
+            os.environ[NO_SPACE_CHECK] = "1"
         if quiet or progress:
             os.environ[VARIABLE] = progress or "silent"
         if json:
@@ -231,10 +246,13 @@ def unknown_task(name: str, words: Sequence[str]) -> UnknownTask:
     return UnknownTask(name=name, near=f"; did you mean {quoted(close)}?" if close else ".")
 
 
-def _check_lock() -> None:
-    """Checks all inputs against artifacts.lock. Raises LockDiffers, LockInvalid."""
+def _check_lock(*, forks: bool) -> None:
+    """Checks all inputs against artifacts.lock. Raises LockDiffers, LockInvalid.
+
+    A process that forks afterwards (`-n`) must not have used a remote.
+    """
     from builder.build.lockfile import check
     from builder.project.project import Project
 
-    with showing() as emit:
+    with showing() as emit, without_remotes() if forks else nullcontext():
         check(Project.load(Path(DECLARATION)), emit)

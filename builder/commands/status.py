@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from builder.build.outlook import SharedStatus, with_remotes
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.console.display import showing
 from builder.console.tables import print_table
-from builder.console.words import ago, from_here, size_text
+from builder.console.words import ago, count, from_here, size_text
 from builder.evaluate.standing import scored_survey
 from builder.project.project import Project
-from builder.project.status import Status as Row
 from builder.project.targets import find_targets
 from builder.store import releases, views
 
@@ -31,7 +32,9 @@ class Status(ProjectCommand):
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         wanted = find_targets(project, names)
-        rows = [row for row in scored_survey(project) if not names or row.target in wanted]
+        found = [row for row in scored_survey(project) if not names or row.target in wanted]
+        with showing() as emit:
+            rows = with_remotes(project, found, emit)
         shown = {name: _target_of(project, name) for name in releases.released(project.store)}
         spare = undeclared(project)
         if options["json"]:
@@ -61,7 +64,7 @@ def _target_of(project: Project, release: str) -> str:
     return str(views.current_name(project.store.models / release))
 
 
-def show(rows: Sequence[Row]) -> None:
+def show(rows: Sequence[SharedStatus]) -> None:
     """Prints the table of targets."""
     if not rows:
         print("artifacts.toml declares no target.")
@@ -69,7 +72,7 @@ def show(rows: Sequence[Row]) -> None:
     print_table(HEADINGS, [_cells(row) for row in rows], left=TEXT, unimportant=UNIMPORTANT)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: SharedStatus) -> list[str]:
     return [
         row.target,
         row.state,
@@ -81,11 +84,20 @@ def _cells(row: Row) -> list[str]:
         f"{row.survival:.1f} dB" if row.survival is not None else "-",
         _score(row),
         row.verdict,
-        row.why or "; ".join(miss.partition(":")[0] for miss in row.misses),
+        _why(row),
     ]
 
 
-def _score(row: Row) -> str:
+def _why(row: SharedStatus) -> str:
+    """Why a target is not up to date, and where a run gets it from."""
+    why = row.why or "; ".join(miss.partition(":")[0] for miss in row.misses)
+    if not row.remote:
+        return why
+    part = "" if row.fetched is None else f"{count(row.fetched, 'block')} "
+    return f"{why}; {part}in {row.remote}, {size_text(row.fetch)} to fetch"
+
+
+def _score(row: SharedStatus) -> str:
     """A score from 0 to 1 in percent, other scores as plain numbers."""
     if row.score is None:
         return "-"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from builder.build.outlook import available, with_remote
 from builder.commands.base import OPT_JSON, ProjectCommand, print_json
+from builder.console.display import showing
 from builder.console.words import size_text
 from builder.plan.changes import Why as Answer
 from builder.plan.changes import block_ranges, shortened
@@ -24,7 +26,9 @@ class Why(ProjectCommand):
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
         everything = [t.name for t in project.spec.targets if not t.variant.intermediate]
         wanted = find_targets(project, names) or everything
-        answers = [why(project, name) for name in wanted]
+        with showing() as emit:
+            found = available(project, wanted, emit)
+        answers = [with_remote(why(project, name), found) for name in wanted]
         if options["json"]:
             print_json("why", targets=answers)
         else:
@@ -50,3 +54,6 @@ def show(answer: Answer) -> None:
         f"reuses {answer.reused}"
     )
     print(f"  {', '.join(block_ranges(answer.blocks))}")
+    if answer.remote:
+        has = f"{answer.fetched} of the {len(answer.blocks)}"
+        print(f"  {answer.remote} has {has}: a run pulls {size_text(answer.fetch)} instead of building them")

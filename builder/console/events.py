@@ -101,6 +101,16 @@ class Learning:
 
 
 @dataclass(frozen=True)
+class Transferred:
+    """`done` of `total` bytes have been pushed to a remote or pulled from it. `way` is push or pull."""
+
+    remote: str
+    way: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Failed:
     """A task ended with an error: the error's name (docs/errors.md) and its text. Only JSON lines show it."""
 
@@ -110,7 +120,17 @@ class Failed:
 
 
 Event = (
-    Note | Hashing | Sending | Scored | Learning | PassStarted | BlockDone | PassDone | TargetDone | Failed
+    Note
+    | Hashing
+    | Sending
+    | Scored
+    | Learning
+    | PassStarted
+    | BlockDone
+    | PassDone
+    | TargetDone
+    | Transferred
+    | Failed
 )
 Emit = Callable[[Event], None]
 

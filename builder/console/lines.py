@@ -9,7 +9,17 @@ from dataclasses import asdict
 from threading import Lock
 from typing import TextIO
 
-from builder.console.events import BlockDone, Event, Hashing, Learning, Note, PassStarted, Scored, Sending
+from builder.console.events import (
+    BlockDone,
+    Event,
+    Hashing,
+    Learning,
+    Note,
+    PassStarted,
+    Scored,
+    Sending,
+    Transferred,
+)
 from builder.console.words import count, said_loss, size_text
 
 _LINE = Lock()
@@ -43,6 +53,9 @@ class Plain:
             case Hashing(what, done, total):
                 if done < total and self._due():
                     self._line(f"{what}: hashed {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+            case Transferred(remote, way, done, total):
+                if done < total and self._due():
+                    self._line(f"{way} {remote}: {size_text(done)} of {size_text(total)}")
             case Sending(where, done, total):
                 if done < total and self._due():
                     self._line(f"{where}: sent {done / 1e9:.1f} of {total / 1e9:.1f} GB")

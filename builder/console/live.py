@@ -21,6 +21,7 @@ from builder.console.events import (
     PassStarted,
     Scored,
     Sending,
+    Transferred,
 )
 from builder.console.words import said_loss
 
@@ -52,6 +53,11 @@ class Live:
                 (self._progress.console if self._progress else self._console).print(text, markup=False)
             case Hashing(what, done, total):
                 self._follow(f"hash {what}", total)
+                self._update(done, f"{_of(done, total)}{self._rate(done)}")
+                if done >= total:
+                    self._stop()
+            case Transferred(remote, way, done, total):
+                self._follow(f"{way} {remote}", total, longest=24)
                 self._update(done, f"{_of(done, total)}{self._rate(done)}")
                 if done >= total:
                     self._stop()

@@ -11,6 +11,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from builder.build.sharing import fetch_records, fetch_results, share
 from builder.console.events import Emit, Note
 from builder.errors import BuildError, SourceChanged
 from builder.evaluate import results
@@ -85,6 +86,9 @@ def evaluate(
     asked = project.spec.suites_of(target.target) if suites is None else suites
     known = {} if again else measured(project, target, asked)
     if len(known) < len(asked):
+        _fetch(project, target, emit, asked, again=again)
+        known = {} if again else measured(project, target, asked)
+    if len(known) < len(asked):
         with (
             measuring(project.store, lambda: emit(Note("waiting for another evaluation to end"))),
             build_session(project.store, keys_of(target)),
@@ -92,8 +96,18 @@ def evaluate(
             known = {} if again else measured(project, target, asked)
             todo = [suite for suite in asked if suite.name not in known]
             known |= _measure(project, target, emit, todo)
+        share(project, [target], "always", emit)
     records.mark_used(project.store, target.key)
     return {suite.name: known[suite.name] for suite in asked}
+
+
+def _fetch(project: Project, target: TargetPlan, emit: Emit, asked: Sequence[Suite], *, again: bool) -> None:
+    """What somebody has measured, before the lock is taken under which nothing else may be locked."""
+    if not again:
+        fetch_results(project, [_key(project, target, suite) for suite in asked], emit)
+    left = [suite for suite in asked if again or suite.name not in measured(project, target, asked)]
+    references = [reference_key(project, target, suite) for suite in left if suite.kind == "fidelity"]
+    fetch_records(project, references, emit)
 
 
 def _measure(project: Project, target: TargetPlan, emit: Emit, todo: Sequence[Suite]) -> dict[str, Result]:

@@ -73,7 +73,7 @@ class Why:
     `state` and `reason` come from `builder.project.state`. `changes` compares with the former build, and is
     empty without a former build. A build would make `blocks`, out of `total` blocks, and write `nbytes`
     bytes. `former` is the time of the former build (RFC 3339), or None. `bits` says why each weight has its
-    bits, where the target asks for a size.
+    bits, where the target asks for a size. `remote` has `fetched` of the blocks, `fetch` bytes of the target.
     """
 
     target: str
@@ -85,6 +85,9 @@ class Why:
     nbytes: int
     former: str | None
     bits: tuple[str, ...] = ()
+    remote: str = ""
+    fetch: int = 0
+    fetched: int = 0
 
     @property
     def reused(self) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from builder.keys import Key
 from builder.plan.types import Action, TargetPlan, Unresolved
 from builder.project import speed
+from builder.project.available import NOTHING, Availables
 from builder.project.headers import estimated
 from builder.project.peaks import begun_bytes, copies, peak_memory, rounding_memory
 from builder.project.preflight import view_copies
@@ -55,13 +56,26 @@ class LearnedForecast:
 
 
 @dataclass(frozen=True)
+class FetchForecast:
+    """What is pulled of a target instead of being built: `blocks` blocks, `nbytes` in all. `whole`: all
+    of it.
+    """
+
+    target: str
+    remote: str
+    blocks: int
+    nbytes: int
+    whole: bool
+
+
+@dataclass(frozen=True)
 class Forecast:
-    """What a run would do. `learned`: after the passes. `relink`: targets whose bytes are all there;
-    `prepare`: targets whose sources must be read first: their passes are estimates, if there are any;
-    `imports`: bytes that imports of GGUF bases write before; `refused`: what cannot be built as it is
-    declared. `before` and `after` are the bytes of all blobs; `after` counts an intermediate that the run
-    deletes at its end, and not what a quantizer writes. `copies`: bytes of the views, where the file system
-    can neither clone nor link."""
+    """What a run would do. `fetch`: what is pulled first, and is in no pass. `learned`: after the passes.
+    `relink`: targets whose bytes are all there; `prepare`: targets whose sources must be read first:
+    their passes are estimates, if there are any; `imports`: bytes that imports of GGUF bases write
+    before; `refused`: what cannot be built as it is declared. `before` and `after` are the bytes of all
+    blobs; `after` counts an intermediate that the run deletes at its end, and not what a quantizer
+    writes. `copies`: bytes of the views, where the file system can neither clone nor link."""
 
     passes: tuple[PassForecast, ...]
     learned: tuple[LearnedForecast, ...]
@@ -74,22 +88,29 @@ class Forecast:
     free: int
     copies: int = 0
     imports: int = 0
+    fetch: tuple[FetchForecast, ...] = ()
 
     @property
     def is_empty(self) -> bool:
-        return not (self.passes or self.learned or self.relink or self.prepare or self.refused)
+        planned = self.passes or self.learned or self.relink or self.prepare or self.refused
+        return not (planned or self.fetch)
 
     @property
     def fits(self) -> bool:
         return self.after - self.before + self.copies <= self.free
 
 
-def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
-    """What building `names` would do; without names, what `doit` would do. Raises BuildError."""
+def forecast(project: Project, names: Collection[str] = (), available: Availables = NOTHING) -> Forecast:
+    """What building `names` would do; without names, what `doit` would do. `available`: what remotes have.
+
+    Raises BuildError.
+    """
     chosen = [t.name for t in project.spec.targets if _is_wanted(t, names)]
     learned: dict[str, LearnedForecast] = {}
     steps: set[Key | None] = set()  # the same step under another name runs once
     for name in chosen:
+        if name in available and available[name].whole:
+            continue
         if (step := _learned_step(project, name)) is not None:
             plan = project.plan.targets[name]
             assert isinstance(plan, TargetPlan)  # or there would be no step
@@ -97,6 +118,7 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
                 learned[name] = step
                 steps.add(plan.learned)
     relink, built = [], []
+    fetch: list[FetchForecast] = []
     prepare: list[tuple[str, str]] = []
     refused: list[tuple[str, str]] = []
     todo: dict[tuple[str, str], list[tuple[TargetPlan, tuple[Action, ...]]]] = {}  # by pass
@@ -114,6 +136,11 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
             built.append(plan.name)
             continue
         missing = missing_actions(project.store, plan)
+        if there := available.get(name):
+            fetch.append(FetchForecast(name, there.remote, there.blocks, there.nbytes, there.whole))
+            missing = tuple(action for action in missing if action.key not in there.keys)
+            if there.whole:
+                continue
         if missing:
             todo.setdefault(_pass_of(plan), []).append((plan, missing))
         else:
@@ -140,10 +167,11 @@ def forecast(project: Project, names: Collection[str] = ()) -> Forecast:
         tuple(refused),
         tuple(name for name in built if name in chosen),
         before,
-        before + imports + sum(p.write for p in passes),
+        before + imports + sum(p.write for p in passes) + sum(one.nbytes for one in fetch),
         shutil.disk_usage(root).free,
         view_copies(project.store, viewed),
         imports,
+        tuple(fetch),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from builder.errors import BuildError
 from builder.plan.types import Action, TargetPlan
 from builder.project.project import Project
-from builder.project.toolchain import has_cuda
+from builder.project.toolchain import device
 from builder.sources import base as bases
 from builder.sources.adapters.reading import read_adapter
 from builder.spec.types import GgufSource
@@ -72,13 +71,12 @@ def block_peaks(
     for action in actions:
         made[action.block] = made.get(action.block, 0) + action.size
         largest[action.block] = max(largest.get(action.block, 0), action.size)
-    return {
-        block: RESIDENT
-        + source[block]
-        + COPIES * min(size, max(PORTION, largest[block]))
-        + fused.get(block, 0)
-        for block, size in made.items()
-    }
+
+    def results(block: str) -> int:
+        """Portions of several sizes share arrays of the largest one, of which one more may be there."""
+        return min(COPIES * made[block], (COPIES + 1) * max(PORTION, largest[block]))
+
+    return {block: RESIDENT + source[block] + results(block) + fused.get(block, 0) for block in made}
 
 
 def copies(project: Project, plans: Iterable[TargetPlan]) -> Mapping[str, int]:
@@ -103,7 +101,7 @@ def _kernels_suffice(project: Project, plan: TargetPlan) -> bool:
     name, structure = plan.target.model.adapter, plan.base.structure
     code = CODE_OF_DTYPE[plan.dtype] if plan.dtype is not None else None
     same = all(p.tensor.dtype in (code, None) or not p.castable for p in structure.parameters) or code is None
-    kernels = sys.platform.startswith("linux") and find_spec("numba") is not None and not has_cuda()
+    kernels = device() == "cpu" and find_spec("numba") is not None
     settings = {(how.mode, how.bits, how.group_size) for how in plan.quantization.values()}
     if not (kernels and same and settings) or any(not _is_exact(*each) for each in settings):
         return False

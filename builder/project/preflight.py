@@ -120,8 +120,19 @@ def check_memory(
                 model=model,
                 needed=size_text(needed),
                 budget=size_text(budget),
-                fits=_raise_to(max(peaks.values())),
+                fits=_raise_to(max(peaks.values())) + _one_by_one(todo, source, fused, budget),
             )
+
+
+def _one_by_one(
+    actions: Iterable[Action], source: Mapping[str, int], fused: Mapping[str, int], budget: int
+) -> str:
+    """Whether each variant alone has room."""
+    largest: dict[str, Action] = {}
+    for action in actions:
+        largest[action.block] = max(largest.get(action.block, action), action, key=lambda each: each.size)
+    peaks = block_peaks(largest.values(), source, fused)
+    return " One variant at a time fits too." if max(peaks.values()) <= budget else ""
 
 
 def _raise_to(needed: int) -> str:

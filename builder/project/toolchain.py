@@ -22,16 +22,20 @@ def version_of(package: str) -> str:
         return "-"
 
 
-def has_cuda() -> bool:
-    """Whether mlx computes on a GPU of NVIDIA here."""
-    return any(version_of(f"mlx-cuda-{number}") != "-" for number in (12, 13))
-
-
 def machine() -> str:
     """The operating system and the kind of processor: "Darwin arm64"."""
     import platform
 
     return f"{platform.system()} {platform.machine()}"
+
+
+def device() -> str:
+    """The kind of device that computes here: metal, cuda or cpu. Kinds may round differently."""
+    import sys
+
+    if sys.platform == "darwin":
+        return "metal"
+    return "cuda" if any(version_of(f"mlx-cuda-{number}") != "-" for number in (12, 13)) else "cpu"
 
 
 def machine_name() -> str:
@@ -48,4 +52,4 @@ def now() -> str:
 
 def made_by() -> dict[str, str]:
     """Recorded, not keyed: when, with which versions and on which machine something was made."""
-    return {"made": now(), "toolchain": toolchain(), "machine": machine()}
+    return {"made": now(), "toolchain": toolchain(), "machine": machine(), "device": device()}

@@ -13,6 +13,7 @@ from builder.build.intermediates import prune_intermediates
 from builder.build.learned import build_learned
 from builder.build.one_pass import Built, build
 from builder.build.prepare import prepare_sources, prepare_target
+from builder.build.sharing import fetch, share
 from builder.console.events import Emit, Note, TargetDone
 from builder.console.words import listed, size_text
 from builder.errors import BuildError
@@ -32,11 +33,14 @@ def deliver(
     """Build `name` and, in the same pass, every selected target of its model that is not built, and what a
     selected learned target reads.
 
-    Targets asked for by name are kept until cleaned. Raises BuildError.
+    Targets asked for by name are kept until cleaned. What a remote has is pulled instead. Raises BuildError.
     """
     project.forget_plan()
     with first_pass(project, name, selected, emit) as made:
-        return _deliver(project, name, selected, named, emit, made)
+        results = _deliver(project, name, selected, named, emit, made)
+    plans = [project.plan.targets[built.name] for built in results]
+    share(project, [plan for plan in plans if isinstance(plan, TargetPlan)], "always", emit)
+    return results
 
 
 def _deliver(
@@ -51,6 +55,7 @@ def _deliver(
     wanted = _resolved(project, name, emit)
     model = wanted.target.model.name
     if wanted.needs is not None:
+        fetch(project, [wanted], emit)
         results = _source_of(project, wanted, selected, named, emit)
         learned = build_learned(project, wanted, emit)
         _refresh(project, wanted)
@@ -58,6 +63,7 @@ def _deliver(
         prune_intermediates(project, emit, selected)
         return [*results, learned]
     if wanted.target.variant.rounds_for_text:
+        fetch(project, [wanted], emit)
         rounded = build_calibrated(project, wanted, emit)
         _refresh(project, wanted)
         _tell([rounded], emit)
@@ -75,6 +81,7 @@ def _deliver(
     for target in chosen:
         if target.target.variant.intermediate and target.name in named:
             pins.pin(project.store, target.name)
+    fetch(project, chosen, emit)
     results = build(project, chosen, emit, made)
     for target in chosen:
         _refresh(project, target)
@@ -89,7 +96,7 @@ def _source_of(
     source = project.plan.targets[str(plan.needs)]
     if not reads_source(project.store, plan) or target_state(project.store, source).built:
         return []
-    return deliver(project, source.name, selected, named, emit)
+    return _deliver(project, source.name, selected, named, emit, None)
 
 
 def _refresh(project: Project, target: TargetPlan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from builder.build.sharing import share
 from builder.console.events import Emit, Note
 from builder.errors import BuildError
 from builder.evaluate.results import missed
@@ -66,6 +67,7 @@ def release(project: Project, emit: Emit) -> None:
             emit(Note(f"{target} is released unmeasured: [model.{model}.require] names no condition"))
         records.mark_used(project.store, plan.key)
         releases.move(project.store, PRODUCTION, manifest, plan.name, text_of(project, plan, manifest))
+    share(project, [plan], "release", emit)
 
 
 def rollback(project: Project) -> str:

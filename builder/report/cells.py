@@ -89,16 +89,16 @@ def cell(model: ModelReport, metric: Metric, figure: Figure | None, *, brief: bo
         return value
     scale = 100 if shown_as(model, metric) == "%" else 1
     low, high = figure.interval
-    return f"{value} ({_short(scale * low)} to {_short(scale * high)})"
+    return f"{value} ({short(scale * low)} to {short(scale * high)})"
 
 
 def number_text(model: ModelReport, metric: Metric, value: float) -> str:
     """A value of a metric, with its unit."""
-    return f"{_short(100 * value)} %" if shown_as(model, metric) == "%" else _short(value)
+    return f"{short(100 * value)} %" if shown_as(model, metric) == "%" else short(value)
 
 
-def _short(value: float) -> str:
-    """Three significant digits, without an exponent for large numbers below a million."""
+def short(value: float) -> str:
+    """A number with three significant digits, without an exponent for large numbers below a million."""
     text = f"{value:.3g}"
     return f"{value:.0f}" if "e+" in text and abs(value) < 1e6 else text
 

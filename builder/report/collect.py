@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from builder.console.states import Verdict
 from builder.evaluate.circumstances import told
@@ -15,7 +16,9 @@ from builder.project.project import Project
 from builder.project.questions import QuestionsMissing
 from builder.project.result_keys import result_key, suite_key
 from builder.project.state import target_state
-from builder.report.facts import BlockSurvival, ModelReport, Production, Provenance, Report, Row
+from builder.report.cells import divergence
+from builder.report.facts import BlockSurvival, Frontier, ModelReport, Production, Provenance, Report, Row
+from builder.report.frontier import frontier, kind_of
 from builder.report.pairs import compared
 from builder.spec.types import Metric, Model, Variant
 from builder.store import records, releases, views
@@ -48,7 +51,7 @@ def _model(project: Project, model: Model) -> ModelReport:
     suites = {name: project.spec.suites[name] for name in model.suites}
     kinds = {name: suite.kind for name, suite in suites.items()}
     mine = [f"{model.name}_{variant}" for variant in model.variants]
-    return ModelReport(
+    report = ModelReport(
         name=model.name,
         base=model.base,
         adapter=model.adapter,
@@ -66,6 +69,20 @@ def _model(project: Project, model: Model) -> ModelReport:
         states={name: target_state(project.store, project.plan.targets[name]).kind for name in mine},
         production=_production(project, mine),
     )
+    return replace(report, frontier=_frontier(project, report, results))
+
+
+def _frontier(
+    project: Project, report: ModelReport, results: Mapping[str, Mapping[str, Result]]
+) -> Frontier | None:
+    """The targets beside the line, with the rows of the results that gave their KL."""
+    metric = divergence(report)
+    rows = {
+        target: suites[metric.suite].rows.get(metric.name, ())
+        for target, suites in results.items()
+        if metric and metric.suite in suites
+    }
+    return frontier(report, project.spec.variants, rows)
 
 
 def _production(project: Project, mine: Sequence[str]) -> Production | None:
@@ -159,6 +176,7 @@ def _row(
         control_name=beside.name if beside else None,
         control=_figures(_measured(project, beside)) if beside else None,
         samples={suite: result.samples for suite, result in results.items() if result.samples},
+        kind=kind_of(variant),
         searched=variant.goal is not None and variant.goal.smallest,
     )
 

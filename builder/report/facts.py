@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from builder.console.states import Verdict
 from builder.evaluate.circumstances import Told
 from builder.evaluate.comparison import Difference
+from builder.evaluate.line import Ratio
 from builder.evaluate.results import Sample
 from builder.evaluate.statistics import Figure
 from builder.spec.types import Metric
 from builder.weights.survival import Survival
+
+Kind = Literal["uniform", "mixed", "learned", "calibrated", "chosen bits"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Row:
     is the target that quantizes the base without adapter in the same way, and `control` are its figures. A
     figure may meet its requirement, but not with certainty. `doubts` then has the end of its interval that
     does not meet the requirement. `samples` are some answers of the target, by suite. `searched`: the
-    target searched its size with one half of the questions, and its figures are of the other half.
+    target searched its size with one half of the questions, and its figures are of the other half. `kind` is
+    None for an unquantized target.
     """
 
     target: str
@@ -69,6 +74,7 @@ class Row:
     control: Mapping[Metric, Figure] | None = None
     is_built: bool = True
     samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
+    kind: Kind | None = None
     searched: bool = False
 
     @property
@@ -91,6 +97,27 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A target beside the line at its bytes."""
+
+    target: str
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What bytes buy: the targets that the line goes through, from large to small, and others beside it.
+
+    `line` is empty with fewer than two uniform targets that differ only in bits. `beside` has the targets
+    between the smallest and the largest of `line`.
+    """
+
+    metric: Metric
+    line: tuple[str, ...]
+    beside: tuple[Beside, ...]
+
+
+@dataclass(frozen=True)
 class Production:
     """What models/production shows: `target`, or None before the first release.
 
@@ -109,7 +136,8 @@ class ModelReport:
     declared targets without a row. `control` is the declared model of the same base without adapter, or None.
     `plain` is the unquantized target of `control`. `kinds`, `unread` (what is wrong with the questions),
     `top_k` and `checks` (how the answers of a generate suite are judged) are by suite. `states` has the kind
-    of builder.project.state by declared target. `production` is None for a model that is not released.
+    of builder.project.state by declared target. `production` is None for a model that is not released, and
+    `frontier` for a model whose KL is not measured.
     """
 
     name: str
@@ -128,6 +156,7 @@ class ModelReport:
     checks: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
     production: Production | None = None
+    frontier: Frontier | None = None
 
 
 @dataclass(frozen=True)

@@ -39,17 +39,27 @@ class Section:
 
     @property
     def large(self) -> tuple[Plot, ...]:
-        """The plot that shows the answer, if there is one."""
-        return tuple(plot for plot in self.plots if plot.name == "size")
+        """The plot that shows the answer, if there is one. The frontier is it where the answer is a KL."""
+        return self._wide[:1]
+
+    @property
+    def second(self) -> tuple[Plot, ...]:
+        """The frontier, if another plot shows the answer."""
+        return self._wide[1:]
 
     @property
     def small(self) -> tuple[Plot, ...]:
-        return tuple(plot for plot in self.plots if plot.name != "size")
+        return tuple(plot for plot in self.plots if plot not in self._wide)
+
+    @property
+    def _wide(self) -> tuple[Plot, ...]:
+        return tuple(plot for plot in self.plots if plot.narrow)
 
 
 def section(model: ModelReport, plots: Sequence[Plot]) -> Section:
     """The section of one model, with its answer, tables, notes and plots."""
     folded = (
+        tables.beside_line(model),
         tables.every(model),
         tables.whose_loss(model),
         tables.comparisons(model),
@@ -132,6 +142,7 @@ def markdown(
         lines += _paragraphs([*each.limits, each.about])
         lines += _plots(each, each.large, files)
         lines += [f"### {each.key.title}", "", *markdown_table(each.key), "", *_paragraphs(each.first)]
+        lines += _plots(each, each.second, files)
         if each.questions:
             lines += ["### Sample answers", "", *samples.markdown(list(each.questions))]
         lines += _plots(each, each.small, files)

@@ -1,4 +1,4 @@
-"""Draws the plots of a report that show more than its answer: by block, and the KL by variant.
+"""Draws the plots of a report: the answer, the frontier, and what each block contributes.
 
 Shapes, lines and labels tell variants apart, never colours alone.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from builder.console.states import limit_text
 from builder.report.cells import divergence
-from builder.report.drawing import GOOD, INK, Plot, canvas, svg_of
-from builder.report.facts import ModelReport, Row
+from builder.report.drawing import INK, Plot, canvas, svg_of
+from builder.report.facts import ModelReport
+from builder.report.frontier_plot import frontier_plot
 from builder.report.labels import apart
-from builder.report.size_plot import size_plot
-from builder.spec.types import Metric
+from builder.report.points import logarithmic
+from builder.report.size_plot import shown_metric, size_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +24,13 @@ _LINES = ("-", "--", "-.", ":")
 
 
 def plots(model: ModelReport) -> list[Plot]:
-    """The plots for which a model has enough figures: two targets, or two blocks of a target."""
-    found = [size_plot(model), _survival(model), _error(model), _kl(model)]
+    """The plots for which a model has enough figures: two targets, or two blocks of a target.
+
+    Where the KL is the figure that the large plot would show, the frontier shows it.
+    """
+    frontier = frontier_plot(model)
+    size = None if frontier and shown_metric(model) == divergence(model) else size_plot(model)
+    found = [size, frontier, _survival(model), _error(model)]
     return [plot for plot in found if plot is not None]
 
 
@@ -65,8 +70,9 @@ def _error(model: ModelReport) -> Plot | None:
         _line(axes, at, [order.index(block.block) for block in blocks], values, size=3.0)
     axes.set_xlabel("block")
     _ticks(axes, order)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    errors = [100 * block.survival.error for _, blocks in series for block in blocks]
+    if (least := min(errors)) > 0:
+        logarithmic(axes, least / 1.2, 1.2 * max(errors))
     axes.set_ylabel("quantization error, %")
     last = [(order.index(blocks[-1].block), 100 * blocks[-1].survival.error) for _, blocks in series]
     _ends(figure, axes, [row.variant for row, _ in series], last)
@@ -112,56 +118,6 @@ def _ticks(axes: Axes, blocks: Sequence[str]) -> None:
     step = -(-len(blocks) // 10)
     at = range(0, len(blocks), step)
     axes.set_xticks(at, [_short(blocks[i])[:5] for i in at], fontsize=9)
-
-
-def _kl(model: ModelReport) -> Plot | None:
-    """The KL to the unquantized model, by variant, with the KL of the control beside it."""
-    metric = divergence(model)
-    if metric is None:
-        return None
-    rows = [row for row in model.rows if metric in row.figures and row.figures[metric].value > 1e-6]
-    if len(rows) < 2:
-        return None
-    figure, axes = canvas(height=1.2 + 0.3 * len(rows))
-    for at, row in enumerate(rows):
-        _point(axes, row, at, metric)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_yticks(range(len(rows)), [row.variant for row in rows], fontsize=9)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("KL, nats per token")
-    axes.margins(x=0.1)
-    limit = model.required.get(metric)
-    if limit:
-        _zone(axes, *limit)
-    said = "Mean KL divergence from the unquantized model to each variant, 95 % intervals, logarithmic."
-    if any(metric in (row.control or {}) for row in rows):
-        said += (
-            " Crosses: the base without adapter, quantized in the same way, against its own unquantized self."
-        )
-    if limit:
-        said += f" Green: {limit_text(limit[0], f'{limit[1]:g}')}, as required."
-    return Plot("kl", "KL by variant", said, svg_of(figure, "kl", "KL by variant"))
-
-
-def _zone(axes: Axes, operator: str, value: float) -> None:
-    """Colours the part of the plot that meets a requirement."""
-    low, high = axes.get_xlim()
-    low, high = min(low, value / 1.5), max(high, value * 1.5)
-    edge = low if operator.startswith("<") else high
-    axes.axvspan(min(value, edge), max(value, edge), facecolor=GOOD, alpha=0.16, linewidth=0)
-    axes.axvline(value, color=GOOD, linewidth=1.2)
-    axes.set_xlim(low, high)
-
-
-def _point(axes: Axes, row: Row, at: int, metric: Metric) -> None:
-    value = row.figures[metric]
-    low, high = value.interval or (value.value, value.value)
-    span = [[value.value - max(low, value.value / 10)], [high - value.value]]
-    axes.errorbar(value.value, at, xerr=span, fmt="o", color=INK, capsize=3)
-    control = (row.control or {}).get(metric)
-    if control is not None and control.value > 1e-6:
-        axes.plot(control.value, at, "x", color=INK)
 
 
 def _short(block: str) -> str:

@@ -6,7 +6,6 @@ chosen point has a ring.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,22 +16,23 @@ from builder.report import answer
 from builder.report.cells import accuracy, heading, number_text, shown_as
 from builder.report.drawing import BAD, GOOD, INK, Plot, canvas, svg_of
 from builder.report.facts import ModelReport, Row
-from builder.report.labels import Box, Place, places
+from builder.report.points import (
+    FONT,
+    RING,
+    SMALL_RING,
+    Named,
+    level_lines,
+    size_axis,
+    write_legend,
+    write_names,
+    zone,
+)
 from builder.spec.types import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Size against quality"
-_FONT = 11.0
-_WIDTH, _HEIGHT = 0.62 * _FONT, 1.25 * _FONT  # of a character and of a line, in points
-_RING: dict[str, Any] = {
-    "marker": "o",
-    "color": GOOD,
-    "markersize": 18,
-    "markerfacecolor": "none",
-    "markeredgewidth": 2,
-}
 _LOOK: dict[Verdict, dict[str, Any]] = {
     "passes": {"marker": "o", "color": GOOD, "markersize": 9},
     "misses": {"marker": "X", "color": BAD, "markersize": 9},
@@ -90,39 +90,26 @@ def shown_metric(model: ModelReport) -> Metric | None:
 
 def _drawn(facts: _Facts, width: float, height: float) -> tuple[Any, bool]:
     """The figure, and whether every point has its name."""
-    figure, axes = canvas(width, height, _FONT)
+    figure, axes = canvas(width, height, FONT)
     _scales(facts, axes)
-    _zone(facts, axes)
+    if (limit := facts.model.required.get(facts.metric)) is not None:
+        zone(axes, limit[0], facts.scale * limit[1], [facts.span(row)[0] for row in facts.rows])
     for row in facts.rows:
         x, y, (low, high) = row.size / 1e6, facts.value(row), facts.span(row)
         look = _LOOK[row.verdict]
         axes.errorbar(x, y, yerr=[[y - low], [high - y]], fmt="none", ecolor=look["color"], elinewidth=0.9)
         axes.plot(x, y, linestyle="none", **look)
         if row is facts.chosen:
-            axes.plot(x, y, **_RING)
+            axes.plot(x, y, **RING)
     if (base := _base(facts)) is not None:
         axes.axhline(base, color=INK, linestyle=":", linewidth=1)
-    narrow = width < 7
-    figure.legend(
-        handles=_legend(facts), loc="outside lower left", ncols=1 if narrow else 3, frameon=False,
-        labelcolor=INK, fontsize=_FONT,
-    )  # fmt: skip
-    figure.draw_without_rendering()  # settles where everything stands
+    write_legend(figure, _legend(facts))
     return figure, _names(facts, axes)
 
 
 def _scales(facts: _Facts, axes: Axes) -> None:
     sizes = [row.size / 1e6 for row in facts.rows]
-    low, high = min(sizes), max(sizes)
-    if high > 2 * low:
-        axes.set_xscale("log", base=2)
-    room = (high / low) ** 0.12 if high > low else 1.2
-    axes.set_xlim(low / room, high * room)
-    unit, name = (1000, "GB") if high >= 1000 else (1, "MB")
-    at = _ticks(low / room / unit, high * room / unit)
-    axes.set_xticks([tick * unit for tick in at], [f"{tick:g}" for tick in at])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel(f"size on disk, {name}")
+    size_axis(axes, sizes, in_powers=max(sizes) > 2 * min(sizes))
     axes.set_ylabel(heading(facts.model, facts.metric) + (", %" if facts.scale == 100 else ""))
     if facts.scale == 100:
         limit = facts.model.required.get(facts.metric)
@@ -143,31 +130,6 @@ def _spread(facts: _Facts) -> float:
     return max(values) / min(values)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round sizes from `low` to `high`: at most about six."""
-    start = math.floor(math.log10(low))
-    fine = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9) if high < 2.5 * low else (1, 1.5, 2, 3, 5, 7)
-    coarse = fine if high < 20 * low else (1,) if high > 1000 * low else (1, 3)
-    ticks = [step * 10.0**power for power in range(start, start + 8) for step in coarse]
-    return [tick for tick in ticks if low <= tick <= high]
-
-
-def _zone(facts: _Facts, axes: Axes) -> None:
-    """The green zone in which a target meets the requirement on the shown figure."""
-    limit = facts.model.required.get(facts.metric)
-    if limit is None:
-        return
-    value = facts.scale * limit[1]
-    low, high = axes.get_ylim()
-    high, low = max(high, value), min(low, value)
-    if axes.get_yscale() == "log":
-        low = min([value / 2, *(facts.span(row)[0] for row in facts.rows if facts.span(row)[0] > 0)]) / 1.5
-    edge = high if limit[0].startswith(">") else low
-    axes.axhspan(min(value, edge), max(value, edge), facecolor=GOOD, alpha=0.16, linewidth=0)
-    axes.axhline(value, color=GOOD, linewidth=1.4)
-    axes.set_ylim(low, high)
-
-
 def _base(facts: _Facts) -> float | None:
     """The figure of the unquantized base without adapter, where it is measured."""
     plain = facts.model.plain
@@ -182,8 +144,7 @@ def _legend(facts: _Facts) -> list[Any]:
 
     made: list[Any] = []
     if facts.chosen is not None:
-        ring = _RING | {"markersize": 13}
-        made.append(Line2D([], [], linestyle="none", label="smallest that passes", **ring))
+        made.append(Line2D([], [], linestyle="none", label="smallest that passes", **SMALL_RING))
     for verdict, look in _LOOK.items():
         if any(row.verdict == verdict for row in facts.rows):
             made.append(Line2D([], [], linestyle="none", label=_MEANING[verdict], **look))
@@ -202,24 +163,22 @@ def _limit(facts: _Facts) -> str:
 
 
 def _names(facts: _Facts, axes: Axes) -> bool:
-    """Writes the names of the points where they cover nothing. The chosen point chooses first.
-
-    Where many points are close, some stay without a name. Returns whether all have one.
-    """
+    """Writes the names of the points. The chosen point chooses its place first. Whether all have one."""
     order = sorted(facts.rows, key=lambda row: row is not facts.chosen)
-    texts = [row.variant + _remark(facts, row) for row in order]
-    at = {row.target: axes.transData.transform((row.size / 1e6, facts.value(row))) for row in facts.rows}
-    points = [(float(at[row.target][0]), float(at[row.target][1])) for row in order]
-    sizes = [(len(text) * _WIDTH + 4, _HEIGHT) for text in texts]
-    if facts.chosen is not None:
-        sizes[0] = (1.1 * sizes[0][0], sizes[0][1])  # its name is bold
-    frame = axes.get_window_extent()
-    bounds = Box(frame.x0 + 2, frame.y0 + 2, frame.x1 - 2, frame.y1 - 1)
-    found = places(points, sizes, _marks(facts, axes, points), _lines(facts, axes, bounds), bounds)
-    for row, text, point, place in zip(order, texts, points, found, strict=True):
-        if place is not None:
-            _write(axes, text, point, place, bold=row is facts.chosen)
-    return None not in found
+    points = [
+        Named(
+            row.variant + _remark(facts, row),
+            row.size / 1e6,
+            facts.value(row),
+            facts.span(row),
+            is_chosen=row is facts.chosen,
+        )
+        for row in order
+    ]
+    limit = facts.model.required.get(facts.metric)
+    values = [facts.scale * limit[1]] if limit else []
+    values += [base for base in [_base(facts)] if base is not None]
+    return write_names(axes, points, level_lines(axes, values))
 
 
 def _remark(facts: _Facts, row: Row) -> str:
@@ -230,44 +189,6 @@ def _remark(facts: _Facts, row: Row) -> str:
     if not missed or facts.metric in missed or facts.metric not in facts.model.required:
         return ""
     return f", misses {heading(facts.model, missed[0])}"
-
-
-def _marks(facts: _Facts, axes: Axes, points: Sequence[tuple[float, float]]) -> list[Box]:
-    """What no name may cover: the points and their intervals."""
-    boxes = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in points]
-    boxes += [Box(x - 10, y - 10, x + 10, y + 10) for x, y in points[:1] if facts.chosen]
-    for row in facts.rows:
-        low, high = (float(axes.transData.transform((row.size / 1e6, end))[1]) for end in facts.span(row))
-        x = float(axes.transData.transform((row.size / 1e6, facts.value(row)))[0])
-        boxes.append(Box(x - 2, low, x + 2, high))
-    return boxes
-
-
-def _lines(facts: _Facts, axes: Axes, bounds: Box) -> list[Box]:
-    limit = facts.model.required.get(facts.metric)
-    values = [facts.scale * limit[1]] if limit else []
-    values += [base for base in [_base(facts)] if base is not None]
-    heights = [float(axes.transData.transform((1, value))[1]) for value in values]
-    return [Box(bounds.left, y - 1, bounds.right, y + 1) for y in heights]
-
-
-def _write(axes: Axes, text: str, point: tuple[float, float], place: Place, *, bold: bool) -> None:
-    x, y = (place.box.left + place.box.right) / 2, (place.box.low + place.box.high) / 2
-    line = {"arrowstyle": "-", "color": INK, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 5}
-    made = axes.annotate(
-        text,
-        point,
-        xytext=(x, y),
-        xycoords="figure pixels",
-        textcoords="figure pixels",
-        ha="center",
-        va="center_baseline",
-        fontsize=_FONT,
-        arrowprops=line if place.is_far else None,
-        color=GOOD if bold else INK,
-        weight="bold" if bold else "normal",
-    )
-    made.set_in_layout(False)
 
 
 def _said(facts: _Facts) -> str:

@@ -26,10 +26,12 @@ from builder.report.cells import (
     heading,
     is_distance,
     memory,
+    number_text,
     of_kind,
     shown_as,
 )
 from builder.report.facts import Compared, ModelReport, Row
+from builder.report.frontier import KINDS, ratio_text
 
 MOST_COLUMNS = 7  # of the table that a reader sees first
 
@@ -151,6 +153,29 @@ def whose_loss(model: ModelReport) -> Table | None:
         cosine = f"{sums.cosine:.3f}" if sums and sums.cosine is not None else "-"
         body.append((*cells, decibels(row), cosine, error_text(row)))
     return Table("Whose loss is it?", *_trim(headings, body))
+
+
+def beside_line(model: ModelReport) -> Table | None:
+    """The KL of each target beside the KL of the line through the uniform targets at the same bytes."""
+    found = model.frontier
+    if found is None or not found.beside:
+        return None
+    by_name = {row.target: row for row in model.rows}
+    rows = []
+    for each in found.beside:
+        row = by_name[each.target]
+        rows.append(
+            (
+                row.variant,
+                KINDS[row.kind] if row.kind else "-",
+                size_text(row.size),
+                cell(model, found.metric, row.figures[found.metric], brief=True),
+                number_text(model, found.metric, each.ratio.line),
+                ratio_text(each),
+            )
+        )
+    headings = ("variant", "how", "size", "KL", "KL of the line", "KL / line")
+    return Table("Beside the line of uniform bits", headings, tuple(rows), frozenset({0, 1}))
 
 
 def comparisons(model: ModelReport) -> Table | None:

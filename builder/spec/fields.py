@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from builder.spec.quantizers import METHODS, ROUNDINGS
+from builder.spec.sharing import DEVICES, PUSHES
 from builder.spec.types import CHECKS, DTYPES, METRICS, MODES, RECIPES, TOKENIZERS
 
 # name: the name of a declared table, of the kind that `refers` says. names: a list of such names, not empty.
@@ -116,6 +117,15 @@ BUILD = Table(
             "size",
             "The most memory that a build may use. Default: no limit.",
             example='memory = "16GB"',
+        ),
+        Field(
+            "device",
+            "string",
+            "Whose bytes are pulled from a remote: made on `any` kind of device (Metal, CUDA, CPU), or only "
+            "on the `same` kind as this machine has.",
+            default="any",
+            choices=DEVICES,
+            example='device = "same"',
         ),
     ),
     named=False,
@@ -538,5 +548,54 @@ PUBLISH = Table(
     ),
 )
 
-_TABLES = (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL, SUITE, RELEASE, PUBLISH)
+REMOTE = Table(
+    "remote",
+    "A store that a team shares. What it has is pulled, not built. Secrets never stand in this file.",
+    (
+        Field(
+            "url",
+            "string",
+            "Where it lies: a bucket (`s3://BUCKET/PREFIX`, `gs://`, `az://`), a folder (a path, or "
+            "`file://`), or a web server that is only read (`https://`).",
+            required=True,
+            example='url = "s3://models/kiln"',
+        ),
+        Field(
+            "push",
+            "string",
+            "When a run pushes: `never`, after a `release`, or `always` after a target was built or "
+            "measured. `builder push` pushes in any case.",
+            default="never",
+            choices=PUSHES,
+            example='push = "release"',
+        ),
+        Field(
+            "endpoint",
+            "string",
+            "For `s3://`: the address of a server that is not Amazon's. Default: AWS_ENDPOINT_URL.",
+            example='endpoint = "https://s3.example.org"',
+        ),
+        Field(
+            "region",
+            "string",
+            "For `s3://`: the region. Default: AWS_REGION, or what ~/.aws says.",
+            example='region = "eu-central-1"',
+        ),
+        Field(
+            "profile",
+            "string",
+            "For `s3://`: the profile in ~/.aws. Default: AWS_ACCESS_KEY_ID or AWS_PROFILE.",
+            example='profile = "models"',
+        ),
+        Field(
+            "trust",
+            "texts",
+            "Public keys, by the name of who holds them. With any, only what one of them signed is pulled. "
+            "`builder trust` prints and adds keys.",
+            example='ci = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"',
+        ),
+    ),
+)
+
+_TABLES = (STORE, BUILD, BASE, ADAPTER, VARIANT, MODEL, SUITE, RELEASE, PUBLISH, REMOTE)
 FIELDS: Mapping[str, Table] = {table.key: table for table in _TABLES}

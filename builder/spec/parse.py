@@ -13,6 +13,8 @@ from builder.spec.fields import FIELDS
 from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
 from builder.spec.publishing import publications
+from builder.spec.remotes import remote
+from builder.spec.settings import BuildSettings
 from builder.spec.shape import Declared, Values, check_shape
 from builder.spec.suites import check_searched, conditions, suite
 from builder.spec.toml import read_toml
@@ -21,7 +23,6 @@ from builder.spec.types import (
     Adapter,
     Base,
     BaseSource,
-    BuildSettings,
     Condition,
     GgufSource,
     HfSource,
@@ -60,6 +61,7 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
         check_searched(name, values, variants, suites, require[name], problems)
     store = _path(_setting(declared, "store", "path"), file.parent)
     published = publications(declared, _target_names(declared), file.parent, store, problems)
+    remotes = {name: remote(name, v, file.parent, problems) for name, v in declared["remote"].items()}
     problems.raise_any()
     return Spec(
         file=file,
@@ -72,13 +74,10 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
         variants={n: _located(v, file.parent) for n, v in variants.items()},
         models={n: _model(n, v, declared, require[n]) for n, v in declared["model"].items()},
         suites=suites,
-        build=BuildSettings(
-            strict_toolchain=_setting(declared, "build", "strict_toolchain"),
-            survival=_setting(declared, "build", "survival"),
-            memory=_setting(declared, "build", "memory"),
-        ),
+        build=BuildSettings(**{f.name: _setting(declared, "build", f.name) for f in FIELDS["build"].fields}),
         production=_setting(declared, "release", "production"),
         publications=published,
+        remotes=remotes,
     )
 
 

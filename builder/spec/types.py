@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 
 from builder.spec.destinations import Publication
 from builder.spec.quantizers import Calibrated, Goal, Learned
+from builder.spec.settings import BuildSettings
+from builder.spec.sharing import Remote
 
 TOKENIZERS = ("base", "adapter")
 DTYPES = ("float16", "bfloat16", "float32")
@@ -237,18 +239,6 @@ class Target:
 
 
 @dataclass(frozen=True)
-class BuildSettings:
-    """How builds run. `strict_toolchain` puts the versions of libraries into the keys.
-
-    `survival` measures during a build how much of the adapter is left. `memory` is a limit in bytes, or None.
-    """
-
-    strict_toolchain: bool = False
-    survival: bool = True
-    memory: int | None = None
-
-
-@dataclass(frozen=True)
 class Spec:
     """Everything that is declared. Paths are absolute. The mappings go from name to value, in file order."""
 
@@ -259,9 +249,10 @@ class Spec:
     variants: Mapping[str, Variant] = field(default_factory=dict)
     models: Mapping[str, Model] = field(default_factory=dict)
     suites: Mapping[str, Suite] = field(default_factory=dict)
-    build: BuildSettings = BuildSettings()
+    build: BuildSettings = field(default_factory=BuildSettings)
     production: str | None = None  # the name of a target
     publications: Mapping[str, Publication] = field(default_factory=dict)
+    remotes: Mapping[str, Remote] = field(default_factory=dict)
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -28,14 +28,19 @@ def path(store: Store, digest: Digest) -> Path:
     return store.blobs / digest[:2] / digest
 
 
-def ingest(store: Store, chunks: Iterable[bytes | memoryview]) -> Blob:
+class OtherBytes(Exception):
+    """What was to be a certain blob is not. Nothing entered the store."""
+
+
+def ingest(store: Store, chunks: Iterable[bytes | memoryview], expected: Blob | None = None) -> Blob:
     """Writes the concatenated chunks as a blob, hashing them while they are in memory.
 
     When it returns, the blob is complete under its name, and gets to the medium before what is written next.
     The next manifest makes it durable. Interrupted at any moment, it leaves at most a temporary file. A chunk
-    may be a memoryview of any format. Bytes that the store has already are dropped.
+    may be a memoryview of any format. Bytes that the store has already are dropped. With `expected`, other
+    bytes never get a name.
 
-    Raises StoreError (StoreFull when the device is full) and whatever `chunks` raises.
+    Raises StoreError (StoreFull when the device is full), OtherBytes and whatever `chunks` raises.
     """
     hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
     size = 0
@@ -44,11 +49,15 @@ def ingest(store: Store, chunks: Iterable[bytes | memoryview]) -> Blob:
             flat = _flat(chunk)
             hasher.update(flat)
             size += len(flat)
+            if expected is not None and size > expected.size:
+                raise OtherBytes
             with durable.explained(store.root):
                 writer.write(flat)
         with durable.explained(store.root):
             writer.finish()
         blob = Blob(Digest(hasher.hexdigest()), size)
+        if expected is not None and blob != expected:
+            raise OtherBytes
         with durable.explained(store.root):
             _keep(store, staged, blob)
     return blob

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from builder.errors import BuildError
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
-from builder.project.toolchain import has_cuda
+from builder.project.toolchain import device
 from builder.sources.catalog import NOT_YET
 from builder.sources.facts import Unknown
 from builder.spec.types import Adapter, Base, Variant
@@ -27,7 +27,7 @@ def without_kernels() -> str:
         return ""
     return (
         ""
-        if has_cuda()
+        if device() == "cuda"
         else 'the extra "cpu" is not installed: without its kernels quantizing takes twice as long'
     )
 

@@ -104,7 +104,11 @@ INSTEAD: tuple[tuple[str, str, str], ...] = (
         r"python \1 --help",
         "minutes; docs/performance.md has the results",
     ),
-    (r"(?:uv run )?doit -d example/study (.*)", r"doit -d example/study list", "12 minutes of measuring"),
+    (
+        r"(?:uv run )?doit -d example/(study|frontier) (.*)",
+        r"doit -d example/\1 list",
+        "minutes of measuring",
+    ),
     (r"uv sync.*|(?:uv )?pip install.*|git clone.*", "true", "installs; CI begins with it"),
     (r"uv run (ruff|mypy).*", r"\1 --version", "CI runs it"),
     (r"uv run mlx_lm\.(\w+) .*", r"python -m mlx_lm \1 --help", "minutes of training"),

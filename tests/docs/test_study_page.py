@@ -1,4 +1,4 @@
-"""docs/study is what docs/study_page.py writes from docs/study/report.json."""
+"""docs/study and docs/frontier are what docs/study_page.py writes from the report.json in each of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from builder.commands.report import write
 from builder.report.document import document
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDY = ROOT / "docs/study"
+FOLDERS = ("study", "frontier")
 
 
 @pytest.fixture
@@ -26,18 +26,21 @@ def study_page() -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("name", FOLDERS)
 def test_the_committed_pages_are_made_from_the_committed_numbers(
-    study_page: ModuleType, tmp_path: Path
+    study_page: ModuleType, tmp_path: Path, name: str
 ) -> None:
     """The text only: another version of matplotlib draws other bytes."""
-    written = write(study_page.report_of((STUDY / "report.json").read_text()), tmp_path)
+    folder = ROOT / "docs" / name
+    written = write(study_page.report_of((folder / "report.json").read_text()), tmp_path)
     for made in (path for path in written if path.suffix == ".md"):
-        assert made.read_text() == (STUDY / made.name).read_text()
-    assert {path.name for path in written} | {"report.json"} == {path.name for path in STUDY.iterdir()}
+        assert made.read_text() == (folder / made.name).read_text()
+    assert {path.name for path in written} | {"report.json"} == {path.name for path in folder.iterdir()}
 
 
-def test_the_numbers_come_back_as_they_were(study_page: ModuleType) -> None:
-    text = (STUDY / "report.json").read_text()
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_numbers_come_back_as_they_were(study_page: ModuleType, name: str) -> None:
+    text = (ROOT / "docs" / name / "report.json").read_text()
     for model, kept in zip(study_page.report_of(text).models, json.loads(text)["models"], strict=True):
         made = json.loads(json.dumps(document(model)))
         assert {name: made[name] for name in kept} == kept

@@ -74,7 +74,7 @@ def searched(box: Sandbox) -> list[str]:
     """Builds the target, and returns what was said of each size that was measured."""
     heard: list[Event] = []
     build(box, NAME, heard)
-    return [each.text for each in heard if isinstance(each, Note) and "one half" in each.text]
+    return [each.text for each in heard if isinstance(each, Note) and "on one half" in each.text]
 
 
 def chosen(box: Sandbox) -> Allocation:
@@ -83,6 +83,7 @@ def chosen(box: Sandbox) -> Allocation:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_larger_than_the_fewest_bits_is_kept_where_they_pass(sandbox: Make) -> None:
     box = world(sandbox, "1")
     assert len(searched(box)) <= 3  # bisected
@@ -133,7 +134,7 @@ def test_a_life_of_a_target_that_searches_its_size(sandbox: Make) -> None:
     heard: list[Event] = []
     build(box, NAME, heard)
     again = [each.text for each in heard if isinstance(each, Note)]
-    known = [text for text in again if "one half" in text]
+    known = [text for text in again if "on one half" in text]
     assert len([text for text in again if text.startswith("measuring")]) < len(known)
     box.edit('"<= 6e-4"', '"<= 5e-4"')
     assert planned(box).key == plan.key
@@ -152,7 +153,7 @@ def test_a_search_that_was_stopped_goes_on(sandbox: Make) -> None:
     seen: list[str] = []
 
     def stop(event: Event) -> None:
-        if isinstance(event, Note) and "one half" in event.text:
+        if isinstance(event, Note) and "on one half" in event.text:
             seen.append(event.text)
             if len(seen) == 2:
                 raise Stopped
@@ -164,7 +165,7 @@ def test_a_search_that_was_stopped_goes_on(sandbox: Make) -> None:
     heard: list[Event] = []
     build(box, NAME, heard)
     notes = [each.text for each in heard if isinstance(each, Note)]
-    assert [text for text in notes if "one half" in text][:2] == seen
+    assert [text for text in notes if "on one half" in text][:2] == seen
     assert len([text for text in notes if text.startswith("measuring m_small")]) <= len(chosen(box).tried) - 2
     assert sorted(path.name for path in box.view(NAME).parent.iterdir()) == [NAME]
 

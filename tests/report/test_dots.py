@@ -157,7 +157,7 @@ def test_the_report(measured: Sandbox) -> None:
     assert loss["KL, base alone"].startswith(f"{found['plain_4bit', 'fidelity.v2']['kl']:.3g} ")
     assert not any("latency" in name for name in loss)
     assert "| routing.v2.greedy | 5bit | 4bit |" in text
-    assert {"m-size.svg", "m-kl.svg"} <= {file.name for file in folder.iterdir()}
+    assert {"m-size.svg", "m-frontier.svg"} <= {file.name for file in folder.iterdir()}
     assert "routing.v2 greedy, %" in (folder / "m-size.svg").read_text()
     assert "size on disk against routing.v2.greedy" in text
 

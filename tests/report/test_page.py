@@ -121,7 +121,9 @@ def test_the_same_store_gives_the_same_bytes(measured: Sandbox) -> None:
 
     first, second = made("one"), made("two")
     assert first == second
-    assert {"index.html", "report.md", "m-kl.svg", "m-size.svg", "m-error.svg", "m-table.md"} <= set(first)
+    assert {"index.html", "report.md", "m-frontier.svg", "m-size.svg", "m-error.svg", "m-table.md"} <= set(
+        first
+    )
 
 
 def test_no_model_is_loaded(measured: Sandbox, tmp_path: Path) -> None:
@@ -170,9 +172,10 @@ def test_it_looks_right_in_a_browser(measured: Sandbox, tmp_path: Path, width: i
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_of_the_study_looks_right(tmp_path: Path, width: int) -> None:
-    """Eight variants, two of them of nearly equal size."""
-    looks_right((ROOT / "docs/study/index.html").read_text(), tmp_path, width, dark=False)
+@pytest.mark.parametrize("name", ["study", "frontier"])
+def test_the_page_of_the_study_looks_right(tmp_path: Path, width: int, name: str) -> None:
+    """Many variants, some of them of nearly equal size."""
+    looks_right((ROOT / "docs" / name / "index.html").read_text(), tmp_path, width, dark=False)
 
 
 def looks_right(page: str, folder: Path, width: int, *, dark: bool) -> None:

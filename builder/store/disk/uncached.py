@@ -16,9 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from builder.store.disk.direct import FLAG, switch
+
 ALIGNED = 4096  # a multiple of every sector size: where pieces begin
 PIECE = 1 << 23  # bytes of one read
-_FLAG = getattr(os, "O_DIRECT", 0)
 _NO_CACHE = getattr(fcntl, "F_NOCACHE", None)
 _ENOUGH = 0.9  # the share of a piece in the page cache from which on the cache is faster than the disk
 
@@ -30,9 +31,9 @@ class Uncached:
         """direct: past the page cache, where the system can. Raises OSError."""
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self._fd).st_size
-        self._direct = direct and bool(_FLAG)
+        self._direct = direct and bool(FLAG)
         self._mapped: mmap.mmap | None = None
-        if direct and not _FLAG and _NO_CACHE is not None:
+        if direct and not FLAG and _NO_CACHE is not None:
             fcntl.fcntl(self._fd, _NO_CACHE, 1)  # macOS: reads what is cached, and caches nothing more
         if self._direct and self.size:
             self._mapped = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
@@ -68,17 +69,8 @@ class Uncached:
         os.close(self._fd)
 
     def _set(self, wanted: bool) -> None:
-        """Turns O_DIRECT on or off. A file system without it is read the ordinary way."""
-        if not _FLAG:
-            return
-        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-        if bool(flags & _FLAG) == wanted:
-            return
-        try:
-            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | _FLAG if wanted else flags & ~_FLAG)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
+        """A file system without the flag is read the ordinary way."""
+        if not switch(self._fd, wanted):
             self._direct = False
 
     def _is_cached(self, start: int, count: int) -> bool:

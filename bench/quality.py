@@ -165,7 +165,9 @@ def measure(folder: Path, variant: str, limit: float | None) -> Row:
 
 
 def _result(store: Store, target: str) -> results.Result:
-    found = (results.read(store, Key(file.stem)) for file in store.evals.glob("*/*.json"))
+    """The newest: a kept folder also has the results of former versions."""
+    files = sorted(store.evals.glob("*/*.json"), key=lambda file: -file.stat().st_mtime)
+    found = (results.read(store, Key(file.stem)) for file in files)
     return next(result for result in found if result and result.target == target)
 
 

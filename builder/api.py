@@ -14,6 +14,7 @@ from builder.spec.types import Spec
 
 if TYPE_CHECKING:
     from builder.build.one_pass import Built
+    from builder.build.pulling import PulledTarget
     from builder.console.events import Emit
     from builder.evaluate.records import Record
     from builder.evaluate.threshold import Threshold
@@ -234,6 +235,23 @@ class Project:
             apply_gc(self._project.store, plan)
             register(self._project)
         return plan
+
+    # -- remotes -----------------------------------------------------------------------------------------
+
+    def push(self, *targets: str, emit: Emit | None = None) -> None:
+        """Sends built targets, and what was measured of them, to every remote. Raises RemoteError."""
+        from builder.build.sharing import push_targets
+
+        with _shown(emit) as tell:
+            push_targets(self._project, find_targets(self._project, targets) or self.targets, tell)
+
+    def pull(self, *targets: str, emit: Emit | None = None) -> tuple[PulledTarget, ...]:
+        """Gets targets, and what was measured of them, from remotes. Builds nothing. Raises RemoteError."""
+        from builder.build.pulling import pull_targets
+
+        names = find_targets(self._project, targets) or self.targets
+        with _shown(emit) as tell:
+            return pull_targets(self._project, names, tuple(self.spec.remotes.values()), tell, dry_run=False)
 
     # -- helpers -----------------------------------------------------------------------------------------
 

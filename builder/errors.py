@@ -8,7 +8,9 @@ text. Any other exception is a bug of ours and shows a traceback.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, ClassVar
 
 
 class BuildError(Exception):
@@ -44,6 +46,25 @@ class BuildError(Exception):
 def _rebuild(cls: type[BuildError], fields: dict[str, object], hint: str) -> BuildError:
     error = cls(hint="", **fields)
     error.hint_text = hint
+    return error
+
+
+def described_error(error: BuildError) -> dict[str, Any]:
+    """An error for another process, as JSON values."""
+    kind = type(error)
+    return {
+        "module": kind.__module__,
+        "class": kind.__qualname__,
+        "fields": {name: str(value) for name, value in error.fields.items()},
+        "hint": error.hint_text,
+    }
+
+
+def error_from(described: Mapping[str, Any]) -> BuildError:
+    """The error that `described_error` described."""
+    kind: type[BuildError] = getattr(import_module(described["module"]), described["class"])
+    error = kind(hint="", **described["fields"])
+    error.hint_text = described["hint"]
     return error
 
 

@@ -31,6 +31,8 @@ _KINDS = {
     "bool": "true or false",
     "integer": "integer",
     "number": "number",
+    "numbers": "array of numbers",
+    "table": "table",
     "size": 'size, "16GB"',
     "globs": "table of patterns",
     "texts": "table of texts",
@@ -97,7 +99,16 @@ def _section(table: Table) -> str:
     lines += ["", "```toml", f"[{table.key}.NAME]" if table.named else title]
     lines += _examples(table)
     lines += ["```", ""]
+    for field in table.fields:
+        if field.kind == "table":
+            lines += _inner(f"{table.key}.NAME.{field.name}", field)
     return "\n".join(lines)
+
+
+def _inner(title: str, field: Field) -> list[str]:
+    """The keys of a table in a table."""
+    lines = [f"### [{title}]", "", field.doc, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    return [*lines, *map(_row, field.entry), ""]
 
 
 def _row(field: Field) -> str:
@@ -110,7 +121,7 @@ def _row(field: Field) -> str:
         about.append(f"Needs {_code_list(field.needs, 'or')}.")
     if field.excludes:
         about.append(f"Not with {_code_list(field.excludes, 'or')}.")
-    if field.entry:
+    if field.kind == "globs":
         about.append(f"Keys of an entry: {_code_list([entry.name for entry in field.entry])}.")
     default = "required" if field.required else _shown(field.default)
     return f"| `{field.name}` | {_KINDS.get(field.kind, field.kind)} | {default} | {' '.join(about)} |"
@@ -124,12 +135,12 @@ def _examples(table: Table) -> list[str]:
         if not field.example:
             continue
         line = field.example
-        if field.kind in ("globs", "texts"):
+        if field.kind in ("globs", "texts", "table"):
             line = f"{field.name} = {{ {line} }}"
         alternative = field.name in table.one_of[1:] or field.excludes
         lacks = field.needs and not live & set(field.needs)
         elsewhere = table is SUITE and field.name not in ("kind", *chain(*KEYS["choice"]))
-        elsewhere |= table is PUBLISH and field.name in ("link", "override")
+        elsewhere |= table is PUBLISH and field.name in ("model", "link", "override", "gguf")
         if alternative or lacks or elsewhere:
             lines.append(f"# {line}")
         else:
@@ -157,6 +168,8 @@ def _code_list(values: Iterable[object], last: str = "") -> str:
 def _shown(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, float):
+        return f"`{value:g}`"
     return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value}`"
 
 

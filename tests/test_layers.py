@@ -35,12 +35,14 @@ ROWS: tuple[str, ...] = (
     "plan",
     "engine.kernels",
     "engine",
+    "training",
     "project",
     "build",
     "evaluate",
     "evaluate.worker",
     "release",
     "report",
+    "publish.gguf",
     "publish",
     "scaffold",
     "tasks",
@@ -51,6 +53,7 @@ ROWS: tuple[str, ...] = (
 # What a package must not use although it stands below.
 NEVER: Mapping[str, tuple[str, ...]] = {
     "engine": ("store", "sources"),
+    "training": ("store", "sources"),
     "report": ("build", "engine", "evaluate.worker"),
     "plan": ("store.care",),
 }

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from builder.build.blocks import Tally
 from builder.build.calibrated import open_sequences, round_blocks
 from builder.build.one_pass import make_missing, open_adapter, open_base
-from builder.build.prepare import waiting
 from builder.build.sharing import fetch_records
+from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
 from builder.errors import BuildError, SourceChanged
@@ -46,17 +46,25 @@ def choose_bits(project: Project, target: Target, emit: Emit) -> Allocation:
     facts = facts_of(target, sources)
     if isinstance(facts, Unresolved):
         raise SourceChanged(source=f"model:{target.name}", path=facts.reason)
-    assert facts.text is not None
-    key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain)
     made = uniform(target, facts.base)
-    cost = sensitivity_key(made, facts.base, facts.adapter, facts.text, sources.toolchain)
-    fetch_records(project, [key, cost], emit)
+    key = fetch_bits(project, target, facts, emit)
     with acquire(store, [key], waiting(target.name, emit)):
         if (known := project.allocation(key)) is not None:
             return known
         found = _measured(project, made, facts, sources.toolchain, emit)
         keep(project, key, found, target.name)
         return found
+
+
+def fetch_bits(project: Project, target: Target, facts: Facts, emit: Emit) -> Key:
+    """Pulls what somebody has chosen and measured; the key of what is chosen."""
+    assert facts.text is not None
+    toolchain = project.planned_from().toolchain
+    key = allocation_key(target, facts.base, facts.adapter, facts.text, toolchain)
+    made = uniform(target, facts.base)
+    cost = sensitivity_key(made, facts.base, facts.adapter, facts.text, toolchain)
+    fetch_records(project, [key, cost], emit)
+    return key
 
 
 def keep(project: Project, key: Key, found: Allocation, name: str) -> None:

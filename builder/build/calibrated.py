@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.build.blocks import Tally, check_shard
 from builder.build.one_pass import Built, build, copy_aux, finish, make_config, open_adapter, open_base
-from builder.build.prepare import waiting
+from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
 from builder.errors import EngineError, SourceChanged

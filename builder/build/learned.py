@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from builder.build import card
 from builder.build.learned_output import StepFailed, ingest_output, step_key
 from builder.build.one_pass import Built, copy_aux, make_config
-from builder.build.prepare import waiting
+from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.interrupt import meaning
 from builder.engine.progress import parsed

@@ -16,10 +16,12 @@ import tomli_w
 
 from builder.build.prepare import prepare_target
 from builder.console.events import Emit
+from builder.console.words import shown
 from builder.errors import BuildError
 from builder.keys import make_key
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
+from builder.spec.types import Adapter
 from builder.store import records
 from builder.store.types import Manifest
 
@@ -69,9 +71,19 @@ def lock_of(project: Project, emit: Emit) -> Lock:
         model = plan.target.model
         made["base"][model.base] = {"digest": str(plan.base.weights)}
         if plan.adapter is not None and model.adapter is not None:
-            made["adapter"][model.adapter] = {"digest": str(plan.adapter.digest)}
+            made["adapter"][model.adapter] = {
+                "digest": str(plan.adapter.digest),
+                **_training(project.spec.adapters[model.adapter]),
+            }
         made["target"][plan.name] = {"key": str(plan.key), **_files(project, plan)}
     return made
+
+
+def _training(adapter: Adapter) -> dict[str, str]:
+    """Every setting that a trained adapter is made with, given or not."""
+    if adapter.train is None:
+        return {}
+    return {"train": ", ".join(f"{name} = {shown(value)}" for name, value in adapter.train.settings.items())}
 
 
 def _files(project: Project, plan: TargetPlan) -> dict[str, str]:

@@ -20,8 +20,8 @@ from builder.build.blocks import Tally, make_blocks
 from builder.build.feed import Feed
 from builder.build.ledger import Ledger
 from builder.build.manifests import manifest_of
-from builder.build.prepare import waiting
 from builder.build.reading import Reading, by_blocks
+from builder.build.waiting import waiting
 from builder.console.events import Emit, Note, PassDone, PassStarted
 from builder.console.words import count
 from builder.errors import SourceChanged
@@ -195,7 +195,7 @@ def open_adapter(project: Project, target: TargetPlan) -> LoadedAdapter | None:
     from builder.sources.adapters.reading import read_adapter
     from builder.sources.adapters.tensors import load_merges, load_tensors
 
-    declared = project.spec.adapters[target.target.model.adapter]
+    declared = project.adapter(target.target.model.adapter)
     info = placed(read_adapter(declared), declared, places_of(target.base.structure))
     return with_merges(
         LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales),

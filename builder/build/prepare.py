@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
 
 from builder.build.sharing import fetch_records
+from builder.build.training import train_adapter
+from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.errors import BuildError, SourceChanged
 from builder.plan.types import TargetPlan, Unresolved
@@ -110,7 +110,13 @@ def prepare_calibration(project: Project, variant: Variant, emit: Emit) -> None:
 
 
 def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFacts:
-    """Fingerprint an adapter and check that it fits its base. Raises SourceError."""
+    """Train an adapter if that is to be done, fingerprint it, and check that it fits its base.
+
+    Raises SourceError, and what training raises.
+    """
+    if adapter.train is not None:
+        train_adapter(project, adapter, adapter.train, emit)
+        adapter = project.adapter(adapter.name)
     for path in adapter_files(adapter):
         digest(project, path, emit)
     key = project.sources.adapter_key(adapter)
@@ -163,17 +169,6 @@ def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:
             )
         show_import(project.store, manifest)
     return manifest
-
-
-def waiting(name: str, emit: Emit) -> Callable[[], None]:
-    """What a run says when it waits for another one. It says so once, however many blocks it waits for."""
-    first = Lock()
-
-    def say() -> None:
-        if first.acquire(blocking=False):  # never released
-            emit(Note(f"{name}: waiting for another run, which builds the same"))
-
-    return say
 
 
 def _inspect(project: Project, base: Base, directory: Path, identity: BaseIdentity) -> structures.Structure:

@@ -4,31 +4,44 @@ names keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from builder.build import card, lockfile
+from builder.build.allocation import fetch_bits
 from builder.build.blocks import Tally
 from builder.build.one_pass import finish
-from builder.build.prepare import prepare_target
-from builder.build.sharing import Opened, look_at, offered, settle, take
+from builder.build.prepare import prepare_adapter, prepare_base, prepare_calibration
+from builder.build.sharing import Opened, fetch_manifests, look_at, offered, settle, take
 from builder.console.events import Emit, Note
 from builder.console.words import count
 from builder.errors import BuildError, SourceError
 from builder.keys import Key, is_digest
-from builder.plan.types import TargetPlan
+from builder.plan.planning import facts_of
+from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.project.remotes import has, knows, measured_of, wanted_of
 from builder.project.roots import register
 from builder.project.state import missing_actions, target_state
+from builder.sources import base as bases
+from builder.sources.facts import Unknown
+from builder.sources.trained import recipe_of
 from builder.spec.sharing import Remote
+from builder.spec.types import Base, GgufSource, HfSource
 from builder.store import records, views
 from builder.store.holdings import whole_manifest
 from builder.store.locks import acquire, build_session
 
 if TYPE_CHECKING:
     from builder.remote.offer import Wanted
+
+
+class NotPlanned(SourceError):
+    """{target} cannot be pulled, because nobody knows its key here: {what}."""
+
+    hint = "`builder lock`, where it was built, writes its key into artifacts.lock. Or build it here."
+
 
 BUILT, CAN = "built", "can be pulled"
 
@@ -62,14 +75,52 @@ def pull_targets(
 
 
 def _planned(project: Project, name: str, emit: Emit) -> TargetPlan | SourceError:
-    """The plan of a target, whose sources are read if nobody has; the error where a source is not here."""
+    """The plan of a target, or why it has none. Reads sources, and neither downloads, imports nor trains."""
     plan = project.plan.targets[name]
     if isinstance(plan, TargetPlan):
         return plan
+    model, variant = plan.target.model, plan.target.variant
+    base, adapter = project.spec.bases[model.base], project.spec.adapters.get(model.adapter or "")
     try:
-        return prepare_target(project, plan.target, emit)
+        if not _is_here(project, base) and (isinstance(base.source, HfSource) or _locked(project, name)):
+            return NotPlanned(target=name, what=f"its base {base.name} is not on this machine")
+        prepare_base(project, base, emit)
+        if adapter is not None and adapter.train is not None:
+            recipe = recipe_of(project.sources, adapter, adapter.train)
+            fetch_manifests(project, [] if isinstance(recipe, Unknown) else [recipe.key], emit)
+            if isinstance(recipe, Unknown) or whole_manifest(project.store, recipe.key) is None:
+                return NotPlanned(target=name, what=f"its adapter {adapter.name} is not trained")
+        if adapter is not None:
+            prepare_adapter(project, adapter, emit)
+        if variant.calibration is not None:
+            prepare_calibration(project, variant, emit)
+        facts = facts_of(plan.target, project.planned_from())
+        if variant.goal is not None and not variant.goal.smallest and not isinstance(facts, Unresolved):
+            fetch_bits(project, plan.target, facts, emit)
     except SourceError as error:
         return error
+    project.forget_plan()
+    found = project.plan.targets[name]
+    if isinstance(found, Unresolved):
+        if found.error is not None:
+            raise found.error
+        return NotPlanned(target=name, what=found.reason)
+    return found
+
+
+def _is_here(project: Project, base: Base) -> bool:
+    if isinstance(base.source, HfSource):
+        return bases.locate(base) is not None
+    return not isinstance(base.source, GgufSource) or project.sources.imported(base) is not None
+
+
+def _locked(project: Project, name: str) -> Mapping[str, str]:
+    """What artifacts.lock says of a target; nothing where there is no sound lock."""
+    try:
+        said = lockfile.read(project.spec.file.with_name(lockfile.NAME))["target"].get(name, {})
+    except BuildError:
+        return {}
+    return said if is_digest(said.get("key", "")) else {}
 
 
 def _pull(
@@ -99,6 +150,8 @@ def _pull(
         project.forget_plan()
     then = target_state(store, plan)
     said = BUILT if then.built else "not there"
+    if not then.built and plan.needs is None and not missing_actions(store, plan):
+        said = "all blocks are here, a build puts them together"
     if not then.built and (missing := missing_actions(store, plan)) and len(missing) < len(plan.actions):
         said = f"{count(len(missing), 'block')} not there"
     return PulledTarget(plan.name, said, nbytes, came, ", ".join(sources))
@@ -119,13 +172,10 @@ def _pull_locked(
     """A target whose sources are not here, by the key that artifacts.lock has. Raises `error` without one."""
     from builder.remote.offer import Wanted
 
-    try:
-        locked = lockfile.read(project.spec.file.with_name(lockfile.NAME))["target"].get(name, {})
-    except BuildError:
-        raise error from None
-    key = Key(locked.get("key", ""))
-    if not is_digest(key):
+    locked = _locked(project, name)
+    if not locked:
         raise error
+    key = Key(locked["key"])
     store = project.store
     for found in opened:
         wanted = Wanted(manifests=frozenset({key}))

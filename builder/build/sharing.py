@@ -6,6 +6,7 @@ A remote never makes a run fail. Where it cannot be used, one line says so, and 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,13 +47,24 @@ class Opened:
     rules: Rules
 
 
+_Name = tuple[str, str, int]  # of a declaration, of a remote, of a process
+
+
 @dataclass
 class _Process:
-    """What this process knows of remotes. `opened` None: it did not answer, and is not asked again."""
+    """What this process knows of remotes, and since when. `opened` None: it did not answer."""
 
-    opened: dict[tuple[str, str, int], Opened | None] = field(default_factory=dict)
+    opened: dict[_Name, tuple[float, Opened | None]] = field(default_factory=dict)
+
+    def known(self, name: _Name) -> bool:
+        """Whether somebody has looked lately. A notebook lives for days, and its team goes on pushing."""
+        return name in self.opened and time.monotonic() - self.opened[name][0] < _LATELY_S
+
+    def note(self, name: _Name, found: Opened | None) -> None:
+        self.opened[name] = time.monotonic(), found
 
 
+_LATELY_S = 300.0
 _KNOWN = _Process()
 
 
@@ -67,12 +79,16 @@ def look_at(project: Project, remote: Remote) -> Opened:
 def opened(project: Project, emit: Emit) -> Iterator[Opened]:
     """Every remote that answers. One that does not is told once."""
     for remote in remotes_of(project):
-        name = (str(project.spec.file), remote.name, os.getpid())
-        if name not in _KNOWN.opened:
+        name = _name(project, remote)
+        if not _KNOWN.known(name):
             with forgiven(project, remote, emit):
-                _KNOWN.opened[name] = look_at(project, remote)
-        if found := _KNOWN.opened.get(name):
+                _KNOWN.note(name, look_at(project, remote))
+        if found := _KNOWN.opened[name][1]:
             yield found
+
+
+def _name(project: Project, remote: Remote) -> _Name:
+    return str(project.spec.file), remote.name, os.getpid()
 
 
 @contextmanager
@@ -81,7 +97,7 @@ def forgiven(project: Project, remote: Remote, emit: Emit, hint: str = "") -> It
     try:
         yield
     except BuildError as error:
-        _KNOWN.opened[(str(project.spec.file), remote.name, os.getpid())] = None
+        _KNOWN.note(_name(project, remote), None)
         emit(Note(f"{error.message.rstrip('.')}. The run goes on without it. {hint}".rstrip()))
 
 
@@ -107,6 +123,16 @@ def fetch_records(project: Project, keys: Iterable[Key], emit: Emit) -> None:
 
     missing = frozenset(key for key in keys if usable_record(project.store, key) is None)
     bring(project, Wanted(records=missing), emit)
+
+
+def fetch_manifests(project: Project, keys: Iterable[Key], emit: Emit) -> None:
+    """Pulls what is neither a target nor a block: trained adapters."""
+    if not remotes_of(project):
+        return
+    from builder.remote.offer import Wanted
+
+    missing = frozenset(key for key in keys if whole_manifest(project.store, key) is None)
+    bring(project, Wanted(manifests=missing), emit)
 
 
 def fetch_results(project: Project, keys: Iterable[Key], emit: Emit) -> None:
@@ -174,13 +200,21 @@ def share(project: Project, plans: Sequence[TargetPlan], occasion: str, emit: Em
     """Pushes targets to the remotes that want it on this occasion: "release", or "always"."""
     for remote in remotes_of(project):
         if remote.push == "always" or (remote.push == "release" and occasion == "release"):
-            name = (str(project.spec.file), remote.name, os.getpid())
-            if name in _KNOWN.opened and _KNOWN.opened[name] is None:
+            name = _name(project, remote)
+            if _KNOWN.known(name) and _KNOWN.opened[name][1] is None:
                 continue
             again = f"`builder push {' '.join(plan.name for plan in plans)}` tries again."
             with forgiven(project, remote, emit, again):
                 bundles = [found for plan in plans if (found := bundle_of(project, plan))]
                 told(remote, send(project, remote, bundles, emit), emit)
+
+
+def push_targets(project: Project, names: Sequence[str], emit: Emit) -> None:
+    """Pushes what is built of these targets to every remote. Raises BuildError."""
+    plans = [plan for name in names if isinstance(plan := project.plan.targets[name], TargetPlan)]
+    bundles = [found for plan in plans if (found := bundle_of(project, plan))]
+    for remote in project.spec.remotes.values():
+        told(remote, send(project, remote, bundles, emit), emit)
 
 
 def send(

@@ -32,6 +32,15 @@ class Sending:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """`done` of `total` bytes of one file are written."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class PassStarted:
     """A pass over one model begins.
 
@@ -101,6 +110,17 @@ class Learning:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """An adapter has been trained for `done` of `total` steps. `speed` is in learned tokens a second."""
+
+    adapter: str
+    done: int
+    total: int
+    loss: float
+    speed: float
+
+
+@dataclass(frozen=True)
 class Transferred:
     """`done` of `total` bytes have been pushed to a remote or pulled from it. `way` is push or pull."""
 
@@ -123,8 +143,10 @@ Event = (
     Note
     | Hashing
     | Sending
+    | Writing
     | Scored
     | Learning
+    | Trained
     | PassStarted
     | BlockDone
     | PassDone

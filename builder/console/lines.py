@@ -18,7 +18,9 @@ from builder.console.events import (
     PassStarted,
     Scored,
     Sending,
+    Trained,
     Transferred,
+    Writing,
 )
 from builder.console.words import count, said_loss, size_text
 
@@ -59,6 +61,9 @@ class Plain:
             case Sending(where, done, total):
                 if done < total and self._due():
                     self._line(f"{where}: sent {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+            case Writing(what, done, total):
+                if done < total and self._due():
+                    self._line(f"{what}: wrote {done / 1e9:.1f} of {total / 1e9:.1f} GB")
             case Scored(target, done, total):
                 if self._due():
                     self._line(f"{target}: {done} of {total} measured")
@@ -66,6 +71,11 @@ class Plain:
                 if self._due():
                     left = self._left(target + part, done, total)
                     self._line(f"{target}: {part}: {done} of {total}{said_loss(loss)}{left}")
+            case Trained(adapter, done, total, loss, speed):
+                if self._due():
+                    left = self._left(adapter, done, total)
+                    told = f"{said_loss(loss)}, {speed:,.0f} tokens/s{left}"
+                    self._line(f"{adapter}: {done} of {total} steps{told}")
             case PassStarted():
                 self._blocks, self._done = event.blocks, 0
                 self._line(

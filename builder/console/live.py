@@ -21,7 +21,9 @@ from builder.console.events import (
     PassStarted,
     Scored,
     Sending,
+    Trained,
     Transferred,
+    Writing,
 )
 from builder.console.words import said_loss
 
@@ -61,8 +63,9 @@ class Live:
                 self._update(done, f"{_of(done, total)}{self._rate(done)}")
                 if done >= total:
                     self._stop()
-            case Sending(where, done, total):
-                self._follow(f"send {where}", total, longest=30)
+            case Sending(what, done, total) | Writing(what, done, total):
+                verb = "send" if isinstance(event, Sending) else "write"
+                self._follow(f"{verb} {what}", total, longest=30)
                 self._update(done, f"{_of(done, total)}{self._rate(done)}")
                 if done >= total:
                     self._stop()
@@ -74,6 +77,13 @@ class Live:
             case Learning(target, part, done, total, loss):
                 self._follow(f"{target} {part}", total, longest=40)
                 self._update(done, f"{done}/{total}{said_loss(loss)}{self._left(done)}")
+            case Trained(adapter, done, total, loss, speed):
+                self._follow(adapter, total, longest=30)
+                self._update(
+                    done, f"{done}/{total}{said_loss(loss)}  {speed:,.0f} tokens/s{self._left(done)}"
+                )
+                if done >= total:
+                    self._stop()
             case PassStarted():
                 self._follow(event.model, event.nbytes)
                 self._blocks, self._done, self._bytes, self._total = event.blocks, 0, 0, event.nbytes

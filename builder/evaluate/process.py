@@ -7,12 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from threading import Thread
 from typing import IO, Any
 
 from builder.console.events import Emit, Scored
-from builder.errors import BuildError
+from builder.errors import BuildError, error_from
 
 Step = Callable[[int, int], None]  # step(done, total)
 MARK = "modelkiln progress "  # begins the worker's lines on stderr that are not for people
@@ -65,25 +64,6 @@ def _exchange(process: subprocess.Popen[str], request: Mapping[str, Any]) -> str
     except BrokenPipeError:  # the worker ended at once, and stderr says why
         pass
     return process.stdout.read()
-
-
-def described_error(error: BuildError) -> dict[str, Any]:
-    """An error for another process, as JSON values."""
-    kind = type(error)
-    return {
-        "module": kind.__module__,
-        "class": kind.__qualname__,
-        "fields": {name: str(value) for name, value in error.fields.items()},
-        "hint": error.hint_text,
-    }
-
-
-def error_from(described: Mapping[str, Any]) -> BuildError:
-    """The error that `described_error` described."""
-    kind: type[BuildError] = getattr(import_module(described["module"]), described["class"])
-    error = kind(hint="", **described["fields"])
-    error.hint_text = described["hint"]
-    return error
 
 
 def _listen(stream: IO[str], said: list[str], target: str, emit: Emit) -> None:

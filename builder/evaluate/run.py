@@ -132,11 +132,11 @@ def _measure(project: Project, target: TargetPlan, emit: Emit, todo: Sequence[Su
         results.write(project.store, found[suite.name])
 
     scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
-    references = {s.name: _reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
+    references = {s.name: reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
     generated = [[suite] for suite in todo if suite.kind == "generate"]
     for together in [scored, *generated] if scored else generated:  # all scored suites share one pass
         emit(Note(f"measuring {target.name}: {', '.join(map(_asked, together))}"))
-        request = {**_request(project, target, together, directory), "references": references}
+        request = {**request_of(project, target, together, directory), "references": references}
         with _sources_unchanged(project, target) if directory is None else nullcontext():
             answer = ask(target.name, request, emit)
         for suite in together:
@@ -191,7 +191,7 @@ def check(target: TargetPlan, known: Mapping[str, Result]) -> list[Missed]:
 # -- asking the worker ---------------------------------------------------------------------------------------
 
 
-def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -> str:
+def reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -> str:
     """The path of the reference's log-probs, which are made if the store has none."""
     key = reference_key(project, target, suite)
     record = usable_record(project.store, key)
@@ -199,7 +199,7 @@ def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -
         emit(Note(f"measuring the unquantized {target.target.model.name} for {suite.name}"))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "reference.safetensors"
-            request = _request(project, target, [suite], None)
+            request = request_of(project, target, [suite], None)
             request |= {"stored": None, "make": {suite.name: str(file)}}
             with unchanged(project, target):  # the worker reads base and adapter again
                 ask(target.name, request, emit, f"{target.target.model.name}, unquantized")
@@ -212,13 +212,13 @@ def _reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) -
     return str(blobs.path(project.store, record.blob.digest))
 
 
-def _request(
+def request_of(
     project: Project, target: TargetPlan, suites: Sequence[Suite], directory: Path | None
 ) -> dict[str, Any]:
     """The request to the worker. Without a directory the worker makes the target from its sources."""
     base = project.spec.bases[target.target.model.base]
     adapter = target.target.model.adapter
-    worn = project.spec.adapters[adapter] if adapter else None
+    worn = project.adapter(adapter) if adapter else None
     return {
         "directory": str(directory) if directory else None,
         "stored": {"dtype": target.dtype},

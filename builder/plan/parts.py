@@ -103,7 +103,7 @@ def config_parts(variant: Variant, base: BaseFacts, layout: Layout, toolchain: s
     }
 
 
-ROUNDING = 3  # of what builder.engine.rounding makes. Another number makes every calibrated variant again
+ROUNDING = 4  # of what builder.engine.rounding makes. Another number makes every calibrated variant again
 _IN_WEIGHTS = {"fp8"}  # the repairs that change weights; the others change config.json
 
 

@@ -88,7 +88,8 @@ def facts_of(target: Target, sources: Sources) -> Facts | Unresolved:
     if isinstance(base, Unknown):
         return Unresolved(target, f"base:{target.model.base} {base.reason}", base.error)
     if isinstance(adapter, Unknown):
-        return Unresolved(target, f"adapter:{target.model.adapter} {adapter.reason}", adapter.error)
+        reason = f"adapter:{target.model.adapter} {adapter.reason}"
+        return Unresolved(target, reason, adapter.error, adapter.short)
     if adapter is not None and adapter.tokenizer is not None:
         base = replace(base, identity=adapter.tokenizer.on(base.identity))
     _refuse_packed(target, base)
@@ -160,7 +161,7 @@ def plan_learned(
     `source` is the unquantized target that the step reads. Raises PlanError for what the method cannot do.
     """
     if isinstance(source, Unresolved):
-        return Unresolved(target, source.reason, source.error)
+        return Unresolved(target, source.reason, source.error, source.short)
     if isinstance(calibration, Unknown):
         return Unresolved(target, calibration.reason, calibration.error)
     variant, learned, how = target.variant, target.variant.learned, target.variant.quantization

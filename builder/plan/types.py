@@ -137,12 +137,13 @@ class Unresolved:
     """A target that cannot be planned yet. `reason` is one clause.
 
     With `error`, the target can never be planned with these sources and this declaration. Building the target
-    raises `error`.
+    raises `error`. `short` is the reason in two or three words, where there are better ones than the usual.
     """
 
     target: Target
     reason: str
     error: BuildError | None = None
+    short: str = ""
 
     @property
     def name(self) -> str:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from builder.errors import BuildError, SourceError
+from builder.errors import BuildError, SourceChanged, SourceError
 from builder.keys import Key, digest_bytes
 from builder.plan.allocation import Allocation, from_text
 from builder.plan.planning import make_plan
@@ -25,7 +25,7 @@ from builder.project.toolchain import toolchain
 from builder.sources.catalog import Catalog
 from builder.sources.facts import Unknown
 from builder.spec.parse import parse_spec
-from builder.spec.types import Spec
+from builder.spec.types import Adapter, Spec
 from builder.store import blobs
 from builder.store.briefs import Seen
 from builder.store.format import open_store
@@ -80,6 +80,13 @@ class Project:
     def seen(self) -> Seen:
         """What this run has found in the store."""
         return Seen(self.store, self.cache)
+
+    def adapter(self, name: str) -> Adapter:
+        """An adapter with its folder. Raises SourceChanged while it is not trained, SourceError."""
+        found = self.sources.located(self.spec.adapters[name])
+        if isinstance(found, Unknown):
+            raise found.error or SourceChanged(source=f"adapter:{name}", path=self.spec.adapters[name].path)
+        return found
 
     def is_built(self, name: str) -> bool:
         """Whether a target is up to date, at once if it is; `state` decides when this says no."""

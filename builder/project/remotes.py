@@ -18,6 +18,8 @@ from builder.project.result_keys import reference_key, result_key
 from builder.project.toolchain import device
 from builder.sources.catalog import structure_key
 from builder.sources.contents import INDEX
+from builder.sources.facts import Unknown
+from builder.sources.trained import recipe_of
 from builder.spec.sharing import Remote
 from builder.store import blobs, records, seals
 from builder.store.holdings import usable_record, whole_manifest
@@ -103,7 +105,8 @@ def bundle_of(project: Project, plan: TargetPlan) -> Bundle | None:
     if manifest is None:
         return None
     texts = list[Text]()
-    for made in (manifest, whole_manifest(store, plan.learned) if plan.learned else None):
+    others = (key for key in (plan.learned, _trained(project, plan)) if key)
+    for made in (manifest, *(whole_manifest(store, key) for key in others)):
         data = records.manifest_bytes(store, made.key) if made else None
         if made is not None and data is not None:
             texts.append(Text("manifest", made.key, data))
@@ -116,6 +119,18 @@ def bundle_of(project: Project, plan: TargetPlan) -> Bundle | None:
             held.add(record.blob)
     texts += _results(project, results)
     return Bundle(plan.name, plan.key, tuple(texts), frozenset(held), _root(project, plan, texts))
+
+
+def _trained(project: Project, plan: TargetPlan) -> Key | None:
+    """The key of the target's adapter, where it was trained here or pulled."""
+    name = plan.target.model.adapter
+    adapter = project.spec.adapters[name] if name else None
+    if adapter is None or adapter.train is None:
+        return None
+    with suppress(BuildError, OSError):
+        recipe = recipe_of(project.sources, adapter, adapter.train)
+        return None if isinstance(recipe, Unknown) else recipe.key
+    return None
 
 
 def _results(project: Project, keys: Iterable[Key]) -> Iterator[Text]:

@@ -16,11 +16,14 @@ from builder.project.hashing import digest
 from builder.project.project import Project
 from builder.project.result_keys import measured_keys
 from builder.sources.catalog import structure_key
-from builder.spec.types import GgufSource
+from builder.sources.facts import Unknown
+from builder.sources.trained import recipe_of
+from builder.spec.types import Adapter, GgufSource
 from builder.store import checkouts
 from builder.store.care.gc import plan_gc, with_fresh
 from builder.store.care.inventory import survey
 from builder.store.care.policy import GcPlan, Policy
+from builder.store.holdings import whole_manifest
 
 _TRIED: set[tuple[Path, Path, int]] = (
     set()
@@ -69,7 +72,24 @@ def roots_of(project: Project) -> Roots:
                 keys |= {key} if (key := project.sources.gguf_key(base)) else set()
             except (BuildError, OSError) as error:
                 doubts.append(f"base {base.name}: {error}")
+    for adapter in project.spec.adapters.values():
+        try:
+            keys |= trained_keys(project, adapter)
+        except (BuildError, OSError) as error:
+            doubts.append(f"adapter {adapter.name}: {error}")
     return Roots(frozenset(keys), tuple(doubts))
+
+
+def trained_keys(project: Project, adapter: Adapter) -> frozenset[Key]:
+    """The key of a trained adapter, and of its checkpoints while it is not done. Raises SourceError."""
+    if adapter.train is None:
+        return frozenset()
+    recipe = recipe_of(project.sources, adapter, adapter.train)
+    if isinstance(recipe, Unknown):
+        return frozenset()
+    if whole_manifest(project.store, recipe.key) is not None:
+        return frozenset({recipe.key})
+    return frozenset({recipe.key, *(recipe.checkpoint_key(step) for step in adapter.train.checkpoints)})
 
 
 def known_roots(project: Project) -> Roots:

@@ -91,4 +91,6 @@ def _unresolved(plan: Unresolved) -> str:
     """Why a target cannot be planned, in two words."""
     if isinstance(plan.error, PlanError):
         return "cannot be made"
+    if plan.short:
+        return plan.short
     return "new source" if plan.error is None else "source unusable"

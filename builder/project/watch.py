@@ -34,7 +34,7 @@ def unchanged(project: Project, target: TargetPlan) -> Iterator[Callable[[], Non
     """
     base = project.spec.bases[target.target.model.base]
     name = target.target.model.adapter
-    adapter = project.spec.adapters[name] if name else None
+    adapter = project.adapter(name) if name else None
     before = {path: (source, _content(path)) for source, path in _files(project, target, base, adapter)}
     require_base(project, base, target)
     if adapter is not None:
@@ -70,7 +70,15 @@ def base_folder(project: Project, target: TargetPlan) -> Path:
 
 def show_import(store: Store, manifest: Manifest) -> Path:
     """The view of an import, made if it is not there: its folder is named by its key. Raises StoreError."""
-    folder = store.bases / manifest.key
+    return _show(store, store.bases / manifest.key, manifest)
+
+
+def show_trained(store: Store, manifest: Manifest) -> Path:
+    """The view of a trained adapter, made if it is not there, as that of an import. Raises StoreError."""
+    return _show(store, store.adapters / manifest.key, manifest)
+
+
+def _show(store: Store, folder: Path, manifest: Manifest) -> Path:
     if not views.is_current(store, folder, manifest):
         views.materialize(store, folder, manifest)
     return folder
@@ -136,7 +144,7 @@ def copied_from(project: Project, target: TargetPlan) -> Mapping[str, Path]:
     folder, own = base_folder(project, target), target.adapter.tokenizer if target.adapter else None
     places = {entry.name: folder / entry.name for entry in target.base.aux}
     if own is not None and own.used:
-        brought = project.spec.adapters[str(target.target.model.adapter)].path
+        brought = project.adapter(str(target.target.model.adapter)).path
         places |= {entry.name: brought / entry.name for entry in own.files}
     return places
 

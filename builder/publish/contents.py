@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from builder.build.attestation import statement
 from builder.console.events import Emit
@@ -12,12 +12,12 @@ from builder.evaluate.run import measured
 from builder.plan.types import TargetPlan
 from builder.project.opened import NotBuilt
 from builder.project.project import Project
-from builder.publish import bundle, card, evidence
+from builder.publish import bundle, card, evidence, ggufs
 from builder.publish.bundle import ATTESTATION, CARD, Bundle, File
 from builder.publish.card import PLOT, Evidence
 from builder.publish.errors import PublishRefused
 from builder.publish.front import Facts
-from builder.spec.destinations import HubPlace, Publication
+from builder.spec.destinations import EXACT, HubPlace, Publication
 from builder.spec.publishing import PRODUCTION
 from builder.store import blobs, records, views
 from builder.store.holdings import holds
@@ -42,19 +42,26 @@ def planned(project: Project, publication: Publication) -> TargetPlan:
     return plan
 
 
-def gather(project: Project, publication: Publication, emit: Emit) -> Bundle:
-    """All files of a publication. Raises NotBuilt, and PublishRefused for a target that misses something."""
+def gather(project: Project, publication: Publication, emit: Emit, *, dry: bool = False) -> Bundle:
+    """All files of a publication. A `dry` run makes no GGUF and measures none.
+
+    Raises NotBuilt, and PublishRefused for a target that misses something.
+    """
     plan = planned(project, publication)
     manifest = records.read_manifest(project.store, plan.key)
     if manifest is None or not holds(project.store, manifest):
         raise NotBuilt(target=plan.name)
     model = plan.target.model
     known = measured(project, plan)
-    short = missed(model.require, known)
+    is_sent = not publication.gguf or EXACT in publication.gguf  # else only its model's other weights are
+    short = missed(model.require, known) if is_sent else []
     if short and publication.override is None:
         raise PublishRefused(target=plan.name, what="; ".join(map(str, short)))
     base = project.spec.bases[model.base]
     found = evidence.licence(project, publication, base)
+    if publication.gguf:
+        files, text, said, about = ggufs.gather(project, publication, plan, manifest, found, emit, dry=dry)
+        return _bundle(plan, files, text, about, [evidence.warning(found), *said])
     files = bundle.of_blobs(
         [
             (e.name, e.blob, blobs.path(project.store, e.blob.digest))
@@ -88,16 +95,22 @@ def gather(project: Project, publication: Publication, emit: Emit) -> Bundle:
             plot=plot,
         )
     )
-    files += [*drawn, _attestation(manifest, files), bundle.of_bytes(CARD, text.encode())]
-    files.sort(key=lambda file: file.name)
-    notes = [evidence.warning(found)]
+    notes: list[str | None] = [evidence.warning(found)]
     if short:
         notes.append(
             f"{plan.name} misses its requirements, and the card says so: {'; '.join(map(str, short))}"
         )
     elif not model.require:
         notes.append(f"{plan.name} is published unmeasured: [model.{model.name}.require] names no condition")
-    return Bundle(plan.name, tuple(files), text, tuple(note for note in notes if note))
+    return _bundle(plan, [*files, *drawn], text, manifest, notes)
+
+
+def _bundle(
+    plan: TargetPlan, files: list[File], text: str, manifest: Manifest, notes: Sequence[str | None]
+) -> Bundle:
+    whole = [*files, _attestation(manifest, files), bundle.of_bytes(CARD, text.encode())]
+    ordered = tuple(sorted(whole, key=lambda file: file.name))
+    return Bundle(plan.name, ordered, text, tuple(note for note in notes if note))
 
 
 def _attestation(manifest: Manifest, files: list[File]) -> File:

@@ -15,7 +15,8 @@ from builder.publish.bundle import Plan
 from builder.publish.contents import gather, planned
 from builder.publish.errors import NothingPublished
 from builder.publish.hub import Hub
-from builder.spec.destinations import FolderPlace, Publication
+from builder.publish.oci import Oci
+from builder.spec.destinations import FolderPlace, OciPlace, Publication
 from builder.store.locks import acquire, build_session
 
 
@@ -28,12 +29,14 @@ def find(project: Project, name: str) -> Publication:
     return declared[name]
 
 
-def look(project: Project, publication: Publication, emit: Emit) -> Plan:
-    """What publishing would do. Changes nothing. Raises BuildError."""
-    bundle = gather(project, publication, emit)
+def look(project: Project, publication: Publication, emit: Emit, *, dry: bool = True) -> Plan:
+    """What publishing would do. Changes nothing there, and nothing here in a `dry` run. Raises BuildError."""
+    bundle = gather(project, publication, emit, dry=dry)
     to = publication.to
     if isinstance(to, FolderPlace):
         return folder.plan(to, bundle)
+    if isinstance(to, OciPlace):
+        return Oci(to, project.cache).plan(bundle)
     return Hub(to, project.store).plan(bundle, private=publication.private)
 
 
@@ -45,7 +48,7 @@ def publish(project: Project, publication: Publication, emit: Emit) -> Plan:
     with _alone(project, publication, emit):
         if isinstance(publication.to, FolderPlace):
             folder.clear(publication.to)
-        made = look(project, publication, emit)
+        made = look(project, publication, emit, dry=False)
         for note in made.bundle.notes:
             emit(Note(note))
         if made.is_empty:
@@ -53,6 +56,8 @@ def publish(project: Project, publication: Publication, emit: Emit) -> Plan:
         to = publication.to
         if isinstance(to, FolderPlace):
             folder.apply(to, made, link=publication.link, emit=emit)
+        elif isinstance(to, OciPlace):
+            Oci(to, project.cache).apply(made, emit=emit)
         else:
             Hub(to, project.store).apply(made, private=publication.private, emit=emit)
     return made

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from builder.build.allocation import choose_bits, keep
 from builder.build.calibrated import build_one
-from builder.build.prepare import waiting
+from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.console.words import size_text
 from builder.errors import BuildError, SourceChanged

@@ -16,6 +16,7 @@ _Asked = TypeVar("_Asked")
 _Answer = TypeVar("_Answer")
 
 THREADS = 16  # small requests that travel at once
+AT_ONCE = 3  # blobs that travel at once
 
 
 @dataclass
@@ -72,3 +73,15 @@ def together(ask: Callable[[_Asked], _Answer], paths: list[_Asked]) -> list[_Ans
         return [ask(path) for path in paths]
     with ThreadPoolExecutor(min(THREADS, len(paths)), "remote") as pool:
         return list(pool.map(ask, paths))
+
+
+def several(do: Callable[[_Asked], None], todo: Iterable[_Asked]) -> None:
+    """Does something to several blobs at once. After an error nothing more is begun."""
+    with ThreadPoolExecutor(AT_ONCE, "blob") as pool:
+        jobs = [pool.submit(do, each) for each in todo]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

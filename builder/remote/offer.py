@@ -172,7 +172,7 @@ def _is_harmless(manifest: Manifest) -> bool:
         all(is_file_name(name) and ".." not in name.split("/") for name in names)
         and len(set(names)) == len(names)
         and alike(names) is None
-        and manifest.kind in ("target", "learned", "base")
+        and manifest.kind in ("target", "learned", "base", "adapter")
     )
 
 

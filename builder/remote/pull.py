@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 
@@ -17,6 +16,7 @@ from builder.console.words import count, size_text
 from builder.errors import StoreFull
 from builder.keys import Digest, Key
 from builder.remote import layout
+from builder.remote.contents import several
 from builder.remote.offer import Offer
 from builder.remote.transport import Interrupted, Transport
 from builder.store import blobs, records, seals
@@ -24,7 +24,6 @@ from builder.store.layout import Store
 from builder.store.locks import acquire, build_session
 from builder.store.types import Blob, Manifest, Record
 
-AT_ONCE = 3  # blobs that travel at once
 _TRIES = 2
 _SLACK = 4 << 20
 
@@ -97,14 +96,7 @@ def pull(store: Store, transport: Transport, plan: PullPlan, emit: Emit) -> Pull
             for record, text in waiting.get(blob.digest, ()):
                 _believe(store, record, text)
 
-        with ThreadPoolExecutor(AT_ONCE, "pull") as pool:
-            jobs = [pool.submit(one, blob) for blob in plan.blobs]
-            try:
-                for job in jobs:
-                    job.result()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        several(one, plan.blobs)
         for record, text in plan.records:
             if record.blob.digest not in came and blobs.has(store, record.blob):
                 _believe(store, record, text)

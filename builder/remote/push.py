@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,9 +21,9 @@ from builder.console.words import duration
 from builder.errors import StoreError
 from builder.keys import Key, digest_bytes
 from builder.remote import layout
-from builder.remote.contents import Contents, look, together
+from builder.remote.contents import Contents, look, several, together
 from builder.remote.leases import Held, lease
-from builder.remote.pull import AT_ONCE, Progress
+from builder.remote.pull import Progress
 from builder.remote.same import Text, verdict
 from builder.remote.signing import Signer
 from builder.remote.transport import RemoteError, RemoteReadOnly, RemoteUnreachable, Transport
@@ -200,14 +199,7 @@ def _send_blobs(
             _check_kept(transport, path, blob)
         progress.add(blob.size)
 
-    with ThreadPoolExecutor(AT_ONCE, "push") as pool:
-        jobs = [pool.submit(one, blob) for blob in todo]
-        try:
-            for job in jobs:
-                job.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    several(one, todo)
 
 
 def _send_texts(transport: Transport, plan: PushPlan, signer: Signer | None, emit: Emit) -> None:

@@ -1,7 +1,6 @@
 """What is known about each declared source, from its files and from what the store remembers.
 
-This module does not download, import or inspect sources. `builder.build.prepare` does that. Only files of up
-to HASH_AT_ONCE bytes are hashed unasked.
+`builder.build.prepare` downloads, imports and inspects. Only files of up to HASH_AT_ONCE are hashed unasked.
 """
 
 from __future__ import annotations
@@ -11,13 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from builder.errors import BuildError, SourceChanged, SourceError, SourceMissing
+from builder.errors import BuildError, SourceChanged, SourceError
 from builder.keys import Digest, Key, make_key
 from builder.sources import base as bases
+from builder.sources.calibration import calibration_of
 from builder.sources.contents import CONFIG, INDEX
-from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
+from builder.sources.facts import (
+    NOT_YET,
+    AdapterFacts,
+    BaseFacts,
+    BaseIdentity,
+    Calibration,
+    Unknown,
+    adapter_from_text,
+    adapter_to_text,
+)
 from builder.sources.gguf.location import IMPORTER, resolve_gguf
 from builder.sources.own_tokenizer import own_tokenizer
+from builder.sources.trained import located
 from builder.spec.types import Adapter, Base, GgufSource, Spec, Variant
 from builder.store import blobs
 from builder.store.disk.identity import Identity, identity
@@ -29,7 +39,6 @@ from builder.weights import structure as structures
 from builder.weights.structure import Structure, block_of
 
 HASH_AT_ONCE = 64 << 20  # bytes of one file that planning hashes without being asked
-NOT_YET = "has not been fingerprinted yet"
 
 
 @dataclass
@@ -163,15 +172,22 @@ class Catalog:
 
     # -- adapters ------------------------------------------------------------------------------------
 
+    def located(self, adapter: Adapter) -> Adapter | Unknown:
+        """The adapter with its folder. Unknown while it is not trained. Raises SourceError."""
+        return adapter if adapter.train is None else located(self, adapter, adapter.train)
+
     def adapter_facts(self, adapter: Adapter) -> AdapterFacts | Unknown:
         """The facts of an adapter, or why they are not known. Raises SourceError if it cannot be used."""
-        key = self.adapter_key(adapter)
+        found = self.located(adapter)
+        if isinstance(found, Unknown):
+            return found
+        adapter, key = found, self.adapter_key(found)
         if key is None:
             return Unknown(NOT_YET)
         base = self._base_that_names(adapter)
         fact = key if base is None else make_key("adapter-places/2", key, base.weights)
         known = self.cache.get("adapter", fact)
-        facts = _adapter_from_text(known.decode()) if known else self.read_adapter(adapter, key, base, fact)
+        facts = adapter_from_text(known.decode()) if known else self.read_adapter(adapter, key, base, fact)
         if isinstance(facts, Unknown):
             return facts
         return replace(facts, tokenizer=own_tokenizer(self, adapter))
@@ -192,8 +208,11 @@ class Catalog:
         """The identity of an adapter's files, if their digests are known. Raises SourceError."""
         from builder.sources.adapters.reading import adapter_files
 
-        files = bases.digest_all(adapter_files(adapter), self.known_digest)
-        return None if files is None else make_key("adapter/1", files)
+        found = self.located(adapter)
+        if isinstance(found, Unknown):
+            return None
+        files = bases.digest_all(adapter_files(found), self.known_digest)
+        return make_key("adapter/1", files) if files else None
 
     def adapter_checked(self, adapter: Adapter) -> bool:
         """Whether the adapter was found finite and fitting its base. False if one of the two is unusable."""
@@ -237,20 +256,12 @@ class Catalog:
         )
         if self.adapter_key(adapter) != key:  # replaced during the reading, so the facts may mix two adapters
             return Unknown("is being written")
-        self.cache.put("adapter", fact, _adapter_to_text(facts).encode())
+        self.cache.put("adapter", fact, adapter_to_text(facts).encode())
         return facts
 
     def calibration(self, variant: Variant) -> Calibration | Unknown:
         """The text that a variant is made for, and how it is read."""
-        path = variant.calibration
-        assert path is not None
-        if not path.is_file():
-            missing = SourceMissing(table=f"variant.{variant.name}", path=path)
-            return Unknown(f"variant {variant.name}: its calibration file {path} does not exist", missing)
-        digest = self.known_digest(path)
-        if digest is None:
-            return Unknown(f"variant {variant.name}: its calibration file {NOT_YET}")
-        return Calibration(digest, "jsonl" if path.suffix == ".jsonl" else "text")
+        return calibration_of(variant, self.known_digest)
 
     def copied_file(self, base: Base, entry: FileEntry) -> bytes:
         """The bytes of a file that targets copy from a base. Raises OSError, SourceError."""
@@ -289,12 +300,3 @@ class Catalog:
 def structure_key(weights: Digest) -> Key:
     """The key under which the store keeps the structure of a base."""
     return make_key("structure/3", weights)
-
-
-def _adapter_to_text(facts: AdapterFacts) -> str:
-    return json.dumps([facts.digest, dict(facts.slices), sorted(facts.paths)])
-
-
-def _adapter_from_text(text: str) -> AdapterFacts:
-    digest, slices, paths = json.loads(text)
-    return AdapterFacts(Digest(digest), slices, frozenset(paths))

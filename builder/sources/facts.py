@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,8 @@ from builder.errors import BuildError
 from builder.keys import Digest, Key
 from builder.store.types import FileEntry
 from builder.weights.structure import Structure
+
+NOT_YET = "has not been fingerprinted yet"
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,27 @@ class AdapterFacts:
     tokenizer: OwnTokenizer | None = None
 
 
+def adapter_to_text(facts: AdapterFacts) -> str:
+    """The facts of an adapter, without its tokenizer, as text to remember."""
+    return json.dumps([facts.digest, dict(facts.slices), sorted(facts.paths)])
+
+
+def adapter_from_text(text: str) -> AdapterFacts:
+    """What `adapter_to_text` wrote."""
+    digest, slices, paths = json.loads(text)
+    return AdapterFacts(Digest(digest), slices, frozenset(paths))
+
+
 @dataclass(frozen=True)
 class Unknown:
     """A source that cannot be used for planning yet. `reason` is one clause.
 
-    With `error`, the source can never be used as it is.
+    With `error`, the source can never be used as it is. `short` is the reason in two or three words.
     """
 
     reason: str
     error: BuildError | None = None
+    short: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from builder.console.words import listed, nearest, quoted
 
-SCHEMES = ("hf", "lmstudio")
+SCHEMES = ("hf", "lmstudio", "oci")
+EXACT = "exact"
+GGUF_TYPES = (EXACT, "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _LONGEST = 96  # characters of owner/name on the hub
 
@@ -35,12 +37,36 @@ class HubPlace:
         return f"hf://{self.repo}"
 
 
-Destination = FolderPlace | HubPlace
+@dataclass(frozen=True)
+class OciPlace:
+    """A tag of a repository of an OCI registry: a host, perhaps with a port."""
+
+    registry: str
+    repository: str
+    tag: str
+
+    def __str__(self) -> str:
+        return f"oci://{self.registry}/{self.repository}:{self.tag}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it runs on this machine, where registries speak HTTP without encryption."""
+        host = self.registry.partition(":")[0]
+        return host == "localhost" or host.startswith("127.")
+
+
+Destination = FolderPlace | HubPlace | OciPlace
+_OCI = (
+    r"([A-Za-z0-9.-]+(?::[0-9]+)?)/([a-z0-9]+(?:[._/-][a-z0-9]+)*)(?::([A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
+)
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What goes where. `target` is the name of a target, or "production" for what the release shows.
+    """What goes where. `gguf` are the types of GGUF files to send instead of the target's own files. "exact"
+    is made of the target, other types of the unquantized target `source` of its model.
+
+    `target` is the name of a target, or "production" for what the release shows.
 
     `link` allows hard links in a folder. `override` is the reason why a target is published that misses its
     requirements. `license`, `base_model` and `datasets` are what the card says where the base says nothing.
@@ -51,6 +77,8 @@ class Publication:
     to: Destination
     private: bool = True
     link: bool = False
+    gguf: tuple[str, ...] = ()
+    source: str | None = None
     override: str | None = None
     license: str | None = None
     base_model: str | None = None
@@ -66,6 +94,13 @@ def destination(text: str, folder: Path) -> Destination | str:
         close = nearest(scheme, SCHEMES)
         hint = f"did you mean {close}://?" if close else f"possible: {listed(SCHEMES)}, or a folder"
         return f"{quoted(scheme)} is not a kind of place; {hint}"
+    if scheme == "oci":
+        match = re.fullmatch(_OCI, rest)
+        if match is None:
+            return (
+                f"{quoted(rest)} is not a repository; write oci://HOST/NAME:TAG, with small letters in NAME"
+            )
+        return OciPlace(match[1], match[2], match[3] or "latest")
     if not is_repository(rest):
         example = {"hf": "hf://OWNER/NAME", "lmstudio": "lmstudio://PUBLISHER/NAME"}[scheme]
         return f"{quoted(rest)} is not a name with an owner; write {example}"

@@ -8,18 +8,33 @@ value means once its type is right.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
+from builder.spec.destinations import GGUF_TYPES
 from builder.spec.quantizers import METHODS, ROUNDINGS
 from builder.spec.sharing import DEVICES, PUSHES
+from builder.spec.training import KEEPS, OPTIMIZERS, SCHEDULES, TYPES, Training
 from builder.spec.types import CHECKS, DTYPES, METRICS, MODES, RECIPES, TOKENIZERS
 
 # name: the name of a declared table, of the kind that `refers` says. names: a list of such names, not empty.
 # path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
 # texts: a table of label = "text", where a dotted label needs no quotes. strings: a list of texts, not empty.
+# numbers: a list of numbers, not empty. table: a table with the keys in `entry`.
 Kind = Literal[
-    "string", "path", "name", "names", "strings", "bool", "integer", "number", "size", "globs", "texts"
+    "string",
+    "path",
+    "name",
+    "names",
+    "strings",
+    "bool",
+    "integer",
+    "number",
+    "numbers",
+    "size",
+    "globs",
+    "texts",
+    "table",
 ]
 
 
@@ -29,13 +44,13 @@ class Field:
 
     `choices` are the values that are possible in at least one mode. MODES says which integers go with which
     mode. `example` is a line of TOML. At least one of the keys in `needs` must be given too. None of the keys
-    in `excludes` may be given too. `entry` holds the keys of one entry, for kind globs.
+    in `excludes` may be given too. `entry` holds the keys of one entry, for the kinds globs and table.
     """
 
     name: str
     kind: Kind
     doc: str
-    default: str | bool | int | None = None
+    default: str | bool | int | float | None = None
     choices: tuple[str | int, ...] = ()
     required: bool = False
     example: str = ""
@@ -179,6 +194,138 @@ BASE = Table(
     one_of=("path", "hf", "gguf"),
 )
 
+_SCHEDULE = (
+    Field(
+        "name",
+        "string",
+        "A schedule of mlx.optimizers.",
+        choices=tuple(SCHEDULES),
+        required=True,
+        example='name = "cosine_decay"',
+    ),
+    Field(
+        "arguments",
+        "numbers",
+        "Its arguments, in the order of mlx.optimizers. The first one is the learning rate.",
+        required=True,
+        example="arguments = [1e-5, 1000]",
+    ),
+    Field(
+        "warmup",
+        "integer",
+        "So many steps first, in which the rate rises to the first argument.",
+        default=0,
+        example="warmup = 100",
+    ),
+    Field(
+        "warmup_init",
+        "number",
+        "The rate at the first step of the warm-up.",
+        default=0.0,
+        example="warmup_init = 1e-7",
+        needs=("warmup",),
+    ),
+)
+
+
+def _setting(name: str, kind: Kind, doc: str, example: str, **more: Any) -> Field:
+    """One setting of a training run. Its default is that of `Training`."""
+    default: Any = next(each.default for each in fields(Training) if each.name == name)
+    return Field(name, kind, doc, example=example, default=default, **more)
+
+
+_TRAIN = (
+    Field(
+        "data",
+        "path",
+        "A folder with train.jsonl and valid.jsonl, as mlx_lm.lora reads them: rows of `messages`, of "
+        "`prompt` and `completion`, or of `text`.",
+        required=True,
+        example='data = "data"',
+    ),
+    _setting("type", "string", "What is trained.", 'type = "lora"', choices=TYPES),
+    _setting("rank", "integer", "The rank of each pair of matrices.", "rank = 8"),
+    _setting("scale", "number", "What the product of a pair is multiplied by.", "scale = 20.0"),
+    _setting("dropout", "number", "The share of inputs that a pair does not see in a step.", "dropout = 0.0"),
+    Field(
+        "keys",
+        "strings",
+        "The modules of a layer that get a pair, such as `self_attn.q_proj`. Default: all that mlx-lm can "
+        "adapt.",
+        example='keys = ["self_attn.q_proj", "self_attn.v_proj"]',
+    ),
+    _setting("layers", "integer", "So many of the last layers are trained. -1: all layers.", "layers = 16"),
+    _setting("iterations", "integer", "How many batches are trained on.", "iterations = 1000"),
+    _setting("batch_size", "integer", "Rows in a batch.", "batch_size = 4"),
+    _setting(
+        "grad_accumulation_steps",
+        "integer",
+        "Batches whose gradients are added up for one step of the optimizer.",
+        "grad_accumulation_steps = 1",
+    ),
+    _setting(
+        "optimizer", "string", "An optimizer of mlx.optimizers.", 'optimizer = "adam"', choices=OPTIMIZERS
+    ),
+    _setting(
+        "learning_rate",
+        "number",
+        "The learning rate of the optimizer.",
+        "learning_rate = 1e-5",
+        excludes=("schedule",),
+    ),
+    Field(
+        "schedule",
+        "table",
+        "A learning rate that changes. Keys: `name` (a schedule of mlx.optimizers), `arguments`, `warmup` "
+        "and `warmup_init`, as lr_schedule of mlx_lm.lora.",
+        example='name = "cosine_decay", arguments = [1e-5, 1000]',
+        entry=_SCHEDULE,
+    ),
+    _setting(
+        "max_length", "integer", "Tokens of a row that are used. A longer row is cut.", "max_length = 2048"
+    ),
+    _setting("mask_prompt", "bool", "Learn the last message only, not what is asked.", "mask_prompt = true"),
+    _setting(
+        "grad_checkpoint",
+        "bool",
+        "Compute each layer twice instead of keeping what it computed. That takes less memory.",
+        "grad_checkpoint = true",
+    ),
+    _setting("seed", "integer", "The seed of the first matrices and of the order of rows.", "seed = 0"),
+    _setting(
+        "steps_per_eval",
+        "integer",
+        "Batches between two measurements of the validation loss. It is also measured before the first batch "
+        "and after the last one.",
+        "steps_per_eval = 200",
+    ),
+    _setting(
+        "val_batches",
+        "integer",
+        "Batches of valid.jsonl that a measurement reads. -1: all of them.",
+        "val_batches = 25",
+    ),
+    _setting(
+        "save_every",
+        "integer",
+        "Batches between two checkpoints. A run that was interrupted goes on from the last one.",
+        "save_every = 100",
+    ),
+    _setting(
+        "keep",
+        "string",
+        "Which adapter is kept: `best` has the least validation loss, `last` is what mlx_lm.lora keeps.",
+        'keep = "best"',
+        choices=KEEPS,
+    ),
+    Field(
+        "patience",
+        "integer",
+        "Stop after so many measurements of the validation loss without a smaller one. Default: never.",
+        example="patience = 3",
+    ),
+)
+
 ADAPTER = Table(
     "adapter",
     "What was learned on top of a base.",
@@ -195,8 +342,14 @@ ADAPTER = Table(
             "path",
             "path",
             "The adapter's folder, in mlx-lm or PEFT layout.",
-            required=True,
             example='path = "adapters/NAME"',
+        ),
+        Field(
+            "train",
+            "table",
+            "The adapter is trained here, from these data.",
+            example='data = "data"',
+            entry=_TRAIN,
         ),
         Field(
             "tokenizer",
@@ -207,6 +360,7 @@ ADAPTER = Table(
             example='tokenizer = "adapter"',
         ),
     ),
+    one_of=("path", "train"),
 )
 
 VARIANT = Table(
@@ -494,14 +648,30 @@ PUBLISH = Table(
             "target",
             "string",
             "The target to publish, or `production` for what the release shows.",
-            required=True,
             example='target = "MODEL_VARIANT"',
+        ),
+        Field(
+            "model",
+            "name",
+            "For `gguf`: the model, where no target of it is named. `exact` is then that of the release.",
+            refers="model",
+            example='model = "NAME"',
+            needs=("gguf",),
+        ),
+        Field(
+            "gguf",
+            "strings",
+            "Send GGUF files instead. `exact`: the target's very weights, which must have 4 or 5 bits. Other "
+            "types are made of the model's unquantized variant. Each file is measured with llama.cpp and "
+            "must meet the requirements.",
+            choices=GGUF_TYPES,
+            example='gguf = ["exact", "Q8_0"]',
         ),
         Field(
             "to",
             "string",
             "The place: `hf://OWNER/NAME` (the Hugging Face hub), `lmstudio://PUBLISHER/NAME` (where LM "
-            "Studio on this machine looks), or a folder.",
+            "Studio on this machine looks), `oci://HOST/NAME:TAG` (an OCI registry), or a folder.",
             required=True,
             example='to = "hf://OWNER/NAME"',
         ),
@@ -546,6 +716,7 @@ PUBLISH = Table(
             example='datasets = ["OWNER/NAME"]',
         ),
     ),
+    one_of=("target", "model"),
 )
 
 REMOTE = Table(

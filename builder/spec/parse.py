@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from builder.console.words import listed, nearest, quoted, shown, suggestion
+from builder.spec.adapters import adapter
 from builder.spec.fields import FIELDS
 from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
@@ -20,7 +21,6 @@ from builder.spec.suites import check_searched, conditions, suite
 from builder.spec.toml import read_toml
 from builder.spec.types import (
     MODES,
-    Adapter,
     Base,
     BaseSource,
     Condition,
@@ -60,6 +60,7 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
     for name, values in declared["model"].items():
         check_searched(name, values, variants, suites, require[name], problems)
     store = _path(_setting(declared, "store", "path"), file.parent)
+    adapters = {n: adapter(n, v, file.parent, store, problems) for n, v in declared["adapter"].items()}
     published = publications(declared, _target_names(declared), file.parent, store, problems)
     remotes = {name: remote(name, v, file.parent, problems) for name, v in declared["remote"].items()}
     problems.raise_any()
@@ -67,10 +68,7 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
         file=file,
         store=store,
         bases={n: _base(n, v, sources[n]) for n, v in declared["base"].items()},
-        adapters={
-            n: Adapter(n, v.get("base"), _path(v.get("path"), file.parent), v.get("tokenizer"))
-            for n, v in declared["adapter"].items()
-        },
+        adapters=adapters,
         variants={n: _located(v, file.parent) for n, v in variants.items()},
         models={n: _model(n, v, declared, require[n]) for n, v in declared["model"].items()},
         suites=suites,

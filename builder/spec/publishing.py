@@ -7,6 +7,8 @@ from pathlib import Path
 
 from builder.console.words import quoted, suggestion
 from builder.spec.destinations import (
+    EXACT,
+    GGUF_TYPES,
     Destination,
     FolderPlace,
     HubPlace,
@@ -33,7 +35,8 @@ def publications(
     places: dict[Destination, str] = {}
     for name, values in declared["publish"].items():
         place = _destination(values, folder, store, problems)
-        _check_target(values, known, problems)
+        target = _target(values, known, declared, problems)
+        source = _source(values, target, declared, problems)
         _check_card(values, problems)
         if place is None:
             continue
@@ -45,8 +48,9 @@ def publications(
                 values.place.key("to"), f"[publish.{other}] goes to {place} too; remove one of the two"
             )
         rest = {key: values.given[key] for key in _PLAIN if key in values.given}
-        datasets = tuple(each for each in values.given.get("datasets", ()) if each)
-        made[name] = Publication(name, str(values.get("target")), place, datasets=datasets, **rest)
+        rest["datasets"] = tuple(each for each in values.given.get("datasets", ()) if each)
+        rest["gguf"] = tuple(each for each in values.given.get("gguf", ()) if each)
+        made[name] = Publication(name, target, place, source=source, **rest)
     return made
 
 
@@ -74,15 +78,68 @@ def _destination(values: Values, folder: Path, store: Path, problems: Problems) 
     return made
 
 
-def _check_target(values: Values, known: list[str], problems: Problems) -> None:
+def _target(values: Values, known: list[str], declared: Declared, problems: Problems) -> str:
+    """The target that is meant. After a problem the value does not matter."""
     name = values.get("target")
-    if name is None or name in known:
-        return
-    if name == PRODUCTION:
+    if name == PRODUCTION and PRODUCTION not in known:
         what = 'target = "production", but artifacts.toml declares no release; add [release]'
-    else:
+        problems.add(values.place.key("target"), what)
+    elif name is not None and name not in known:
         what = f"target = {quoted(name)} is not a target{suggestion(name, known)}"
-    problems.add(values.place.key("target"), what)
+        problems.add(values.place.key("target"), what)
+    model = values.get("model")
+    if name is not None or model is None:
+        return str(name)
+    if EXACT not in values.given.get("gguf", ()):
+        return f"{model}_{_unquantized(model, declared)}"
+    if _model_of(_production(declared), declared) == model:
+        return PRODUCTION
+    what = f'"exact" is made of a target, and no target of {quoted(model)} is released; name one in `target`'
+    problems.add(values.place.key("gguf"), what)
+    return ""
+
+
+def _source(values: Values, target: str, declared: Declared, problems: Problems) -> str | None:
+    """The unquantized target that GGUF files are made of. None where none is needed."""
+    kinds = values.given.get("gguf", ())
+    for index, kind in enumerate(kinds):
+        if kind is not None and kind not in GGUF_TYPES:
+            what = f"gguf: {quoted(kind)} cannot be written{suggestion(kind, GGUF_TYPES)}"
+            problems.add(values.place.key("gguf", index), what)
+    if all(kind == EXACT for kind in kinds):
+        return None
+    name = _production(declared) if target == PRODUCTION else target
+    model = values.get("model") or _model_of(name, declared)
+    if model is None or model not in declared["model"]:
+        return None
+    variant = _unquantized(model, declared)
+    if variant is None:
+        what = f"gguf is made of unquantized weights, and model {quoted(model)} has no such variant"
+        problems.add(
+            values.place.key("gguf"), f'{what}; declare [variant.f16] dtype = "float16", and list it'
+        )
+    return f"{model}_{variant}"
+
+
+def _production(declared: Declared) -> str:
+    values = declared["release"].get("")
+    return str(values.get("production")) if values else ""
+
+
+def _model_of(target: str, declared: Declared) -> str | None:
+    for model, values in declared["model"].items():
+        if target in [f"{model}_{variant}" for variant in values.given.get("variants", ())]:
+            return model
+    return None
+
+
+def _unquantized(model: str, declared: Declared) -> str | None:
+    """The first variant of a model that is not quantized."""
+    for name in declared["model"][model].given.get("variants", ()) if model in declared["model"] else ():
+        variant = declared["variant"].get(name)
+        if variant and not any(variant.says(key) for key in ("bits", "mode", "recipe", "method", "target")):
+            return str(name)
+    return None
 
 
 def _check_card(values: Values, problems: Problems) -> None:

@@ -26,6 +26,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "bool": {"type": "boolean"},
     "integer": {"type": "integer"},
     "number": {"type": "number"},
+    "numbers": {"type": "array", "items": {"type": "number"}, "minItems": 1},
     "size": {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)? ?[A-Za-z]{1,3}$"},
 }
 
@@ -81,6 +82,8 @@ def _value(field: Field) -> dict[str, Any]:
     if field.kind == "globs":
         entry = {"anyOf": [{"const": False}, _object(field.entry)]}
         made |= {"type": "object", "additionalProperties": entry}
+    elif field.kind == "table":
+        made |= _object(field.entry)
     else:
         made |= KINDS.get(field.kind, {})
     if field.choices:

@@ -22,6 +22,7 @@ _EXPECTED = {
     "integer": "an integer",
     "number": "a number",
 }
+_TABLES = ("globs", "table")
 
 
 class Values(NamedTuple):
@@ -102,7 +103,7 @@ def _table(fields: Sequence[Field], value: dict[str, Any], place: Place, problem
             _check_field(field, content, values, problems)
         else:
             is_table = isinstance(content, dict)
-            close = nearest(key, [n for n, f in known.items() if (f.kind == "globs") is is_table])
+            close = nearest(key, [n for n, f in known.items() if (f.kind in _TABLES) is is_table])
             problems.add(place.key(key), _unknown_key(key, content, place, close, list(known)))
             if close and close not in value:
                 values.bad.add(close)
@@ -167,6 +168,17 @@ def _check_field(field: Field, content: Any, values: Values, problems: Problems)
             values.given[field.name] = _globs(field, content, place, problems)
             return
         wrong: str | None = f"{field.name}: expected a table of {field.example}, found {found(content)}"
+    elif field.kind == "table":
+        if isinstance(content, dict):
+            title = f"[{dotted(*(str(key) for key in place.path))}]"
+            inner = _table(field.entry, content, Place(place.path, title), problems)
+            values.given[field.name] = inner
+            return
+        what = f"{{ {field.example} }}"
+        wrong = f"{field.name}: expected a table such as {what}, found {found(content)}"
+    elif field.kind == "numbers":
+        numbers = isinstance(content, list) and content and all(map(_is_number, content))
+        wrong = None if numbers else f"{field.name}: expected a list of numbers such as {field.example}"
     elif field.kind == "texts":
         texts, wrong = _texts(field, content)
         values.given[field.name] = texts
@@ -199,6 +211,10 @@ def _scalar_problem(field: Field, content: object) -> str | None:
         hint = suggestion(content, [str(choice) for choice in field.choices])
         return f"{field.name} = {quoted(content)} is not possible{hint}"
     return _path_problem(field, content) if field.kind == "path" else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _path_problem(field: Field, text: str) -> str | None:

@@ -15,6 +15,7 @@ from builder.spec.destinations import Publication
 from builder.spec.quantizers import Calibrated, Goal, Learned
 from builder.spec.settings import BuildSettings
 from builder.spec.sharing import Remote
+from builder.spec.training import Training
 
 TOKENIZERS = ("base", "adapter")
 DTYPES = ("float16", "bfloat16", "float32")
@@ -68,7 +69,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What was learned on top of the base named `base`. `path` is the adapter's folder.
+    """What was learned on top of the base named `base`. With `train` only a catalog knows its folder, `path`.
 
     `tokenizer` says whose tokenizer targets get: "base", "adapter", or None where the file does not say it.
     """
@@ -77,6 +78,7 @@ class Adapter:
     base: str
     path: Path
     tokenizer: str | None = None
+    train: Training | None = None
 
 
 @dataclass(frozen=True)

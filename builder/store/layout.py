@@ -44,6 +44,10 @@ class Store:
         return self.root / "bases"
 
     @property
+    def adapters(self) -> Path:
+        return self.root / "adapters"
+
+    @property
     def evals(self) -> Path:
         return self.root / "evals"
 

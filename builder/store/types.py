@@ -31,7 +31,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Record:
-    """key -> blob, written after the blob. `kind` is block, config, structure or import."""
+    """key -> blob, written after the blob. `kind` is block, config, structure, import or checkpoint."""
 
     key: Key
     kind: str
@@ -56,7 +56,7 @@ class Manifest:
     """
 
     key: Key
-    kind: str  # "target" or "base"
+    kind: str  # "target", "base" or "adapter"
     name: str
     created: str  # RFC 3339, UTC
     files: tuple[FileEntry, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from builder.console.words import from_here
-from builder.spec.types import Base, GgufSource, HfSource, Target, Variant
+from builder.spec.types import Adapter, Base, GgufSource, HfSource, Target, Variant
 
 
 def describe_base(base: Base) -> str:
@@ -15,6 +15,13 @@ def describe_base(base: Base) -> str:
             return f"base weights, {repo} at {revision}"
         case other:
             return f"base weights, from {from_here(other.path)}"
+
+
+def describe_adapter(adapter: Adapter) -> str:
+    """Where an adapter comes from."""
+    if adapter.train is not None:
+        return f"adapter on {adapter.base}, trained from {from_here(adapter.train.data)}"
+    return f"adapter on {adapter.base}, from {from_here(adapter.path)}"
 
 
 def describe_target(target: Target) -> str:

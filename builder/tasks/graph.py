@@ -27,7 +27,7 @@ from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.result_keys import needs_directory
 from builder.spec.types import Model, Target
-from builder.tasks.descriptions import describe_base, describe_target
+from builder.tasks.descriptions import describe_adapter, describe_base, describe_target
 from builder.tasks.publishing import Publish, needed
 from builder.tasks.steps import (
     BuildTarget,
@@ -104,7 +104,7 @@ def project_tasks(project: Project) -> Iterator[Task]:
         yield _task(
             "adapter",
             adapter.name,
-            f"adapter on {adapter.base}, from {from_here(adapter.path)}",
+            describe_adapter(adapter),
             PrepareAdapter(project, adapter),
             AdapterReady(project, adapter),
             after=[f"base:{adapter.base}"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.console.words import count, size_text
-from builder.spec.destinations import Publication
+from builder.spec.destinations import EXACT, Publication
 from builder.spec.publishing import PRODUCTION
 from builder.tasks.steps import Step
 
@@ -38,11 +38,13 @@ class Publish(Step):
 
 def needed(project: Project, publication: Publication) -> list[str]:
     """The tasks that must run before. A release is not moved by publishing it."""
+    source = [f"model:{publication.source}"] if publication.source else []
     if publication.target == PRODUCTION:
-        return []
+        return source
     required = project.spec.target(publication.target).model.require
-    measured = [f"eval:{publication.target}"] if required and publication.override is None else []
-    return [f"model:{publication.target}", *measured]
+    sent = not publication.gguf or EXACT in publication.gguf
+    measured = [f"eval:{publication.target}"] if sent and required and publication.override is None else []
+    return [f"model:{publication.target}", *measured, *source]
 
 
 def dry_run(file: Path, names: Sequence[str], *, as_json: bool) -> int:

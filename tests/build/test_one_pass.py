@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from builder import Project
-from builder.build.prepare import waiting
+from builder.build.waiting import waiting
 from builder.console.events import Event, Note
 from tests.conftest import PATIENCE, Ran, Sandbox, wait_until
 from tests.tiny import BLOCKS, DECLARATION, make_adapter, make_base, save_adapter

@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from builder.errors import BuildError, SourceInvalid
-from builder.evaluate.process import described_error, error_from
+from builder.errors import BuildError, SourceInvalid, described_error, error_from
 from tests.commands.test_gc import blob_files, flip
 from tests.conftest import Sandbox
 from tests.tiny import DECLARATION, make_adapter, make_base

@@ -26,7 +26,7 @@ def test_generated_files_are_up_to_date(path: Path) -> None:
 
 
 def test_every_kind_of_field_has_a_schema() -> None:
-    assert {*KINDS, "globs"} == set(get_args(fields.Kind))
+    assert {*KINDS, "globs", "table"} == set(get_args(fields.Kind))
 
 
 def test_the_examples_of_the_reference_are_a_declaration(tmp_path: Path) -> None:

@@ -144,11 +144,14 @@ def seaweed(folder: Path) -> Iterator[S3]:
 
 @dataclass
 class Web:
-    """A folder behind HTTP. `cut_after`: how many bytes of an answer are sent before the line is cut."""
+    """A folder behind HTTP. `cut_after`, `stall_after`: of an answer, before the line is cut, or stands
+    still.
+    """
 
     folder: Path
     ranges: bool = True
     cut_after: int | None = None
+    stall_after: int | None = None
     asked: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -196,6 +199,11 @@ def web_server(folder: Path) -> Iterator[Web]:
                 self.wfile.flush()
                 with suppress(OSError):
                     self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+            elif body and web.stall_after is not None and "/blobs/" in self.path:
+                self.wfile.write(data[: web.stall_after])
+                self.wfile.flush()
+                time.sleep(2)
                 self.close_connection = True
             elif body:
                 self.wfile.write(data)

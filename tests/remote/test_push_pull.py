@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from builder.build import sharing
 from builder.build.pulling import pull_targets
 from builder.build.sharing import fetch, fetch_records, fetch_results, send, share
 from builder.evaluate import results
@@ -26,6 +28,7 @@ from builder.remote.transport import (
     RemoteReadOnly,
     RemoteRefused,
     RemoteUnreachable,
+    Transport,
 )
 from builder.store import blobs, records
 from builder.store.types import Record
@@ -107,8 +110,6 @@ def test_only_what_is_missing_is_pulled(ann: Member, ben: Member) -> None:
     steps: list[str] = []
     forget_remotes()
     project = ben.project
-    from builder.build import sharing
-
     plan = ben.plan("m_8bit")
     found = sharing.look_at(project, ben.remote)
     found = sharing.Opened(
@@ -377,6 +378,71 @@ def test_a_cut_line_goes_on_where_it_was(
     assert pulled(published, "m_4bit")["m_4bit"] == ("built" if ranges else "not there")
     assert wrong_here(published.store) == []
     assert any("bytes=3000-" in asked for asked in web.asked)
+
+
+def test_a_server_that_stands_still_is_left(
+    published: Member, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from builder.remote import bucket
+    from builder.remote import connect as connecting
+
+    monkeypatch.setitem(connecting._CLIENT, "read_timeout", "200ms")
+    monkeypatch.setattr(bucket, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(bucket, "_RESUMES", 1)
+    heard = Heard()
+    web.stall_after = 0
+    fetch(published.project, [published.plan("m_4bit")], heard)
+    assert any(note.endswith("The run goes on without it.") for note in heard.notes), heard.notes
+    assert wrong_here(published.store) == []
+
+
+# -- what may be done ---------------------------------------------------------------------------------------
+
+
+def refusing(*kinds: str) -> Callable[[str], None]:
+    def step(said: str) -> None:
+        if said.split()[0] in kinds:
+            raise RemoteRefused(remote="team", what="403 Forbidden, AccessDenied")
+
+    return step
+
+
+def test_a_remote_that_may_not_be_listed_is_asked_by_name(ann: Member, ben: Member) -> None:
+    transport = started(ann)
+    no_list: Transport = Stepping(transport, refusing("list"))  # type: ignore[assignment]
+    push(ann.store, no_list, ann.bundles(["m_4bit"]), None, Heard())
+    assert wrong_there(transport) == []
+    project, plan = ben.project, ben.plan("m_4bit")
+    found = sharing.Opened(ben.remote, look(no_list), sharing.rules_of(project, ben.remote))
+    sharing.take(project, found, sharing.wanted_of(project, [plan]), Heard(), [plan])
+    assert records.read_manifest(ben.store, plan.key) is not None
+
+
+def test_a_remote_that_may_not_be_written_says_so(ann: Member) -> None:
+    transport = started(ann)
+    with pytest.raises(RemoteRefused, match="refuses: 403 Forbidden, AccessDenied"):
+        push(
+            ann.store,
+            Stepping(transport, refusing("write", "upload", "create")),  # type: ignore[arg-type]
+            ann.bundles(),
+            None,
+            Heard(),
+        )
+    assert {entry.path for entry in transport.list(layout.ROOT)} == {layout.FORMAT}
+
+
+@pytest.mark.parametrize(("push_when", "occasions"), [("release", ["release"]), ("always", ["always"])])
+def test_a_run_pushes_when_it_is_asked_to(tmp_path: Path, push_when: str, occasions: list[str]) -> None:
+    one = member(tmp_path / "ann", f'url = "../remote"\npush = "{push_when}"', *TARGETS)
+    transport = started(one)
+    other = "always" if push_when == "release" else "never"
+    if other == "always":
+        share(one.project, [one.plan("m_4bit")], "always", Heard())
+        assert list(transport.list(layout.TARGETS)) == []
+    heard = Heard()
+    share(one.project, [one.plan("m_4bit")], occasions[0], heard)
+    assert [e.path for e in transport.list(layout.TARGETS)] == [layout.manifest(one.plan("m_4bit").key)]
+    assert heard.notes == ["team: 16.5 kB in 7 blobs pushed for m_4bit"]
 
 
 # -- two at once, and patience ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,11 @@ import pytest
 from builder.project.project import Project
 from builder.store import records
 from tests.commands.test_status import make_project
-from tests.conftest import Sandbox, fresh_python
+from tests.conftest import Sandbox, fresh_python, make_sandbox
+from tests.remote.servers import BUCKET, S3
+from tests.tiny import make_base
+from tests.training.test_training import DECLARATION as TRAINED
+from tests.training.test_training import rows
 
 REMOTE = '\n[remote.team]\nurl = "../remote"\n'
 
@@ -144,3 +149,48 @@ def test_the_structure_of_a_base_travels(ann: Sandbox) -> None:
     ]
     assert len(structures) == 2
     assert structures[0] == structures[1]  # also when it was made
+
+
+@pytest.mark.slow
+def test_processes_that_are_forked_use_a_bucket(ann: Sandbox, s3: S3) -> None:
+    """obstore hangs in a child of a process that has used it. Only tasks use a remote, and children run
+    them.
+    """
+    fork = f'\n[remote.team]\nurl = "s3://{BUCKET}/forks"\nendpoint = "{s3.endpoint}"\npush = "always"\n'
+    igor = clone(ann, "igor")
+    igor.toml.write_text(igor.toml.read_text().replace(REMOTE, fork))
+    assert igor.builder("remote", "init").code == 0
+    ran = igor.doit("-n", "2", "model:m_5bit", "model:m_4bit")
+    assert ran.code == 0, ran.text
+    assert "pushed for m_" in ran.err
+    june = clone(igor, "june")
+    shutil.rmtree(june.root / "store", ignore_errors=True)
+    ran = june.doit("--locked", "-n", "2", "--progress", "json", "model:m_5bit", "model:m_4bit")
+    assert ran.code == 0, ran.text
+    assert "BlockDone" not in [event["event"] for event in events(ran.err)]
+    assert shards(june, "m_5bit") == shards(igor, "m_5bit")
+
+
+@pytest.mark.slow
+def test_a_trained_adapter_travels(tmp_path: Path) -> None:
+    """One trains for hours, and the others have the adapter and what was built of it."""
+    kim = make_sandbox(tmp_path / "kim", f"{TRAINED}{REMOTE}")
+    make_base(kim.root / "base")
+    (kim.root / "data").mkdir()
+    (kim.root / "data" / "train.jsonl").write_text(rows(9))
+    (kim.root / "data" / "valid.jsonl").write_text(rows(4))
+    assert kim.builder("remote", "init").code == 0
+    ran = clone(kim, "lea").builder("pull", "m_4bit")  # nobody has trained it yet, and a pull does not
+    assert ran.code == 1
+    assert "its adapter tuned is not trained. [NotPlanned]" in ran.err
+    assert kim.doit().code == 0
+    assert kim.builder("push").code == 0
+    mia = clone(kim, "mia")
+    ran = mia.doit("--progress", "json")
+    assert ran.code == 0, ran.text
+    kinds = {event["event"] for event in events(ran.err)}
+    assert not kinds & {"BlockDone", "PassStarted", "Learning"}
+    assert shards(mia, "m_4bit") == shards(kim, "m_4bit")
+    nora = clone(kim, "nora")
+    assert nora.builder("pull").code == 0
+    assert shards(nora, "m_4bit") == shards(kim, "m_4bit")

@@ -148,6 +148,13 @@ def test_everything_that_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
                 FolderPlace(Path("/home/ann/.lmstudio/models/ann/phase8"), "ann", "phase8"),
             ),
             "disk": Publication("disk", "plain_mixed", FolderPlace(SAMPLES / "out/mixed"), link=True),
+            "files": Publication(
+                "files",
+                "production",
+                FolderPlace(SAMPLES / "out/gguf"),
+                gguf=("exact", "Q8_0"),
+                source="phase8_f16",
+            ),
         },
     )
 
@@ -382,7 +389,7 @@ def test_fields_are_declared_well() -> None:
             assert not field.refers or field.refers in FIELDS
     for field in all_fields():
         assert field.doc.endswith(".")
-        assert field.kind in ("globs", "texts") or field.example.startswith(f"{field.name} = ")
+        assert field.kind in ("globs", "texts", "table") or field.example.startswith(f"{field.name} = ")
 
 
 def test_import_is_light() -> None:

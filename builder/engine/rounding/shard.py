@@ -103,11 +103,14 @@ def _quantized(
     else:
         moments = seen.plain[path].mean if path in seen.plain else None
         parts = [(weight, moments)]
-    if not isinstance(block.modules[path], nn.Embedding):
+    linear = not isinstance(block.modules[path], nn.Embedding)
+    if linear:
         count.blind += sum(known is None for _, known in parts)
     codes, scales, biases = [], [], []
     for part, moments in parts:
-        rounded = round_weight(as_numpy(part), moments, how, dtype)
+        rounded = round_weight(
+            as_numpy(part), moments, how, dtype, again=linear
+        )  # worse for a tied embedding
         codes.append(rounded.packed(how.bits))
         scales.append(rounded.scales)
         biases.append(rounded.biases)

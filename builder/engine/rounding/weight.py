@@ -90,25 +90,32 @@ def round_weight(
     how: Quantization,
     dtype: mx.Dtype,
     *,
+    again: bool = True,
     compiled: bool | None = None,
 ) -> Rounded:
     """Rounds a weight [rows, columns] to `how` (mode affine), with scales and biases of `dtype`.
 
     weight: float32, float16, or bfloat16 as uint16. Some rows at a time become float32.
-    moments: the mean of x xᵀ over the inputs x, float32 [columns, columns]. compiled: None chooses.
+    moments: the mean of x xᵀ over the inputs x, float32 [columns, columns].
+    again: whether codes and grids are chosen again at the end. compiled: None chooses.
     """
     with numpy_on_one_thread():
-        return _rounded(weight, moments, how, dtype, compiled)
+        return _rounded(weight, moments, how, dtype, again, compiled)
 
 
 def _rounded(
-    weight: Stored, moments: Floats | None, how: Quantization, dtype: mx.Dtype, compiled: bool | None
+    weight: Stored,
+    moments: Floats | None,
+    how: Quantization,
+    dtype: mx.Dtype,
+    again: bool,
+    compiled: bool | None,
 ) -> Rounded:
     rows, columns = weight.shape
     factor, importance, damped = _factors(moments, columns)
     if compiled is None:
         compiled = find_spec("numba") is not None and mx.default_device() == mx.Device(mx.cpu)
-    work, again = (_by_loops, _again_by_loops) if compiled else (_by_mlx, _again_by_mlx)
+    work, redo = (_by_loops, _again_by_loops) if compiled else (_by_mlx, _again_by_mlx)
     groups = columns // how.group_size
     made = Rounded(
         np.empty((rows, columns), np.uint8),
@@ -121,8 +128,8 @@ def _rounded(
     def run(piece: slice) -> None:
         part = Rounded(made.codes[piece], made.scales[piece], made.biases[piece])
         work(_as_floats(weight[piece]), factor, importance, how, _KINDS[dtype], part)
-        if damped is not None:
-            again(_as_floats(weight[piece]), damped, how, _KINDS[dtype], part)
+        if again and damped is not None:
+            redo(_as_floats(weight[piece]), damped, how, _KINDS[dtype], part)
 
     if compiled:
         with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as pool:

@@ -15,8 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from builder.errors import BuildError
-from builder.evaluate.process import Step, described_error, telling
+from builder.errors import BuildError, described_error
+from builder.evaluate.process import Step, telling
 from builder.project.result_keys import PRECISION
 
 
@@ -49,8 +49,10 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
             "made": made | {"precision": PRECISION if on_cpu() else "as stored"},
         }
     parts = _parts(request, suites)
-    model = _model(request)
     tell = telling()
+    if request.get("gguf"):
+        return {"results": _in_llama(request, parts, tell), "made": {**made, **_llama()}}
+    model = _model(request)
     batch = min(suite.batch for suite in suites)
     results = _score(model, parts, batch, tell, layerwise=request["layerwise"])
     for suite in suites:
@@ -126,6 +128,31 @@ def _score(
     scorer = score_by_layer if layerwise else score
     answer(parts.values(), lambda asks, take: scorer(model, asks, take, batch, tell), at_once=layerwise)
     return {name: asdict(part.result()) for name, part in parts.items()}
+
+
+def _in_llama(request: Mapping[str, Any], parts: Mapping[str, Any], tell: Step) -> dict[str, Any]:
+    """The results of a GGUF. Its tokens must be those of the folder's tokenizer."""
+    from builder.evaluate.worker.llama import LlamaCpp, longest, score
+    from builder.evaluate.worker.measure import answer
+    from builder.evaluate.worker.tokens import tokenizer_of
+
+    trusted = request["base"]["trust_remote_code"]
+    tokenizer = tokenizer_of(Path(request["directory"]), trust_remote_code=trusted)
+    asks = [ask for part in parts.values() for ask in part.asks]
+    model = LlamaCpp(Path(request["gguf"]), longest(asks))
+    try:
+        model.check_tokens(asks, tokenizer)
+        answer(parts.values(), lambda asks, take: score(model, asks, take, 1, tell))
+        return {name: asdict(part.result()) for name, part in parts.items()}
+    finally:
+        model.close()
+
+
+def _llama() -> dict[str, str]:
+    """What measured, beside the circumstances of a worker."""
+    from builder.evaluate.worker.llama import PACKAGE, TESTED
+
+    return {"blas": f"llama.cpp of {PACKAGE} {TESTED}", "precision": "as stored"}
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def _views(store: Store) -> Iterator[View]:
             released = folder.name in releases.NAMES
             mine = home.checkout == store.checkout and not released
             yield from _view(folder, released=released, mine=mine)
-    for folder in _folders(store.bases):
+    for folder in (*_folders(store.bases), *_folders(store.adapters)):
         yield from _view(folder)
 
 

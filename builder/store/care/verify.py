@@ -133,7 +133,7 @@ def _places(
 
 
 def _view_folders(store: Store) -> Iterator[Path]:
-    for parent in (*(home.models for home in homes(store)), store.bases):
+    for parent in (*(home.models for home in homes(store)), store.bases, store.adapters):
         for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
             if (folder / views.MANIFEST).is_file() and not folder.is_symlink():
                 yield folder

@@ -79,7 +79,7 @@ class DirectWriter:
 
 
 def switch(fd: int, wanted: bool) -> bool:
-    """Turns O_DIRECT on or off, where the system has it. False where the file system refuses. Raises OSError."""
+    """Turns O_DIRECT on or off. False where the file system refuses. Raises OSError."""
     if not FLAG:
         return True
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)

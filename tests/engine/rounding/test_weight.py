@@ -135,6 +135,13 @@ def test_codes_that_are_chosen_again_are_those_of_plain_numpy(
     assert (made.codes == expected).mean() > 0.995
 
 
+def test_nothing_is_chosen_again_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, moments = drawn(20, 64), moved_together(64)
+    made = round_weight(weight, moments, FOUR, mx.float32, again=False)
+    monkeypatch.setattr(weight_module, "SWEEPS", 0)
+    assert (round_weight(weight, moments, FOUR, mx.float32).codes == made.codes).all()
+
+
 @pytest.mark.parametrize("compiled", [True, False], ids=["loops", "mlx"])
 @pytest.mark.parametrize("how", SETTINGS[::5], ids=lambda q: f"{q.bits}x{q.group_size}")
 def test_no_sweep_makes_the_error_of_a_row_larger(

@@ -1,0 +1,109 @@
+"""Makes a GGUF of a built target and keeps it in the store under its key, as all that is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from builder.console.events import Emit, Note, Writing
+from builder.console.words import size_text
+from builder.keys import Key, make_key
+from builder.plan.types import TargetPlan
+from builder.project.project import Project
+from builder.project.toolchain import version_of
+from builder.publish.gguf.writing import WRITER, planned, write
+from builder.store import blobs, records, tmp
+from builder.store.disk import durable
+from builder.store.holdings import usable_record
+from builder.store.types import Blob, Record
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """One file. `mix` is type -> share of all weights. `usual` is the type that most weights have."""
+
+    wanted: str
+    blob: Blob
+    mix: Mapping[str, float]
+    bits_per_weight: float
+    architecture: str
+    context: int
+
+    @property
+    def usual(self) -> str:
+        return next(iter(self.mix))
+
+    @property
+    def shares(self) -> str:
+        """The mix as text: "Q4_1 79 %, Q8_0 21 %"."""
+        return ", ".join(f"{kind} {100 * share:.3g} %" for kind, share in self.mix.items() if share >= 5e-4)
+
+
+def known(project: Project, plan: TargetPlan, wanted: str, about: Mapping[str, str]) -> Gguf | None:
+    """The GGUF of a target, if the store has it."""
+    record = usable_record(project.store, _key(plan, wanted, about))
+    return _from(record, wanted) if record is not None else None
+
+
+def unmade(project: Project, plan: TargetPlan, wanted: str) -> tuple[int, str]:
+    """The bytes of the weights of a GGUF that is not made, and the type that most of them have.
+
+    Raises GgufRefused, GgufMissing.
+    """
+    made, _ = planned(project.store.models / plan.name, plan.name, wanted)
+    return made.nbytes, next(iter(made.mix))
+
+
+def make(project: Project, plan: TargetPlan, wanted: str, about: Mapping[str, str], emit: Emit) -> Gguf:
+    """The GGUF of a target that is built, made if the store has none. Raises BuildError."""
+    key = _key(plan, wanted, about)
+    record = usable_record(project.store, key)
+    if record is None:
+        record = _write(project, plan, wanted, about, key, emit)
+    return _from(record, wanted)
+
+
+def _from(record: Record, wanted: str) -> Gguf:
+    said = record.provenance
+    mix: dict[str, float] = json.loads(str(said["mix"]))
+    return Gguf(
+        wanted,
+        record.blob,
+        mix,
+        float(said["bits_per_weight"]),
+        str(said["architecture"]),
+        int(said["context"]),
+    )
+
+
+def _key(plan: TargetPlan, wanted: str, about: Mapping[str, str]) -> Key:
+    return make_key(WRITER, plan.key, wanted, sorted(about.items()), version_of("gguf"))
+
+
+def _write(
+    project: Project, plan: TargetPlan, wanted: str, about: Mapping[str, str], key: Key, emit: Emit
+) -> Record:
+    made, weights = planned(project.store.models / plan.name, plan.name, wanted)
+    name = f"{plan.name} as GGUF {wanted}"
+    emit(Note(f"writing {name}, {size_text(made.nbytes)}"))
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        emit(Writing(name, min(done, made.nbytes), made.nbytes))
+
+    with tmp.new_folder(project.store) as folder, durable.explained(folder):
+        file = folder / "model.gguf"
+        write(file, made, weights, target=plan.name, wanted=wanted, about=about, step=step)
+        blob = blobs.ingest_file(project.store, file)
+    said: dict[str, str | int | float | bool] = {
+        "mix": json.dumps(made.mix),
+        "bits_per_weight": round(made.bits_per_weight, 4),
+        "architecture": made.architecture.name,
+        "context": int(made.architecture.settings["context_length"]),
+    }
+    record = Record(key, "gguf", blob, said)
+    records.write(project.store, record)
+    return record

@@ -1,0 +1,123 @@
+"""The tokenizer of a folder as keys of a GGUF: byte-level BPE whose way of cutting text llama.cpp knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder.publish.gguf.settings import Unwritable
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+_GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PATTERNS = {_GPT4 + "{1,3}" + _REST: "llama-bpe", _GPT4 + _REST: "qwen2", _TEKKEN: "tekken"}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Everything that a GGUF says about tokens. `tokens` has one entry for each row of the embedding."""
+
+    pre: str
+    tokens: tuple[str, ...]
+    types: tuple[int, ...]
+    merges: tuple[str, ...]
+    ids: Mapping[str, int]  # bos, eos, eot, padding, unknown
+    add_bos: bool
+    template: str | None
+
+
+def vocabulary(folder: Path, rows: int) -> Vocabulary:
+    """The vocabulary of a folder whose embedding has `rows` rows. Raises Unwritable."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise Unwritable("it has no tokenizer.json")
+    said = json.loads(file.read_text(encoding="utf-8"))
+    model = said.get("model") or {}
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        raise Unwritable("its tokenizer is no byte-level BPE")
+    pre = _pre_tokenizer(said)
+    config = _json(folder / "tokenizer_config.json")
+    added = {int(each["id"]): each for each in said.get("added_tokens", ())}
+    by_id = {int(index): str(token) for token, index in model["vocab"].items()}
+    by_id |= {index: str(each["content"]) for index, each in added.items()}
+    if max(by_id) >= rows:
+        raise Unwritable(f"it has {max(by_id) + 1} tokens, and an embedding of {rows} rows")
+    types = []
+    for index in range(rows):
+        special = CONTROL if index in added and added[index].get("special") else USER_DEFINED
+        types.append(special if index in added else NORMAL if index in by_id else UNUSED)
+    tokens = tuple(by_id.get(index, f"[PAD{index}]") for index in range(rows))
+    merges = tuple(each if isinstance(each, str) else " ".join(each) for each in model.get("merges", ()))
+    if not merges:
+        raise Unwritable("its tokenizer merges nothing, and llama.cpp wants merges")
+    ids = _ids(folder, config, {token: index for index, token in by_id.items()})
+    return Vocabulary(pre, tokens, tuple(types), merges, ids, _adds_bos(file, ids), _template(folder, config))
+
+
+def _pre_tokenizer(said: Mapping[str, Any]) -> str:
+    """llama.cpp's name for how a text is cut before it is merged. Raises Unwritable for any other way."""
+    normalizer = (said.get("normalizer") or {}).get("type")
+    steps = said.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps]) if steps.get("type") == "Sequence" else [steps]
+    kinds = [step.get("type") for step in steps]
+    level = steps[-1] if kinds and kinds[-1] == "ByteLevel" else {}
+    plain = not level.get("add_prefix_space", True) and normalizer in (None, "NFC")
+    if plain and kinds == ["ByteLevel"] and level.get("use_regex", True):
+        return "gpt-2"
+    if plain and kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+        return "smollm"
+    if plain and kinds == ["Split", "ByteLevel"] and not level.get("use_regex", True):
+        name = _PATTERNS.get((steps[0].get("pattern") or {}).get("Regex", ""))
+        if name and steps[0].get("behavior") == "Isolated" and not steps[0].get("invert"):
+            return name
+    raise Unwritable("its tokenizer cuts text in a way that llama.cpp may not know (pre_tokenizer)")
+
+
+def _ids(folder: Path, config: Mapping[str, Any], known: Mapping[str, int]) -> dict[str, int]:
+    named = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
+    ids: dict[str, int] = {}
+    for name, key in named.items():
+        token = config.get(key)
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str) and text in known:
+            ids[name] = known[text]
+    generation = {**_json(folder / "config.json"), **_json(folder / "generation_config.json")}
+    ends = generation.get("eos_token_id")
+    ends = [ends] if isinstance(ends, int) else [*(ends or ())]
+    if "eos" not in ids and ends:
+        ids["eos"] = ends[0]
+    if "eos" not in ids:
+        raise Unwritable("its files do not say which token ends a text (eos_token)")
+    if others := [end for end in ends if end != ids["eos"]]:
+        ids["eot"] = others[0]
+    return ids
+
+
+def _adds_bos(file: Path, ids: Mapping[str, int]) -> bool:
+    from tokenizers import Tokenizer
+
+    found = Tokenizer.from_file(str(file)).encode("a").ids
+    return bool(found) and found[0] == ids.get("bos")
+
+
+def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    own = folder / "chat_template.jinja"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    said = config.get("chat_template")
+    return said if isinstance(said, str) else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    said = json.loads(file.read_text(encoding="utf-8"))
+    return said if isinstance(said, dict) else {}

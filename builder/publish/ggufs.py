@@ -1,0 +1,131 @@
+"""A publication of GGUF files: made, measured by llama.cpp, and sent only if they meet the requirements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from builder.console.events import Emit
+from builder.evaluate.gguf import UNSCORED, evaluate_gguf, measured_gguf
+from builder.evaluate.results import Missed, Result, missed
+from builder.evaluate.run import measured
+from builder.plan.types import TargetPlan
+from builder.project.opened import NotBuilt
+from builder.project.project import Project
+from builder.publish import bundle, evidence, gguf_card
+from builder.publish.bundle import File
+from builder.publish.errors import PublishRefused
+from builder.publish.evidence import Licence
+from builder.publish.gguf.making import Gguf, known, make, unmade
+from builder.publish.gguf_card import GgufFile
+from builder.spec.destinations import EXACT, HubPlace, Publication
+from builder.store import blobs
+from builder.store.types import FileEntry, Manifest
+
+
+@dataclass(frozen=True)
+class _Made:
+    """One file of the publication. `gguf` None: a dry run, which makes none."""
+
+    name: str
+    size: int
+    gguf: Gguf | None
+    results: Mapping[str, Result]
+    misses: tuple[Missed, ...]
+
+
+def gather(
+    project: Project,
+    publication: Publication,
+    plan: TargetPlan,
+    manifest: Manifest,
+    found: Licence | None,
+    emit: Emit,
+    *,
+    dry: bool,
+) -> tuple[list[File], str, list[str], Manifest]:
+    """The files, the card, the notes, and the manifest that the attestation is about. Raises BuildError."""
+    model = plan.target.model
+    made = [_made(project, publication, plan, wanted, found, emit, dry=dry) for wanted in publication.gguf]
+    short = [f"{each.name}: {'; '.join(map(str, each.misses))}" for each in made if each.misses]
+    if short and publication.override is None and not dry:
+        hint = (
+            'Each file was measured with llama.cpp. To publish them all the same, say why: override = "..."'
+        )
+        raise PublishRefused(target=plan.name, what="; ".join(short), hint=hint)
+    files = _files(project, made, emit)
+    to = publication.to
+    address = to.repo if isinstance(to, HubPlace) else ""
+    text = gguf_card.render(
+        gguf_card.GgufEvidence(
+            title=to.repo.partition("/")[2] if isinstance(to, HubPlace) else f"{model.name} as GGUF",
+            address=address,
+            base=project.spec.bases[model.base],
+            base_model=evidence.base_repository(publication, project.spec.bases[model.base]),
+            manifest=manifest,
+            licence=found,
+            datasets=publication.datasets,
+            require=model.require,
+            files=tuple(GgufFile(each.name, each.size, each.gguf, each.results) for each in made),
+            system=evidence.system_prompt(project, model),
+            override=publication.override,
+        )
+    )
+    entries = tuple(FileEntry(each.name, each.gguf.blob) for each in made if each.gguf)
+    notes = [f"{line}" for line in short]
+    notes += (
+        ["the GGUF files are not made yet, so their digests are not known"]
+        if len(entries) < len(made)
+        else []
+    )
+    if not model.require:
+        notes.append(f"the files are published unmeasured: [model.{model.name}.require] names no condition")
+    about = replace(
+        manifest, files=entries, settings={**manifest.settings, "gguf": ", ".join(publication.gguf)}
+    )
+    return files, text, notes, about
+
+
+def _made(
+    project: Project,
+    publication: Publication,
+    plan: TargetPlan,
+    wanted: str,
+    found: Licence | None,
+    emit: Emit,
+    *,
+    dry: bool,
+) -> _Made:
+    source = plan if wanted == EXACT else _source(project, str(publication.source))
+    model = plan.target.model
+    about = {"name": model.name, "quantized_by": "modelkiln", **({"license": found.name} if found else {})}
+    gguf = known(project, source, wanted, about) if dry else make(project, source, wanted, about, emit)
+    size, usual = (gguf.blob.size, gguf.usual) if gguf else unmade(project, source, wanted)
+    name = f"{model.name}-exact-{usual}.gguf" if wanted == EXACT else f"{model.name}-{wanted}.gguf"
+    if gguf is None:
+        return _Made(name, size, None, {}, ())
+    results: dict[str, Result] = {}
+    if model.suites:
+        one = measured_gguf(project, source, gguf.blob)
+        results = one if dry else evaluate_gguf(project, source, gguf.blob, name, emit)
+    if wanted == EXACT:  # what llama.cpp does not measure was measured of the very same weights
+        own = measured(project, plan)
+        results |= {suite: own[suite] for suite in own if project.spec.suites[suite].kind in UNSCORED}
+    return _Made(name, size, gguf, results, tuple(missed(model.require, results)))
+
+
+def _source(project: Project, name: str) -> TargetPlan:
+    plan = project.plan.targets[name]
+    if not isinstance(plan, TargetPlan) or not project.is_built(name):
+        raise NotBuilt(target=name)
+    return plan
+
+
+def _files(project: Project, made: list[_Made], emit: Emit) -> list[File]:
+    there = [
+        (each.name, each.gguf.blob, blobs.path(project.store, each.gguf.blob.digest))
+        for each in made
+        if each.gguf
+    ]
+    unknown = [File(each.name, each.size, "", "", b"") for each in made if each.gguf is None]
+    return [*bundle.of_blobs(there, project.cache, emit), *unknown]

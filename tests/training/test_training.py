@@ -1,0 +1,163 @@
+"""An adapter that is declared with `train`, trained as a user trains it: by doit, in a real store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PATIENCE, Sandbox
+from tests.tiny import make_base
+
+DECLARATION = """\
+[base.tiny]
+path = "base"
+
+[adapter.tuned]
+base = "tiny"
+
+[adapter.tuned.train]
+data = "data"
+rank = 4
+dropout = 0.1
+layers = 2
+iterations = 12
+batch_size = 2
+learning_rate = 1e-3
+max_length = 64
+steps_per_eval = 5
+save_every = 4
+
+[variant.4bit]
+bits = 4
+
+[model.m]
+adapter = "tuned"
+variants = ["4bit"]
+"""
+
+
+def rows(number: int) -> str:
+    words = ("red", "green", "blue")
+    found = []
+    for index in range(number):
+        said = [("user", f"colour {index}?"), ("assistant", words[index % 3])]
+        found.append({"messages": [{"role": role, "content": text} for role, text in said]})
+    return "".join(json.dumps(row) + "\n" for row in found)
+
+
+@pytest.fixture
+def box(sandbox: Callable[[str], Sandbox]) -> Sandbox:
+    made = sandbox(DECLARATION)
+    make_base(made.root / "base")
+    (made.root / "data").mkdir()
+    (made.root / "data" / "train.jsonl").write_text(rows(9))
+    (made.root / "data" / "valid.jsonl").write_text(rows(4))
+    return made
+
+
+def adapters(box: Sandbox) -> dict[str, bytes]:
+    """Key -> the bytes of each trained adapter in the store."""
+    return {
+        folder.name: (folder / "adapters.safetensors").read_bytes()
+        for folder in (box.root / "store" / "adapters").iterdir()
+    }
+
+
+def test_training_is_a_target(box: Sandbox) -> None:
+    """One run makes the adapter and its targets, and the next one knows that."""
+    made = box.doit()
+    assert made.code == 0, made.text
+    assert "kept step" in made.text
+    assert "1 row in no batch" in made.text
+    assert box.view("m_4bit").is_dir()
+    assert len(adapters(box)) == 1
+    assert box.doit().out.count("-- ") == 3  # base, adapter, model: all up to date
+    with (box.root / "data" / "train.jsonl").open("a") as file:
+        file.write(rows(1))
+    assert "train.jsonl changed" in box.builder("why", "m_4bit").text
+
+
+@pytest.mark.slow
+def test_it_trains_when_the_rows_or_a_setting_changed(box: Sandbox) -> None:
+    assert box.doit("base:tiny").code == 0
+    assert "not trained" in box.builder("status").out
+    assert box.doit().code == 0
+    [key] = adapters(box)
+    box.edit("rank = 4", "rank = 2")
+    assert "rank 4 -> 2" in box.builder("status", "--json").out
+    again = box.doit()
+    assert again.code == 0, again.text
+    assert len(adapters(box)) == 2
+    box.edit("rank = 2", "rank = 4")
+    box.edit("save_every = 4", "save_every = 5")
+    back = box.doit()
+    assert back.code == 0
+    assert "training on" not in back.text
+    gone = box.builder("gc", "--grace", "0s")
+    assert gone.code == 0, gone.text
+    assert list(adapters(box)) == [key]
+    assert box.builder("verify").code == 0
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_gives_the_same_bytes(box: Sandbox, tmp_path: Path) -> None:
+    assert box.doit("adapter:tuned").code == 0
+    [undisturbed] = adapters(box).values()
+    box.toml.write_text(f'[store]\npath = "other"\n\n{DECLARATION}')
+    command = [sys.executable, "-m", "doit", "adapter:tuned"]
+    run = subprocess.Popen(command, cwd=box.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ends = time.monotonic() + PATIENCE
+    actions = box.root / "other" / "actions"
+    while not any("checkpoint" in path.read_text() for path in actions.rglob("*") if path.is_file()):
+        assert time.monotonic() < ends
+        assert run.poll() is None
+        time.sleep(0.005)
+    run.kill()
+    run.wait()
+    assert not (box.root / "other" / "adapters").exists()
+    again = box.doit("adapter:tuned")
+    assert again.code == 0, again.text
+    assert "going on after step" in again.text
+    [folder] = (box.root / "other" / "adapters").iterdir()
+    assert (folder / "adapters.safetensors").read_bytes() == undisturbed
+
+
+@pytest.mark.slow
+def test_it_is_what_mlx_lm_lora_trains(box: Sandbox) -> None:
+    """The last adapter, bit for bit, where mlx multiplies with its own BLAS and the base is float32."""
+    import mlx.core as mx
+
+    for file in (box.root / "base").glob("*.safetensors"):
+        loaded = mx.load(str(file))
+        assert isinstance(loaded, dict)
+        tensors = {name: array.astype(mx.float32) for name, array in loaded.items()}
+        mx.eval(tensors)
+        mx.save_safetensors(str(file), tensors, metadata={"format": "pt"})
+    box.edit("rank = 4", "rank = 4\nmask_prompt = true\nkeep = 'last'\nval_batches = 1")
+    made = box.doit("adapter:tuned", env={"BUILDER_BLAS": "mlx"})
+    assert made.code == 0, made.text
+    [ours] = adapters(box).values()
+    config = {
+        "lora_parameters": {"rank": 4, "scale": 20.0, "dropout": 0.1},
+        "learning_rate": 1e-3,
+        "steps_per_eval": 5,
+    }
+    (box.root / "lora.yaml").write_text(json.dumps(config))
+    said = "--iters 12 --batch-size 2 --num-layers 2 --max-seq-length 64 --val-batches 1 --mask-prompt"
+    command = f"-m mlx_lm lora --train -c lora.yaml --model base --data data --adapter-path theirs {said}"
+    theirs = box.run(sys.executable, *command.split())
+    assert theirs.code == 0, theirs.text
+    found = mx.load(str(box.root / "theirs" / "adapters.safetensors"))
+    folder = next((box.root / "store" / "adapters").iterdir())
+    expected = mx.load(str(folder / "adapters.safetensors"))
+    assert isinstance(found, dict)
+    assert isinstance(expected, dict)
+    assert ours
+    assert found.keys() == expected.keys()
+    assert all(mx.array_equal(found[name], expected[name]) for name in found)

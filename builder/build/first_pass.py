@@ -31,8 +31,8 @@ from builder.project.project import Project
 from builder.project.remotes import remotes_of
 from builder.project.toolchain import now
 from builder.sources import base as bases
-from builder.sources.catalog import NOT_YET, structure_key
-from builder.sources.facts import Unknown
+from builder.sources.catalog import structure_key
+from builder.sources.facts import NOT_YET, Unknown
 from builder.sources.unread import Unread, unread
 from builder.spec.types import Base, GgufSource, Target
 from builder.store import blobs, records
@@ -102,6 +102,8 @@ def _targets(project: Project, name: str, selected: Collection[str]) -> list[Tar
     plain = [target for target in found if _is_plain(target)]
     if remotes_of(project):  # what they have is found by keys, and is pulled
         return []
+    if model.adapter is not None and project.spec.adapters[model.adapter].train is not None:
+        return []  # training reads the base first
     if isinstance(base.source, GgufSource) or name not in {target.name for target in plain}:
         return []
     plan = project.plan.targets[name]

@@ -115,6 +115,7 @@ def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFa
     Raises SourceError, and what training raises.
     """
     if adapter.train is not None:
+        prepare_base(project, project.spec.bases[adapter.base], emit)  # its task may have left it to a build
         train_adapter(project, adapter, adapter.train, emit)
         adapter = project.adapter(adapter.name)
     for path in adapter_files(adapter):

@@ -108,7 +108,7 @@ def _kernels_suffice(project: Project, plan: TargetPlan) -> bool:
     if name is None:
         return True
     with suppress(BuildError):
-        return read_adapter(project.spec.adapters[name]).fine_tune_type == "lora"
+        return read_adapter(project.adapter(name)).fine_tune_type == "lora"
     return False
 
 

@@ -63,10 +63,8 @@ class Catalog:
     def base_identity(self, base: Base) -> BaseIdentity | Unknown:
         """Digests of everything in a base that can matter, if they are known. Raises SourceError."""
         if isinstance(base.source, GgufSource):
-            manifest = self.imported(base)
-            return (
-                self.imported_identity(base, manifest) if manifest else Unknown("has not been imported yet")
-            )
+            found = self.imported(base)
+            return self.imported_identity(base, found) if found else Unknown("has not been imported yet")
         directory = bases.locate(base)
         if directory is None:
             return Unknown("is not in the local cache of downloads yet")
@@ -282,9 +280,9 @@ class Catalog:
         return self.digest(path) if path.stat().st_size <= HASH_AT_ONCE else None
 
     def digest(self, path: Path, on_progress: Callable[[int], None] | None = None) -> Digest:
-        """The digest of a file, hashed if necessary. Raises OSError. `on_progress`: bytes of each piece.
+        """The digest of a file, hashed if necessary. This process remembers it, however new the file is.
 
-        This process remembers the digest too: the stat cache does not trust a file that was just written.
+        `on_progress` gets the bytes of each piece. Raises OSError.
         """
         before = identity(path.stat())
         digest = self.cache.digest(path, on_progress)

@@ -10,8 +10,7 @@ from builder.errors import BuildError
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.project.toolchain import device
-from builder.sources.catalog import NOT_YET
-from builder.sources.facts import Unknown
+from builder.sources.facts import NOT_YET, Unknown
 from builder.spec.types import Adapter, Base, Variant
 from builder.tasks.uptodate import Selection
 

@@ -36,6 +36,7 @@ def score(directory: Path, how: str, sequences: int, length: int) -> dict[str, A
     from builder.evaluate.worker import scoring
     from builder.evaluate.worker.layerwise import score_by_layer
     from builder.evaluate.worker.questions import Ask
+    from builder.evaluate.worker.scorable import load_float32
 
     vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
     draw = np.random.default_rng(0)
@@ -47,7 +48,7 @@ def score(directory: Path, how: str, sequences: int, length: int) -> dict[str, A
         found[index] = mx.take_along_axis(logprobs, tokens, axis=-1).sum().item()
 
     start = time.perf_counter()
-    model = scoring.load_float32(directory)
+    model = load_float32(directory)
     (score_by_layer if how == "layers" else scoring.score)(model, asks, take)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak": peak(), "scores": [found[index] for index in range(sequences)]}

@@ -37,7 +37,7 @@ def score(model: Path, count: int) -> dict[str, object]:
 
     from builder.evaluate.worker.measure import Answers, Choice, answer
     from builder.evaluate.worker.questions import answer_asks
-    from builder.evaluate.worker.scoring import load_float32
+    from builder.evaluate.worker.scorable import load_float32
     from builder.evaluate.worker.scoring import score as run
     from builder.evaluate.worker.tokens import tokenizer_of
     from builder.spec.types import Suite
@@ -65,7 +65,7 @@ def generate(model: Path, count: int, *, float32: bool = False) -> dict[str, obj
     from mlx_lm import load
 
     from builder.evaluate.worker.questions import prompt
-    from builder.evaluate.worker.scoring import load_float32
+    from builder.evaluate.worker.scorable import load_float32
     from builder.spec.types import Suite
 
     start = time.perf_counter()

@@ -88,11 +88,15 @@ class TargetDone:
 
 @dataclass(frozen=True)
 class Scored:
-    """A target has answered `done` of `total` questions. Scoring by layer counts layers instead."""
+    """A target has answered `done` of `total` questions.
+
+    `unit`: "questions", or "bytes" of weights where a target is scored layer by layer.
+    """
 
     target: str
     done: int
     total: int
+    unit: str = "questions"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Plain:
         self._every = every
         self._last = time.monotonic()
         self._blocks = self._done = 0
-        self._part, self._since, self._first = "", 0.0, 0  # of a learned quantizer
+        self._part, self._since, self._first = "", 0.0, 0  # of what has a time left
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -64,9 +64,15 @@ class Plain:
             case Writing(what, done, total):
                 if done < total and self._due():
                     self._line(f"{what}: wrote {done / 1e9:.1f} of {total / 1e9:.1f} GB")
-            case Scored(target, done, total):
+            case Scored(target, done, total, unit):
+                left = self._left(target, done, total)
                 if self._due():
-                    self._line(f"{target}: {done} of {total} measured")
+                    of = (
+                        f"{done / 1e9:.1f} of {total / 1e9:.1f} GB"
+                        if unit == "bytes"
+                        else f"{done} of {total}"
+                    )
+                    self._line(f"{target}: {of} measured{left}")
             case Learning(target, part, done, total, loss):
                 if self._due():
                     left = self._left(target + part, done, total)

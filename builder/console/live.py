@@ -69,9 +69,10 @@ class Live:
                 self._update(done, f"{_of(done, total)}{self._rate(done)}")
                 if done >= total:
                     self._stop()
-            case Scored(target, done, total):
+            case Scored(target, done, total, unit):
                 self._follow(target, total, longest=30)
-                self._update(done, f"{done}/{total} measured{self._left(done)}")
+                of = _of(done, total) if unit == "bytes" else f"{done}/{total}"
+                self._update(done, f"{of} measured{self._left(done)}")
                 if done >= total:
                     self._stop()
             case Learning(target, part, done, total, loss):

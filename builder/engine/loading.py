@@ -67,11 +67,13 @@ class Loaded(NamedTuple):
     """A model with lazy weights, and its config as mlx_lm.utils.load_model returns it.
 
     `repairs` says, by the name of a setting, what was done otherwise than by mlx-lm, which would misread it.
+    `packed`: the modules with codes that stood where the model has dequantized ones, by path.
     """
 
     model: nn.Module
     config: dict[str, Any]
     repairs: Mapping[str, str]
+    packed: Mapping[str, nn.Module]
 
 
 def load_base(
@@ -118,6 +120,7 @@ def load(
                 path=directory, method=method.method, key=method.key, what=what
             ) from error
         raise ModelUnloadable(path=directory, what=one_line(error)) from error
+    packed: dict[str, nn.Module] = {}
     if dequantize:
         packed = quantized_modules(model)
         model = dequantize_model(model)
@@ -130,7 +133,7 @@ def load(
             raise NotDequantizable(path=directory, what=path, kind=type(left[path]).__name__)
         for name in ("quantization", "quantization_config"):
             config.pop(name, None)
-    return Loaded(model, config, repairs)
+    return Loaded(model, config, repairs, packed)
 
 
 def load_config(directory: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,11 @@ from builder.errors import BuildError, error_from
 Step = Callable[[int, int], None]  # step(done, total)
 MARK = "modelkiln progress "  # begins the worker's lines on stderr that are not for people
 _EVERY_S = 0.25
+# The memory of arrays that are let go is used again. By default it goes back to the system, and every page of
+# the next array is a fault. Scoring 6 GB layer by layer took 5 s of CPU less, of 30. Only glibc reads it.
+KEEP_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
+}
 
 
 class EvaluationFailed(BuildError):
@@ -34,7 +40,8 @@ def ask(target: str, request: Mapping[str, Any], emit: Emit, running: str = "") 
     command = [sys.executable, "-m", "builder.evaluate.worker"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     said: list[str] = []
-    with subprocess.Popen(command, text=True, errors="replace", **pipes) as process:  # type: ignore[call-overload]
+    env = {**KEEP_MEMORY, **os.environ} if request.get("layerwise") else None
+    with subprocess.Popen(command, text=True, errors="replace", env=env, **pipes) as process:  # type: ignore[call-overload]
         listener = Thread(target=_listen, args=(process.stderr, said, running or target, emit), daemon=True)
         listener.start()
         try:
@@ -70,21 +77,24 @@ def _listen(stream: IO[str], said: list[str], target: str, emit: Emit) -> None:
     """Turns lines of progress into events. Keeps the last other line, to explain an unexpected end."""
     for line in stream:
         if line.startswith(MARK):
-            done, _, total = line.removeprefix(MARK).strip().partition("/")
-            emit(Scored(target, int(done), int(total)))
+            done, total, unit = line.removeprefix(MARK).split()
+            emit(Scored(target, int(done), int(total), unit))
         elif line.strip():
             said[:] = [line.strip()]
 
 
-def telling() -> Step:
-    """For the worker: a step that writes progress to stderr, at most four times a second and at the end."""
+def telling(unit: str = "questions") -> Step:
+    """For the worker: a step that writes progress to stderr, at most four times a second and at the end.
+
+    `unit`: of what is done, as in `Scored`.
+    """
     last = 0.0
 
     def tell(done: int, total: int) -> None:
         nonlocal last
         if done == total or time.monotonic() - last > _EVERY_S:
             last = time.monotonic()
-            sys.stderr.write(f"{MARK}{done}/{total}\n")
+            sys.stderr.write(f"{MARK}{done} {total} {unit}\n")
             sys.stderr.flush()
 
     return tell

@@ -22,6 +22,7 @@ from builder.engine.kernels.cpu import (
     QuantizedArrays,
     Setting,
     available,
+    dequantize_into,
     fuse_lora,
     quantize_widths,
 )
@@ -33,6 +34,14 @@ def verify(dtype: str) -> frozenset[Setting]:
     Empty when the kernels are not available. The comparison runs once per process and dtype.
     """
     return _verified(dtype) if available() else frozenset()
+
+
+def dequantize_agrees(dtype: str, setting: Setting) -> bool:
+    """Whether `dequantize_into` is bit-identical to mx.dequantize, on arrays made from `dtype`.
+
+    False when the kernels are not available. The comparison runs once per process and dtype.
+    """
+    return available() and setting in _dequantized_alike(dtype)
 
 
 def fuse_agrees(dtype: str, layout: Layout, rows: int, rank: int, columns: int) -> bool:
@@ -67,6 +76,26 @@ def agreeing(dtype: str, quantize: Callable[..., list[QuantizedArrays]]) -> froz
         pairs = zip((ours.weight, ours.scales, ours.biases), theirs, strict=True)
         if all(_same(mine, _stored(its)) for mine, its in pairs):
             agreed.add((bits, group))
+    return frozenset(agreed)
+
+
+@functools.cache
+def _dequantized_alike(dtype: str) -> frozenset[Setting]:
+    import mlx.core as mx
+
+    weight = hard_weights(dtype)
+    array = mx.array(weight)
+    if dtype != "float32":
+        array = array.view(getattr(mx, dtype))
+    agreed, ours = set(), np.empty(weight.shape, np.float32)
+    with mx.stream(mx.cpu):
+        for bits, group in sorted(SETTINGS):
+            parts = mx.quantize(array, group_size=group, bits=bits)
+            theirs = np.array(mx.dequantize(*parts, group_size=group, bits=bits).astype(mx.float32))
+            codes, scales, biases = map(_stored, parts)
+            dequantize_into(ours, codes, scales, biases, dtype=dtype, setting=(bits, group))
+            if np.array_equal(ours, theirs, equal_nan=True):
+                agreed.add((bits, group))
     return frozenset(agreed)
 
 

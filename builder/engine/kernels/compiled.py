@@ -78,6 +78,44 @@ def quantize_span(
     )
 
 
+def dequantize_span(
+    kind: int,
+    codes: Array,
+    scales: Array,
+    biases: Array,
+    setting: tuple[int, int],
+    first: int,
+    last: int,
+    out: npt.NDArray[np.float32],
+) -> None:
+    """Calls `jitted.dequantize_span` on C-contiguous arrays. The GIL is released during the call.
+
+    `setting`: bits and group size. Raises CannotCompile.
+    """
+    memory = np.empty((SCRATCH, CHUNK + _APART), np.uint32)
+    pieces = _rows(memory)
+    _call(
+        f"dequantize_span_{8 * scales.itemsize}",
+        kind,
+        codes.ctypes.data,
+        scales.ctypes.data,
+        biases.ctypes.data,
+        *setting,
+        first,
+        last,
+        out.ctypes.data,
+        pieces.ctypes.data,
+    )
+
+
+def widen_span(kind: int, raw: Array, first: int, last: int, out: npt.NDArray[np.float32]) -> None:
+    """Calls `jitted.widen_span` on C-contiguous arrays. The GIL is released during the call.
+
+    Raises CannotCompile.
+    """
+    _call(f"widen_span_{8 * raw.itemsize}", kind, raw.ctypes.data, first, last, out.ctypes.data)
+
+
 def fuse_rows(
     kind: int,
     raw: Array,

@@ -1,4 +1,4 @@
-"""Compiled CPU kernels: quantize a weight to many affine bit widths in one pass, and fuse LoRA into weights.
+"""Compiled CPU kernels: quantize a weight to many affine bit widths in one pass, and back, and fuse LoRA.
 
 mx.quantize on a CPU walks the weights once per width, on one thread, element by element. These kernels read a
 weight once and write every width. Their result is bit-identical to the one of mx.quantize. They need numba
@@ -207,6 +207,37 @@ def fuse_lora(
 
     _each(fuse, len(pieces), threads)
     return out.view(weight.dtype).reshape(weight.shape)
+
+
+def dequantize_into(
+    out: npt.NDArray[np.float32],
+    codes: Array,
+    scales: Array,
+    biases: Array,
+    *,
+    dtype: str,
+    setting: Setting,
+) -> None:
+    """Writes to `out` what mx.dequantize gives for the arrays of mx.quantize, as float32.
+
+    out: (rows, columns), C-contiguous. codes: uint32. scales, biases: stored values of `dtype`. On one
+    thread, with the GIL released. Raises ValueError when arrays do not fit.
+    """
+    from builder.engine.kernels import compiled
+
+    scale, bias = _input(scales, dtype), _input(biases, dtype)
+    words = np.require(codes, np.uint32, ["C", "A"])
+    bits, group = setting
+    if setting not in SETTINGS or words.size * 32 != out.size * bits or scale.size * group != out.size:
+        raise ValueError(f"no kernel for {bits} bits in groups of {group}, or the arrays do not fit")
+    compiled.dequantize_span(KINDS[dtype], words, scale, bias, setting, 0, out.size, out)
+
+
+def widen_into(out: npt.NDArray[np.float32], raw: Array, dtype: str) -> None:
+    """Writes stored values of `dtype` to `out` as float32, on one thread, with the GIL released."""
+    from builder.engine.kernels import compiled
+
+    compiled.widen_span(KINDS[dtype], _input(raw, dtype), 0, out.size, out)
 
 
 def _input(array: Array, dtype: str) -> Array:

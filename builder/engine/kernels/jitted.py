@@ -1,4 +1,4 @@
-"""The loops of the CPU kernels: affine quantization to several widths, and LoRA fusing.
+"""The loops of the CPU kernels: affine quantization to several widths and back, and LoRA fusing.
 
 Importing this module imports numba. Only `machine_code` imports this module, once on a machine. The compiled
 code that a machine keeps is valid for the files that `compiled` names. So everything that is compiled must
@@ -184,6 +184,35 @@ def _pack(width: int, words: Words, eight: npt.NDArray[np.uint64], count: int, o
 
 
 @_inner
+def _unpack(width: int, packed: Bytes, steps: Bytes, eight: npt.NDArray[np.uint64]) -> None:
+    """Writes the codes of a little-endian stream of `width`-bit fields, one code per byte.
+
+    `steps` and `eight` are the same memory. Its size is a multiple of 8.
+    """
+    if width == 8:
+        for j in range(steps.size):
+            steps[j] = packed[j]
+        return
+    field = np.uint64(width)
+    gap1, gap2 = np.uint64(8) - field, np.uint64(16) - np.uint64(2) * field
+    gap4 = np.uint64(32) - np.uint64(4) * field
+    four, two = (
+        (np.uint64(1) << (np.uint64(4) * field)) - np.uint64(1),
+        (np.uint64(1) << (np.uint64(2) * field)) - np.uint64(1),
+    )
+    one = (np.uint64(1) << field) - np.uint64(1)
+    two, one = two | (two << np.uint64(32)), one | (one << np.uint64(16))
+    one |= one << np.uint64(32)
+    for j in range(eight.size):  # insert the gaps between eight codes, last within pairs
+        x = np.uint64(0)
+        for k in range(width):
+            x |= np.uint64(packed[j * width + k]) << np.uint64(8 * k)
+        x = (x & four) | ((x & ~four) << gap4)
+        x = (x & two) | ((x & ~two) << gap2)
+        eight[j] = (x & one) | ((x & ~one) << gap1)
+
+
+@_inner
 def _scale_and_bias(least: np.float32, most: np.float32, top: np.float32) -> tuple[np.float32, np.float32]:
     """Scale and bias of a group from `least` to `most`. Zero is a step, and one end is exact."""
     negative = abs(least) > abs(most)
@@ -362,6 +391,68 @@ def quantize_span(
             packed_at = codes_at + start // 32 * width
             _pack(width, words, eight, count, all_codes[packed_at : packed_at + count // 32 * width])
     return -1
+
+
+def dequantize_span(
+    kind: int,
+    codes: Any,
+    scales: Any,
+    biases: Any,
+    width: int,
+    group: int,
+    first: int,
+    last: int,
+    out: Any,
+    scratch: Any,
+) -> int:
+    """Writes elements `first` to `last` (exclusive) of what mx.dequantize makes, as float32.
+
+    `first` is a multiple of CHUNK. `last - first` is a multiple of the group size. The product and the sum
+    are each rounded to the storage type, as mx.dequantize rounds them.
+    out: `last` float32 bit patterns. scratch: SCRATCH pointers to CHUNK words each. Returns 0.
+    """
+    packed = carray(codes, (last // 8 * width,))
+    all_scales, all_biases = carray(scales, (last // group,)), carray(biases, (last // group,))
+    wide_bits = carray(out, (last,))
+    flat = carray(scratch[CODES], (CHUNK,), np.uint8)
+    eight = carray(scratch[CODES], (CHUNK // 8,), np.uint64)
+    steps = carray(scratch[CODES], (CHUNK // group, group), np.uint8)
+    scale_bits, scale = (
+        carray(scratch[SCALES], (CHUNK // group,), np.uint32),
+        carray(scratch[SCALES], (CHUNK // group,), np.float32),
+    )
+    bias_bits, bias = (
+        carray(scratch[BIASES], (CHUNK // group,), np.uint32),
+        carray(scratch[BIASES], (CHUNK // group,), np.float32),
+    )
+    bits, values = (
+        carray(scratch[WIDE], (CHUNK,), np.uint32),
+        carray(scratch[WIDE], (CHUNK // group, group), np.float32),
+    )
+    for start in range(first, last, CHUNK):
+        count = min(CHUNK, last - start)
+        groups, at = count // group, start // group
+        _unpack(
+            width,
+            packed[start // 8 * width : (start + count) // 8 * width],
+            flat[:count],
+            eight[: count // 8],
+        )
+        _widen(kind, all_scales[at : at + groups], scale_bits)
+        _widen(kind, all_biases[at : at + groups], bias_bits)
+        _scale_up(steps, groups, scale, values)
+        _round(kind, bits[:count])
+        _add_biases(groups, bias, values)
+        _round(kind, bits[:count])
+        for j in range(count):
+            wide_bits[start + j] = bits[j]
+    return 0
+
+
+def widen_span(kind: int, raw: Any, first: int, last: int, out: Any) -> int:
+    """Writes elements `first` to `last` (exclusive) of `raw` as float32. Returns 0."""
+    _widen(kind, carray(raw, (last,))[first:last], carray(out, (last,))[first:last])
+    return 0
 
 
 @_inner

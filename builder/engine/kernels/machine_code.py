@@ -50,12 +50,22 @@ def _loops() -> Iterator[tuple[str, str, str]]:
     """
     i64, pointers = types.int64, types.CPointer(types.voidptr)
     table, sums = types.CPointer(i64), types.CPointer(types.float64)
-    word, floats = types.CPointer(types.uint32), types.CPointer(types.float32)
+    byte, word, floats = (
+        types.CPointer(types.uint8),
+        types.CPointer(types.uint32),
+        types.CPointer(types.float32),
+    )
     for size in SIZES:
         raw = types.CPointer(getattr(types, f"uint{size}"))
         quantize = i64(i64, raw, raw, i64, i64, i64, table, i64, word, i64, raw, i64, sums, pointers)
-        fuse = i64(i64, raw, floats, floats, i64, i64, i64, i64, raw, pointers)
-        for function, signature in ((jitted.quantize_span, quantize), (jitted.fuse_rows, fuse)):
+        dequantize = i64(i64, byte, raw, raw, i64, i64, i64, i64, word, pointers)
+        signatures = {
+            jitted.quantize_span: quantize,
+            jitted.dequantize_span: dequantize,
+            jitted.widen_span: i64(i64, raw, i64, i64, word),
+            jitted.fuse_rows: i64(i64, raw, floats, floats, i64, i64, i64, i64, raw, pointers),
+        }
+        for function, signature in signatures.items():
             compiled = numba.njit(
                 signature, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
             )(function)

@@ -5,7 +5,12 @@ from __future__ import annotations
 CHUNK = 4096  # elements at a time: a multiple of every group size, and 16 KiB in float32
 SCRATCH = 9  # pieces of working memory that a loop uses, of CHUNK words
 
-SIGNATURES = {"quantize_span": "ippiiipipipipp", "fuse_rows": "ipppiiiipp"}  # i: int64, p: pointer
+SIGNATURES = {  # i: int64, p: pointer
+    "quantize_span": "ippiiipipipipp",
+    "dequantize_span": "ipppiiiipp",
+    "widen_span": "ipiip",
+    "fuse_rows": "ipppiiiipp",
+}
 SIZES = (16, 32)  # bits of a stored value
 
 

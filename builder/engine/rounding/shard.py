@@ -108,9 +108,7 @@ def _quantized(
         count.blind += sum(known is None for _, known in parts)
     codes, scales, biases = [], [], []
     for part, moments in parts:
-        rounded = round_weight(
-            as_numpy(part), moments, how, dtype, again=linear
-        )  # worse for a tied embedding
+        rounded = round_weight(as_numpy(part), moments, how, dtype, again=linear)  # no gain for embeddings
         codes.append(rounded.packed(how.bits))
         scales.append(rounded.scales)
         biases.append(rounded.biases)

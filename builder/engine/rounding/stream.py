@@ -29,10 +29,11 @@ from mlx.utils import tree_map, tree_unflatten
 from builder.engine.arrays import Values
 from builder.engine.blas import plain
 from builder.engine.block import Block, Recipe
+from builder.engine.layers import listed_layers
 from builder.engine.loading import LoadedAdapter
 from builder.engine.rounding.moments import Floats, Seen, Sum, taps
 from builder.engine.rounding.shard import Made, rounded
-from builder.engine.rounding.walk import Run, listed_layers, walk
+from builder.engine.rounding.walk import Run, walk
 from builder.engine.stream import cut
 from builder.errors import EngineError
 from builder.spec.types import Quantization

@@ -15,14 +15,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
+from builder.engine.layers import intercepted, listed_layers
 from builder.engine.loading import one_line
 from builder.errors import BuildError, EngineError
 
@@ -145,37 +147,12 @@ def _streams() -> list[Any]:
     return streams[: os.cpu_count() or 1]
 
 
-def listed_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in the outermost lists of a tree of modules. These are the layers of the model.
-
-    Single embeddings and projections are not layers: models keep lists of these beside the layers.
-    """
-    for child in module.children().values():
-        if isinstance(child, nn.Module):
-            yield from listed_layers(child)
-        elif isinstance(child, list):
-            yield from (entry for entry in child if isinstance(entry, nn.Module) and entry.children())
-
-
-@contextmanager
-def _watched(model: Any, on_call: Callable[..., Any]) -> Iterator[None]:
-    """Gives each layer a subclass of its class, whose calls go through `on_call`."""
+def _watched(model: Any, on_call: Callable[..., Any]) -> AbstractContextManager[None]:
+    """The calls of each layer go through `on_call`, which is also told the layer's path."""
     paths = {id(module): path for path, module in model.named_modules()}
-    former = [(layer, type(layer)) for layer in listed_layers(model)]
-    try:
-        for layer, kind in former:
-            layer.__class__ = _watching(kind, paths[id(layer)], on_call)
-        yield
-    finally:
-        for layer, kind in former:
-            layer.__class__ = kind
-
-
-def _watching(kind: Any, path: str, on_call: Callable[..., Any]) -> Any:
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return on_call(path, self, lambda *a, **k: kind.__call__(self, *a, **k), args, kwargs)
-
-    return type(kind.__name__, (kind,), {"__call__": call})
+    return intercepted(
+        (layer, {"__call__": partial(on_call, paths[id(layer)])}) for layer in listed_layers(model)
+    )
 
 
 def _is_array(leaf: Any) -> bool:

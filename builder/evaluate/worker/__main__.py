@@ -49,12 +49,10 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
             "made": made | {"precision": PRECISION if on_cpu() else "as stored"},
         }
     parts = _parts(request, suites)
-    tell = telling()
     if request.get("gguf"):
-        return {"results": _in_llama(request, parts, tell), "made": {**made, **_llama()}}
-    model = _model(request)
+        return {"results": _in_llama(request, parts, telling()), "made": {**made, **_llama()}}
     batch = min(suite.batch for suite in suites)
-    results = _score(model, parts, batch, tell, layerwise=request["layerwise"])
+    results = _score(request, parts, batch)
     for suite in suites:
         if request["make"].get(suite.name):
             parts[suite.name].save(Path(request["make"][suite.name]))
@@ -105,28 +103,35 @@ def _generate(request: Mapping[str, Any], suite: Any) -> Any:
     return replace(found, asked=numbers(chosen, every))
 
 
-def _model(request: Mapping[str, Any]) -> Any:
+def _scorable(request: Mapping[str, Any]) -> Any:
     if request["directory"] is None:
         from builder.evaluate.worker.sources import reference_model, stored_model
 
         if (stored := request["stored"]) is not None:
             return stored_model(request["base"], request["adapter"], stored["dtype"])
         return reference_model(request["base"], request["adapter"])
-    from builder.evaluate.worker.scoring import load_float32
+    from builder.evaluate.worker.scorable import load_scorable
 
     trusted = request["base"]["trust_remote_code"]
-    return load_float32(Path(request["directory"]), trust_remote_code=trusted)
+    return load_scorable(Path(request["directory"]), trust_remote_code=trusted)
 
 
-def _score(
-    model: Any, parts: Mapping[str, Any], batch: int, tell: Step, *, layerwise: bool
-) -> dict[str, Any]:
-    from builder.evaluate.worker.layerwise import score_by_layer
+def _score(request: Mapping[str, Any], parts: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    from builder.evaluate.worker.layerwise import score_larger
     from builder.evaluate.worker.measure import answer
     from builder.evaluate.worker.scoring import score
 
-    scorer = score_by_layer if layerwise else score
-    answer(parts.values(), lambda asks, take: scorer(model, asks, take, batch, tell), at_once=layerwise)
+    layerwise = request["layerwise"]
+    tell = telling("bytes" if layerwise else "questions")
+    model = None if layerwise else _scorable(request).model
+
+    def scorer(asks: Sequence[Any], take: Any) -> None:
+        if layerwise:
+            score_larger(lambda: _scorable(request), asks, take, batch, tell)
+        else:
+            score(model, asks, take, batch, tell)
+
+    answer(parts.values(), scorer, at_once=layerwise)
     return {name: asdict(part.result()) for name, part in parts.items()}
 
 

@@ -11,15 +11,19 @@ again later (a tied embedding, until the end).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from builder.engine.layers import listed_layers
 from builder.evaluate.process import Step, untold
+from builder.evaluate.worker.by_expert import score_by_expert, suits
 from builder.evaluate.worker.questions import Ask
+from builder.evaluate.worker.scorable import Scorable
 from builder.evaluate.worker.scoring import (
     Gather,
     Reduce,
@@ -30,8 +34,35 @@ from builder.evaluate.worker.scoring import (
     logits,
     positions_at_once,
 )
+from builder.evaluate.worker.walk import Unsuited
 
 Steps = deque[list[mx.array]]  # what the layers returned for one batch, in order, not computed yet
+
+
+def score_larger(
+    load: Callable[[], Scorable], asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: Step = untold
+) -> None:
+    """Scores what `load` gives. On a CPU a mixture of experts is multiplied by expert, where that works.
+
+    `step` is told how many of the bytes of all weights are done.
+    """
+    with _reader():
+        scorable = load()
+    if suits(scorable):
+        try:
+            return score_by_expert(scorable, asks, reduce, size, step)
+        except Unsuited:
+            scorable = load()  # the weights of the former may be lost
+    model, total = scorable.model, sum(scorable.sizes.values())
+    del scorable  # it would keep the weights of all layers
+    step(0, total)
+    return score_by_layer(model, asks, reduce, size, lambda done, of: step(total * done // of, total))
+
+
+def _reader() -> AbstractContextManager[Any]:
+    """On a CPU, what is read is read on a stream of its own: beside the products, not in a row with them."""
+    cpu = mx.Device(mx.cpu)
+    return mx.stream(mx.new_stream(cpu)) if mx.default_device() == cpu else nullcontext()
 
 
 def score_by_layer(
@@ -46,7 +77,8 @@ def score_by_layer(
     install_gather(model, lambda: gathers[-1])
     for layer in list(listed_layers(model)):
         _note_calls(layer, steps)
-    beginning = begin(model, asks)
+    if (beginning := begin(model, asks)) is not None:
+        beginning.run()
     made = batches(asks, size, positions_at_once(model))
     todo = [batch.without(len(beginning.tokens)) if beginning else batch for batch in made]
     outputs: deque[mx.array] = deque()
@@ -66,15 +98,6 @@ def score_by_layer(
     for batch in todo:
         deliver(batch, outputs.popleft(), reduce)
         mx.clear_cache()
-
-
-def listed_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in the outermost lists of a tree of modules. These are the layers of the model."""
-    for child in module.children().values():
-        if isinstance(child, nn.Module):
-            yield from listed_layers(child)
-        elif isinstance(child, list):
-            yield from (entry for entry in child if isinstance(entry, nn.Module))
 
 
 def _note_calls(layer: nn.Module, steps: Sequence[Steps]) -> None:

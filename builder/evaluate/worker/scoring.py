@@ -11,13 +11,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from builder.engine.loading import load_base
 from builder.evaluate.process import Step, untold
 from builder.evaluate.worker.prefix import Beginning, shared_beginning
 from builder.evaluate.worker.questions import Ask
@@ -141,17 +139,6 @@ def install_gather(model: nn.Module, current: Callable[[], Gather]) -> None:
             setattr(modules[parent], name, _Head(inner, current))
 
 
-def load_float32(directory: Path, *, trust_remote_code: bool = False) -> nn.Module:
-    """The model in a directory, with its quantized weights dequantized, in float32, lazy. Raises BuildError.
-
-    float32, because CPU kernels for other dtypes are far slower. mlx rounds the weights once to the target's
-    dtype when it dequantizes them. As measured, that changes a KL divergence by less than 1 %.
-    """
-    model, _ = load_base(directory, dequantize=True, trust_remote_code=trust_remote_code)
-    model.set_dtype(mx.float32)
-    return model
-
-
 def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: Step = untold) -> None:
     """Calls reduce(i, log-probs) for every ask i, in any order.
 
@@ -163,6 +150,7 @@ def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: 
     install_gather(model, lambda: running[-1])
     beginning = begin(model, asks)
     if beginning is not None:
+        beginning.run()
         mx.eval(beginning.arrays)
     for batch in batches(asks, size, positions_at_once(model)):
         rest = batch.without(len(beginning.tokens)) if beginning else batch
@@ -174,7 +162,7 @@ def score(model: Any, asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: 
 
 
 def begin(model: Any, asks: Sequence[Ask]) -> Beginning | None:
-    """What all asks begin with, lazy. None where sharing does not pay."""
+    """What all asks begin with, not run yet. None where sharing does not pay."""
     tokens = shared_beginning(model, asks)
     return Beginning(model, tokens) if tokens else None
 

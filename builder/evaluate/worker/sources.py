@@ -16,21 +16,23 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 from builder.engine.inspect import inspect
 from builder.engine.loading import LoadedAdapter, load_base, lora_layers, replacements
 from builder.engine.merging import with_merges
+from builder.evaluate.worker.scorable import Scorable, in_float32
 
 
-def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> nn.Module:
-    """The fused model, lazy: each weight is read and fused when it is first used. Raises BuildError.
+def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> Scorable:
+    """The fused model. Each weight is read and fused when it is first used. Raises BuildError.
 
     `base` and `adapter` are as in the request that `builder.evaluate.run` makes.
     """
     model = _load(base)
     if adapter is not None:
         fuse(model, _load_adapter(adapter, base))
-    return _in_float32(model)
+    model.eval()
+    return in_float32(model)
 
 
-def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dtype: str | None) -> nn.Module:
-    """An unquantized target with the numbers that its directory would hold, lazy. Raises BuildError."""
+def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dtype: str | None) -> Scorable:
+    """An unquantized target with the numbers that its directory would hold. Raises BuildError."""
     model = _load(base)
     own = {name: array.dtype for name, array in tree_flatten(model.parameters())}
     if adapter is not None:
@@ -45,18 +47,13 @@ def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dty
         return array.astype(wanted) if mx.issubdtype(array.dtype, mx.floating) else array
 
     model.update(tree_map_with_path(stored, model.parameters()))
-    return _in_float32(model)
+    model.eval()
+    return in_float32(model)
 
 
 def _load(base: Mapping[str, Any]) -> nn.Module:
     directory, trusted = Path(base["directory"]), base["trust_remote_code"]
     model, _ = load_base(directory, dequantize=base["dequantize"], trust_remote_code=trusted)
-    return model
-
-
-def _in_float32(model: nn.Module) -> nn.Module:
-    model.set_dtype(mx.float32)
-    model.eval()
     return model
 
 

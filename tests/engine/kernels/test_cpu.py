@@ -97,6 +97,40 @@ def test_last_chunk_may_be_any_number_of_groups(group: int) -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_dequantized_as_by_mlx(dtype: str) -> None:
+    for setting in SETTINGS:
+        assert agreement.dequantize_agrees(dtype, setting), setting
+    rows = kernels.quantize_widths(agreement.hard_weights(dtype), dtype, [(5, 64)])[0]
+    out = np.empty((rows.weight.shape[0], 256), np.float32)
+    with pytest.raises(ValueError, match="no kernel for 4 bits"):
+        kernels.dequantize_into(out, rows.weight, rows.scales, rows.biases, dtype=dtype, setting=(4, 64))
+
+
+def test_a_wrong_dequantization_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = agreement.dequantize_into
+
+    def wrong(out: Any, *arrays: Any, **how: Any) -> None:
+        right(out, *arrays, **how)
+        if how["setting"] == (5, 64):
+            out[3, 7] = np.nextafter(out[3, 7], np.float32(9))
+
+    monkeypatch.setattr(agreement, "dequantize_into", wrong)
+    agreement._dequantized_alike.cache_clear()
+    try:
+        assert agreement._dequantized_alike("bfloat16") == SETTINGS - {(5, 64)}
+    finally:
+        agreement._dequantized_alike.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_widened_as_by_mlx(dtype: str) -> None:
+    weight = agreement.hard_weights(dtype)
+    out = np.empty(weight.shape, np.float32)
+    kernels.widen_into(out, weight, dtype)
+    assert np.array_equal(out, np.array(mx.array(weight).view(getattr(mx, dtype)).astype(mx.float32)))
+
+
 def test_pieces_and_threads_do_not_change_a_bit() -> None:
     raw = random_weights("bfloat16", 3, 520, 1024)
     assert raw.size > 3 * kernels.PIECE

@@ -8,9 +8,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from builder.evaluate.worker.layerwise import listed_layers, score_by_layer
+from builder.engine.layers import listed_layers
+from builder.evaluate.worker.layerwise import score_by_layer
 from builder.evaluate.worker.questions import Ask
-from builder.evaluate.worker.scoring import load_float32, score
+from builder.evaluate.worker.scorable import load_float32
+from builder.evaluate.worker.scoring import score
 from tests.architectures import REGISTRY, Architecture, checkpoint
 from tests.tiny import make_base
 

@@ -11,7 +11,8 @@ import pytest
 from builder.evaluate.worker.layerwise import score_by_layer
 from builder.evaluate.worker.prefix import shared_beginning
 from builder.evaluate.worker.questions import Ask
-from builder.evaluate.worker.scoring import load_float32, score
+from builder.evaluate.worker.scorable import load_float32
+from builder.evaluate.worker.scoring import score
 from tests.architectures import REGISTRY, checkpoint
 from tests.tiny import make_base
 

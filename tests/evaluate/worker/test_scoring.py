@@ -12,7 +12,8 @@ import pytest
 from builder.evaluate.worker import scoring
 from builder.evaluate.worker.layerwise import score_by_layer
 from builder.evaluate.worker.questions import Ask, accepted, answer_asks, candidate_asks, read_rows
-from builder.evaluate.worker.scoring import batches, load_float32, positions_at_once, score
+from builder.evaluate.worker.scorable import load_float32
+from builder.evaluate.worker.scoring import batches, positions_at_once, score
 from builder.spec.types import Suite
 from tests.architectures import REGISTRY, Architecture, checkpoint
 from tests.conftest import fresh_python
@@ -175,7 +176,8 @@ import mlx.core as mx
 from pathlib import Path
 from builder.evaluate.worker import layerwise, scoring
 from builder.evaluate.worker.questions import Ask
-model = scoring.load_float32(Path(sys.argv[1]))
+from builder.evaluate.worker.scorable import load_float32
+model = load_float32(Path(sys.argv[1]))
 asks = [Ask(tuple(range(i, i + 20)), 5) for i in range(4)]
 how = {"all": scoring.score, "layer": layerwise.score_by_layer}[sys.argv[2]]
 how(model, asks, lambda i, lp: lp.sum().item(), 2)

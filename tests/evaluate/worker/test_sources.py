@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from builder.engine.inspect import inspect
-from builder.evaluate.worker.scoring import load_float32
+from builder.evaluate.worker.scorable import load_float32
 from builder.evaluate.worker.sources import stored_model
 from tests import reference
 from tests.architectures import REGISTRY, Architecture, checkpoint
@@ -27,7 +27,7 @@ def same(base: Path, adapter: Path | None, dtype: str | None, folder: Path) -> N
         )
     described = {"directory": str(base), "dequantize": False, "trust_remote_code": False}
     worn = {"name": "a", "base": "b", "path": str(adapter)} if adapter else None
-    ours = stored_model(described, worn, dtype or inspect(base).default_dtype)
+    ours = stored_model(described, worn, dtype or inspect(base).default_dtype).model
     expected = dict(tree_flatten(load_float32(folder / "out").parameters()))
     found = dict(tree_flatten(ours.parameters()))
     assert found.keys() == expected.keys()

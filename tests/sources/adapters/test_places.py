@@ -197,7 +197,7 @@ def test_a_build_and_what_it_is_compared_with(sandbox: Callable[..., Sandbox]) -
         assert again.code == 0 and "built" not in again.text
         shards.append({file.name: file.read_bytes() for file in box.view("m_4bit").glob("*.safetensors")})
         base = {"directory": str(box.root / "base"), "dequantize": False, "trust_remote_code": False}
-        model = reference_model(base, {"name": "tuned", "base": "tiny", "path": str(adapter)})
+        model = reference_model(base, {"name": "tuned", "base": "tiny", "path": str(adapter)}).model
         models.append(dict(tree_flatten(model.parameters())))
     assert shards[0] == shards[1]
     assert all(mx.array_equal(models[0][name], array).item() for name, array in models[1].items())

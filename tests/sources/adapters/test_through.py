@@ -91,7 +91,7 @@ def test_what_a_build_is_compared_with_goes_the_same_way(tmp_path: Path) -> None
     adapter = save_peft(tmp_path / "peft", tensors)
     shard = stream(base, adapter.path, [F32])["f32"].tensors[f"{path}.weight"]
     settings = {"directory": str(base), "dequantize": False, "trust_remote_code": False}
-    model = reference_model(settings, {"name": "a", "base": "b", "path": str(adapter.path)})
+    model = reference_model(settings, {"name": "a", "base": "b", "path": str(adapter.path)}).model
     weight = dict(tree_flatten(model.parameters()))[f"{path}.weight"]
     assert bytes(shard.data) == np.array(weight).tobytes()
     stored = mx.load(str(base / "model.safetensors"))

@@ -1,0 +1,218 @@
+"""The forward passes of a model over several batches, which take turns (`lockstep`).
+
+Each stops where it multiplies by a weight, and where a layer ends. When all passes of some batches have
+stopped at the same weight, they are multiplied together (`builder.engine.experts`). When all passes have
+left a layer, its weights are let go. The next stack of experts is read meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from builder.engine.experts import by_expert, by_matrix
+from builder.engine.layers import OnCall, intercepted, listed_layers
+from builder.engine.loading import one_line
+from builder.evaluate.process import Step
+from builder.evaluate.worker.lockstep import Turn
+from builder.evaluate.worker.scorable import Scorable
+from builder.evaluate.worker.scoring import Gather, install_gather
+
+
+class Unsuited(Exception):
+    """The model cannot be scored like this. Its weights may be lost."""
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """A run wants the product with a weight, or with the experts `indices` of a stack."""
+
+    module: nn.Module
+    x: mx.array
+    indices: mx.array | None = None
+
+
+@dataclass(frozen=True)
+class Leave:
+    """A run has left a layer, which returned `arrays`."""
+
+    layer: nn.Module
+    arrays: list[mx.array]
+
+
+class Walk:
+    """All runs of one model, and the weights that are still needed. It takes them from `scorable`."""
+
+    def __init__(self, scorable: Scorable, step: Step) -> None:
+        self.gathers: dict[Turn, Gather] = {}
+        self._model, self._step = scorable.model, step
+        modules = dict(scorable.model.named_modules())
+        self._layers = list(listed_layers(scorable.model))
+        self._stored = {id(modules[path]): stored for path, stored in scorable.stored.items()}
+        scorable.stored.clear()
+        self._sizes = _sizes(modules, self._layers, scorable.sizes)
+        self._total, self._done = sum(scorable.sizes.values()), 0
+        self._called: tuple[list[nn.Module], list[nn.Module]] | None = ([], [])  # layers and stacks, learning
+        self._following: dict[int, int] = {}  # a stack of experts -> the one that is called next
+        self._open: Counter[int] = Counter()  # a layer -> how often it is still to be called
+        self._turn: Turn | None = None  # the run that has its turn
+        install_gather(scorable.model, lambda: self.gathers.get(self._turn, _NOTHING))  # type: ignore[arg-type]
+
+    # -- what happens in a run -------------------------------------------------------------------------------
+
+    def watched(self) -> AbstractContextManager[None]:
+        """The calls of layers and weights stop the run that has its turn, until the block ends."""
+        handlers: list[tuple[nn.Module, dict[str, OnCall]]]
+        handlers = [(layer, {"__call__": self._on_layer}) for layer in self._layers]
+        for module in self._model.modules():
+            if (stored := self._stored.get(id(module))) is None:
+                continue
+            if len(stored.shape) == 3:
+                handlers.append((module, {"__call__": self._on_stack}))
+            elif isinstance(module, nn.Embedding):
+                handlers.append((module, {"__call__": self._on_lookup, "as_linear": self._on_linear}))
+            else:
+                handlers.append((module, {"__call__": self._on_linear}))
+        return intercepted(handlers)
+
+    def _on_layer(self, layer: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._called is not None:
+            self._called[0].append(layer)
+            return forward(*args, **kwargs)
+        out = forward(*args, **kwargs)
+        self._ask(Leave(layer, [a for _, a in tree_flatten([out]) if isinstance(a, mx.array)]))
+        return out
+
+    def _on_stack(self, stack: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._called is not None:
+            self._called[1].append(stack)
+            return forward(*args, **kwargs)
+        x, indices = _given(*args, **kwargs)
+        out = self._ask(Multiply(stack, x, indices))
+        return out + mx.expand_dims(stack["bias"][indices], -2) if "bias" in stack else out
+
+    def _on_linear(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._called is not None:
+            return forward(*args, **kwargs)
+        out = self._ask(Multiply(module, *args, **kwargs))
+        return out + module["bias"] if "bias" in module else out
+
+    def _on_lookup(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._called is not None:
+            return forward(*args, **kwargs)
+        return self._stored[id(module)].looked_up(*args, **kwargs)
+
+    def _ask(self, what: Leave | Multiply) -> Any:
+        assert self._turn is not None
+        return self._turn.ask(what)
+
+    # -- what happens between them -------------------------------------------------------------------------
+
+    def learn(self, turn: Turn) -> None:
+        """Learns from one forward pass, which is not computed, what is called. Raises Unsuited."""
+        assert self._called is not None
+        self._advance(turn, None)
+        turn.result = None  # it holds all weights
+        layers, called = self._called
+        self._called = None
+        self._open.update(map(id, layers))
+        self._following = {id(one): id(after) for one, after in pairwise(called)}
+
+    def go(self, groups: Sequence[Sequence[Turn]]) -> None:
+        """Lets all runs go on to their ends. Raises Unsuited."""
+        try:
+            while any(not turn.done for group in groups for turn in group):
+                left = [layer for group in groups if (layer := self._to_end_of_layer(group)) is not None]
+                if left:
+                    self._let_go(left[-1])
+        finally:
+            for turn in (turn for group in groups for turn in group):
+                turn.end()
+        for module in self._model.modules():
+            _empty(module)
+
+    def _to_end_of_layer(self, group: Sequence[Turn]) -> nn.Module | None:
+        """Lets some runs go on until all have left a layer, or have ended. Returns the layer."""
+        answers: Mapping[Turn, Any] = {turn: None for turn in group if not turn.done}
+        left = None
+        while answers:
+            wanted: dict[Turn, Multiply] = {}
+            for turn, answer in answers.items():
+                asked = self._advance(turn, answer)
+                if isinstance(asked, Multiply):
+                    wanted[turn] = asked
+                elif isinstance(asked, Leave):
+                    mx.eval(asked.arrays)
+                    left = asked.layer
+            answers = self._multiplied(wanted)
+        return left
+
+    def _advance(self, turn: Turn, answer: Any) -> Multiply | Leave | None:
+        self._turn = turn
+        try:
+            return turn.advance(answer)  # type: ignore[no-any-return]
+        except Exception as error:  # of a model's code, which may raise anything
+            raise Unsuited(one_line(error)) from error
+
+    def _multiplied(self, wanted: Mapping[Turn, Multiply]) -> dict[Turn, Any]:
+        """What the runs want, by the weight that they want it from."""
+        made: dict[Turn, Any] = {}
+        for number in dict.fromkeys(id(each.module) for each in wanted.values()):
+            stored = self._stored[number]
+            mx.eval(stored.arrays)
+            if (following := self._stored.get(self._following.get(number, 0))) is not None:
+                mx.async_eval(following.arrays)  # type: ignore[no-untyped-call]
+            turns = [turn for turn, each in wanted.items() if id(each.module) == number]
+            if len(stored.shape) == 3:
+                calls = [(wanted[turn].x, wanted[turn].indices) for turn in turns]
+                made |= zip(turns, by_expert(calls, stored), strict=True)  # type: ignore[arg-type]
+            else:
+                made |= zip(turns, by_matrix([wanted[turn].x for turn in turns], stored), strict=True)
+        return made
+
+    def _let_go(self, layer: nn.Module) -> None:
+        """Lets the weights go that no later call needs. A layer may be called again, or share a module."""
+        self._open[id(layer)] -= 1
+        if self._open[id(layer)] > 0:
+            return
+        needed = {id(m) for each in self._layers if self._open[id(each)] > 0 for m in each.modules()}
+        for module in layer.modules():
+            if id(module) not in needed:
+                self._stored.pop(id(module), None)
+                _empty(module)
+        mx.clear_cache()
+        self._done += self._sizes[id(layer)]
+        self._step(self._done, self._total)
+
+
+_NOTHING = Gather(([0], [0]))  # of what all sequences begin with, no position is scored
+
+
+def _given(x: mx.array, indices: mx.array, sorted_indices: bool = False) -> tuple[mx.array, mx.array]:
+    """The arguments of a stack of experts. Whether they are sorted does not matter."""
+    return x, indices
+
+
+def _empty(module: nn.Module) -> None:
+    """Deletes the arrays of a module itself. Afterwards only the graph of the computation holds them."""
+    for key in [key for key, value in module.items() if isinstance(value, mx.array)]:
+        del module[key]
+
+
+def _sizes(
+    modules: Mapping[str, nn.Module], layers: Sequence[nn.Module], sizes: Mapping[str, int]
+) -> dict[int, int]:
+    """A layer -> the bytes of its weights as they are stored."""
+    paths = {id(module): path for path, module in modules.items()}
+    return {
+        id(layer): sum(size for name, size in sizes.items() if name.startswith(f"{paths[id(layer)]}."))
+        for layer in layers
+    }

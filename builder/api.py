@@ -179,6 +179,7 @@ class Project:
 
         Raises ReleaseRefused for a target that misses a requirement. Nothing has moved then.
         """
+        from builder.publish.publication import publish_release
         from builder.release.production import NothingDeclared, is_current, release
 
         name = self.spec.production
@@ -190,6 +191,7 @@ class Project:
                 self.evaluate(name, emit=tell)
             if not is_current(self._project):
                 release(self._project, tell)
+            publish_release(self._project, tell)
         return name
 
     def report(self, *models: str, out: str | Path | None = None) -> list[Path]:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from builder.console.events import Emit
 from builder.errors import BuildError
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
@@ -203,18 +204,35 @@ class FindThreshold(Step):
 
 
 @dataclass
-class Release(Step):
+class ReleaseStep(Step):
+    """A step after which production shows something else. What a release publishes follows."""
+
+    def publish(self, emit: Emit) -> None:
+        if not self.project.spec.published:
+            return
+        from builder.console.events import Note
+        from builder.publish.publication import outcome, publish_release
+
+        self.project.forget_plan()
+        for made in publish_release(self.project, emit):
+            emit(Note(outcome(made)))
+
+
+@dataclass
+class Release(ReleaseStep):
     """Moves models/production to its declared target."""
 
     def run(self) -> None:
         from builder.console.display import showing
         from builder.console.events import Note
-        from builder.release.production import PRODUCTION, release
+        from builder.release.production import PRODUCTION, is_current, release
 
         self.project.forget_plan()
         with showing() as emit:
-            release(self.project, emit)
-            emit(Note(f"{PRODUCTION} is now {self.project.spec.production}"))
+            if not is_current(self.project):
+                release(self.project, emit)
+                emit(Note(f"{PRODUCTION} is now {self.project.spec.production}"))
+            self.publish(emit)
 
     def tell(self) -> None:
         from builder.tasks.tables import print_release
@@ -223,7 +241,7 @@ class Release(Step):
 
 
 @dataclass
-class Rollback(Step):
+class Rollback(ReleaseStep):
     """Exchanges models/production and its former target."""
 
     def run(self) -> None:
@@ -233,6 +251,7 @@ class Rollback(Step):
 
         with showing() as emit:
             emit(Note(f"{PRODUCTION} is now {rollback(self.project)}"))
+            self.publish(emit)
 
 
 @dataclass

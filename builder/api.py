@@ -255,8 +255,6 @@ class Project:
         with _shown(emit) as tell:
             return pull_targets(self._project, names, tuple(self.spec.remotes.values()), tell, dry_run=False)
 
-    # -- helpers -----------------------------------------------------------------------------------------
-
     def _measurable(self, targets: Sequence[str]) -> list[str]:
         names = find_targets(self._project, targets)
         return [

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 
 from builder.console.events import Emit
 from builder.errors import BuildError
-from builder.plan.types import TargetPlan
+from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.project.toolchain import device
-from builder.sources.facts import Unknown
+from builder.sources.facts import NOT_YET, Unknown
 from builder.spec.types import Adapter, Base, Variant
 from builder.tasks.uptodate import Selection
 
@@ -30,6 +30,17 @@ def without_kernels() -> str:
         if device() == "cuda"
         else 'the extra "cpu" is not installed: without its kernels quantizing takes twice as long'
     )
+
+
+def read_what_was_left(project: Project, name: str) -> None:
+    """Reads the base of a target, where its task left that to a build that has not come yet."""
+    plan = project.plan.targets[name]
+    if isinstance(plan, Unresolved) and plan.error is None and NOT_YET in plan.reason:
+        from builder.build.prepare import prepare_sources
+        from builder.console.display import showing
+
+        with showing() as emit:
+            prepare_sources(project, plan.target, emit)
 
 
 @dataclass
@@ -58,17 +69,23 @@ class Step:
 
 @dataclass
 class PrepareBase(Step):
-    """Downloads or imports a base, fingerprints and inspects it."""
+    """Downloads or imports a base, fingerprints and inspects it. Leaves to a build what that reads anyway."""
 
     base: Base
+    selection: Selection
 
     def run(self) -> None:
-        from builder.build.prepare import prepare_base
+        from builder.build.first_pass import reads
+        from builder.build.prepare import fetch_base, prepare_base
         from builder.console.display import showing
 
         # A base that is known already is prepared again only by `doit -a`.
         again = not isinstance(self.project.sources.base_facts(self.base), Unknown)
         with showing() as emit:
+            fetch_base(self.base, emit)
+            self.project.forget_plan()
+            if not again and reads(self.project, self.base, self.selection.targets):
+                return
             prepare_base(self.project, self.base, emit, inspect_again=again)
 
 
@@ -138,6 +155,7 @@ class Evaluate(Step):
         from builder.tasks.tables import print_results
 
         self.project.forget_plan()
+        read_what_was_left(self.project, self.name)
         plan = self.project.plan.targets[self.name]
         if not isinstance(plan, TargetPlan):  # the sources have disappeared since the target was built
             raise EvaluationFailed(target=self.name, what=plan.reason)
@@ -171,6 +189,9 @@ class FindThreshold(Step):
         from builder.tasks.tables import print_threshold
 
         self.project.forget_plan()
+        for target in self.project.spec.targets:
+            if target.model.name == self.model:
+                read_what_was_left(self.project, target.name)
         with showing() as emit:
 
             def build(name: str) -> None:

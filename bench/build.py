@@ -35,13 +35,18 @@ PROBE = Path(__file__).resolve().parent / "probe.py"
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, seconds of CPU, peak bytes of memory, bytes that passed through read and through write."""
+    """Seconds, seconds of CPU, peak bytes of memory, bytes that passed through read and through write.
+
+    `system`: those seconds of CPU that the kernel took. `faults`: page faults.
+    """
 
     seconds: float
     cpu: float
     peak: int
     read: int
     written: int
+    system: float = 0.0
+    faults: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -50,6 +55,8 @@ class Cost:
             max(self.peak, other.peak),
             self.read + other.read,
             self.written + other.written,
+            self.system + other.system,
+            self.faults + other.faults,
         )
 
 

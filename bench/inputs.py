@@ -175,10 +175,15 @@ def make_model(folder: Path, shape: Shape, seed: int = 0, shard_bytes: int = SHA
         del arrays
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     _write_json(work / "model.safetensors.index.json", index)
-    _write_json(work / "config.json", shape.config())
-    _write_tokenizer(work)
+    write_settings(work, shape)
     work.rename(folder)
     return folder
+
+
+def write_settings(folder: Path, shape: Shape) -> None:
+    """config.json and a tokenizer."""
+    _write_json(folder / "config.json", shape.config())
+    _write_tokenizer(folder)
 
 
 def make_adapter(

@@ -1,6 +1,7 @@
 """Runs a module as `python -m` does, and leaves behind what it cost: probe.py OUT MODULE [ARGUMENT...].
 
-OUT gets JSON: seconds of CPU, peak bytes of memory, bytes that passed through read and through write.
+OUT gets JSON: seconds of CPU, and how many of them in the kernel, page faults, peak bytes of memory, bytes
+that passed through read and through write.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def leave(out: Path) -> None:
         io = {}
     used = resource.getrusage(resource.RUSAGE_SELF)
     cost = {"cpu": used.ru_utime + used.ru_stime, "peak": peak()}
+    cost |= {"system": used.ru_stime, "faults": used.ru_minflt + used.ru_majflt}
     cost |= {"read": int(io.get("rchar", 0)), "written": int(io.get("wchar", 0))}
     out.write_text(json.dumps(cost))
 

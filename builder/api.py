@@ -75,31 +75,28 @@ class Project:
     def status(self) -> tuple[Status, ...]:
         """The state and the score of every target, as `doit status --json` prints them."""
         from builder.build.outlook import with_remotes
-        from builder.console.events import silent
         from builder.evaluate.standing import scored_survey
 
         self._project.forget_plan()
-        return with_remotes(self._project, scored_survey(self._project), silent)
+        return with_remotes(self._project, scored_survey(self._project))
 
     def why(self, target: str) -> Why:
         """Why a target would be built again."""
         self._project.forget_plan()
         from builder.build.outlook import available, with_remote
-        from builder.console.events import silent
         from builder.project.why import why
 
         name = find_target(self._project, target)
-        return with_remote(why(self._project, name), available(self._project, [name], silent))
+        return with_remote(why(self._project, name), available(self._project, [name]))
 
     def plan(self, *targets: str) -> Forecast:
         """What building these targets would do and cost. Without names: all targets that `doit` builds."""
         from builder.build.outlook import available
-        from builder.console.events import silent
         from builder.project.forecast import forecast
 
         self._project.forget_plan()
         names = find_targets(self._project, targets)
-        return forecast(self._project, names, available(self._project, names or self.targets, silent))
+        return forecast(self._project, names, available(self._project, names or self.targets))
 
     def path(self, target: str) -> Path:
         """The folder that mlx_lm loads: of a built target, or of `base:NAME`. Raises NotBuilt."""
@@ -179,6 +176,7 @@ class Project:
 
         Raises ReleaseRefused for a target that misses a requirement. Nothing has moved then.
         """
+        from builder.publish.publication import publish_release
         from builder.release.production import NothingDeclared, is_current, release
 
         name = self.spec.production
@@ -190,6 +188,7 @@ class Project:
                 self.evaluate(name, emit=tell)
             if not is_current(self._project):
                 release(self._project, tell)
+            publish_release(self._project, tell)
         return name
 
     def report(self, *models: str, out: str | Path | None = None) -> list[Path]:
@@ -242,8 +241,9 @@ class Project:
         """Sends built targets, and what was measured of them, to every remote. Raises RemoteError."""
         from builder.build.sharing import push_targets
 
+        names = find_targets(self._project, targets) or self.targets
         with _shown(emit) as tell:
-            push_targets(self._project, find_targets(self._project, targets) or self.targets, tell)
+            push_targets(self._project, names, tell)
 
     def pull(self, *targets: str, emit: Emit | None = None) -> tuple[PulledTarget, ...]:
         """Gets targets, and what was measured of them, from remotes. Builds nothing. Raises RemoteError."""
@@ -251,9 +251,7 @@ class Project:
 
         names = find_targets(self._project, targets) or self.targets
         with _shown(emit) as tell:
-            return pull_targets(self._project, names, tuple(self.spec.remotes.values()), tell, dry_run=False)
-
-    # -- helpers -----------------------------------------------------------------------------------------
+            return pull_targets(self._project, names, [*self.spec.remotes.values()], tell)
 
     def _measurable(self, targets: Sequence[str]) -> list[str]:
         names = find_targets(self._project, targets)

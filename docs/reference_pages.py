@@ -16,7 +16,7 @@ from pathlib import Path
 
 import builder
 from builder.errors import BuildError
-from builder.spec.fields import FIELDS, PUBLISH, SUITE, Field, Table
+from builder.spec.fields import FIELDS, PUBLISH, RELEASE, SUITE, Field, Table
 from builder.spec.schema import schema_text
 from builder.spec.suites import KEYS
 from builder.spec.types import MODES
@@ -140,6 +140,7 @@ def _examples(table: Table) -> list[str]:
         alternative = field.name in table.one_of[1:] or field.excludes
         lacks = field.needs and not live & set(field.needs)
         elsewhere = table is SUITE and field.name not in ("kind", *chain(*KEYS["choice"]))
+        elsewhere |= table is RELEASE and field.name == "publish"
         elsewhere |= table is PUBLISH and field.name in ("model", "link", "override", "gguf")
         if alternative or lacks or elsewhere:
             lines.append(f"# {line}")

@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import mlx.core as mx
+import numpy as np
 
 from builder.engine import stream as stream_module
 from builder.engine.arrays import raw
@@ -24,12 +25,15 @@ from builder.engine.kernels import agreement
 from builder.engine.loading import LoadedAdapter, load_base, one_line
 from builder.engine.merging import with_merges
 from builder.engine.stream import Request, Stream
+from builder.engine.tracing import Trace
 from builder.errors import BuildError
 from builder.plan.quantization import resolve
 from builder.sources.adapters.places import placed, places_of
 from builder.sources.adapters.reading import read_adapter
 from builder.sources.adapters.tensors import load_merges, load_tensors
 from builder.spec.types import Adapter, Quantization, Variant
+from builder.weights import pieces
+from builder.weights.safetensors import read_header
 from builder.weights.shards import RawTensor
 from builder.weights.structure import Structure, TensorSpec, shard_tensors
 from tests import reference
@@ -43,6 +47,18 @@ VARIANTS = (
     Variant("mixed", recipe="mixed_4_6", group_size=32),
     Variant("f16", dtype="float16"),
 )
+
+
+def read_into_place(streamed: Stream, structure: Structure, base: Path) -> None:
+    """Gives a stream all bytes that it takes, straight from the files, as a pass does."""
+    files = [read_header(path, "base") for path in sorted(base.glob("model*.safetensors"))]
+    parameters = [parameter.tensor for parameter in structure.parameters]
+    for block, room in pieces.rooms(streamed.sources, parameters, files).items():
+        arrays = {name: np.empty(size, np.uint8) for name, size in room.sizes.items()}
+        for piece in room.pieces:
+            data = np.fromfile(piece.path, np.uint8, piece.end - piece.start, offset=piece.start)
+            arrays[piece.parameter][piece.at : piece.at + len(data)] = data
+        streamed.place(block, arrays)
 
 
 @dataclass(frozen=True)
@@ -143,11 +159,13 @@ def stream(
             return stream(base, adapter, variants, structure=structure, dequantize=dequantize)
     structure = structure or inspect(base, dequantize=dequantize)
     requests = [Request(v, v.dtype or structure.default_dtype, resolve(structure, v)[0]) for v in variants]
-    model, config = load_base(base, dequantize=dequantize)
+    trace = Trace()
+    model, config = load_base(base, dequantize=dequantize, around=trace.around)
     change = loaded(adapter, structure, base) if isinstance(adapter, Path) else adapter
     with mock.patch.object(stream_module, "COMPILED_FROM", 0):  # the models here are too small to pay
-        streamed = Stream(model, config, requests, change)
-    del model
+        streamed = Stream(model, config, requests, change, trace=trace)
+    del model, trace
+    read_into_place(streamed, structure, base)
     tensors: dict[str, dict[str, RawTensor]] = {v.name: {} for v in variants}
     for block in structure.blocks:
         shards = streamed.take(block, [v.name for v in variants], "test")

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from builder.build.feed import Feed
+from builder.build.ledger import Ledger
 from builder.console.events import BlockDone, Emit
 from builder.keys import Key
 from builder.plan.types import Action, TargetPlan
-from builder.project import preflight
+from builder.project import peaks
 from builder.project.toolchain import made_by
-from builder.store import blobs, records
-from builder.store.holdings import usable_record
-from builder.store.layout import Store
+from builder.store import blobs
 from builder.store.locks import acquire
 from builder.store.types import Record
 from builder.weights import shards
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tally:
-    """Which keys this pass made, and for which target: a shared block counts once."""
+    """Which keys this pass made, and for which target: a shared block counts once. The seconds it took."""
 
     made: dict[Key, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,35 +59,41 @@ class _Made:
 
 
 def make_blocks(
-    store: Store,
+    ledger: Ledger,
     targets: Sequence[TargetPlan],
     todo: Mapping[str, Sequence[Action]],
     stream: Stream,
+    feed: Feed,
+    order: Sequence[str],
     ahead: Container[str],
     check: Callable[[], None],
     tally: Tally,
     on_wait: Callable[[], None],
     emit: Emit,
 ) -> None:
-    """Walk the blocks once. One block is written (two shards at a time) while the next is computed and,
-    where `ahead` names that one, the one after it is read."""
+    """Walk the blocks once, in `order`. One block is written (two shards at a time) while the next is
+    computed and, where `ahead` names that one, the one after it is read."""
     by_block: dict[str, dict[Key, tuple[TargetPlan, Action]]] = {}
     for target in targets:
         for action in todo[target.name]:
             by_block.setdefault(action.block, {}).setdefault(action.key, (target, action))
     jobs: list[Future[None]] = []
-    names = [name for name in targets[0].base.structure.blocks if name in by_block]
+    names = [name for name in order if name in by_block]
     with ThreadPoolExecutor(2, "write") as writers, ThreadPoolExecutor(2, "block") as workers:
         for name, following in zip_longest(names, names[1:]):
-            stream.prefetch(name)
+            stream.prefetch(name, feed.parameters(name))
+            placed = False
             for portion in portions(by_block[name]):
                 block = _Block(name)
                 try:  # whatever happens, an interrupt too: the worker waits for `made`
-                    work = (store, writers, block, portion, check, tally, on_wait, emit)
+                    work = (ledger, writers, block, portion, check, tally, on_wait, emit)
                     jobs.append(workers.submit(_write_block, *work))
                     if wanted := block.wanted.result():
                         if following and name in ahead:  # read while this one is computed
-                            stream.prefetch(following)
+                            stream.prefetch(following, feed.parameters(following))
+                        if not placed:
+                            stream.place(name, feed.take(name))
+                            placed = True
                         block.made.set_result(_compute(stream, name, wanted))
                 except BaseException as error:
                     if not block.made.done():
@@ -96,6 +103,7 @@ def make_blocks(
                     if job.done():
                         job.result()
             stream.drop(name)
+            feed.done(name)
         for job in jobs:
             job.result()
 
@@ -109,9 +117,9 @@ def portions(
     its weight is read once all the same.
     """
     parts: list[dict[Key, tuple[TargetPlan, Action]]] = []
-    size = preflight.PORTION + 1
+    size = peaks.PORTION + 1
     for key, (target, action) in actions.items():
-        if size + action.size > preflight.PORTION:
+        if size + action.size > peaks.PORTION:
             parts.append({})
             size = 0
         parts[-1][key] = (target, action)
@@ -142,7 +150,7 @@ def check_shard(shard: Mapping[str, shards.RawTensor], action: Action) -> None:
 
 
 def _write_block(
-    store: Store,
+    ledger: Ledger,
     writers: Executor,
     block: _Block,
     actions: Mapping[Key, tuple[TargetPlan, Action]],
@@ -153,8 +161,8 @@ def _write_block(
 ) -> None:
     """Lock, recheck, wait for the tensors, ingest each shard and then its record."""
     try:
-        with acquire(store, actions, on_wait):
-            wanted = {k: v for k, v in actions.items() if usable_record(store, k) is None}
+        with acquire(ledger.store, actions, on_wait):
+            wanted = {k: v for k, v in actions.items() if ledger.record(k) is None}
             block.wanted.set_result(wanted)
             if not wanted:
                 return
@@ -163,10 +171,10 @@ def _write_block(
 
             def write(key: Key) -> int:
                 one, (target, action) = made.pop(key), wanted[key]
-                blob = blobs.ingest(store, shards.encode(one.shard))
+                blob = blobs.ingest(ledger.store, shards.encode(one.shard))
                 assert blob.size == action.size, f"{action.file}: planned {action.size}, wrote {blob.size}"
                 found = {"survival": one.survival} if one.survival else {}
-                records.write(store, Record(key, "block", blob, {"block": block.name, **found, **made_by()}))
+                ledger.write(Record(key, "block", blob, {"block": block.name, **found, **made_by()}))
                 tally.made[key] = target.name
                 return blob.size
 

@@ -8,7 +8,7 @@ other threads, the next one is computed, and the weights of the one after that a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -17,27 +17,30 @@ from typing import TYPE_CHECKING, Any
 from builder.build import card
 from builder.build.adoption import adopt
 from builder.build.blocks import Tally, make_blocks
+from builder.build.feed import Feed
+from builder.build.ledger import Ledger
 from builder.build.manifests import manifest_of
+from builder.build.reading import Reading, by_blocks
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note, PassDone, PassStarted
 from builder.console.words import count
 from builder.errors import SourceChanged
 from builder.plan.remarks import remarked
 from builder.plan.types import TargetPlan
-from builder.project import preflight, speed
+from builder.project import peaks, preflight, speed
 from builder.project.project import Project
 from builder.project.roots import keys_of, register
 from builder.project.state import missing_actions
 from builder.project.toolchain import made_by
 from builder.project.watch import base_folder, copied_from, unchanged
 from builder.store import blobs, records, views
-from builder.store.holdings import holds, usable_record
-from builder.store.layout import Store
+from builder.store.holdings import holds
 from builder.store.locks import acquire, build_session
 from builder.store.types import Record
 
 if TYPE_CHECKING:
     from builder.engine.loading import LoadedAdapter
+    from builder.engine.sanitizing import Around
     from builder.engine.stream import Stream
 
 _ONE_PASS = Lock()  # one pass at a time in a process: two would double the memory (`doit -P thread`)
@@ -56,9 +59,12 @@ class Built:
     seconds: float
 
 
-def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[Built]:
+def build(
+    project: Project, targets: Sequence[TargetPlan], emit: Emit, tally: Tally | None = None
+) -> list[Built]:
     """Build targets of one model in one pass over its base. Returns one Built for each.
 
+    tally: what was made before, in the first pass over the base.
     Raises BuildError; whatever was recorded until then stays and is not done again.
     """
     start = time.perf_counter()
@@ -71,12 +77,12 @@ def build(project: Project, targets: Sequence[TargetPlan], emit: Emit) -> list[B
     keys = [key for target in targets for key in keys_of(target)]
     _check_room(project, targets)
     with _ONE_PASS, build_session(store, keys):
-        tally = Tally()
+        tally = tally or Tally()
         register(project)
         make_missing(project, targets, tally, emit)
         for target in targets:
             copy_aux(project, target)
-        seconds = time.perf_counter() - start
+        seconds = tally.seconds + time.perf_counter() - start
         return [finish(project, target, tally, seconds) for target in targets]
 
 
@@ -90,13 +96,23 @@ def _check_room(project: Project, targets: Sequence[TargetPlan]) -> None:
     preflight.check(project, targets[0], unique.values(), targets)
 
 
-def make_missing(project: Project, targets: Sequence[TargetPlan], tally: Tally, emit: Emit) -> None:
-    """Run every action that has no usable record."""
-    store = project.store
-    todo = {target.name: missing_actions(store, target) for target in targets}
-    unsettled = [t for t in targets if usable_record(store, t.config) is None]
+def make_missing(
+    project: Project,
+    targets: Sequence[TargetPlan],
+    tally: Tally,
+    emit: Emit,
+    ledger: Ledger | None = None,
+    read: Callable[[Stream, Collection[str]], Reading] | None = None,
+) -> None:
+    """Run every action that `ledger` (without one: the store) has no record of.
+
+    read: how to read these blocks. Without it: one block after the other.
+    """
+    ledger = ledger or Ledger(project.store)
+    todo = {target.name: ledger.missing(target) for target in targets}
+    unsettled = [t for t in targets if ledger.record(t.config) is None]
     lacking = [t for t in targets if todo[t.name] or t in unsettled]
-    if not lacking:
+    if not lacking and read is None:
         return
     unique = {action.key: action for actions in todo.values() for action in actions}
     total = len({action.key for target in targets for action in target.actions})
@@ -104,22 +120,29 @@ def make_missing(project: Project, targets: Sequence[TargetPlan], tally: Tally, 
     names = tuple(target.target.variant.name for target in lacking)
     size = sum(action.size for action in unique.values())
     source = targets[0].base.structure.block_nbytes
-    emit(PassStarted(model, names, len(unique), total - len(unique), size))
-    for remark in remarked(lacking):
-        emit(Note(remark))
     started = time.perf_counter()
     on_wait = waiting(model, emit)
+    blocks = {action.block for action in unique.values()}
+    table = f"base.{targets[0].target.model.base}"
     with unchanged(project, targets[0]) as check:
-        stream = open_stream(project, lacking, unsettled)
+        stream = open_stream(project, lacking or targets, unsettled)
+        reading = read(stream, blocks) if read else by_blocks(project, targets[0], stream, blocks)
+        if lacking:
+            emit(PassStarted(model, names, len(unique), total - len(unique), size))
+        for remark in remarked(lacking):
+            emit(Note(remark))
         for target in unsettled:
-            _make_config(store, target, stream, check, on_wait)
-        fused = preflight.deltas(targets[0])
-        ahead = preflight.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
-        make_blocks(store, lacking, todo, stream, ahead, check, tally, on_wait, emit)
+            _make_config(ledger, target, stream, check, on_wait)
+        fused = peaks.copies(project, lacking)
+        ahead = peaks.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
+        with Feed(reading.jobs, reading.rooms, ahead, table, direct=reading.direct) as feed:
+            order = reading.order
+            make_blocks(ledger, lacking, todo, stream, feed, order, ahead, check, tally, on_wait, emit)
+            if read is not None:
+                feed.finish()
     seconds = time.perf_counter() - started
-    read = sum(source[block] for block in {action.block for action in unique.values()})
     if unique:
-        speed.note(project.cache, speed.Pass(read, size, seconds))
+        speed.note(project.cache, speed.Pass(sum(source[block] for block in blocks), size, seconds))
     emit(PassDone(model, seconds))
 
 
@@ -129,16 +152,28 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     unsettled: those whose config.json is to be made.
     """
     from builder.engine.stream import Request, Stream
+    from builder.engine.tracing import Trace
 
-    model, config = open_base(project, targets[0])
+    trace = Trace()
+    model, config = open_base(project, targets[0], trace.around)
     adapter = open_adapter(project, targets[0])
     requests = [Request(t.target.variant, t.dtype, t.quantization) for t in targets]
     configs = {target.target.variant.name for target in unsettled}
-    return Stream(model, config, requests, adapter, configs=configs, survival=project.spec.build.survival)
+    return Stream(
+        model,
+        config,
+        requests,
+        adapter,
+        configs=configs,
+        survival=project.spec.build.survival,
+        trace=trace,
+    )
 
 
-def open_base(project: Project, target: TargetPlan) -> tuple[Any, dict[str, Any]]:
-    """The lazy model of a target's base, and its config."""
+def open_base(
+    project: Project, target: TargetPlan, around: Around | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """The lazy model of a target's base, and its config. around: see builder.engine.loading.load."""
     from builder.engine.loading import load_base
 
     base = project.spec.bases[target.target.model.base]
@@ -146,6 +181,7 @@ def open_base(project: Project, target: TargetPlan) -> tuple[Any, dict[str, Any]
         base_folder(project, target),
         dequantize=base.dequantize,
         trust_remote_code=base.trust_remote_code,
+        around=around,
     )
 
 
@@ -173,17 +209,17 @@ def make_config(project: Project, target: TargetPlan, emit: Emit) -> None:
     """config.json alone of a target: no block is read for it."""
     with unchanged(project, target) as check:
         stream = open_stream(project, [target], [target])
-        _make_config(project.store, target, stream, check, waiting(target.name, emit))
+        _make_config(Ledger(project.store), target, stream, check, waiting(target.name, emit))
 
 
 def _make_config(
-    store: Store, target: TargetPlan, stream: Stream, check: Callable[[], None], on_wait: Callable[[], None]
+    ledger: Ledger, target: TargetPlan, stream: Stream, check: Callable[[], None], on_wait: Callable[[], None]
 ) -> None:
-    with acquire(store, [target.config], on_wait):
+    with acquire(ledger.store, [target.config], on_wait):
         check()
-        if usable_record(store, target.config) is None:
-            blob = blobs.ingest(store, [stream.config(target.target.variant.name)])
-            records.write(store, Record(target.config, "config", blob, made_by()))
+        if ledger.record(target.config) is None:
+            blob = blobs.ingest(ledger.store, [stream.config(target.target.variant.name)])
+            ledger.write(Record(target.config, "config", blob, made_by()))
 
 
 # -- targets ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from builder.build.sharing import Opened, forgiven, offered, opened
-from builder.console.events import Emit
+from builder.console.events import Emit, silent
 from builder.plan.changes import Why
 from builder.plan.types import TargetPlan
 from builder.project.available import Available, Availables
@@ -30,7 +30,7 @@ class SharedStatus(Status):
     fetched: int | None = None
 
 
-def available(project: Project, names: Iterable[str], emit: Emit) -> Availables:
+def available(project: Project, names: Iterable[str], emit: Emit = silent) -> Availables:
     """Of each target that is not whole here: what the first remote has that has something of it."""
     if not remotes_of(project):
         return {}
@@ -63,7 +63,7 @@ def _of(project: Project, remote: Opened, plan: TargetPlan) -> Available | None:
     return Available(remote.remote.name, made.nbytes, blocks, frozenset(keys), whole)
 
 
-def with_remotes(project: Project, rows: Sequence[Status], emit: Emit) -> tuple[SharedStatus, ...]:
+def with_remotes(project: Project, rows: Sequence[Status], emit: Emit = silent) -> tuple[SharedStatus, ...]:
     """The status of targets, with what would be pulled instead of built."""
     due = [row.target for row in rows if row.state in ("not built", "out of date")]
     found = available(project, due, emit)

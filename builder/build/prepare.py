@@ -19,6 +19,7 @@ from builder.sources import hub
 from builder.sources.adapters.places import check_fit, placed, places_of
 from builder.sources.adapters.reading import adapter_files, read_adapter
 from builder.sources.adapters.tensors import check_finite
+from builder.sources.adapters.types import AdapterInfo
 from builder.sources.catalog import structure_key
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Unknown
 from builder.spec.types import Adapter, Base, GgufSource, HfSource, Target, Variant
@@ -45,11 +46,10 @@ def prepare_base(project: Project, base: Base, emit: Emit, *, inspect_again: boo
         identity = project.sources.imported_identity(base, manifest)
         directory = show_import(project.store, manifest)
     else:
-        if isinstance(base.source, HfSource) and bases.locate(base) is None:
-            emit(Note(f"base:{base.name}: downloading {base.source.repo} at {base.source.revision}"))
-            hub.download(base.source.repo, base.source.revision, f"base.{base.name}")
+        fetch_base(base, emit)
         for path in project.sources.files(base):
-            digest(project, path, emit)
+            if project.sources.known_digest(path) is None:
+                digest(project, path, emit)
         directory = project.sources.base_directory(base)
         known = project.sources.base_identity(base)
         if isinstance(known, Unknown):
@@ -63,6 +63,13 @@ def prepare_base(project: Project, base: Base, emit: Emit, *, inspect_again: boo
         structure = _inspect(project, base, directory, identity)
     project.forget_plan()
     return BaseFacts(identity, structure)
+
+
+def fetch_base(base: Base, emit: Emit) -> None:
+    """Downloads a base from a hub, unless it is there. Raises SourceError."""
+    if isinstance(base.source, HfSource) and bases.locate(base) is None:
+        emit(Note(f"base:{base.name}: downloading {base.source.repo} at {base.source.revision}"))
+        hub.download(base.source.repo, base.source.revision, f"base.{base.name}")
 
 
 def prepare_sources(project: Project, target: Target, emit: Emit) -> None:
@@ -108,6 +115,7 @@ def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFa
     Raises SourceError, and what training raises.
     """
     if adapter.train is not None:
+        prepare_base(project, project.spec.bases[adapter.base], emit)  # its task may have left it to a build
         train_adapter(project, adapter, adapter.train, emit)
         adapter = project.adapter(adapter.name)
     for path in adapter_files(adapter):
@@ -121,11 +129,18 @@ def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFa
         raise SourceChanged(source=f"adapter:{adapter.name}", path=info.file.path)
     base = project.sources.base_facts(project.spec.bases[adapter.base])
     if isinstance(base, BaseFacts):
-        places = places_of(base.structure)
-        check_fit(adapter, placed(info, adapter, places), places)
+        fitted(adapter, base.structure)
         project.sources.note_adapter_checked(adapter)
     project.forget_plan()
     return facts
+
+
+def fitted(adapter: Adapter, structure: structures.Structure) -> AdapterInfo:
+    """An adapter under the names of its base. Raises SourceInvalid for a tensor that has no place there."""
+    places = places_of(structure)
+    info = placed(read_adapter(adapter), adapter, places)
+    check_fit(adapter, info, places)
+    return info
 
 
 def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:

@@ -58,7 +58,7 @@ class PulledTarget:
 
 
 def pull_targets(
-    project: Project, names: Sequence[str], remotes: Sequence[Remote], emit: Emit, *, dry_run: bool
+    project: Project, names: Sequence[str], remotes: Sequence[Remote], emit: Emit, *, dry_run: bool = False
 ) -> tuple[PulledTarget, ...]:
     """Pulls each target from the first remote that has it. Raises BuildError."""
     opened = [look_at(project, remote) for remote in remotes]

@@ -105,6 +105,9 @@ def show(made: Forecast) -> None:
     for reason, targets in _by_reason(made.prepare).items():
         more = "" if guessed else ", then more can be said"
         print(f"{reason}: a run does that first{more} ({listed(targets, 'and')})")
+    for one in made.passes:
+        if one.once:
+            print(f"{one.model}: its base is read once. The pass fingerprints what it reads.")
     if guessed:
         writes = f" An import writes {size_text(made.imports)}." if made.imports else ""
         print(f"The numbers of {', '.join(guessed)} are estimates from the headers of the files.{writes}")

@@ -53,12 +53,28 @@ def is_finite(array: mx.array) -> bool:
     """Whether a floating array holds neither NaN nor infinity. This evaluates the array."""
     if array.dtype not in _INFINITY:
         return bool(np.isfinite(np.array(array, copy=False)).all())
-    bits = stored(array).reshape(-1)
-    if array.dtype == mx.float32:
+    return are_finite(stored(array), array.dtype)
+
+
+def are_finite(values: npt.NDArray[Any], dtype: mx.Dtype) -> bool:
+    """Whether stored values of bfloat16, float16 or float32 hold neither NaN nor infinity."""
+    bits = values.reshape(-1)
+    if dtype == mx.float32:
         bits = bits.view(np.uint32)
     sign = bits.dtype.type(1 << (8 * bits.itemsize - 1))
     pieces = range(0, bits.size, _PIECE)
-    return all(int((bits[at : at + _PIECE] & ~sign).max()) < _INFINITY[array.dtype] for at in pieces)
+    return all(int((bits[at : at + _PIECE] & ~sign).max()) < _INFINITY[dtype] for at in pieces)
+
+
+def as_stored(data: npt.NDArray[np.uint8], dtype: mx.Dtype, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Bytes as the stored values of an array, without a copy: uint16 bits for bfloat16 and float16."""
+    return data.view(np.float32 if dtype == mx.float32 else np.uint16).reshape(shape)
+
+
+def from_stored(values: npt.NDArray[Any], dtype: mx.Dtype) -> mx.array:
+    """A copy of stored values in mlx."""
+    array = mx.array(values)
+    return array if array.dtype == dtype else array.view(dtype)
 
 
 def from_numpy(array: npt.NDArray[Any], dtype: str) -> RawTensor:
@@ -71,7 +87,8 @@ def from_numpy(array: npt.NDArray[Any], dtype: str) -> RawTensor:
 class Values:
     """Tensors by name: mlx arrays, and numpy arrays of stored values that become mlx arrays on demand.
 
-    Kernels quantize most of the weights that kernels fuse. For these, a copy into mlx would be of no use.
+    Kernels quantize most of the weights that kernels fuse, and most of those that were read straight into
+    numpy arrays. For these, a copy into mlx would be of no use.
     """
 
     arrays: dict[str, mx.array]
@@ -94,8 +111,7 @@ class Values:
     def array(self, name: str) -> mx.array:
         """A tensor as an mlx array. Stored values are copied into mlx."""
         if name in self.fused:
-            values, dtype = self.fused.pop(name)
-            self.arrays[name] = mx.array(values).view(dtype)
+            self.arrays[name] = from_stored(*self.fused.pop(name))
         return self.arrays[name]
 
     def stored(self, name: str) -> npt.NDArray[Any]:

@@ -17,17 +17,23 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from builder.engine.arrays import Values, from_numpy, is_finite, raw, stored
+from builder.engine.arrays import (
+    Values,
+    are_finite,
+    as_stored,
+    from_numpy,
+    from_stored,
+    is_finite,
+    raw,
+)
+from builder.engine.fusing import DTYPES, THREADS, fuse, lend
 from builder.engine.kernels import agreement
 from builder.engine.kernels import cpu as kernels
-from builder.engine.kernels.cpu import Array
-from builder.engine.survival import PathSurvival, measure, sampled_losses
+from builder.engine.kernels.cpu import Array, Empty
+from builder.engine.survival import PathSurvival, measure, sample, sampled_losses
 from builder.errors import BuildError
 from builder.spec.types import Quantization
 from builder.weights.shards import RawTensor
-
-THREADS = 2
-_DTYPES = {mx.bfloat16: "bfloat16", mx.float16: "float16", mx.float32: "float32"}
 
 Shard = Mapping[str, RawTensor]
 
@@ -53,7 +59,7 @@ class Block:
 
     `layers` maps an adapted path to the LoRA or DoRA layer that wraps its module. `own` are the dtypes of the
     base, also for parameters that an adapter replaces. `fixed` are the names that the model's cast_predicate
-    excludes from casts.
+    excludes from casts. `unread` are the parameters that the base gives.
     """
 
     name: str
@@ -62,9 +68,13 @@ class Block:
     own: Mapping[str, mx.Dtype]
     layers: dict[str, Any] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
+    unread: frozenset[str] = frozenset()
+    placed: dict[str, Array] = field(default_factory=dict)  # stored values that were read for parameters
     compiled: bool = True  # whether there is enough work to load the kernels for
     survival: bool = False  # whether to measure how much of the adapter is left after quantizing
+    empty: Empty = np.empty  # makes the arrays that kernels fill
     measured: dict[str, list[PathSurvival]] = field(default_factory=dict)  # by variant
+    _sampled: dict[str, Array] = field(default_factory=dict)  # rows of adapted weights, before they are fused
     _fused: Values | None = None  # kept for the next call of `shards`, with other variants
 
     def shards(self, recipes: Mapping[str, Recipe], target: str) -> dict[str, Shard]:
@@ -83,6 +93,20 @@ class Block:
                 self._measure(values, wanted, out)
         return dict(out)
 
+    def place(self, name: str, data: Array, *, copied: bool) -> None:
+        """Takes the bytes of a parameter, which mlx then does not read. `copied`: into mlx, at once."""
+        lazy = self.parameters[name]
+        values = as_stored(data, lazy.dtype, tuple(lazy.shape))
+        if copied:
+            self.parameters[name] = from_stored(values, lazy.dtype)
+            lend(self.layers, name, self.parameters[name])
+        else:
+            self.placed[name] = values
+
+    def can_place(self, name: str) -> bool:
+        """Whether a parameter may be given as bytes. An adapter's has no bytes in the base."""
+        return name in self.unread and self.parameters[name].dtype in DTYPES
+
     def values(self, dtype: mx.Dtype | None) -> Values:
         """All parameters of the block, with the adapter fused into them, cast as `Recipe` says."""
         return self._cast(self._fuse(), dtype)
@@ -90,6 +114,7 @@ class Block:
     def forget(self) -> None:
         """Lets the block's weights go. It cannot be used afterwards."""
         self.parameters.clear()
+        self.placed.clear()
         self.layers.clear()
         self._fused = None
 
@@ -107,19 +132,22 @@ class Block:
             wanted = {v: r.quantization[path] for v, r in recipes.items() if path in r.quantization}
             if name not in values or not wanted:
                 continue
-            before = self.parameters[name] if path in self.layers else None
+            adapted = path in self.layers
             exact = self._exact(path, values, recipes)
-            alike = before is None or before.dtype == values.dtype(name)
+            alike = not adapted or self.parameters[name].dtype == values.dtype(name)
             if exact and alike:
                 settings = sorted({(how.bits, how.group_size) for how in exact.values()})
-                fused, base = values.stored(name), None if before is None else stored(before)
-                kind = _DTYPES[values.dtype(name)]
-                losses = dict(zip(settings, sampled_losses(path, base, fused, kind, settings), strict=True))
+                kind, base = DTYPES[values.dtype(name)], self._sampled.get(path)
+                made = sampled_losses(path, base, values.stored(name), kind, settings)
+                losses = dict(zip(settings, made, strict=True))
                 for variant, how in exact.items():
                     found[variant][path] = losses[how.bits, how.group_size]
             for variant in wanted.keys() - (exact.keys() if alike else ()):
+                rows = self._sampled.get(path)
+                before = None if rows is None else from_stored(rows, self.parameters[name].dtype)
+                after = values.array(name)
                 found[variant][path] = measure(
-                    path, before, values.array(name), out[variant], wanted[variant]
+                    path, before, after, out[variant], wanted[variant], sampled=True
                 )
         for variant, recipe in recipes.items():
             self.measured[variant] = [found[variant][p] for p in recipe.quantization if p in found[variant]]
@@ -128,15 +156,12 @@ class Block:
 
     def _fuse(self) -> Values:
         """All parameters of the block, with the adapter fused into them."""
-        values = Values(dict(self.parameters))
+        placed = {name: (array, self.parameters[name].dtype) for name, array in self.placed.items()}
+        values = Values(dict(self.parameters), placed)
         for path, layer in self.layers.items():
-            name = f"{path}.weight"
-            fused = _fuse_compiled(self.parameters[name], layer) if self.compiled else None
-            if fused is None:
-                result = dict(tree_flatten(layer.fuse().parameters()))
-                values.arrays |= {f"{path}.{leaf}": array for leaf, array in result.items()}
-            else:
-                values.put(name, fused, self.parameters[name].dtype)
+            if self.survival:
+                self._sampled[path] = sample(values.stored(f"{path}.weight"))
+            fuse(values, path, layer, self.empty, compiled=self.compiled)
         return values
 
     def _cast(self, values: Values, dtype: mx.Dtype | None) -> Values:
@@ -174,8 +199,11 @@ class Block:
             tensors: dict[str, mx.array] = {}
             for name in values:
                 path, _, leaf = name.rpartition(".")
-                if path not in recipe.quantization and name in values.fused and name in checked:
-                    out[variant][name] = from_numpy(values.stored(name), _DTYPES[values.dtype(name)])
+                if path not in recipe.quantization and name in values.fused:
+                    if name not in checked and not are_finite(values.stored(name), values.dtype(name)):
+                        raise NotFinite(target=target, tensor=name)
+                    checked.add(name)
+                    out[variant][name] = from_numpy(values.stored(name), DTYPES[values.dtype(name)])
                 elif path not in recipe.quantization:
                     tensors[name] = values.array(name)
                 elif leaf == "weight" and name not in out[variant]:
@@ -214,9 +242,9 @@ class Block:
             if not wanted:
                 continue
             name = f"{path}.weight"
-            dtype = _DTYPES[values.dtype(name)]
+            dtype = DTYPES[values.dtype(name)]
             settings = sorted({(how.bits, how.group_size) for how in wanted.values()})
-            results = _compiled(values.stored(name), dtype, settings, name, target)
+            results = _compiled(values.stored(name), dtype, settings, name, target, self.empty)
             checked.add(name)
             made = dict(zip(settings, results, strict=True))
             for variant, how in wanted.items():
@@ -231,7 +259,7 @@ class Block:
         name = f"{path}.weight"
         if not self.compiled or name not in values or not _is_plain(self.modules[path]):
             return {}
-        dtype = _DTYPES.get(values.dtype(name))
+        dtype = DTYPES.get(values.dtype(name))
         exact = agreement.verify(dtype) if dtype else frozenset()
         return {
             variant: how
@@ -243,10 +271,10 @@ class Block:
 
 
 def _compiled(
-    weight: Array, dtype: str, settings: Sequence[kernels.Setting], tensor: str, target: str
+    weight: Array, dtype: str, settings: Sequence[kernels.Setting], tensor: str, target: str, empty: Empty
 ) -> list[kernels.QuantizedArrays]:
     try:
-        return kernels.quantize_widths(weight, dtype, settings, threads=THREADS)
+        return kernels.quantize_widths(weight, dtype, settings, threads=THREADS, empty=empty)
     except kernels.NonFinite as error:
         raise NotFinite(target=target, tensor=tensor) from error
 
@@ -256,28 +284,6 @@ def _is_plain(module: nn.Module) -> bool:
     from mlx_lm.models.switch_layers import SwitchLinear
 
     return type(module) in (nn.Linear, nn.Embedding, SwitchLinear)
-
-
-def _fuse_compiled(weight: mx.array, layer: Any) -> Array | None:
-    """The stored values of the fused weight by the compiled kernel, or None where mlx must do it."""
-    from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
-
-    layouts: dict[type, kernels.Layout] = {
-        LoRALinear: "linear",
-        LoRASwitchLinear: "switch",
-        LoRAEmbedding: "embedding",
-    }
-    layout = layouts.get(type(layer))
-    factors = (layer.lora_a, layer.lora_b)
-    if layout is None or weight.dtype not in _DTYPES or any(f.dtype != mx.float32 for f in factors):
-        return None
-    dtype = _DTYPES[weight.dtype]
-    rank = layer.lora_b.shape[-1] if layout == "switch" else layer.lora_b.shape[0]
-    if not agreement.fuse_agrees(dtype, layout, weight.shape[-2], rank, weight.shape[-1]):
-        return None
-    mx.eval(weight, *factors)
-    lora_a, lora_b = (np.array(factor) for factor in factors)
-    return kernels.fuse_lora(stored(weight), dtype, lora_a, lora_b, layer.scale, layout, threads=THREADS)
 
 
 def check_finite(tensors: Mapping[str, mx.array], target: str) -> None:

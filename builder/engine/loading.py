@@ -77,10 +77,14 @@ class Loaded(NamedTuple):
 
 
 def load_base(
-    directory: Path, *, dequantize: bool = False, trust_remote_code: bool = False
+    directory: Path,
+    *,
+    dequantize: bool = False,
+    trust_remote_code: bool = False,
+    around: Around | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model with lazy weights, and its config. Raises what `load` raises."""
-    loaded = load(directory, dequantize=dequantize, trust_remote_code=trust_remote_code)
+    loaded = load(directory, dequantize=dequantize, trust_remote_code=trust_remote_code, around=around)
     return loaded.model, loaded.config
 
 

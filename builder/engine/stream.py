@@ -24,7 +24,9 @@ from builder.engine.block import Block, Recipe, Shard
 from builder.engine.inspect import as_quantization, quantizable_modules
 from builder.engine.kernels import cpu as kernels
 from builder.engine.loading import LoadedAdapter, lora_layers, one_line, replacements
+from builder.engine.pool import Pool
 from builder.engine.survival import to_text
+from builder.engine.tracing import Trace
 from builder.errors import BuildError, EngineError
 from builder.spec.types import Quantization, Variant
 from builder.weights.overrides import deciding
@@ -77,9 +79,11 @@ class Stream:
         *,
         configs: Collection[str] | None = None,
         survival: bool = False,
+        trace: Trace | None = None,
     ) -> None:
         """Sorts everything by block. Evaluates nothing. Raises AdapterMismatch, LayoutChanged, Unquantizable.
 
+        trace: of loading the model. It tells which bytes of the checkpoint `place` takes.
         configs: the variants for which `config` will be called. None: all. Each costs a walk through the
         model.
         """
@@ -96,8 +100,11 @@ class Stream:
         work = _work(model, requests)
         compiled = work >= COMPILED_FROM and (kernels.ready() or work >= COMPILE_FROM)
         self._blocks = cut(model, adapter, compiled=compiled)
+        self._pool = Pool()
         for block in self._blocks.values():
-            block.survival = survival
+            block.survival, block.empty = survival, self._pool.empty
+        self._copied = not (compiled and kernels.available())
+        self.sources = self._sources(model, trace) if trace is not None else {}
         del model
         gc.collect()  # modules are in reference cycles, so without this every array stays alive
 
@@ -130,9 +137,29 @@ class Stream:
                 ) from error
             raise
 
-    def prefetch(self, block: str) -> None:
-        """Starts reading the weights of a block, and returns at once."""
-        mx.async_eval(self._blocks[block].parameters)  # type: ignore[no-untyped-call]
+    def _sources(self, model: nn.Module, trace: Trace) -> dict[str, tuple[str, ...]]:
+        """Parameter -> the tensors of the checkpoint whose bytes `place` takes for it, in their order."""
+        now = dict(tree_flatten(model.parameters()))
+        return {
+            name: sources
+            for name, sources in trace.joined().items()
+            if now.get(name) is trace.made[name] and self._blocks[block_of(name)].can_place(name)
+        }
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether mlx computes on the CPU."""
+        return bool(mx.default_device() == mx.Device(mx.cpu))
+
+    def place(self, block: str, data: Mapping[str, Any]) -> None:
+        """Gives a block the bytes of some of its parameters, as numpy arrays. mlx reads the others itself."""
+        for name, array in data.items():
+            self._blocks[block].place(name, array, copied=self._copied)
+
+    def prefetch(self, block: str, but: Collection[str] = ()) -> None:
+        """Starts reading the weights of a block, `but` those that `place` will get, and returns at once."""
+        parameters = self._blocks[block].parameters
+        mx.async_eval({name: parameters[name] for name in parameters if name not in but})  # type: ignore[no-untyped-call]
 
     def survival(self, block: str, variant: str) -> str:
         """What `take` measured for a variant of a block, as one line of JSON. Empty without a measure."""
@@ -142,7 +169,8 @@ class Stream:
     def drop(self, block: str) -> None:
         """Lets a block go. On a GPU also frees its memory, which mlx would keep for its next arrays."""
         self._blocks.pop(block, None)
-        if mx.default_device() != mx.Device(mx.cpu):
+        self._pool.turn()
+        if not self.on_cpu:
             mx.clear_cache()
 
 
@@ -160,7 +188,8 @@ def cut(model: nn.Module, adapter: LoadedAdapter | None, *, compiled: bool = Tru
     for name, array in tree_flatten(model.parameters()):
         parameters.setdefault(block_of(name), {})[name] = array
     own = {block: {name: a.dtype for name, a in arrays.items()} for block, arrays in parameters.items()}
-    for name, array in replacements(model, adapter).items() if adapter else ():
+    replaced = replacements(model, adapter) if adapter else {}
+    for name, array in replaced.items():
         parameters[block_of(name)][name] = array
     modules: dict[str, dict[str, nn.Module]] = {name: {} for name in parameters}
     for path, module in quantizable_modules(model):
@@ -173,7 +202,8 @@ def cut(model: nn.Module, adapter: LoadedAdapter | None, *, compiled: bool = Tru
             own[name],
             {path: layer for path, layer in layers.items() if block_of(f"{path}.weight") == name},
             frozenset(parameter for parameter in arrays if not castable(parameter)),
-            compiled,
+            frozenset(arrays) - replaced.keys(),
+            compiled=compiled,
         )
         for name, arrays in parameters.items()
     }

@@ -48,12 +48,18 @@ class PathSurvival:
 
 
 def measure(
-    path: str, before: mx.array | None, after: mx.array, shard: Mapping[str, RawTensor], how: Quantization
+    path: str,
+    before: mx.array | None,
+    after: mx.array,
+    shard: Mapping[str, RawTensor],
+    how: Quantization,
+    *,
+    sampled: bool = False,
 ) -> PathSurvival:
     """Measures one path, with mlx, on sampled rows.
 
     `before` and `after` are the weight without and with the adapter, [..., columns]. `before` is None if the
-    path is not adapted. `shard` holds the quantized tensors.
+    path is not adapted. sampled: it is what `sample` returns. `shard` holds the quantized tensors.
     """
     columns = after.shape[-1]
     total, chosen = _sample(after.shape)
@@ -69,7 +75,9 @@ def measure(
         bits=how.bits,
         mode=how.mode,
     ).astype(mx.float32)
-    base = fused if before is None else before.reshape(-1, columns)[rows].astype(mx.float32)
+    if before is not None and not sampled:
+        before = before.reshape(-1, columns)[rows]
+    base = fused if before is None else before.astype(mx.float32)
     delta, error = fused - base, stored - fused
     remains = stored - base
     sums = [mx.sum(fused * fused), mx.sum(delta * delta), mx.sum(error * error)]
@@ -80,17 +88,24 @@ def measure(
     return PathSurvival(path, weight, moved, lost, kept, left)
 
 
+def sample(values: Array) -> Array:
+    """A copy of the rows that are examined."""
+    total, chosen = _sample(values.shape)
+    return values.reshape(total, -1)[chosen]
+
+
 def sampled_losses(
     path: str, before: Array | None, after: Array, dtype: str, settings: Sequence[kernels.Setting]
 ) -> list[PathSurvival]:
     """What `measure` returns, for each of `settings`, computed by the compiled kernels.
 
-    `before` and `after` are stored values of `dtype`, [..., columns]. The kernels quantize the sampled rows
-    again. So they must be exact for `dtype` and `settings`.
+    `after` are stored values of `dtype`, [..., columns]. `before` are those that `sample` took without the
+    adapter. None: the path is not adapted. The kernels quantize the sampled rows again. So they must be exact
+    for `dtype` and `settings`.
     """
     total, chosen = _sample(after.shape)
     fused = after.reshape(total, -1)[chosen]
-    base = fused if before is None else before.reshape(total, -1)[chosen]
+    base = fused if before is None else before
     norm = float(np.square(_floats(fused, dtype)).sum())
     scale = total / len(chosen)
     found = []

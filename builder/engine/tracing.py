@@ -27,6 +27,7 @@ _MOVES = frozenset({
     "ExpandDims", "Flatten", "Full", "Gather", "Reshape", "Slice", "Split", "Squeeze", "StopGradient",
     "Transpose", "Unflatten", "View",
 })  # fmt: skip
+_JOINS = frozenset({"Concatenate", "ExpandDims"})  # what mx.stack does
 _AT_ONCE = 1000  # arrays in one graph: a function of mlx takes at most 1,024 named arguments
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -58,6 +59,31 @@ class Trace:
             sources, operations = graph.behind(producer, names)
             if sources:
                 found[name] = self._origin(name, sources, operations, producer in names)
+        return found
+
+    def joined(self) -> dict[str, tuple[str, ...]]:
+        """Parameter -> the tensors whose bytes, one after the other, are the bytes of the parameter.
+
+        That is one tensor as it is, or a stack of tensors along a first axis. A stack along another axis has
+        another shape, unless sizes are equal. Parameters for which this is not certain are left out.
+        """
+        producers = Graph.of(self.given).producers
+        names = {producers[name]: name for name in self.given if name in producers}
+        graph = Graph.of(self.made)
+        found = {}
+        for name, made in self.made.items():
+            producer = graph.producers.get(name)
+            if producer is None:
+                continue
+            sources, operations = graph.behind(producer, names)
+            tensors = [self.given[source] for source in sources]
+            if any(tensor.dtype != made.dtype for tensor in tensors):
+                continue
+            shapes = {tensor.shape for tensor in tensors}
+            one = producer in names and shapes == {made.shape}
+            stack = operations <= _JOINS and {(len(sources), *shape) for shape in shapes} == {made.shape}
+            if one or (stack and len(sources) not in made.shape[1:]):
+                found[name] = tuple(sources)
         return found
 
     def dropped(self, origins: Mapping[str, Origin]) -> frozenset[str]:

@@ -11,7 +11,8 @@ from builder.plan.types import Action, TargetPlan, Unresolved
 from builder.project import speed
 from builder.project.available import NOTHING, Availables
 from builder.project.headers import estimated
-from builder.project.preflight import deltas, peak_memory, rounding_memory, view_copies
+from builder.project.peaks import begun_bytes, copies, peak_memory, rounding_memory
+from builder.project.preflight import view_copies
 from builder.project.project import Project
 from builder.project.state import missing_actions, reads_source, target_state
 from builder.spec.types import GgufSource, Target
@@ -24,6 +25,7 @@ class PassForecast:
 
     `read`: weights of the blocks that must be walked, `write`: new blobs, `memory`: an upper estimate of
     the process at its peak. `estimated`: the base was not read yet, and its headers told the numbers.
+    `once`: the pass is the first to read the base, and fingerprints it meanwhile.
     """
 
     model: str
@@ -35,6 +37,7 @@ class PassForecast:
     memory: int
     seconds: float | None
     estimated: bool = False
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,9 +152,8 @@ def forecast(project: Project, names: Collection[str] = (), available: Available
     viewed += [plan for name in relink if isinstance(plan := project.plan.targets[name], TargetPlan)]
     known = speed.passes(project.cache)
     claimed: set[Key] = set()
-    budget = project.spec.build.memory
     passes = tuple(
-        _pass(model, targets, known, claimed, budget, estimated=any(p.name in guessed for p, _ in targets))
+        _pass(project, model, targets, known, claimed, estimated=any(p.name in guessed for p, _ in targets))
         for (model, _), targets in todo.items()
     )
     imports = _imports(project, guessed.values())
@@ -207,15 +209,15 @@ def _learned_step(project: Project, name: str) -> LearnedForecast | None:
 
 
 def _pass(
+    project: Project,
     model: str,
     targets: list[tuple[TargetPlan, tuple[Action, ...]]],
     known: tuple[speed.Pass, ...],
     claimed: set[Key],
-    budget: int | None,
     *,
     estimated: bool = False,
 ) -> PassForecast:
-    """`budget`: [build] memory. `claimed`: keys that an earlier pass of the run makes; this adds its own."""
+    """`claimed`: keys that an earlier pass of the run makes; this adds its own."""
     unique = {a.key: a for _, missing in targets for a in missing if a.key not in claimed}
     claimed.update(unique)
     everything = {action.key for plan, _ in targets for action in plan.actions}
@@ -223,7 +225,11 @@ def _pass(
     made = _bytes_by_block(unique.values())
     read = sum(source[block] for block in made)
     write = sum(made.values())
-    rounding = rounding_memory(targets[0][0])
+    plans = [plan for plan, _ in targets]
+    rounding = rounding_memory(plans[0])
+    base, budget = project.spec.bases[plans[0].target.model.base], project.spec.build.memory
+    once = estimated and not rounding and not isinstance(base.source, GgufSource)
+    begun = begun_bytes(project, plans[0]) if once else 0
     return PassForecast(
         model,
         tuple(plan.name for plan, _ in targets),
@@ -231,9 +237,10 @@ def _pass(
         len(everything) - len(unique),
         read,
         write,
-        max(peak_memory(unique.values(), source, budget, deltas(targets[0][0])), rounding),
+        max(peak_memory(unique.values(), source, budget, copies(project, plans), begun), rounding),
         None if rounding else speed.estimate(known, read, write),
         estimated,
+        once,
     )
 
 

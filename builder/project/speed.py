@@ -42,6 +42,12 @@ def passes(cache: StatCache) -> tuple[Pass, ...]:
 
 
 def estimate(known: Sequence[Pass], read: int, written: int) -> float | None:
-    """Seconds that a pass will take: the median time per byte moved, or None without any record."""
-    rates = [p.seconds / (p.read + p.written) for p in known if p.read + p.written > 0]
-    return median(rates) * (read + written) if rates else None
+    """Seconds that a pass will take: the median time per byte moved, or None without any record.
+
+    A pass over a small model is mostly start-up. So passes of less than a tenth of these bytes count only
+    where there are no others.
+    """
+    moved = read + written
+    large = [p for p in known if 10 * (p.read + p.written) >= moved]
+    rates = [p.seconds / (p.read + p.written) for p in large or known if p.read + p.written > 0]
+    return median(rates) * moved if rates else None

@@ -12,13 +12,13 @@ from builder.evaluate.run import measured
 from builder.plan.types import TargetPlan
 from builder.project.opened import NotBuilt
 from builder.project.project import Project
-from builder.publish import bundle, evidence, gguf_card
+from builder.publish import bundle, evidence, gguf_card, ollama
 from builder.publish.bundle import File
-from builder.publish.errors import PublishRefused
+from builder.publish.errors import PlaceRefused, PublishRefused
 from builder.publish.evidence import Licence
 from builder.publish.gguf.making import Gguf, known, make, unmade
 from builder.publish.gguf_card import GgufFile
-from builder.spec.destinations import EXACT, HubPlace, Publication
+from builder.spec.destinations import EXACT, HubPlace, OllamaPlace, Publication
 from builder.store import blobs
 from builder.store.types import FileEntry, Manifest
 
@@ -55,6 +55,9 @@ def gather(
         raise PublishRefused(target=plan.name, what="; ".join(short), hint=hint)
     files = _files(project, made, emit)
     to = publication.to
+    system = evidence.system_prompt(project, model)
+    if isinstance(to, OllamaPlace):
+        files.append(_modelfile(to, made[0].name, system, found))
     address = to.repo if isinstance(to, HubPlace) else ""
     text = gguf_card.render(
         gguf_card.GgufEvidence(
@@ -67,7 +70,7 @@ def gather(
             datasets=publication.datasets,
             require=model.require,
             files=tuple(GgufFile(each.name, each.size, each.gguf, each.results) for each in made),
-            system=evidence.system_prompt(project, model),
+            system=system,
             override=publication.override,
         )
     )
@@ -112,6 +115,14 @@ def _made(
         own = measured(project, plan)
         results |= {suite: own[suite] for suite in own if project.spec.suites[suite].kind in UNSCORED}
     return _Made(name, size, gguf, results, tuple(missed(model.require, results)))
+
+
+def _modelfile(to: OllamaPlace, name: str, system: str | None, found: Licence | None) -> File:
+    try:
+        text = ollama.modelfile(name, system, found.name if found else None)
+    except ValueError as error:
+        raise PlaceRefused(to=to, what=str(error)) from error
+    return bundle.of_bytes(ollama.MODELFILE, text)
 
 
 def _source(project: Project, name: str) -> TargetPlan:

@@ -10,13 +10,13 @@ from builder.console.words import count, size_text, suggestion
 from builder.keys import make_key
 from builder.project.project import Project
 from builder.project.roots import keys_of
-from builder.publish import folder
+from builder.publish import folder, ollama
 from builder.publish.bundle import Plan
 from builder.publish.contents import gather, planned
 from builder.publish.errors import NothingPublished
 from builder.publish.hub import Hub
 from builder.publish.oci import Oci
-from builder.spec.destinations import FolderPlace, OciPlace, Publication
+from builder.spec.destinations import FolderPlace, OciPlace, OllamaPlace, Publication
 from builder.store.locks import acquire, build_session
 
 
@@ -37,6 +37,8 @@ def look(project: Project, publication: Publication, emit: Emit, *, dry: bool = 
         return folder.plan(to, bundle)
     if isinstance(to, OciPlace):
         return Oci(to, project.cache).plan(bundle)
+    if isinstance(to, OllamaPlace):
+        return ollama.plan(to, bundle, project.cache)
     return Hub(to, project.store).plan(bundle, private=publication.private)
 
 
@@ -58,9 +60,16 @@ def publish(project: Project, publication: Publication, emit: Emit) -> Plan:
             folder.apply(to, made, link=publication.link, emit=emit)
         elif isinstance(to, OciPlace):
             Oci(to, project.cache).apply(made, emit=emit)
+        elif isinstance(to, OllamaPlace):
+            ollama.apply(to, made, project.store, project.cache, emit)
         else:
             Hub(to, project.store).apply(made, private=publication.private, emit=emit)
     return made
+
+
+def publish_release(project: Project, emit: Emit) -> list[Plan]:
+    """Publishes what production shows, to each place that is part of a release. Raises BuildError."""
+    return [publish(project, find(project, name), emit) for name in project.spec.published]
 
 
 @contextmanager

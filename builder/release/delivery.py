@@ -6,7 +6,9 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from builder.build.allocation import choose_bits
+from builder.build.blocks import Tally
 from builder.build.calibrated import build_calibrated
+from builder.build.first_pass import first_pass
 from builder.build.intermediates import prune_intermediates
 from builder.build.learned import build_learned
 from builder.build.one_pass import Built, build
@@ -34,15 +36,22 @@ def deliver(
     Targets asked for by name are kept until cleaned. What a remote has is pulled instead. Raises BuildError.
     """
     project.forget_plan()
-    results = _deliver(project, name, selected, named, emit)
+    with first_pass(project, name, selected, emit) as made:
+        results = _deliver(project, name, selected, named, emit, made)
     plans = [project.plan.targets[built.name] for built in results]
     share(project, [plan for plan in plans if isinstance(plan, TargetPlan)], "always", emit)
     return results
 
 
 def _deliver(
-    project: Project, name: str, selected: Collection[str], named: Collection[str], emit: Emit
+    project: Project,
+    name: str,
+    selected: Collection[str],
+    named: Collection[str],
+    emit: Emit,
+    made: Tally | None,
 ) -> list[Built]:
+    """made: what the first pass over the base made of these targets."""
     wanted = _resolved(project, name, emit)
     model = wanted.target.model.name
     if wanted.needs is not None:
@@ -55,10 +64,10 @@ def _deliver(
         return [*results, learned]
     if wanted.target.variant.rounds_for_text:
         fetch(project, [wanted], emit)
-        made = build_calibrated(project, wanted, emit)
+        rounded = build_calibrated(project, wanted, emit)
         _refresh(project, wanted)
-        _tell([made], emit)
-        return [made]
+        _tell([rounded], emit)
+        return [rounded]
     others = [p for p in project.plan.resolved() if p.target.model.name == model and p.name != name]
     read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}
     chosen = [wanted]
@@ -73,7 +82,7 @@ def _deliver(
         if target.target.variant.intermediate and target.name in named:
             pins.pin(project.store, target.name)
     fetch(project, chosen, emit)
-    results = build(project, chosen, emit)
+    results = build(project, chosen, emit, made)
     for target in chosen:
         _refresh(project, target)
     _tell(results, emit)
@@ -87,7 +96,7 @@ def _source_of(
     source = project.plan.targets[str(plan.needs)]
     if not reads_source(project.store, plan) or target_state(project.store, source).built:
         return []
-    return _deliver(project, source.name, selected, named, emit)
+    return _deliver(project, source.name, selected, named, emit, None)
 
 
 def _refresh(project: Project, target: TargetPlan) -> None:

@@ -83,8 +83,9 @@ def offer_of(contents: Contents, wanted: Wanted, rules: Rules, has: Callable[[Bl
             if record is not None:
                 actions[key] = record, text
                 continue
-        elif _is_result(text, key):
-            results[key] = text
+        elif (made := _result(text, key)) is not None:
+            if rules.device in (None, _measured_on(made) or rules.device):
+                results[key] = text
             continue
         refused.append(f"{path} does not say what it must")
     other = [
@@ -176,9 +177,18 @@ def _is_harmless(manifest: Manifest) -> bool:
     )
 
 
-def _is_result(text: str, key: Key) -> bool:
+def _result(text: str, key: Key) -> Mapping[str, object] | None:
+    """How a result of that key was measured; None for what is no result of it."""
     try:
         said = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(said, dict) and said.get("key") == key
+        return dict(said["made"]) if said["key"] == key else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _measured_on(made: Mapping[str, object]) -> str | None:
+    """The kind of device that a result says it was measured on. None where it does not say."""
+    said = str(made.get("device", ""))
+    if not said.startswith("gpu"):
+        return said or None
+    return "metal" if str(made.get("machine", "")).startswith("Darwin") else "cuda"

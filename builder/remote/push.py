@@ -97,7 +97,7 @@ def plan_push(contents: Contents, bundles: Sequence[Bundle], signer: Signer | No
     pushed: list[Bundle] = []
     for bundle in bundles:
         said = {text: verdict(text, there.get(text.path), contents) for text in bundle.texts}
-        if any(text.is_manifest and what == "differs" for text, what in said.items()):
+        if any(text.key == bundle.key and what == "differs" for text, what in said.items()):
             kept.append(f"{bundle.name}: the remote has other bytes of this target, and they stay")
             continue
         pushed.append(bundle)
@@ -212,8 +212,11 @@ def _send_texts(transport: Transport, plan: PushPlan, signer: Signer | None, emi
         envelope = signer.sign(path, signed[path])
         _patiently(transport, emit, lambda: transport.write(place, envelope))
 
+    late: list[Text] = []
+
     def create(text: Text) -> None:
-        _patiently(transport, emit, lambda: transport.create(text.path, text.data))
+        if not _patiently(transport, emit, partial(transport.create, text.path, text.data)):
+            late.append(text)  # somebody was faster, or our own first try came through
 
     together(sign, list(signed))
     together(create, [text for text in plan.create if not text.is_manifest])
@@ -224,6 +227,13 @@ def _send_texts(transport: Transport, plan: PushPlan, signer: Signer | None, emi
         if text.is_manifest:
             transport.replace(text.path, former, text.data)
     together(create, [text for text in plan.create if text.is_manifest])
+    if not late:
+        return
+    contents = look(transport)
+    for text in late:
+        if verdict(text, transport.read(text.path), contents) == "differs":
+            what = f"somebody was faster with other bytes of {text.kind} {text.key[:12]}, and they stay"
+            emit(Note(f"{transport.name}: {what}"))
 
 
 def _patiently(transport: Transport, emit: Emit, send: Callable[[], _Done]) -> _Done:

@@ -15,10 +15,12 @@ from builder.store import records, seals
 from builder.store.types import Blob, Manifest, Record, Scalar
 
 Kind = Literal["record", "manifest", "result"]
-# missing: nothing is there. same: it says what ours says. differs: it says something else that is true too.
-# worthless: it is damaged, or names blobs that are not there.
-Verdict = Literal["missing", "same", "differs", "worthless"]
-_MADE = ("made", "toolchain", "machine", "device", "blocks_reused")  # who made it and when: never the same
+# missing: nothing is there. same: it says what ours says. alike: it names the same bytes, with other figures.
+# differs: it names other bytes, which are there too. worthless: it is damaged, or its bytes are not there.
+Verdict = Literal["missing", "same", "alike", "differs", "worthless"]
+_MADE = (  # who made it, when and how fast: never the same
+    *("made", "toolchain", "machine", "device", "blocks_reused", "seconds", "peak_memory"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,24 +55,24 @@ def verdict(text: Text, found: bytes | None, contents: Contents) -> Verdict:
         mine, other = records.parse_record(ours, text.key), records.parse_record(there, text.key)
         if mine is None or other is None or not _are_there(contents, [other.blob]):
             return "worthless"
-        return "same" if _same_record(mine, other) else "differs"
+        if mine.blob != other.blob:
+            return "differs"
+        return "same" if _same_record(mine, other) else "alike"
     made, held = records.parse_manifest(ours, text.key), records.parse_manifest(there, text.key)
     if made is None or held is None:
         return "worthless"
-    if _same_manifest(made, held):
-        return "same"
+    if made.files == held.files:
+        return "same" if _same_manifest(made, held) else "alike"
     return "differs" if _are_there(contents, [entry.blob for entry in held.files]) else "worthless"
 
 
 def _same_record(one: Record, other: Record) -> bool:
-    same = one.blob == other.blob and one.kind == other.kind
-    return same and _plain(one.provenance) == _plain(other.provenance)
+    return one.kind == other.kind and _plain(one.provenance) == _plain(other.provenance)
 
 
 def _same_manifest(one: Manifest, other: Manifest) -> bool:
     return (
-        one.files == other.files
-        and one.kind == other.kind
+        one.kind == other.kind
         and dict(one.settings) == dict(other.settings)
         and _plain(one.measures) == _plain(other.measures)
     )

@@ -63,10 +63,8 @@ class Catalog:
     def base_identity(self, base: Base) -> BaseIdentity | Unknown:
         """Digests of everything in a base that can matter, if they are known. Raises SourceError."""
         if isinstance(base.source, GgufSource):
-            manifest = self.imported(base)
-            return (
-                self.imported_identity(base, manifest) if manifest else Unknown("has not been imported yet")
-            )
+            found = self.imported(base)
+            return self.imported_identity(base, found) if found else Unknown("has not been imported yet")
         directory = bases.locate(base)
         if directory is None:
             return Unknown("is not in the local cache of downloads yet")
@@ -124,9 +122,7 @@ class Catalog:
         return found
 
     def base_directory(self, base: Base) -> Path:
-        """The directory of a base's files; for a GGUF the view of its import as it is now. Raises
-        SourceError.
-        """
+        """The directory of a base's files. For a GGUF the view of its import. Raises SourceError."""
         if isinstance(base.source, GgufSource):
             key = self.gguf_key(base)
             if key is None:
@@ -284,15 +280,19 @@ class Catalog:
         return self.digest(path) if path.stat().st_size <= HASH_AT_ONCE else None
 
     def digest(self, path: Path, on_progress: Callable[[int], None] | None = None) -> Digest:
-        """The digest of a file, hashed if necessary. Raises OSError.
+        """The digest of a file, hashed if necessary. This process remembers it, however new the file is.
 
-        `on_progress` gets the number of bytes of each piece.
-        This process remembers the digest too: the stat cache does not trust a file that was just written.
+        `on_progress` gets the bytes of each piece. Raises OSError.
         """
         before = identity(path.stat())
         digest = self.cache.digest(path, on_progress)
         self._hashed[path] = (before, digest)
         return digest
+
+    def note_digest(self, path: Path, before: Identity, started: int, digest: Digest) -> None:
+        """As `digest`, for what was read of a file since `started`, when it was `before`. Raises OSError."""
+        self.cache.note(path, before, started, digest)
+        self._hashed[path] = (before, digest)
 
 
 def structure_key(weights: Digest) -> Key:

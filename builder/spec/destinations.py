@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builder.console.words import listed, nearest, quoted
 
-SCHEMES = ("hf", "lmstudio", "oci")
+SCHEMES = ("hf", "lmstudio", "oci", "ollama")
 EXACT = "exact"
 GGUF_TYPES = (EXACT, "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
@@ -55,7 +55,18 @@ class OciPlace:
         return host == "localhost" or host.startswith("127.")
 
 
-Destination = FolderPlace | HubPlace | OciPlace
+@dataclass(frozen=True)
+class OllamaPlace:
+    """A model of Ollama on this machine: NAME or NAME:TAG, perhaps with an owner."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"ollama://{self.name}"
+
+
+Destination = FolderPlace | HubPlace | OciPlace | OllamaPlace
+_OLLAMA = r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*(?::[A-Za-z0-9][A-Za-z0-9._-]*)?"
 _OCI = (
     r"([A-Za-z0-9.-]+(?::[0-9]+)?)/([a-z0-9]+(?:[._/-][a-z0-9]+)*)(?::([A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
 )
@@ -94,6 +105,9 @@ def destination(text: str, folder: Path) -> Destination | str:
         close = nearest(scheme, SCHEMES)
         hint = f"did you mean {close}://?" if close else f"possible: {listed(SCHEMES)}, or a folder"
         return f"{quoted(scheme)} is not a kind of place; {hint}"
+    if scheme == "ollama":
+        fits = re.fullmatch(_OLLAMA, rest)
+        return OllamaPlace(rest) if fits else f"{quoted(rest)} is not a name; write ollama://NAME:TAG"
     if scheme == "oci":
         match = re.fullmatch(_OCI, rest)
         if match is None:

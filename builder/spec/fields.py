@@ -651,7 +651,18 @@ as `models/production.former`, for `doit rollback:production`. gc keeps both."""
 RELEASE = Table(
     "release",
     "What is in use. `doit release:production` moves it. The target must meet its requirements.",
-    (Field("production", "string", _PRODUCTION, example='production = "MODEL_VARIANT"'),),
+    (
+        Field("production", "string", _PRODUCTION, example='production = "MODEL_VARIANT"'),
+        Field(
+            "publish",
+            "names",
+            "Publications of `production` that `doit release:production` makes too. A rollback publishes the "
+            "former target there again.",
+            refers="publish",
+            example='publish = ["NAME"]',
+            needs=("production",),
+        ),
+    ),
     named=False,
 )
 
@@ -686,7 +697,8 @@ PUBLISH = Table(
             "to",
             "string",
             "The place: `hf://OWNER/NAME` (the Hugging Face hub), `lmstudio://PUBLISHER/NAME` (where LM "
-            "Studio on this machine looks), `oci://HOST/NAME:TAG` (an OCI registry), or a folder.",
+            "Studio on this machine looks), `oci://HOST/NAME:TAG` (an OCI registry), "
+            "`ollama://NAME` (Ollama on this machine, with `gguf`), or a folder.",
             required=True,
             example='to = "hf://OWNER/NAME"',
         ),

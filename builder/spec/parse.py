@@ -77,6 +77,7 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
         build=BuildSettings(**{f.name: _setting(declared, "build", f.name) for f in FIELDS["build"].fields}),
         production=_setting(declared, "release", "production"),
         publications=published,
+        published=_setting(declared, "release", "publish") or (),
         remotes=remotes,
     )
 

@@ -12,6 +12,7 @@ from builder.spec.destinations import (
     Destination,
     FolderPlace,
     HubPlace,
+    OllamaPlace,
     Publication,
     destination,
     is_repository,
@@ -31,6 +32,7 @@ def publications(
 ) -> dict[str, Publication]:
     """What every table declares. After a problem the values do not matter, because the parse fails."""
     known = [*targets, *([PRODUCTION] if _released(declared) else [])]
+    _check_release(declared, problems)
     made: dict[str, Publication] = {}
     places: dict[Destination, str] = {}
     for name, values in declared["publish"].items():
@@ -40,6 +42,9 @@ def publications(
         _check_card(values, problems)
         if place is None:
             continue
+        if isinstance(place, OllamaPlace) and len(values.given.get("gguf", ())) != 1:
+            what = 'Ollama takes one GGUF file; write, for example, gguf = ["exact"]'
+            problems.add(values.place.key("to"), what)
         for key, (kind, where) in _ONLY_FOR.items():
             if values.says(key) and not isinstance(place, kind):
                 problems.add(values.place.key(key), f"{key} is only for {where}; remove it")
@@ -55,6 +60,16 @@ def publications(
 
 
 _PLAIN = ("private", "link", "override", "license", "base_model")
+
+
+def _check_release(declared: Declared, problems: Problems) -> None:
+    """A release publishes what it shows, and nothing else."""
+    values = declared["release"].get("")
+    for index, name in enumerate(values.given.get("publish", ()) if values else ()):
+        other = declared["publish"].get(name)
+        if values and other and other.get("target") not in (None, PRODUCTION):
+            what = f"[publish.{name}] does not publish the release; write target = {quoted(PRODUCTION)} there"
+            problems.add(values.place.key("publish", index), what)
 
 
 def _released(declared: Declared) -> bool:

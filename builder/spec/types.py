@@ -254,6 +254,7 @@ class Spec:
     build: BuildSettings = field(default_factory=BuildSettings)
     production: str | None = None  # the name of a target
     publications: Mapping[str, Publication] = field(default_factory=dict)
+    published: tuple[str, ...] = ()  # the publications that are part of a release
     remotes: Mapping[str, Remote] = field(default_factory=dict)
 
     @property

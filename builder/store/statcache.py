@@ -18,7 +18,7 @@ from typing import Any
 
 from builder.keys import Digest, digest_bytes
 from builder.store import blobs
-from builder.store.disk.identity import identity
+from builder.store.disk.identity import Identity, identity
 from builder.store.layout import Store
 
 RACY_NS = 2_000_000_000
@@ -67,10 +67,16 @@ class StatCache:
             return found
         recorded = time.time_ns()
         digest = blobs.hash_file(path, on_progress).digest
-        if identity(path.stat()) == identity(before):
-            row = (os.path.abspath(path), identity(before).text, recorded, digest)  # noqa: PTH100 links stay
-            self._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (*row, _sum(*row)))
+        self.note(path, identity(before), recorded, digest)
         return digest
+
+    def note(self, path: Path, before: Identity, started: int, digest: Digest) -> None:
+        """Remembers the digest of what was read of a file from `started` on (time.time_ns), if the file is
+        still what it was `before`. Raises OSError from `path`.
+        """
+        if identity(path.stat()) == before:
+            row = (os.path.abspath(path), before.text, started, digest)  # noqa: PTH100 links stay
+            self._execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (*row, _sum(*row)))
 
     def get(self, kind: str, key: str) -> bytes | None:
         """A derived fact that `put` remembered, if it still has it."""
@@ -84,6 +90,10 @@ class StatCache:
         """Remembers a derived fact, perhaps."""
         row = (kind, key, value)
         self._execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", (*row, _sum(*row)))
+
+    def forget(self, kind: str, key: str) -> None:
+        """Forgets a derived fact."""
+        self._execute("DELETE FROM facts WHERE kind = ? AND key = ?", (kind, key))
 
     def close(self) -> None:
         """Closes the database; the next call opens it again."""
@@ -160,6 +170,7 @@ def _open_frozen(path: Path) -> sqlite3.Connection:
 
 
 def _is_racy(status: os.stat_result, recorded: int) -> bool:
+    """Whether a file may have changed after it was read, with no trace in its times."""
     return status.st_ctime_ns > recorded - RACY_NS
 
 

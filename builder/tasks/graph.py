@@ -97,9 +97,8 @@ def project_tasks(project: Project) -> Iterator[Task]:
     spec = project.spec
     yield _group("base", "the original weights")
     for base in spec.bases.values():
-        yield _task(
-            "base", base.name, describe_base(base), PrepareBase(project, base), BaseReady(project, base)
-        )
+        prepare = PrepareBase(project, base, SELECTED)
+        yield _task("base", base.name, describe_base(base), prepare, BaseReady(project, base))
     yield _group("adapter", "what was learned on top of a base")
     for adapter in spec.adapters.values():
         yield _task(

@@ -6,11 +6,12 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from builder.console.events import Emit
 from builder.errors import BuildError
-from builder.plan.types import TargetPlan
+from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.project.toolchain import device
-from builder.sources.facts import Unknown
+from builder.sources.facts import NOT_YET, Unknown
 from builder.spec.types import Adapter, Base, Variant
 from builder.tasks.uptodate import Selection
 
@@ -29,6 +30,17 @@ def without_kernels() -> str:
         if device() == "cuda"
         else 'the extra "cpu" is not installed: without its kernels quantizing takes twice as long'
     )
+
+
+def read_what_was_left(project: Project, name: str) -> None:
+    """Reads the base of a target, where its task left that to a build that has not come yet."""
+    plan = project.plan.targets[name]
+    if isinstance(plan, Unresolved) and plan.error is None and NOT_YET in plan.reason:
+        from builder.build.prepare import prepare_sources
+        from builder.console.display import showing
+
+        with showing() as emit:
+            prepare_sources(project, plan.target, emit)
 
 
 @dataclass
@@ -57,17 +69,23 @@ class Step:
 
 @dataclass
 class PrepareBase(Step):
-    """Downloads or imports a base, fingerprints and inspects it."""
+    """Downloads or imports a base, fingerprints and inspects it. Leaves to a build what that reads anyway."""
 
     base: Base
+    selection: Selection
 
     def run(self) -> None:
-        from builder.build.prepare import prepare_base
+        from builder.build.first_pass import reads
+        from builder.build.prepare import fetch_base, prepare_base
         from builder.console.display import showing
 
         # A base that is known already is prepared again only by `doit -a`.
         again = not isinstance(self.project.sources.base_facts(self.base), Unknown)
         with showing() as emit:
+            fetch_base(self.base, emit)
+            self.project.forget_plan()
+            if not again and reads(self.project, self.base, self.selection.targets):
+                return
             prepare_base(self.project, self.base, emit, inspect_again=again)
 
 
@@ -137,6 +155,7 @@ class Evaluate(Step):
         from builder.tasks.tables import print_results
 
         self.project.forget_plan()
+        read_what_was_left(self.project, self.name)
         plan = self.project.plan.targets[self.name]
         if not isinstance(plan, TargetPlan):  # the sources have disappeared since the target was built
             raise EvaluationFailed(target=self.name, what=plan.reason)
@@ -170,6 +189,9 @@ class FindThreshold(Step):
         from builder.tasks.tables import print_threshold
 
         self.project.forget_plan()
+        for target in self.project.spec.targets:
+            if target.model.name == self.model:
+                read_what_was_left(self.project, target.name)
         with showing() as emit:
 
             def build(name: str) -> None:
@@ -182,18 +204,35 @@ class FindThreshold(Step):
 
 
 @dataclass
-class Release(Step):
+class ReleaseStep(Step):
+    """A step after which production shows something else. What a release publishes follows."""
+
+    def publish(self, emit: Emit) -> None:
+        if not self.project.spec.published:
+            return
+        from builder.console.events import Note
+        from builder.publish.publication import outcome, publish_release
+
+        self.project.forget_plan()
+        for made in publish_release(self.project, emit):
+            emit(Note(outcome(made)))
+
+
+@dataclass
+class Release(ReleaseStep):
     """Moves models/production to its declared target."""
 
     def run(self) -> None:
         from builder.console.display import showing
         from builder.console.events import Note
-        from builder.release.production import PRODUCTION, release
+        from builder.release.production import PRODUCTION, is_current, release
 
         self.project.forget_plan()
         with showing() as emit:
-            release(self.project, emit)
-            emit(Note(f"{PRODUCTION} is now {self.project.spec.production}"))
+            if not is_current(self.project):
+                release(self.project, emit)
+                emit(Note(f"{PRODUCTION} is now {self.project.spec.production}"))
+            self.publish(emit)
 
     def tell(self) -> None:
         from builder.tasks.tables import print_release
@@ -202,7 +241,7 @@ class Release(Step):
 
 
 @dataclass
-class Rollback(Step):
+class Rollback(ReleaseStep):
     """Exchanges models/production and its former target."""
 
     def run(self) -> None:
@@ -212,6 +251,7 @@ class Rollback(Step):
 
         with showing() as emit:
             emit(Note(f"{PRODUCTION} is now {rollback(self.project)}"))
+            self.publish(emit)
 
 
 @dataclass

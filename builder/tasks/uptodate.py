@@ -145,7 +145,8 @@ class Released:
         from builder.release.production import is_current
 
         try:
-            return is_current(self.project)
+            # Each place of a publication is asked, so that a release that was interrupted goes on.
+            return is_current(self.project) and not self.project.spec.published
         except BuildError:
             return False  # the action reports it
 

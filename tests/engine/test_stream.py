@@ -17,7 +17,7 @@ from builder.errors import EngineError
 from builder.keys import Key
 from builder.plan.planning import make_plan
 from builder.plan.types import Action, Sources, TargetPlan
-from builder.project import preflight
+from builder.project import peaks
 from builder.spec.types import Adapter, Base, Model, PathSource, Quantization, Spec, Variant
 from builder.weights.structure import Parameter, TensorSpec
 from tests.architectures import checkpoint, dense, moe
@@ -95,13 +95,11 @@ def test_reading_ahead_needs_room_in_the_budget() -> None:
     action = Action(Key("k1"), "a", "f", (), 10)
     actions = [action, replace(action, key=Key("k2"), block="b")]
     source = {"a": 1000, "b": 4000}
-    peak = preflight.block_peaks(actions, source)["a"]
-    assert preflight.reads_ahead(actions, source, None) == {"a": 4000}
-    assert preflight.reads_ahead(actions, source, peak + 4000) == {"a": 4000}
-    assert preflight.reads_ahead(actions, source, peak + 3999) == {}
-    assert preflight.peak_memory(actions, source) == max(
-        peak + 4000, preflight.block_peaks(actions, source)["b"]
-    )
+    peak = peaks.block_peaks(actions, source)["a"]
+    assert peaks.reads_ahead(actions, source, None) == {"a": 4000}
+    assert peaks.reads_ahead(actions, source, peak + 4000) == {"a": 4000}
+    assert peaks.reads_ahead(actions, source, peak + 3999) == {}
+    assert peaks.peak_memory(actions, source) == max(peak + 4000, peaks.block_peaks(actions, source)["b"])
 
 
 def test_the_delta_of_adapted_experts_is_counted() -> None:
@@ -118,9 +116,9 @@ def test_the_delta_of_adapted_experts_is_counted() -> None:
     )
     plan = make_plan(spec, Sources({"b": replace(BASE, structure=structure)}, {"a": facts})).targets["m_v"]
     assert isinstance(plan, TargetPlan)
-    assert preflight.deltas(plan) == {"layers.1": 4 * 8 * 32 * 64}
-    plain = preflight.block_peaks(plan.actions, structure.block_nbytes)
-    counted = preflight.block_peaks(plan.actions, structure.block_nbytes, preflight.deltas(plan))
+    assert peaks.deltas(plan) == {"layers.1": 4 * 8 * 32 * 64}
+    plain = peaks.block_peaks(plan.actions, structure.block_nbytes)
+    counted = peaks.block_peaks(plan.actions, structure.block_nbytes, peaks.deltas(plan))
     assert counted == {**plain, "layers.1": plain["layers.1"] + 4 * 8 * 32 * 64}
 
 

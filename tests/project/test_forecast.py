@@ -11,7 +11,7 @@ import pytest
 
 from builder.project import speed
 from builder.project.forecast import Forecast, LearnedForecast, forecast
-from builder.project.preflight import RESIDENT
+from builder.project.peaks import RESIDENT
 from builder.project.project import Project
 from builder.store import blobs, pins
 from builder.store.care import drop

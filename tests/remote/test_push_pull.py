@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,14 @@ from builder.build.sharing import fetch, fetch_records, fetch_results, send, sha
 from builder.evaluate import results
 from builder.evaluate.results import Result
 from builder.evaluate.statistics import Figure
-from builder.keys import Digest
+from builder.keys import Digest, Key
 from builder.project.remotes import measured_of
 from builder.project.state import target_state
 from builder.remote import layout
 from builder.remote import push as pushing
 from builder.remote.connect import connect, open_remote
 from builder.remote.contents import look
+from builder.remote.offer import Rules, Wanted, offer_of
 from builder.remote.push import NotWhole, plan_push, push
 from builder.remote.transport import (
     NoRemoteStore,
@@ -30,8 +33,8 @@ from builder.remote.transport import (
     RemoteUnreachable,
     Transport,
 )
-from builder.store import blobs, records
-from builder.store.types import Record
+from builder.store import blobs, records, seals
+from builder.store.types import Record, manifest_to_text
 from tests.remote.servers import Web
 from tests.remote.team import (
     TARGETS,
@@ -153,6 +156,50 @@ def test_two_results_for_one_key_are_never_mixed(ann: Member, ben: Member, tmp_p
     assert sent.blobs == ()
     assert transport.head(layout.blob(blob.digest)) is None
     assert wrong_there(transport) == []
+
+
+def test_who_is_late_by_a_moment_is_told(ann: Member) -> None:
+    """Both saw nothing there. One create wins, and the other says that it lost."""
+    transport = started(ann)
+    plan = ann.plan("m_4bit")
+    manifest = records.read_manifest(ann.store, plan.key)
+    assert manifest is not None
+    other = replace(manifest, files=manifest.files[1:])
+    path, text = layout.manifest(plan.key), seals.sealed(manifest_to_text(other))
+
+    def overtake(step: str) -> None:
+        if step == f"create {path}":
+            transport.create(path, text)
+
+    heard = Heard()
+    push(ann.store, Stepping(transport, overtake), ann.bundles(["m_4bit"]), None, heard)  # type: ignore[arg-type]
+    assert transport.read(path) == text
+    said = f"team: somebody was faster with other bytes of manifest {plan.key[:12]}, and they stay"
+    assert heard.notes == [said]
+
+
+def test_the_same_bytes_with_other_figures_are_no_conflict(ann: Member) -> None:
+    transport = started(ann)
+    push(ann.store, transport, ann.bundles(["m_4bit"]), None, Heard())
+    plan = ann.plan("m_4bit")
+    manifest = records.read_manifest(ann.store, plan.key)
+    assert manifest is not None
+    other = replace(manifest, measures={**manifest.measures, "survival_db": 1.0})
+    transport.write(layout.manifest(plan.key), seals.sealed(manifest_to_text(other)))
+    again = push(ann.store, transport, ann.bundles(["m_4bit"]), None, Heard())
+    assert (again.kept, again.is_empty) == ((), True)
+
+
+def test_results_of_another_device_are_left_where_the_device_counts(ann: Member) -> None:
+    transport = started(ann)
+    places = {"a": {"device": "cpu"}, "b": {"device": "gpu M3", "machine": "Darwin arm64"}, "c": {}}
+    keys = {Key(name * 64): made for name, made in places.items()}
+    for key, made in keys.items():
+        transport.write(layout.result(key), seals.sealed(json.dumps({"key": key, "made": made}) + "\n"))
+    for device, expected in ((None, "abc"), ("cpu", "ac"), ("metal", "bc"), ("cuda", "c")):
+        wanted = Wanted(results=frozenset(keys))
+        offer = offer_of(look(transport), wanted, Rules(device), lambda _: False)
+        assert {key[0] for key in offer.results} == set(expected), device
 
 
 def test_damaged_and_void_texts_are_replaced(ann: Member) -> None:

@@ -65,6 +65,7 @@ def test_a_locked_run_of_a_fresh_clone_builds_nothing(ann: Sandbox) -> None:
     assert status["m_5bit"]["state"] == "built"
 
 
+@pytest.mark.slow
 def test_only_blocks_that_nobody_has_are_built(ann: Sandbox) -> None:
     """m_4bit shares a block with m_5bit: that one is pulled, the others are made."""
     cara = clone(ann, "cara")
@@ -83,6 +84,7 @@ def test_only_blocks_that_nobody_has_are_built(ann: Sandbox) -> None:
     assert all(shards(cara, "m_4bit")[name] == shards(ann, "m_4bit")[name] for name in names)
 
 
+@pytest.mark.slow
 def test_no_remote_builds(ann: Sandbox) -> None:
     dora = clone(ann, "dora")
     ran = dora.doit("--no-remote", "--progress", "json", "model:m_5bit")
@@ -107,6 +109,7 @@ def test_a_target_without_its_base_comes_by_the_lock(ann: Sandbox) -> None:
     assert "base does not exist" in ran.err
 
 
+@pytest.mark.slow
 def test_bytes_of_another_device_are_taken_unless_one_says_no(ann: Sandbox) -> None:
     for device, comes in (("any", True), ("same", False)):
         frida = clone(ann, f"frida-{device}")
@@ -136,6 +139,7 @@ def test_a_run_with_nothing_to_do_loads_nothing_of_it(ann: Sandbox) -> None:
         assert fresh_python(code, str(gina.root)).splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_the_structure_of_a_base_travels(ann: Sandbox) -> None:
     """Who has the weights need not inspect them again."""
     hans = clone(ann, "hans")

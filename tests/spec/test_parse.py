@@ -131,6 +131,7 @@ def test_everything_that_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
             "own": Suite("own", "command", command="python measure.py {model}"),
         },
         production="phase8_5bit",
+        published=("hub",),
         publications={
             "hub": Publication(
                 "hub",

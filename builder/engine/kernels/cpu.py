@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Setting = tuple[int, int]  # bits, group size
+Empty = Callable[..., Array]  # as numpy.empty
 Layout = Literal["linear", "switch", "embedding"]  # how mlx-lm multiplies lora_a and lora_b
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -93,11 +94,13 @@ def quantize_widths(
     *,
     threads: int = 1,
     original: Array | None = None,
+    empty: Empty = np.empty,
 ) -> list[QuantizedArrays]:
     """Quantizes `weight` to each of `settings`, in one pass over the weight. One result for each setting.
 
     weight: (rows, columns) or (experts, rows, columns) stored values of `dtype` ("bfloat16", "float16",
     "float32"). original: the weight before fine-tuning, in the same shape. With it the results have a `Loss`.
+    empty: makes the arrays of the results.
     At most `threads` threads compute, and they end before this returns. The first call in a process loads or
     compiles the loops.
 
@@ -124,7 +127,7 @@ def quantize_widths(
         code_count += flat.size * bits // 32
         param_count += 2 * groups
     table = np.array(rows, np.int64)
-    codes, params = np.empty(code_count, np.uint32), np.empty(param_count, flat.dtype)
+    codes, params = empty(code_count, np.uint32), empty(param_count, flat.dtype)
     starts = range(0, flat.size, PIECE)
     sums = np.zeros((len(starts), len(settings), 3))
 
@@ -165,13 +168,14 @@ def fuse_lora(
     layout: Layout = "linear",
     *,
     threads: int = 1,
+    empty: Empty = np.empty,
 ) -> Array:
     """The fused weight of a LoRA layer, bit-identical to mlx-lm's `fuse` where `agreement.fuse_agrees`.
 
     linear: weight (out, in), lora_a (in, rank), lora_b (rank, out). switch: weight (experts, out, in),
     lora_a (experts, rank, in) or flattened, lora_b (experts, out, rank). embedding: weight (tokens, dims),
     lora_a (tokens, rank), lora_b (rank, dims). The factors are float32. Returns a new array of stored values
-    of `dtype` in the shape of `weight`.
+    of `dtype` in the shape of `weight`, made by `empty`.
 
     Raises ValueError when shapes or dtypes do not fit. NaN and infinity are not looked for.
     """
@@ -192,7 +196,7 @@ def fuse_lora(
 
     from builder.engine.kernels import compiled
 
-    out = np.empty(stack.shape, stack.dtype)
+    out = empty(stack.shape, stack.dtype)
     height = max(1, PIECE // max(1, stack.shape[2]))
     pieces = [(e, first) for e in range(stack.shape[0]) for first in range(0, stack.shape[1], height)]
 

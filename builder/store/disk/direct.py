@@ -16,7 +16,7 @@ from contextlib import suppress
 from builder.store.disk import durable
 
 BUFFER = 1 << 22  # a multiple of every sector size; smaller files are written the ordinary way
-_FLAG = getattr(os, "O_DIRECT", 0)
+FLAG = getattr(os, "O_DIRECT", 0)
 
 
 class DirectWriter:
@@ -26,7 +26,7 @@ class DirectWriter:
         self._fd = fd
         self._buffer: mmap.mmap | None = None
         self._used = 0
-        self._direct = bool(_FLAG)
+        self._direct = bool(FLAG)
 
     def write(self, data: memoryview) -> None:
         """Raises OSError."""
@@ -73,15 +73,22 @@ class DirectWriter:
         self._used = 0
 
     def _set(self, wanted: bool) -> None:
-        """Turns the flag on or off; a file system without it is written the ordinary way."""
-        if not _FLAG:
-            return
-        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-        if bool(flags & _FLAG) == wanted:
-            return
-        try:
-            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | _FLAG if wanted else flags & ~_FLAG)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
+        """A file system without the flag is written the ordinary way."""
+        if not switch(self._fd, wanted):
             self._direct = False
+
+
+def switch(fd: int, wanted: bool) -> bool:
+    """Turns O_DIRECT on or off. False where the file system refuses. Raises OSError."""
+    if not FLAG:
+        return True
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if bool(flags & FLAG) == wanted:
+        return True
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | FLAG if wanted else flags & ~FLAG)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True

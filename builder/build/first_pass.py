@@ -1,0 +1,259 @@
+"""The first build of a base reads it once: its files are hashed while blocks are made of them.
+
+Keys hold the digests of the base's files, so nobody knows them before these are read. Until then every block
+has a provisional key, which holds the stat of each file. What is made is noted under that key
+(builder.build.ledger). When the last file is hashed the plan is made again, from the digests, and each note
+becomes the record of its key. So keys, records and bytes are those of a base that was fingerprinted first.
+
+A killed first pass leaves its notes, and the digests of the files that it read to their ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder.build.blocks import Tally
+from builder.build.ledger import Provisional
+from builder.build.one_pass import make_missing
+from builder.build.prepare import fitted, prepare_adapter, prepare_base
+from builder.build.reading import Reading, by_files
+from builder.console.events import Emit, Note
+from builder.errors import SourceChanged
+from builder.keys import Digest
+from builder.plan.types import TargetPlan, Unresolved
+from builder.project import peaks, preflight
+from builder.project.project import Project
+from builder.project.remotes import remotes_of
+from builder.project.toolchain import now
+from builder.sources import base as bases
+from builder.sources.catalog import structure_key
+from builder.sources.facts import NOT_YET, Unknown
+from builder.sources.unread import Unread, unread
+from builder.spec.types import Base, GgufSource, Target
+from builder.store import blobs, records
+from builder.store.disk.identity import identity
+from builder.store.holdings import usable_record
+from builder.store.locks import acquire, build_session
+from builder.store.types import Record
+from builder.weights import structure as structures
+
+if TYPE_CHECKING:
+    from builder.engine.stream import Stream
+
+SECOND = 0.1  # the part of a base that mlx may read for itself, a second time
+SPREAD = 2  # blocks of the largest size that may be begun and not whole, as the files cut them
+
+
+class _Twice(Exception):
+    """Why a base must be read twice, in words: once to know its digest, once to build."""
+
+
+@contextmanager
+def first_pass(project: Project, name: str, selected: Collection[str], emit: Emit) -> Iterator[Tally | None]:
+    """Makes the blocks of a target, and of every selected target of its model, where its base was never read.
+
+    None where the base is known, or must be read before. What is recorded stays while the context is open.
+    Raises BuildError.
+    """
+    targets = _targets(project, name, selected)
+    if not targets:
+        yield None
+        return
+    try:
+        look = _look(project, targets, emit)
+    except _Twice as refused:
+        emit(Note(f"base:{targets[0].model.base}: {refused}, so it is read twice"))
+        look = None
+    if look is None:
+        yield None
+        return
+    with build_session(project.store, [key for plan in look.plans for key in plan.keys]):
+        try:
+            tally = _read(project, look, emit)
+        except _Twice as refused:
+            emit(Note(f"base:{targets[0].model.base}: {refused}, so it is read twice"))
+            tally = None
+        yield tally
+
+
+def reads(project: Project, base: Base, selected: Collection[str]) -> bool:
+    """Whether the build of some selected target will be the first to read a base, and hash it meanwhile."""
+    return any(
+        target.model.base == base.name and _targets(project, target.name, selected)
+        for target in project.spec.targets
+        if target.name in selected
+    )
+
+
+def _targets(project: Project, name: str, selected: Collection[str]) -> list[Target]:
+    """The targets of the pass that makes `name`. Empty where that is not the first pass over a base."""
+    model = project.spec.target(name).model
+    base = project.spec.bases[model.base]
+    found = [
+        target
+        for target in project.spec.targets
+        if target.model.name == model.name and (target.name == name or target.name in selected)
+    ]
+    plain = [target for target in found if _is_plain(target)]
+    if remotes_of(project):  # what they have is found by keys, and is pulled
+        return []
+    if model.adapter is not None and project.spec.adapters[model.adapter].train is not None:
+        return []  # training reads the base first
+    if isinstance(base.source, GgufSource) or name not in {target.name for target in plain}:
+        return []
+    plan = project.plan.targets[name]
+    if isinstance(plan, Unresolved) and plan.error is not None:
+        return []
+    known = project.sources.base_identity(base)
+    if isinstance(known, Unknown):
+        return plain if known.reason == NOT_YET else []
+    look = _unread(project, base).base_identity(base)
+    begun = not isinstance(look, Unknown) and _ledger(project).is_begun(look.weights)
+    return plain if begun else []
+
+
+def _is_plain(target: Target) -> bool:
+    variant = target.variant
+    return variant.learned is None and variant.calibrated is None and variant.goal is None
+
+
+def _ledger(project: Project) -> Provisional:
+    return Provisional(project.store, project.cache)
+
+
+def _unread(project: Project, base: Base) -> Unread:
+    """The sources as they look before the base is read. Raises SourceError."""
+    directory = project.sources.base_directory(base)
+    weights = bases.list_files(base, directory).weights
+    return unread(project.sources, frozenset(path for path in weights if path.suffix == ".safetensors"))
+
+
+# -- before ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A project whose base is unread, the plans of the targets in it, and the digests of shards.
+
+    `known`: those that an earlier pass has read to the end. `ledger`: what is made.
+    """
+
+    base: Base
+    project: Project
+    plans: tuple[TargetPlan, ...]
+    ledger: Provisional
+    shards: tuple[Path, ...]
+    known: dict[Path, Digest] = field(default_factory=dict)
+
+
+def _look(project: Project, targets: list[Target], emit: Emit) -> _Look | None:
+    """Looks at the sources without reading the base. None where that does not suffice. Raises BuildError."""
+    from builder.engine.inspect import inspect
+
+    model = targets[0].model
+    base = project.spec.bases[model.base]
+    directory, sources = project.sources.base_directory(base), _unread(project, base)
+    shards = tuple(sorted(sources.shards))
+    view = Project(project.spec, project.store, project.cache, sources)
+    identity = sources.base_identity(base)
+    if isinstance(identity, Unknown):
+        return None
+    structure = inspect(directory, dequantize=base.dequantize, trust_remote_code=base.trust_remote_code)
+    sources.structures[identity.weights] = structure
+    if model.adapter is not None:
+        adapter = project.spec.adapters[model.adapter]
+        prepare_adapter(project, adapter, emit)
+        if any(tensor.through for tensor in fitted(adapter, structure).tensors):
+            raise _Twice("the adapter changes tensors that mlx-lm changes while it loads them")
+    plans = [view.plan.targets[target.name] for target in targets]
+    for plan in plans:
+        if isinstance(plan, Unresolved) and plan.name == targets[0].name and plan.error is not None:
+            raise plan.error
+    made = tuple(plan for plan in plans if isinstance(plan, TargetPlan))
+    known = {path: digest for path in shards if (digest := project.sources.known_digest(path)) is not None}
+    return _Look(base, view, made, _ledger(project), shards, known) if made else None
+
+
+# -- the pass --------------------------------------------------------------------------------------------
+
+
+def _read(project: Project, look: _Look, emit: Emit) -> Tally:
+    """Makes and notes the blocks, hashes the shards, and turns notes into records. Raises BuildError."""
+    started = time.perf_counter()
+    missing = {action.key: action for plan in look.plans for action in look.ledger.missing(plan)}
+    preflight.check(look.project, look.plans[0], missing.values(), look.plans)
+    digests = dict(look.known)
+    tally = Tally()
+
+    def read(stream: Stream, wanted: Collection[str]) -> Reading:
+        hashing = {path: _hashed(project, path, digests) for path in look.shards if path not in digests}
+        reading = by_files(look.project, look.plans[0], stream, wanted, hashing)
+        _check(look, reading)
+        return reading
+
+    look.ledger.begin(look.plans[0].base.weights)
+    make_missing(look.project, look.plans, tally, emit, look.ledger, read)
+    _record(project, look, digests, tally, emit)
+    tally.seconds = time.perf_counter() - started
+    return tally
+
+
+def _hashed(project: Project, path: Path, digests: dict[Path, Digest]) -> Callable[[Digest], None]:
+    before, started = identity(path.stat()), time.time_ns()
+
+    def note(digest: Digest) -> None:
+        digests[path] = digest
+        project.sources.note_digest(path, before, started, digest)
+
+    return note
+
+
+def _check(look: _Look, reading: Reading) -> None:
+    """Raises _Twice where reading the files from end to end costs more than reading them twice."""
+    structure = look.plans[0].base.structure
+    if reading.missing > SECOND * structure.nbytes:
+        raise _Twice("mlx-lm changes its tensors while it loads them")
+    if reading.open_bytes > SPREAD * max(structure.block_nbytes.values()) + peaks.PORTION:
+        raise _Twice("its files do not hold one block after the other")
+
+
+# -- afterwards ------------------------------------------------------------------------------------------
+
+
+def _record(project: Project, look: _Look, digests: dict[Path, Digest], tally: Tally, emit: Emit) -> None:
+    """Plans from the digests, and records under its keys what was noted. Raises SourceChanged."""
+    ledger, structure = look.ledger, look.plans[0].base.structure
+    for path in look.shards:
+        now_there = project.sources.known_digest(path) or project.sources.digest(path)
+        if now_there != digests[path]:
+            raise SourceChanged(source=f"base:{look.base.name}", path=path)
+    found = project.sources.base_identity(look.base)
+    if isinstance(found, Unknown):
+        raise SourceChanged(source=f"base:{look.base.name}", path=look.shards[0])
+    key = structure_key(found.weights)
+    if usable_record(project.store, key) is None:
+        blob = blobs.ingest(project.store, [structures.to_text(structure).encode()])
+        records.write(project.store, Record(key, "structure", blob, {"base": look.base.name, "made": now()}))
+    prepare_base(project, look.base, emit)
+    if (worn := look.plans[0].target.model.adapter) is not None:
+        prepare_adapter(project, project.spec.adapters[worn], emit)
+    done = []
+    for provisional in look.plans:
+        plan = project.plan.targets[provisional.name]
+        if not isinstance(plan, TargetPlan) or len(plan.keys) != len(provisional.keys):
+            raise SourceChanged(source=f"model:{provisional.name}", path=look.shards[0])
+        for noted, key in zip(provisional.keys, plan.keys, strict=True):
+            if (record := ledger.record(noted)) is None:
+                continue
+            with acquire(project.store, [key]):
+                if usable_record(project.store, key) is None:
+                    records.write(project.store, Record(key, record.kind, record.blob, record.provenance))
+            done.append(noted)
+            if noted in tally.made:
+                tally.made[key] = tally.made[noted]
+    ledger.end(look.plans[0].base.weights, done)

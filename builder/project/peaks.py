@@ -1,0 +1,172 @@
+"""How much memory a pass takes at its peak, told before it begins: upper estimates, in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from itertools import pairwise
+from math import prod
+from statistics import mode
+from types import MappingProxyType
+
+from builder.errors import BuildError
+from builder.plan.types import Action, TargetPlan
+from builder.project.project import Project
+from builder.project.toolchain import device
+from builder.sources import base as bases
+from builder.sources.adapters.reading import read_adapter
+from builder.spec.types import GgufSource
+from builder.weights.pieces import Piece, Span, open_bytes
+from builder.weights.safetensors import read_header
+from builder.weights.structure import CODE_OF_DTYPE, block_of
+
+RESIDENT = 400 << 20  # Python, mlx and mlx-lm themselves
+LOOPS = 100 << 20  # the compiled loops of calibrated rounding, and numpy's BLAS
+COPIES = 2  # while one portion of a block is written, the next is computed
+PORTION = 128 << 20  # bytes of output that are computed at once (builder.build.blocks.portions)
+_NONE: Mapping[str, int] = MappingProxyType({})
+
+
+def peak_memory(
+    actions: Iterable[Action],
+    source: Mapping[str, int],
+    budget: int | None = None,
+    fused: Mapping[str, int] = _NONE,
+    begun: int = 0,
+) -> int:
+    """An upper estimate, in bytes, of the process at its peak.
+
+    begun: bytes of blocks that the files begin before the block in front of them is whole (`first_bytes`).
+    """
+    todo = list(actions)
+    peaks = block_peaks(todo, source, fused)
+    ahead = reads_ahead(todo, source, budget, fused)
+    return max((peak + max(ahead.get(block, 0), begun) for block, peak in peaks.items()), default=RESIDENT)
+
+
+def reads_ahead(
+    actions: Iterable[Action],
+    source: Mapping[str, int],
+    budget: int | None,
+    fused: Mapping[str, int] = _NONE,
+) -> Mapping[str, int]:
+    """Block -> bytes of the next one to make, where both are allowed in memory: it is read meanwhile."""
+    peaks = block_peaks(actions, source, fused)
+    order = [block for block in source if block in peaks]
+    return {
+        block: source[following]
+        for block, following in pairwise(order)
+        if budget is None or peaks[block] + source[following] <= budget
+    }
+
+
+def block_peaks(
+    actions: Iterable[Action], source: Mapping[str, int], fused: Mapping[str, int] = _NONE
+) -> Mapping[str, int]:
+    """Block -> upper estimate of the process while it is made: its weights, two portions, and what `fused`
+    (see `copies`) says."""
+    made: dict[str, int] = {}
+    largest: dict[str, int] = {}
+    for action in actions:
+        made[action.block] = made.get(action.block, 0) + action.size
+        largest[action.block] = max(largest.get(action.block, 0), action.size)
+
+    def results(block: str) -> int:
+        """Portions of several sizes share arrays of the largest one, of which one more may be there."""
+        return min(COPIES * made[block], (COPIES + 1) * max(PORTION, largest[block]))
+
+    return {block: RESIDENT + source[block] + results(block) + fused.get(block, 0) for block in made}
+
+
+def copies(project: Project, plans: Iterable[TargetPlan]) -> Mapping[str, int]:
+    """Block -> bytes of what is computed from its weights and is not written: an upper estimate.
+
+    The compiled kernels fuse in place and quantize without a copy. mlx makes a fused copy, a cast copy, and
+    the delta of an adapted stack of experts. A variant in the type of the base is written from its weights,
+    which stay until then.
+    """
+    found: dict[str, int] = {}
+    for plan in plans:
+        source = plan.base.structure.block_nbytes
+        delta, whole = deltas(plan), not _kernels_suffice(project, plan)
+        for block, size in source.items():
+            more = size + delta.get(block, 0) if whole else 0
+            found[block] = max(found.get(block, 0), more)
+    return found
+
+
+def _kernels_suffice(project: Project, plan: TargetPlan) -> bool:
+    """Whether the kernels do everything that is large: no mlx in between, and no weight as it is."""
+    name, structure = plan.target.model.adapter, plan.base.structure
+    code = CODE_OF_DTYPE[plan.dtype] if plan.dtype is not None else None
+    same = all(p.tensor.dtype in (code, None) or not p.castable for p in structure.parameters) or code is None
+    kernels = device() == "cpu" and find_spec("numba") is not None
+    settings = {(how.mode, how.bits, how.group_size) for how in plan.quantization.values()}
+    if not (kernels and same and settings) or any(not _is_exact(*each) for each in settings):
+        return False
+    if name is None:
+        return True
+    with suppress(BuildError):
+        return read_adapter(project.adapter(name)).fine_tune_type == "lora"
+    return False
+
+
+def _is_exact(mode: str, bits: int, group: int) -> bool:
+    """As builder.engine.kernels.cpu.SETTINGS, which would load numpy."""
+    return mode == "affine" and bits in (2, 3, 4, 5, 6, 8) and group in (32, 64, 128)
+
+
+def begun_bytes(project: Project, plan: TargetPlan) -> int:
+    """The most bytes of blocks that are begun and not whole, where files are read from end to end.
+
+    As their headers tell: a tensor belongs to the block of its name. Raises SourceError.
+    """
+    base = project.spec.bases[plan.target.model.base]
+    if isinstance(base.source, GgufSource) or (directory := bases.locate(base)) is None:
+        return 0
+    shards = [p for p in bases.list_files(base, directory).weights if p.suffix == ".safetensors"]
+    order, sizes = [], dict[str, int]()
+    for file in (read_header(path, f"base.{base.name}") for path in shards):
+        found = [Piece(file.path, t.start, t.end, block_of(t.name), t.name, 0) for t in file.tensors]
+        order.append(Span(file.path, 0, found[-1].end if found else 0, tuple(found)))
+        for piece in found:
+            sizes[piece.block] = sizes.get(piece.block, 0) + piece.end - piece.start
+    return open_bytes(order, sizes)
+
+
+def deltas(plan: TargetPlan) -> Mapping[str, int]:
+    """Block -> bytes of the largest delta of an adapted stack of experts.
+
+    mlx computes it in float32, twice the size of the stack itself; the kernels do without.
+    """
+    found: dict[str, int] = {}
+    for block in plan.adapter.slices if plan.adapter else ():
+        for parameter in plan.base.structure.by_block.get(block, ()):
+            shape, path = parameter.tensor.shape, parameter.tensor.name.removesuffix(".weight")
+            if len(shape) == 3 and plan.adapter is not None and path in plan.adapter.paths:
+                found[block] = max(found.get(block, 0), 4 * prod(shape))
+    return found
+
+
+def rounding_memory(plan: TargetPlan) -> int:
+    """An upper estimate, in bytes, of a calibrated pass at its peak. 0 for a target that is not calibrated.
+
+    In float32: what lies outside of the layers, the largest layer exact, rounded and as codes, the hidden
+    states before and after a layer, and the second moments of the inputs of experts.
+    """
+    how = plan.target.variant.calibrated
+    if how is None or how.nearest:
+        return 0
+    structure = plan.base.structure
+    shapes = {name: [p.tensor.shape for p in each] for name, each in structure.by_block.items()}
+    elements = {name: sum(map(prod, each)) for name, each in shapes.items()}
+    layers = {name for name in shapes if name.rpartition(".")[2].isdigit()}
+    outside = sum(size for name, size in elements.items() if name not in layers)
+    largest = max((elements[name] for name in layers), default=0)
+    experts = max(
+        (sum(s[0] * s[-1] ** 2 for s in each if len(s) == 3) for name, each in shapes.items()), default=0
+    )
+    widths = [shape[-1] for name in layers for shape in shapes[name] if len(shape) == 2]
+    hidden = how.samples * how.sequence_length * (mode(widths) if widths else 0)
+    return RESIDENT + LOOPS + 4 * (2 * outside + 4 * largest + 3 * hidden + experts)

@@ -1,0 +1,279 @@
+"""The first build of a base reads it once, and leaves what a build of a fingerprinted base leaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from builder.build import feed, first_pass, ledger
+from builder.build.prepare import prepare_base
+from builder.console.events import BlockDone, Emit, Event, Note
+from builder.errors import BuildError
+from builder.plan.types import TargetPlan
+from builder.project.project import Project
+from builder.release.delivery import deliver
+from builder.store import records
+from builder.store.care import verify
+from builder.store.disk import uncached
+from builder.store.statcache import RACY_NS
+from tests.tiny import make_adapter, make_base
+from tests.worlds import files_of, quiet
+
+SMALL = 40_000  # bytes of a file that is hashed at once: the shards of the base are larger
+TARGETS = {"m_4bit", "m_8bit", "m_f16"}
+DECLARATION = """\
+[base.b]
+path = "base"
+
+[adapter.a]
+base = "b"
+path = "adapter"
+
+[variant.4bit]
+bits = 4
+group_size = 32
+
+[variant.8bit]
+bits = 8
+group_size = 32
+
+[variant.f16]
+
+[model.m]
+adapter = "a"
+variants = ["4bit", "8bit", "f16"]
+"""
+
+
+class Killed(BaseException):
+    """As kill -9: nothing that the program does afterwards counts."""
+
+
+@pytest.fixture(autouse=True)
+def _large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.sources.catalog.HASH_AT_ONCE", SMALL)
+
+
+@pytest.fixture
+def settled(tmp_path: Path) -> Path:
+    """A project whose files are old enough for a stat to tell of changes."""
+    make_base(tmp_path / "base")
+    make_adapter(tmp_path / "adapter")
+    (tmp_path / "artifacts.toml").write_text(DECLARATION)
+    time.sleep(RACY_NS / 1e9)
+    return tmp_path / "artifacts.toml"
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """File name -> bytes of it that were read, by whatever hashes files or feeds a pass."""
+    counts: dict[str, int] = {}
+    fed = uncached.Uncached.read
+
+    def count(path: Path, size: int) -> None:
+        if path.parent.name == "base" and path.suffix == ".safetensors":
+            counts[path.name] = counts.get(path.name, 0) + size
+
+    class Counting(uncached.Uncached):
+        def __init__(self, path: Path, *, direct: bool = True) -> None:
+            super().__init__(path, direct=direct)
+            self._path = path
+
+        def read(self, buffer: object, start: int, size: int) -> int:  # type: ignore[override]
+            got = fed(self, buffer, start, size)  # type: ignore[arg-type]
+            count(self._path, got)
+            return got
+
+    from builder.store import blobs
+
+    whole = blobs.hash_file
+
+    def hashed(place: Path, on_bytes: Callable[[int], None] | None = None) -> object:
+        count(place, place.stat().st_size)
+        return whole(place, on_bytes)
+
+    monkeypatch.setattr(feed, "Uncached", Counting)
+    monkeypatch.setattr(blobs, "hash_file", hashed)
+    return counts
+
+
+def build(file: Path, emit: Emit = quiet) -> Project:
+    project = Project.load(file)
+    deliver(project, "m_4bit", TARGETS, (), emit)
+    return project
+
+
+def build_twice_read(file: Path) -> Project:
+    """As before there was a first pass: the base is fingerprinted, then built."""
+    project = Project.load(file)
+    prepare_base(project, project.spec.bases["b"], quiet)
+    deliver(project, "m_4bit", TARGETS, (), quiet)
+    return project
+
+
+def kept(project: Project) -> dict[str, object]:
+    """Everything that the store remembers of the targets, but for the times."""
+    found: dict[str, object] = {name: files_of(project, name) for name in sorted(TARGETS)}
+    for key in records.record_keys(project.store):
+        record = records.read(project.store, key)
+        assert record is not None
+        said = {k: v for k, v in record.provenance.items() if k != "made"}
+        found[key] = (record.kind, record.blob, said)
+    for key in records.manifest_keys(project.store):
+        manifest = records.read_manifest(project.store, key)
+        assert manifest is not None
+        found[key] = manifest.files
+    return found
+
+
+def clean(file: Path) -> dict[str, object]:
+    """What the same sources give in an empty store, read twice."""
+    folder = file.parent / "clean"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    text = DECLARATION.replace('"base"', '"../base"').replace('"adapter"\n\n[v', '"../adapter"\n\n[v')
+    (folder / "artifacts.toml").write_text(text)
+    return kept(build_twice_read(folder / "artifacts.toml"))
+
+
+def sizes(file: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in (file.parent / "base").glob("*.safetensors")}
+
+
+def test_one_read_gives_the_same_keys_records_and_bytes(settled: Path, read: dict[str, int]) -> None:
+    project = build(settled)
+    assert read == sizes(settled)  # each file once, no byte twice
+    assert kept(project) == clean(settled)
+    assert verify.verify(project.store).findings == ()
+    again: list[Event] = []
+    read.clear()
+    plan = Project.load(settled).plan.targets["m_8bit"]
+    assert isinstance(plan, TargetPlan)
+    build(settled, again.append)
+    assert read == {}
+    assert not [event for event in again if isinstance(event, BlockDone)]
+
+
+def test_files_that_were_just_written(tmp_path: Path, read: dict[str, int]) -> None:
+    """Their stat tells nothing, so no note is used by another run; one read is enough all the same."""
+    make_base(tmp_path / "base")
+    make_adapter(tmp_path / "adapter")
+    (tmp_path / "artifacts.toml").write_text(DECLARATION)
+    project = build(tmp_path / "artifacts.toml")
+    assert read == sizes(tmp_path / "artifacts.toml")
+    assert kept(project) == clean(tmp_path / "artifacts.toml")
+
+
+@pytest.mark.parametrize("point", ["first block", "third block", "first file", "last file", "half recorded"])
+def test_a_killed_first_pass_goes_on(
+    settled: Path, read: dict[str, int], monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    expected = clean(settled)
+    files = sorted(sizes(settled))
+    read.clear()
+    with monkeypatch.context() as patch:
+        _kill_at(patch, point)
+        with pytest.raises(Killed):
+            build(settled)
+    project = Project.load(settled)
+    made: list[Event] = []
+    told = {name: project.sources.known_digest(settled.parent / "base" / name) for name in files}
+    assert told[files[0]] is not None or point.endswith("block")
+    read.clear()
+    project = build(settled, made.append)
+    assert kept(project) == expected
+    assert all(read.get(name, 0) <= size for name, size in sizes(settled).items())
+    if point in ("last file", "half recorded"):
+        assert read == {}
+        assert not [event for event in made if isinstance(event, BlockDone)]
+
+
+def _kill_at(patch: pytest.MonkeyPatch, point: str) -> None:
+    count = 0
+
+    def after(number: int, call: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object) -> object:
+            nonlocal count
+            result = call(*arguments)
+            count += 1
+            if count == number:
+                raise Killed
+            return result
+
+        return counted
+
+    if point.endswith("block"):
+        number = 2 if point == "first block" else 8  # three records of config.json come first
+        patch.setattr(ledger.Provisional, "write", after(number + 3, ledger.Provisional.write))
+    elif point == "first file":
+        patch.setattr("builder.sources.catalog.Catalog.note_digest", after(1, _note_digest()))
+    elif point == "last file":
+        patch.setattr(first_pass, "_record", after(1, lambda *_: None))
+    else:
+        patch.setattr(first_pass.records, "write", after(6, records.write))
+
+
+def _note_digest() -> Callable[..., object]:
+    from builder.sources.catalog import Catalog
+
+    return Catalog.note_digest
+
+
+@pytest.mark.parametrize("when", ["while it is read", "between two runs"])
+def test_a_base_that_is_edited(settled: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    (path, *_) = sorted((settled.parent / "base").glob("*.safetensors"))
+
+    def edit(event: Event) -> None:
+        if isinstance(event, BlockDone):
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(bytes(data))
+            os.utime(path, (1_700_000_000, 1_700_000_000 + edits.pop()))
+
+    edits = list(range(1000))
+    if when == "while it is read":
+        with pytest.raises(BuildError, match="changed"):
+            build(settled, edit)
+        project = Project.load(settled)
+        assert records.manifest_keys(project.store) == []
+        assert records.record_keys(project.store) == []
+    else:
+        with monkeypatch.context() as patch:
+            _kill_at(patch, "third block")
+            with pytest.raises(Killed):
+                build(settled)
+        edit(BlockDone("m", "", 0, 0))
+    assert kept(build(settled)) == clean(settled)
+
+
+def test_a_base_that_mlx_changes_is_read_twice_and_says_so(
+    settled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_pass, "SECOND", -1)
+    told: list[Event] = []
+    project = build(settled, told.append)
+    assert any("read twice" in event.text for event in told if isinstance(event, Note))
+    assert kept(project) == clean(settled)
+
+
+def test_files_that_do_not_hold_one_block_after_the_other(
+    settled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_pass, "SPREAD", -1000000)
+    told: list[Event] = []
+    project = build(settled, told.append)
+    assert any("one block after the other" in event.text for event in told if isinstance(event, Note))
+    assert kept(project) == clean(settled)
+
+
+def test_notes_are_forgotten(settled: Path) -> None:
+    import sqlite3
+
+    project = build(settled)
+    rows = sqlite3.connect(project.store.state).execute("SELECT kind FROM facts").fetchall()
+    assert [kind for (kind,) in rows if kind.startswith("first pass")] == []

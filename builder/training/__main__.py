@@ -66,17 +66,16 @@ def _run(request: Request, out: TextIO) -> None:
         what = f"training takes about {size_text(memory)}, and [build] memory is {size_text(request.memory)}"
         hint = "Make batch_size or max_length smaller, or set grad_checkpoint = true."
         raise TrainingInvalid(adapter=request.adapter, what=what, hint=hint)
-    run = Run(request.adapter, made, training, train, valid)
+    heard = Heard(
+        lambda step, loss, tokens, seconds: _say(out, step=step, loss=loss, tokens=tokens, seconds=seconds),
+        lambda step, file: _say(out, checkpoint=step, file=file.name),
+        lambda done, total: _say(out, part="validation", done=done, of=total),
+    )
+    run = Run(request.adapter, made, training, train, valid, heard)
     if request.resume is not None:
         run.resume(request.resume)
         _say(out, note=f"going on after step {run.progress.step} of {training.iterations}")
-
-    def stepped(step: int, loss: float, tokens: int, seconds: float) -> None:
-        _say(out, step=step, loss=loss, tokens=tokens, seconds=seconds)
-
-    kept = run.train(
-        request.out, Heard(stepped, lambda step, file: _say(out, checkpoint=step, file=file.name))
-    )
+    kept = run.train(request.out)
     mx.save_safetensors(str(request.out / ADAPTER), dict(kept))
     fused = _fused_loss(request, run, kept, float32=on_cpu) if training.on else None
     config = json.dumps(_config(request), indent=4) + "\n"
@@ -116,7 +115,7 @@ def _data(request: Request, out: TextIO) -> tuple[Any, Any]:
 
     def tell(done: int, total: int) -> None:
         if done == total or done % 500 == 0:
-            _say(out, read=done, of=total)
+            _say(out, part="reading rows", done=done, of=total)
 
     from mlx_lm.utils import load_tokenizer
 

@@ -31,18 +31,28 @@ _POINTS = 500  # of the curve of training losses
 
 @dataclass(frozen=True)
 class Heard:
-    """Who is told what: each step (step, loss, tokens, seconds), and each checkpoint (step, file)."""
+    """Who is told what: each step (step, loss, tokens, seconds), each checkpoint (step, file), and each batch
+    of a measurement (done, total).
+    """
 
     step: Callable[[int, float, int, float], None]
     checkpoint: Callable[[int, Path], None]
+    measured: Callable[[int, int], None]
 
 
 class Run:
     """One training run: as far as it is, and how it goes on."""
 
     def __init__(
-        self, adapter: str, made: Student, training: Training, train: Sequence[Row], valid: Sequence[Row]
+        self,
+        adapter: str,
+        made: Student,
+        training: Training,
+        train: Sequence[Row],
+        valid: Sequence[Row],
+        heard: Heard,
     ) -> None:
+        self._heard = heard
         self._adapter, self._made, self._training = adapter, made, training
         self._train, self._valid = train, valid
         self._valid_batches = batches_of(valid, training.batch_size)
@@ -60,7 +70,7 @@ class Run:
         self._optimizer.state = arrays.optimizer
         self._sum, self.best = arrays.sum, arrays.best
 
-    def train(self, folder: Path, heard: Heard) -> Mapping[str, mx.array]:
+    def train(self, folder: Path) -> Mapping[str, mx.array]:
         """The adapter that is kept. Writes checkpoints into the folder. Raises TrainingStopped."""
         from mlx_lm.tuner.trainer import default_loss, grad_checkpoint
 
@@ -89,11 +99,11 @@ class Run:
                 raise self._stopped(number, value, chosen, before, default_loss)
             progress.step = number
             self._note(value)
-            heard.step(number, value, int(tokens.item()), time.perf_counter() - started)
+            self._heard.step(number, value, int(tokens.item()), time.perf_counter() - started)
             if number % training.steps_per_eval == 0 or number == training.iterations:
                 self._measure(default_loss)
             if number % training.save_every == 0 and number < training.iterations:
-                heard.checkpoint(number, self._save(folder))
+                self._heard.checkpoint(number, self._save(folder))
         kept = self.best if training.keep == "best" and self.best else self._made.trained
         return self._made.result(kept, training)
 
@@ -137,11 +147,13 @@ class Run:
     def _loss(self, model: nn.Module, loss: Callable[..., Any]) -> float:
         model.eval()
         total, count = mx.array(0.0), mx.array(0)
-        for index in self.progress.chosen or ():
+        chosen = self.progress.chosen or []
+        for done, index in enumerate(chosen, start=1):
             losses, tokens = loss(model, *self._batch(self._valid, self._valid_batches[index]))
             total, count = total + losses * tokens, count + tokens
             mx.eval(total, count)
             mx.clear_cache()
+            self._heard.measured(done, len(chosen))
         found: Any = (total / count).item()
         return float(found)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
-from builder.console.events import Emit, Note, Trained
+from builder.console.events import Emit, Learning, Note, Trained
 from builder.errors import error_from
 from builder.training.request import Request, TrainingFailed
 
@@ -40,7 +40,7 @@ def run(request: Request, emit: Emit, keep: Callable[[int, Path], None]) -> Mapp
             listener.join()
     if "error" in answer:
         raise error_from(answer["error"])
-    if "done" not in answer:
+    if "blas" not in answer:
         what = said[-1][:300] if said and code > 0 else f"the training process ended with {code}"
         raise TrainingFailed(adapter=request.adapter, what=what)
     return answer
@@ -67,6 +67,8 @@ def _exchange(
             file = request.out / Path(answer["file"]).name
             keep(answer["checkpoint"], file)
             file.unlink()
+        elif "part" in answer:
+            emit(Learning(name, answer["part"], answer["done"], answer["of"], None))
         elif "step" in answer:
             now = answer["tokens"] / max(answer["seconds"], 1e-9)
             speed = now if not speed else (1 - _SMOOTH) * speed + _SMOOTH * now

@@ -105,7 +105,7 @@ INSTEAD: tuple[tuple[str, str, str], ...] = (
         "minutes; docs/performance.md has the results",
     ),
     (
-        r"(?:uv run )?doit -d example/(study|frontier) (.*)",
+        r"(?:uv run )?doit -d example/(study|frontier|train) (.*)",
         r"doit -d example/\1 list",
         "minutes of measuring",
     ),

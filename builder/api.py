@@ -253,8 +253,6 @@ class Project:
         with _shown(emit) as tell:
             return pull_targets(self._project, names, [*self.spec.remotes.values()], tell)
 
-    # -- helpers -----------------------------------------------------------------------------------------
-
     def _measurable(self, targets: Sequence[str]) -> list[str]:
         names = find_targets(self._project, targets)
         return [

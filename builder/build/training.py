@@ -112,7 +112,7 @@ def _train(project: Project, adapter: Adapter, training: Training, recipe: Recip
         measures=_measures(curve, said, time.perf_counter() - started),
     )
     manifest = records.write_manifest(store, manifest)
-    for line in summary(curve, training.keep):
+    for line in summary(curve, training.keep, said["fused"]):
         emit(Note(f"{name}: {line}"))
     return manifest
 
@@ -126,6 +126,7 @@ def _measures(curve: Curve, said: Mapping[str, Any], seconds: float) -> dict[str
         **losses,
         "seconds": round(seconds, 1),
         "peak_memory": int(said["peak"]),
+        **({"fused_loss": said["fused"]} if said["fused"] is not None else {}),
     }
 
 

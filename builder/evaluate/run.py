@@ -17,6 +17,7 @@ from builder.errors import BuildError, SourceChanged
 from builder.evaluate import results
 from builder.evaluate.circumstances import circumstances
 from builder.evaluate.command import run_command
+from builder.evaluate.overlap import Overlap, overlaps
 from builder.evaluate.process import EvaluationFailed, ask
 from builder.evaluate.results import Missed, Result, Sample, missed
 from builder.evaluate.statistics import Figure
@@ -95,10 +96,19 @@ def evaluate(
         ):
             known = {} if again else measured(project, target, asked)
             todo = [suite for suite in asked if suite.name not in known]
+            for shared in _overlaps(project, target, todo):
+                emit(Note(f"{target.name}: {shared}"))
             known |= _measure(project, target, emit, todo)
         share(project, [target], "always", emit)
     records.mark_used(project.store, target.key)
     return {suite.name: known[suite.name] for suite in asked}
+
+
+def _overlaps(project: Project, target: TargetPlan, suites: Sequence[Suite]) -> tuple[Overlap, ...]:
+    """What suites share with the data that the target's adapter was trained on."""
+    name = target.target.model.adapter
+    training = project.spec.adapters[name].train if name else None
+    return overlaps(suites, training) if training else ()
 
 
 def _fetch(project: Project, target: TargetPlan, emit: Emit, asked: Sequence[Suite], *, again: bool) -> None:

@@ -20,6 +20,7 @@ from builder.report.cells import divergence
 from builder.report.facts import BlockSurvival, Frontier, ModelReport, Production, Provenance, Report, Row
 from builder.report.frontier import frontier, kind_of
 from builder.report.pairs import compared
+from builder.report.training import trained
 from builder.spec.types import Metric, Model, Variant
 from builder.store import records, releases, views
 from builder.store.holdings import usable_record
@@ -68,6 +69,7 @@ def _model(project: Project, model: Model) -> ModelReport:
         checks={name: suite.check for name, suite in suites.items() if suite.kind == "generate"},
         states={name: target_state(project.store, project.plan.targets[name]).kind for name in mine},
         production=_production(project, mine),
+        training=trained(project, model),
     )
     return replace(report, frontier=_frontier(project, report, results))
 

@@ -129,6 +129,25 @@ class Production:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """How an adapter was trained. `train` and `valid`: losses by step. `kept`: the step that is the adapter.
+
+    `overlaps`: what the suites share with the training data, one clause each. `loss` is the validation
+    loss of the adapter, `fused_loss` that on the unquantized base, where training had a quantized one.
+    """
+
+    train: tuple[tuple[int, float], ...]
+    valid: tuple[tuple[int, float], ...]
+    steps: int
+    kept: int
+    settings: Mapping[str, str | int | float | bool]
+    seconds: float
+    overlaps: tuple[str, ...]
+    loss: float | None = None
+    fused_loss: float | None = None
+
+
+@dataclass(frozen=True)
 class ModelReport:
     """One model: its targets from large to small, and the comparisons of pairs of them.
 
@@ -137,7 +156,7 @@ class ModelReport:
     `plain` is the unquantized target of `control`. `kinds`, `unread` (what is wrong with the questions),
     `top_k` and `checks` (how the answers of a generate suite are judged) are by suite. `states` has the kind
     of builder.project.state by declared target. `production` is None for a model that is not released, and
-    `frontier` for a model whose KL is not measured.
+    `frontier` for a model whose KL is not measured. `training` is None where nothing was trained here.
     """
 
     name: str
@@ -157,6 +176,7 @@ class ModelReport:
     states: Mapping[str, str] = field(default_factory=dict)
     production: Production | None = None
     frontier: Frontier | None = None
+    training: Trained | None = None
 
 
 @dataclass(frozen=True)

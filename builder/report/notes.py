@@ -16,6 +16,15 @@ def first(model: ModelReport) -> list[str]:
         said.append(
             f"Measured from base and adapter, not on disk: {', '.join(unbuilt)}; the size is what it takes."
         )
+    if model.training and model.training.fused_loss is not None and model.training.loss is not None:
+        on = model.training.settings.get("on")
+        said.append(
+            f"Trained on the base with {on}: validation loss {model.training.loss:.3g} there, and "
+            f"{model.training.fused_loss:.3g} fused into the unquantized base."
+        )
+    if model.training and model.training.overlaps:
+        shared = "; ".join(model.training.overlaps)
+        said.append(f"Not only new questions: {shared}.")
     if searched := [row.variant for row in model.rows if row.searched and row.figures]:
         said.append(
             f"Searched with one half of the questions, and measured by the other half: {', '.join(searched)}."

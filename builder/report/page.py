@@ -67,6 +67,8 @@ def section(model: ModelReport, plots: Sequence[Plot]) -> Section:
     )
     said = answer(model)
     worn = f"with the adapter {model.adapter}" if model.adapter else "without an adapter"
+    if (made := model.training) is not None:
+        worn += f" (trained for {made.steps} steps, step {made.kept} kept)"
     return Section(
         facts=model,
         limits=(*notes.required(model), *said.notes),

@@ -15,6 +15,7 @@ from builder.report.frontier_plot import frontier_plot
 from builder.report.labels import apart
 from builder.report.points import logarithmic
 from builder.report.size_plot import shown_metric, size_plot
+from builder.report.training_plot import training_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ def plots(model: ModelReport) -> list[Plot]:
     """
     frontier = frontier_plot(model)
     size = None if frontier and shown_metric(model) == divergence(model) else size_plot(model)
-    found = [size, frontier, _survival(model), _error(model)]
+    found = [size, frontier, training_plot(model), _survival(model), _error(model)]
     return [plot for plot in found if plot is not None]
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from builder.console.words import shown
+from builder.console.words import quoted, shown, suggestion
 from builder.spec.problems import Problems
 from builder.spec.shape import Values
-from builder.spec.training import SCHEDULES, Schedule, Training
-from builder.spec.types import Adapter
+from builder.spec.training import SCHEDULES, Packed, Schedule, Training
+from builder.spec.types import Adapter, Variant
 
 # key -> the least and the greatest value that training can work with
 _RANGES: dict[str, tuple[float, float]] = {
@@ -31,14 +32,22 @@ _RANGES: dict[str, tuple[float, float]] = {
     "warmup_init": (0, 1e3),
 }
 _ALL = {"layers": "all layers", "val_batches": "all of them"}  # -1 says so
-_OF_PAIRS = ("rank", "scale", "dropout", "keys")
+_OF_PAIRS = ("rank", "scale", "dropout", "keys", "on")
 
 
-def adapter(name: str, values: Values, folder: Path, store: Path, problems: Problems) -> Adapter:
+def adapter(
+    name: str,
+    values: Values,
+    folders: tuple[Path, Path],
+    variants: Mapping[str, Variant],
+    problems: Problems,
+) -> Adapter:
     """An adapter. After a problem its values do not matter, because the parse fails.
 
-    The folder of a trained adapter has the name of its key. Until that is known, `path` is the folder around.
+    folders: that of the file, and the store. The folder of a trained adapter has the name of its key. Until
+    that is known, `path` is the folder around.
     """
+    folder, store = folders
     base, tokenizer = str(values.get("base")), values.get("tokenizer")
     table = values.get("train")
     if table is None:
@@ -47,11 +56,13 @@ def adapter(name: str, values: Values, folder: Path, store: Path, problems: Prob
     if values.says("tokenizer") and tokenizer == "adapter":
         what = 'tokenizer = "adapter" is not for a trained adapter, which has none of its own; remove it'
         problems.add(values.place.key("tokenizer"), what)
-    return Adapter(name, base, store / "adapters", tokenizer, _training(table, folder, problems))
+    return Adapter(name, base, store / "adapters", tokenizer, _training(table, folder, variants, problems))
 
 
-def _training(values: Values, folder: Path, problems: Problems) -> Training | None:
-    known = {field.name for field in fields(Training)} - {"data", "schedule", "keys"}
+def _training(
+    values: Values, folder: Path, variants: Mapping[str, Variant], problems: Problems
+) -> Training | None:
+    known = {field.name for field in fields(Training)} - {"data", "schedule", "keys", "on"}
     given: dict[str, Any] = {key: value for key, value in values.given.items() if key in known}
     for key, value in given.items():
         if what := _problem(key, value):
@@ -67,7 +78,24 @@ def _training(values: Values, folder: Path, problems: Problems) -> Training | No
     schedule = None if table is None else _schedule(table, problems)
     given |= {key: float(given[key]) for key in ("scale", "dropout", "learning_rate") if key in given}
     path = folder / Path(values.get("data")).expanduser()
-    return Training(path, keys=keys, schedule=schedule, **given)
+    return Training(path, keys=keys, schedule=schedule, on=_on(values, variants, problems), **given)
+
+
+def _on(values: Values, variants: Mapping[str, Variant], problems: Problems) -> Packed | None:
+    name = values.get("on")
+    if name is None:
+        return None
+    variant, place = variants.get(name), values.place.key("on")
+    if variant is None:
+        problems.add(place, f"variant {quoted(name)} is not declared{suggestion(name, list(variants))}")
+        return None
+    how = variant.quantization
+    plain = not (variant.learned or variant.calibrated or variant.goal or variant.overrides)
+    if how is None or not plain:
+        what = f"on = {quoted(name)}: an adapter is trained on a variant that has bits or mode, and no more"
+        problems.add(place, what)
+        return None
+    return Packed(how.bits, how.group_size, how.mode)
 
 
 def _schedule(values: Values, problems: Problems) -> Schedule | None:

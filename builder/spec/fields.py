@@ -243,6 +243,13 @@ _TRAIN = (
         required=True,
         example='data = "data"',
     ),
+    Field(
+        "on",
+        "string",
+        "A variant with `bits` or `mode` only. The adapter is trained on the base in that variant (QLoRA), "
+        "which takes less memory. It is fused into the unquantized base all the same.",
+        example='on = "4bit"',
+    ),
     _setting("type", "string", "What is trained.", 'type = "lora"', choices=TYPES),
     _setting("rank", "integer", "The rank of each pair of matrices.", "rank = 8"),
     _setting("scale", "number", "What the product of a pair is multiplied by.", "scale = 20.0"),
@@ -292,6 +299,14 @@ _TRAIN = (
         "grad_checkpoint = true",
     ),
     _setting("seed", "integer", "The seed of the first matrices and of the order of rows.", "seed = 0"),
+    Field(
+        "seeds",
+        "numbers",
+        "Several seeds. Each gives an adapter `NAME-seedN`, and a model `MODEL-seedN` of each model that "
+        "uses it.",
+        example="seeds = [0, 1, 2]",
+        excludes=("seed",),
+    ),
     _setting(
         "steps_per_eval",
         "integer",

@@ -15,6 +15,7 @@ from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
 from builder.spec.publishing import publications
 from builder.spec.remotes import remote
+from builder.spec.seeds import with_seeds
 from builder.spec.settings import BuildSettings
 from builder.spec.shape import Declared, Values, check_shape
 from builder.spec.suites import check_searched, conditions, suite
@@ -48,7 +49,7 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
     file = Path(file)
     document = read_toml(file, draft)
     problems = Problems(document.label, document.lines)
-    declared = check_shape(document.data, problems)
+    declared = with_seeds(check_shape(document.data, problems), problems)
     _check_references(declared, problems)
     _check_targets(declared, problems)
     _check_release(declared, problems)
@@ -60,7 +61,8 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
     for name, values in declared["model"].items():
         check_searched(name, values, variants, suites, require[name], problems)
     store = _path(_setting(declared, "store", "path"), file.parent)
-    adapters = {n: adapter(n, v, file.parent, store, problems) for n, v in declared["adapter"].items()}
+    folders = (file.parent, store)
+    adapters = {n: adapter(n, v, folders, variants, problems) for n, v in declared["adapter"].items()}
     published = publications(declared, _target_names(declared), file.parent, store, problems)
     remotes = {name: remote(name, v, file.parent, problems) for name, v in declared["remote"].items()}
     problems.raise_any()

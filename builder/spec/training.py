@@ -37,10 +37,24 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """How the base is quantized that an adapter is trained on: the arguments of mx.quantize."""
+
+    bits: int
+    group_size: int
+    mode: str
+
+    def __str__(self) -> str:
+        mode = "" if self.mode == "affine" else f" {self.mode}"
+        return f"{self.bits}-bit{mode}, group size {self.group_size}"
+
+
+@dataclass(frozen=True)
 class Training:
     """How an adapter is trained. `data` is the folder of train.jsonl and valid.jsonl.
 
     `layers` -1: all layers. `keys` empty: every module that mlx-lm can adapt. `patience` None: no early stop.
+    `on` None: trained on the base as it is.
     """
 
     data: Path
@@ -65,6 +79,7 @@ class Training:
     save_every: int = 100
     keep: str = "best"
     patience: int | None = None
+    on: Packed | None = None
 
     @property
     def checkpoints(self) -> range:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TextIO
 
 from builder.console.words import size_text
@@ -77,13 +78,35 @@ def _run(request: Request, out: TextIO) -> None:
         request.out, Heard(stepped, lambda step, file: _say(out, checkpoint=step, file=file.name))
     )
     mx.save_safetensors(str(request.out / ADAPTER), dict(kept))
+    fused = _fused_loss(request, run, kept, float32=on_cpu) if training.on else None
     config = json.dumps(_config(request), indent=4) + "\n"
     (request.out / CONFIG).write_text(config, encoding="utf-8")
     made_of = run.progress
     curve = Curve(made_of.train, made_of.valid, made_of.best_step, made_of.step)
     (request.out / CURVE).write_text(curve_to_text(curve), encoding="utf-8")
     peak = mx.get_peak_memory()
-    _say(out, done=run.progress.step, blas=blas, precision="float32" if on_cpu else "as the base", peak=peak)
+    _say(
+        out,
+        done=run.progress.step,
+        blas=blas,
+        precision="float32" if on_cpu else "as the base",
+        peak=peak,
+        fused=fused,
+    )
+
+
+def _fused_loss(request: Request, run: Any, kept: Mapping[str, Any], *, float32: bool) -> float | None:
+    """The validation loss of the adapter on the base as it is. None where that needs too much memory."""
+    from builder.training.model import student
+
+    if not run.progress.chosen:
+        return None
+    plain = replace(request, training=replace(request.training, on=None))
+    other = student(plain, float32=float32)
+    if 2 * other.nbytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        return None
+    loss: float = run.loss_on(other, kept)
+    return loss
 
 
 def _data(request: Request, out: TextIO) -> tuple[Any, Any]:

@@ -36,8 +36,11 @@ def curve_from(text: str) -> Curve:
     return Curve(train, valid, said["best"], int(said["steps"]))
 
 
-def summary(curve: Curve, keep: str) -> tuple[str, ...]:
-    """What a person wants to see at the end of a run."""
+def summary(curve: Curve, keep: str, fused: float | None = None) -> tuple[str, ...]:
+    """What a person wants to see at the end of a run.
+
+    `fused`: the validation loss on the unquantized base, of an adapter that was trained on a quantized one.
+    """
     found = [_line("training loss", curve.train, curve.steps)]
     if curve.valid:
         found.append(_line("validation loss", curve.valid, curve.steps))
@@ -46,6 +49,11 @@ def summary(curve: Curve, keep: str) -> tuple[str, ...]:
         found.append(f"kept step {curve.best} of {curve.steps}, with the validation loss {loss:.3f}")
     else:
         found.append(f"kept the last step, {curve.steps}")
+    if fused is not None:
+        found.append(f"fused into the unquantized base, the validation loss is {fused:.3f}")
+    untrained, measured = dict(curve.valid).get(0), [loss for step, loss in curve.valid if step]
+    if untrained is not None and measured and min(measured) >= untrained:
+        found.append(f"no step is better than the base alone, which has the validation loss {untrained:.3f}")
     return tuple(found)
 
 

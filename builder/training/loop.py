@@ -111,16 +111,8 @@ class Run:
         progress, model = self.progress, self._made.model
         if not progress.chosen:
             return
-        model.eval()
-        total, count = mx.array(0.0), mx.array(0)
-        for index in progress.chosen:
-            losses, tokens = loss(model, *self._batch(self._valid, self._valid_batches[index]))
-            total, count = total + losses * tokens, count + tokens
-            mx.eval(total, count)
-            mx.clear_cache()
+        value = self._loss(model, loss)
         model.train()
-        found: Any = (total / count).item()
-        value = float(found)
         if not math.isfinite(value):
             what = f"the validation loss is {value}"
             raise TrainingStopped(adapter=self._adapter, step=progress.step, what=what)
@@ -134,6 +126,24 @@ class Run:
             progress.waited += 1
             patience = self._training.patience
             progress.stopped = patience is not None and progress.waited >= patience
+
+    def loss_on(self, other: Student, kept: Mapping[str, mx.array]) -> float:
+        """The validation loss of an adapter on another model."""
+        from mlx_lm.tuner.trainer import default_loss
+
+        other.model.load_weights(list(kept.items()), strict=False)
+        return self._loss(other.model, default_loss)
+
+    def _loss(self, model: nn.Module, loss: Callable[..., Any]) -> float:
+        model.eval()
+        total, count = mx.array(0.0), mx.array(0)
+        for index in self.progress.chosen or ():
+            losses, tokens = loss(model, *self._batch(self._valid, self._valid_batches[index]))
+            total, count = total + losses * tokens, count + tokens
+            mx.eval(total, count)
+            mx.clear_cache()
+        found: Any = (total / count).item()
+        return float(found)
 
     def _note(self, loss: float) -> None:
         """One more loss, as a part of a point of the curve."""
@@ -164,13 +174,16 @@ class Run:
             self._made.model.load_weights(list(before.items()), strict=False)
             self._made.model.eval()
             bad = [index for index in chosen if not self._is_finite(index, loss)]
-            if bad and len(bad) < len(chosen):
+            if bad and (len(bad) < len(chosen) or len(chosen) == 1):
                 lines = sorted(self._train[index].line for index in bad)
                 rows = "row in line" if len(lines) == 1 else "rows in lines"
                 what = f"the loss of the {rows} {', '.join(map(str, lines))} of train.jsonl is {value}"
             elif bad:
                 what = f"the loss of every row is {value} (lines {', '.join(map(str, lines))} of train.jsonl)"
-        return TrainingStopped(adapter=self._adapter, step=step, what=what)
+        hint = None
+        if not any(self._train[index].learned(self._training.max_length) for index in chosen):
+            hint = "Nothing of these rows is left to learn: remove them, or make max_length larger."
+        return TrainingStopped(adapter=self._adapter, step=step, what=what, hint=hint)
 
     def _is_finite(self, index: int, loss: Callable[..., Any]) -> bool:
         value, _ = loss(self._made.model, *self._batch(self._train, [index]))

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.engine.loading import load_base
-from builder.spec.training import Training
+from builder.spec.training import Packed, Training
 from builder.training.request import Request, TrainingInvalid
 
 _RESIDENT = 400 << 20  # bytes of the process itself
@@ -28,6 +28,11 @@ class Student:
     def trained(self) -> dict[str, mx.array]:
         """The parameters that are trained, by name."""
         return dict(tree_flatten(self.model.trainable_parameters()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters, evaluated or not."""
+        return sum(array.nbytes for _, array in tree_flatten(self.model.parameters()))
 
     def result(self, trained: Mapping[str, mx.array], training: Training) -> dict[str, mx.array]:
         """What is saved of trained parameters. A full fine-tune gets the types of the base again."""
@@ -48,6 +53,8 @@ def student(request: Request, *, float32: bool) -> Student:
         request.base, dequantize=request.dequantize, trust_remote_code=request.trust_remote_code
     )
     dtypes = {name: array.dtype for name, array in tree_flatten(model.parameters())}
+    if training.on is not None:
+        _quantize(model, training.on)
     if float32:
         model.set_dtype(mx.float32)
     mx.random.seed(training.seed)
@@ -68,6 +75,25 @@ def student(request: Request, *, float32: bool) -> Student:
     if not tree_flatten(model.trainable_parameters()):
         raise TrainingInvalid(adapter=request.adapter, what="keys name no module that the base has")
     return Student(model, dtypes)
+
+
+def _quantize(model: nn.Module, on: Packed) -> None:
+    """Quantizes as a target of that variant is quantized, one module after the other. The base may be larger
+    than memory."""
+    predicate = getattr(model, "quant_predicate", None)
+
+    def chosen(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not hasattr(module, "to_quantized"):
+            return False
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.shape[-1] % on.group_size != 0:
+            return False
+        return predicate(path, module) if predicate else True
+
+    nn.quantize(model, group_size=on.group_size, bits=on.bits, mode=on.mode, class_predicate=chosen)
+    for _, module in model.named_modules():
+        mx.eval([array for array in module.values() if isinstance(array, mx.array)])
+        mx.clear_cache()
 
 
 def lora_parameters(training: Training) -> dict[str, Any]:
@@ -101,7 +127,7 @@ def memory_of(made: Student, training: Training, width: int) -> int:
     The weights, five copies of what is trained (with its gradient and two moments), and what each trained
     layer keeps for the gradient. The logits count four times.
     """
-    weights: int = sum(array.nbytes for _, array in tree_flatten(made.model.parameters()))
+    weights = made.nbytes
     trained: int = 4 * sum(array.size for array in made.trained.values())
     arguments = getattr(made.model, "args", None)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError
-from builder.spec.training import Schedule, Training
+from builder.spec.training import Packed, Schedule, Training
 
 
 class TrainingInvalid(BuildError):
@@ -59,6 +59,8 @@ def from_text(text: str) -> Request:
     schedule = training.pop("schedule")
     if schedule is not None:
         schedule = Schedule(**{**schedule, "arguments": tuple(schedule["arguments"])})
+    on = training.pop("on")
+    training["on"] = Packed(**on) if on else None
     made = Training(
         **{**training, "data": Path(training["data"]), "keys": tuple(training["keys"]), "schedule": schedule}
     )

@@ -66,6 +66,8 @@ def problems(settings: str) -> str:
         (TRAIN + "learning_rate = nan", "learning_rate = nan is not a number that can be used"),
         (TRAIN + 'type = "lara"', 'type = "lara" is not possible; did you mean "lora"?'),
         (TRAIN + 'type = "full"\nrank = 8', "rank is not for type full; remove it"),
+        (TRAIN + 'on = "f17"', 'variant "f17" is not declared; did you mean "f16"?'),
+        (TRAIN + 'on = "f16"', "an adapter is trained on a variant that has bits or mode, and no more"),
         (TRAIN + 'keep = "first"', 'keep = "first" is not possible'),
         (TRAIN + "schedule = { name = 'cosine_decay' }", "arguments is missing"),
         (
@@ -96,6 +98,20 @@ def test_settings_are_read() -> None:
     assert "learning_rate" not in read.settings  # the schedule replaces it
     assert "save_every" not in read.settings  # it changes no byte
     assert (read.scale, read.patience) == (2.0, 2)
+
+
+def test_seeds_are_several_adapters_and_models() -> None:
+    """Two adapters that differ in the seed only, and a model of each."""
+    read = parse_spec(Path("artifacts.toml"), (HEAD + TRAIN + "seeds = [3, 5]").encode())
+    assert [target.name for target in read.targets] == ["m-seed3_f16", "m-seed5_f16"]
+    found = [adapter.train for adapter in read.adapters.values()]
+    assert found == [Training(Path("data").absolute(), seed=seed) for seed in (3, 5)]
+    assert {model.adapter for model in read.models.values()} == {"a-seed3", "a-seed5"}
+    assert "seeds excludes seed" in problems(TRAIN + "seed = 1\nseeds = [0]")
+    assert "seeds: 0.5 is not a whole number" in problems(TRAIN + "seeds = [1, 0.5]")
+    assert "seeds has 1 twice" in problems(TRAIN + "seeds = [1, 1]")
+    taken = TRAIN + 'seeds = [1]\n[adapter.a-seed1]\nbase = "b"\npath = "a"'
+    assert 'one seed of it is the adapter "a-seed1"' in problems(taken)
 
 
 def test_the_defaults_are_those_of_mlx_lm() -> None:

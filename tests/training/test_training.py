@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -99,7 +100,7 @@ def test_it_trains_when_the_rows_or_a_setting_changed(box: Sandbox) -> None:
     back = box.doit()
     assert back.code == 0
     assert "training on" not in back.text
-    gone = box.builder("gc", "--grace", "0s")
+    gone = box.builder("gc", "--grace", "0")
     assert gone.code == 0, gone.text
     assert list(adapters(box)) == [key]
     assert box.builder("verify").code == 0
@@ -126,6 +127,24 @@ def test_killed_in_the_middle_it_gives_the_same_bytes(box: Sandbox, tmp_path: Pa
     assert "going on after step" in again.text
     [folder] = (box.root / "other" / "adapters").iterdir()
     assert (folder / "adapters.safetensors").read_bytes() == undisturbed
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_row(box: Sandbox) -> None:
+    """A row that is cut before its answer begins teaches nothing. Alone in a batch, its loss is 0 / 0."""
+    asked = [{"role": "user", "content": "x" * 90}, {"role": "assistant", "content": "y"}]
+    with (box.root / "data" / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": asked}) + "\n")
+    box.edit("batch_size = 2", "batch_size = 1\nmask_prompt = true")
+    made = box.doit("adapter:tuned")
+    assert made.code == 2, made.text
+    assert "train.jsonl: 1 row longer than 64 tokens will be cut (line 10)" in made.text
+    assert "train.jsonl: 1 row where nothing is left to learn (line 10)" in made.text
+    assert re.search(
+        r"training stopped at step \d+: the loss of the row in line 10 of train.jsonl is nan", made.text
+    )
+    assert "make max_length larger" in made.text
+    assert not (box.root / "store" / "adapters").exists()
 
 
 @pytest.mark.slow
@@ -161,3 +180,20 @@ def test_it_is_what_mlx_lm_lora_trains(box: Sandbox) -> None:
     assert ours
     assert found.keys() == expected.keys()
     assert all(mx.array_equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_on_the_quantized_base(box: Sandbox) -> None:
+    """QLoRA: trained on 4 bits, fused into the unquantized base, and both losses are said."""
+    box.edit("rank = 4", 'rank = 4\non = "4bit"')
+    made = box.doit()
+    assert made.code == 0, made.text
+    assert "fused into the unquantized base, the validation loss is" in made.text
+    report = box.builder("report", "--json")
+    [model] = json.loads(report.out)["models"]
+    assert model["training"]["settings"]["on"] == "4-bit, group size 64"
+    assert model["training"]["loss"] != model["training"]["fused_loss"]
+    assert 4 < model["training"]["fused_loss"] < 6
+    page = box.builder("report")
+    assert page.code == 0
+    assert "Training" in (box.root / "store" / "report" / "report.md").read_text()

@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from builder.engine.stream import Stream
 
 SECOND = 0.1  # the part of a base that mlx may read for itself, a second time
-SPREAD = 2  # blocks of the largest size that may be begun and not whole, as the files cut them
+
+
+_SPREAD = "its files do not hold one block after the other"
 
 
 class _Twice(Exception):
@@ -163,6 +165,8 @@ def _look(project: Project, targets: list[Target], emit: Emit) -> _Look | None:
     identity = sources.base_identity(base)
     if isinstance(identity, Unknown):
         return None
+    if peaks.begun_bytes(base) is None:
+        raise _Twice(_SPREAD)
     structure = inspect(directory, dequantize=base.dequantize, trust_remote_code=base.trust_remote_code)
     sources.structures[identity.weights] = structure
     if model.adapter is not None:
@@ -218,8 +222,8 @@ def _check(look: _Look, reading: Reading) -> None:
     structure = look.plans[0].base.structure
     if reading.missing > SECOND * structure.nbytes:
         raise _Twice("mlx-lm changes its tensors while it loads them")
-    if reading.open_bytes > SPREAD * max(structure.block_nbytes.values()) + peaks.PORTION:
-        raise _Twice("its files do not hold one block after the other")
+    if peaks.is_spread(reading.open_bytes, max(structure.block_nbytes.values())):
+        raise _Twice(_SPREAD)
 
 
 # -- afterwards ------------------------------------------------------------------------------------------

@@ -228,8 +228,7 @@ def _pass(
     plans = [plan for plan, _ in targets]
     rounding = rounding_memory(plans[0])
     base, budget = project.spec.bases[plans[0].target.model.base], project.spec.build.memory
-    once = estimated and not rounding and not isinstance(base.source, GgufSource)
-    begun = begun_bytes(project, plans[0]) if once else 0
+    begun = begun_bytes(base) if estimated and not rounding else None
     return PassForecast(
         model,
         tuple(plan.name for plan, _ in targets),
@@ -237,10 +236,10 @@ def _pass(
         len(everything) - len(unique),
         read,
         write,
-        max(peak_memory(unique.values(), source, budget, copies(project, plans), begun), rounding),
+        max(peak_memory(unique.values(), source, budget, copies(project, plans), begun or 0), rounding),
         None if rounding else speed.estimate(known, read, write),
         estimated,
-        once,
+        begun is not None,
     )
 
 

@@ -16,7 +16,7 @@ from builder.project.project import Project
 from builder.project.toolchain import device
 from builder.sources import base as bases
 from builder.sources.adapters.reading import read_adapter
-from builder.spec.types import GgufSource
+from builder.spec.types import Base, GgufSource
 from builder.weights.pieces import Piece, Span, open_bytes
 from builder.weights.safetensors import read_header
 from builder.weights.structure import CODE_OF_DTYPE, block_of
@@ -25,6 +25,7 @@ RESIDENT = 400 << 20  # Python, mlx and mlx-lm themselves
 LOOPS = 100 << 20  # the compiled loops of calibrated rounding, and numpy's BLAS
 COPIES = 2  # while one portion of a block is written, the next is computed
 PORTION = 128 << 20  # bytes of output that are computed at once (builder.build.blocks.portions)
+SPREAD = 2  # blocks of the largest size that may be begun and not whole, as the files cut them
 _NONE: Mapping[str, int] = MappingProxyType({})
 
 
@@ -117,14 +118,14 @@ def _is_exact(mode: str, bits: int, group: int) -> bool:
     return mode == "affine" and bits in (2, 3, 4, 5, 6, 8) and group in (32, 64, 128)
 
 
-def begun_bytes(project: Project, plan: TargetPlan) -> int:
+def begun_bytes(base: Base) -> int | None:
     """The most bytes of blocks that are begun and not whole, where files are read from end to end.
 
-    As their headers tell: a tensor belongs to the block of its name. Raises SourceError.
+    As their headers tell: a tensor belongs to the block of its name. None where this is too much to read the
+    base once. Raises SourceError.
     """
-    base = project.spec.bases[plan.target.model.base]
     if isinstance(base.source, GgufSource) or (directory := bases.locate(base)) is None:
-        return 0
+        return None
     shards = [p for p in bases.list_files(base, directory).weights if p.suffix == ".safetensors"]
     order, sizes = [], dict[str, int]()
     for file in (read_header(path, f"base.{base.name}") for path in shards):
@@ -132,7 +133,13 @@ def begun_bytes(project: Project, plan: TargetPlan) -> int:
         order.append(Span(file.path, 0, found[-1].end if found else 0, tuple(found)))
         for piece in found:
             sizes[piece.block] = sizes.get(piece.block, 0) + piece.end - piece.start
-    return open_bytes(order, sizes)
+    begun = open_bytes(order, sizes)
+    return None if is_spread(begun, max(sizes.values(), default=0)) else begun
+
+
+def is_spread(begun: int, largest: int) -> bool:
+    """Whether the files cut blocks so that more of them would be in memory than a pass may hold."""
+    return begun > SPREAD * largest + PORTION
 
 
 def deltas(plan: TargetPlan) -> Mapping[str, int]:

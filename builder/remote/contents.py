@@ -5,7 +5,7 @@ listed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -75,13 +75,18 @@ def together(ask: Callable[[_Asked], _Answer], paths: list[_Asked]) -> list[_Ans
         return list(pool.map(ask, paths))
 
 
-def several(do: Callable[[_Asked], None], todo: Iterable[_Asked]) -> None:
-    """Does something to several blobs at once. After an error nothing more is begun."""
+def several(do: Callable[[_Asked], None], todo: Iterable[_Asked], stop: Callable[[], None]) -> None:
+    """Does something to several blobs at once. After an error or Ctrl-C nothing more is begun, and `stop`
+    ends what is under way.
+    """
     with ThreadPoolExecutor(AT_ONCE, "blob") as pool:
         jobs = [pool.submit(do, each) for each in todo]
         try:
+            wait(jobs, return_when=FIRST_EXCEPTION)
             for job in jobs:
-                job.result()
+                if job.done():
+                    job.result()
         except BaseException:
+            stop()
             pool.shutdown(wait=True, cancel_futures=True)
             raise

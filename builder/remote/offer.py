@@ -18,6 +18,7 @@ from builder.store import records, seals
 from builder.store.disk.names import alike
 from builder.store.layout import is_file_name
 from builder.store.types import Blob, Manifest, Record, Scalar
+from builder.store.views import MANIFEST
 
 _EVERYWHERE = ("config", "structure")  # what no device computes
 
@@ -170,7 +171,7 @@ def _is_harmless(manifest: Manifest) -> bool:
     """Whether no file of a manifest could lie elsewhere than in its view, or take another one's place."""
     names = [entry.name for entry in manifest.files]
     return (
-        all(is_file_name(name) and ".." not in name.split("/") for name in names)
+        all(is_file_name(name) and name.partition("/")[0] != MANIFEST for name in names)
         and len(set(names)) == len(names)
         and alike(names) is None
         and manifest.kind in ("target", "learned", "base", "adapter")

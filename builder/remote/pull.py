@@ -96,7 +96,7 @@ def pull(store: Store, transport: Transport, plan: PullPlan, emit: Emit) -> Pull
             for record, text in waiting.get(blob.digest, ()):
                 _believe(store, record, text)
 
-        several(one, plan.blobs)
+        several(one, plan.blobs, progress.stop)
         for record, text in plan.records:
             if record.blob.digest not in came and blobs.has(store, record.blob):
                 _believe(store, record, text)
@@ -112,15 +112,26 @@ def pull(store: Store, transport: Transport, plan: PullPlan, emit: Emit) -> Pull
     return Pulled(len(got), sum(blob.size for blob in got), tuple(failed))
 
 
+class Stopped(Exception):
+    """Another transfer of the same command has failed, or a person pressed Ctrl-C."""
+
+
 class Progress:
     """Counts bytes of several threads and tells them, at most once for each MB."""
 
     def __init__(self, remote: str, way: str, total: int, emit: Emit) -> None:
         self._remote, self._way, self._total, self._emit = remote, way, total, emit
-        self._lock, self._done, self._told = Lock(), 0, 0
+        self._lock, self._done, self._told, self._stopped = Lock(), 0, 0, False
+
+    def stop(self) -> None:
+        """Ends every transfer at its next piece."""
+        self._stopped = True
 
     def add(self, size: int) -> None:
+        """Raises Stopped."""
         with self._lock:
+            if self._stopped:
+                raise Stopped
             self._done += size
             done = self._done
             if done - self._told < 1 << 20 and done < self._total:

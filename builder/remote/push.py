@@ -194,12 +194,11 @@ def _send_blobs(
     def one(blob: Blob) -> None:
         path = layout.blob(blob.digest)
         place = blobs.path(store, blob.digest)
-        _patiently(transport, emit, lambda: transport.upload(path, _hashed(place, blob)))
+        _patiently(transport, emit, lambda: transport.upload(path, _hashed(place, blob, progress)))
         if read_back:
             _check_kept(transport, path, blob)
-        progress.add(blob.size)
 
-    several(one, todo)
+    several(one, todo, progress.stop)
 
 
 def _send_texts(transport: Transport, plan: PushPlan, signer: Signer | None, emit: Emit) -> None:
@@ -247,7 +246,7 @@ def _patiently(transport: Transport, emit: Emit, send: Callable[[], _Done]) -> _
     return send()
 
 
-def _hashed(place: Path, blob: Blob) -> Iterator[bytes]:
+def _hashed(place: Path, blob: Blob, progress: Progress) -> Iterator[bytes]:
     """The bytes of a blob, hashed while they are read. Raises StoreError instead of ending with other
     bytes.
     """
@@ -256,6 +255,7 @@ def _hashed(place: Path, blob: Blob) -> Iterator[bytes]:
         while data := file.read(_CHUNK):
             hasher.update(data)
             size += len(data)
+            progress.add(len(data))
             yield data
     if hasher.hexdigest() != blob.digest or size != blob.size:
         hint = "Nothing of it was pushed. Run `doit verify --repair`."

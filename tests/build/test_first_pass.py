@@ -15,15 +15,18 @@ from builder.build.prepare import prepare_base
 from builder.console.events import BlockDone, Emit, Event, Note
 from builder.errors import BuildError
 from builder.plan.types import TargetPlan
+from builder.project import peaks
+from builder.project.forecast import forecast
 from builder.project.project import Project
 from builder.release.delivery import deliver
-from builder.store import records
+from builder.sources import unread
+from builder.store import records, statcache
 from builder.store.care import verify
 from builder.store.disk import uncached
-from builder.store.statcache import RACY_NS
 from tests.tiny import make_adapter, make_base
 from tests.worlds import files_of, quiet
 
+SOON = 20_000_000  # nanoseconds
 SMALL = 40_000  # bytes of a file that is hashed at once: the shards of the base are larger
 TARGETS = {"m_4bit", "m_8bit", "m_f16"}
 DECLARATION = """\
@@ -57,6 +60,13 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def _large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builder.sources.catalog.HASH_AT_ONCE", SMALL)
+    _old_after(monkeypatch, SOON)
+
+
+def _old_after(monkeypatch: pytest.MonkeyPatch, nanoseconds: int) -> None:
+    """How old a file must be for its stat to tell that it did not change."""
+    for module in (statcache, unread):
+        monkeypatch.setattr(module, "RACY_NS", nanoseconds)
 
 
 @pytest.fixture
@@ -65,7 +75,7 @@ def settled(tmp_path: Path) -> Path:
     make_base(tmp_path / "base")
     make_adapter(tmp_path / "adapter")
     (tmp_path / "artifacts.toml").write_text(DECLARATION)
-    time.sleep(RACY_NS / 1e9)
+    time.sleep(2 * SOON / 1e9)
     return tmp_path / "artifacts.toml"
 
 
@@ -146,8 +156,11 @@ def sizes(file: Path) -> dict[str, int]:
 
 
 def test_one_read_gives_the_same_keys_records_and_bytes(settled: Path, read: dict[str, int]) -> None:
+    (said,) = forecast(Project.load(settled), sorted(TARGETS)).passes
     project = build(settled)
     assert read == sizes(settled)  # each file once, no byte twice
+    assert said.once
+    assert said.make == len({a.key for plan in project.plan.resolved() for a in plan.actions})
     assert kept(project) == clean(settled)
     assert verify.verify(project.store).findings == ()
     again: list[Event] = []
@@ -159,8 +172,11 @@ def test_one_read_gives_the_same_keys_records_and_bytes(settled: Path, read: dic
     assert not [event for event in again if isinstance(event, BlockDone)]
 
 
-def test_files_that_were_just_written(tmp_path: Path, read: dict[str, int]) -> None:
+def test_files_that_were_just_written(
+    tmp_path: Path, read: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their stat tells nothing, so no note is used by another run; one read is enough all the same."""
+    _old_after(monkeypatch, 3600 * 10**9)
     make_base(tmp_path / "base")
     make_adapter(tmp_path / "adapter")
     (tmp_path / "artifacts.toml").write_text(DECLARATION)
@@ -169,7 +185,11 @@ def test_files_that_were_just_written(tmp_path: Path, read: dict[str, int]) -> N
     assert kept(project) == clean(tmp_path / "artifacts.toml")
 
 
-@pytest.mark.parametrize("point", ["first block", "third block", "first file", "last file", "half recorded"])
+OFTEN, SELDOM = ("third block", "half recorded"), ("first block", "first file", "last file")
+POINTS = [*OFTEN, *(pytest.param(point, marks=pytest.mark.slow) for point in SELDOM)]
+
+
+@pytest.mark.parametrize("point", POINTS)
 def test_a_killed_first_pass_goes_on(
     settled: Path, read: dict[str, int], monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
@@ -264,7 +284,7 @@ def test_a_base_that_mlx_changes_is_read_twice_and_says_so(
 def test_files_that_do_not_hold_one_block_after_the_other(
     settled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(first_pass, "SPREAD", -1000000)
+    monkeypatch.setattr(peaks, "SPREAD", -1000000)
     told: list[Event] = []
     project = build(settled, told.append)
     assert any("one block after the other" in event.text for event in told if isinstance(event, Note))

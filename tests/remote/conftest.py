@@ -13,6 +13,13 @@ from tests.remote.servers import BUCKET, S3, Web, seaweed, web_server
 from tests.remote.team import forget_remotes
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a bucket have a mark, so that they can be run by themselves."""
+    for item in items:
+        if "s3" in getattr(item, "fixturenames", ()) or "[s3" in item.name:
+            item.add_marker("s3")
+
+
 @pytest.fixture(autouse=True)
 def new_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Nothing is known of remotes, nobody has a key, and ~/.aws is empty."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from builder.remote.connect import connect, open_remote
 from builder.remote.contents import look
 from builder.remote.offer import Rules, Wanted, offer_of
 from builder.remote.push import NotWhole, plan_push, push
+from builder.remote.setup import init
 from builder.remote.transport import (
     NoRemoteStore,
     RemoteError,
@@ -34,7 +37,7 @@ from builder.remote.transport import (
     Transport,
 )
 from builder.store import blobs, records, seals
-from builder.store.types import Record, manifest_to_text
+from builder.store.types import Record, manifest_to_text, record_to_text
 from tests.remote.servers import Web
 from tests.remote.team import (
     TARGETS,
@@ -298,6 +301,87 @@ def test_what_was_measured_travels(tmp_path: Path, lines: str) -> None:
     assert blobs.read(ben.store, blob) == b"log-probs"
     assert records.read_manifest(ben.store, plan.key) is None  # nothing else came
     assert pulled(ben, "m_4bit") == {"m_4bit": "built"}
+
+
+def test_the_second_remote_has_what_the_first_does_not(tmp_path: Path) -> None:
+    ann = member(tmp_path / "ann", 'url = "../remote"', *TARGETS)
+    push(ann.store, started(ann), ann.bundles(), None, Heard())
+    ben = member(tmp_path / "ben", 'url = "../empty"\n[remote.other]\nurl = "../remote"')
+    init(connect(ben.remote))
+    heard = Heard()
+    fetch(ben.project, [ben.plan("m_4bit")], heard)
+    assert records.read_manifest(ben.store, ben.plan("m_4bit").key) is not None
+    assert heard.notes == ["other: 16.0 kB in 6 blobs pulled for m_4bit"]
+
+
+NAMES = ("../evil", "/tmp/evil", "a/../../evil", "a/b/c", ".evil", "", "artifact.toml/x", "con\0fig")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_remote_cannot_make_us_write_elsewhere(tmp_path: Path, name: str) -> None:
+    """Its text is sound, and names a file that is no file of a view."""
+    ann = member(tmp_path / "ann", 'url = "../remote"', *TARGETS)
+    transport = started(ann)
+    push(ann.store, transport, ann.bundles(), None, Heard())
+    plan = ann.plan("m_4bit")
+    manifest = records.read_manifest(ann.store, plan.key)
+    assert manifest is not None
+    entries = (replace(manifest.files[0], name=name), *manifest.files[1:])
+    evil = seals.sealed(manifest_to_text(replace(manifest, files=entries)))
+    transport.write(layout.manifest(plan.key), evil)
+    ben = member(tmp_path / "ben", 'url = "../remote"')
+    heard = Heard()
+    fetch(ben.project, [ben.plan("m_4bit")], heard)
+    assert records.read_manifest(ben.store, plan.key) is None
+    (ben.file.parent / "artifacts.lock").write_text(
+        f'format = 1\n[base]\n[adapter]\n[target.m_4bit]\nkey = "{plan.key}"\n'
+    )
+    shutil.rmtree(ben.file.parent / "base")
+    forget_remotes()
+    assert pulled(ben, "m_4bit") == {"m_4bit": "not there"}
+    assert not list(tmp_path.rglob("evil"))
+    assert wrong_here(ben.store) == []
+
+
+def test_a_text_under_another_key_is_not_believed(ann: Member, ben: Member) -> None:
+    """Two right records that were exchanged, and one that names more bytes than a block has."""
+    transport = started(ann)
+    push(ann.store, transport, ann.bundles(["m_4bit"]), None, Heard())
+    plan = ann.plan("m_4bit")
+    transport.delete([layout.manifest(plan.key)])
+    one, two, three = (layout.record(action.key) for action in plan.actions)
+    texts = [transport.read(path) or b"" for path in (one, two)]
+    transport.write(one, texts[1])
+    transport.write(two, texts[0])
+    record = records.read(ann.store, plan.actions[2].key)
+    assert record is not None
+    bigger = replace(record, blob=blobs.ingest(ann.store, [b"x" * 100_000]))
+    transport.write(three, seals.sealed(record_to_text(bigger)))
+    transport.upload(layout.blob(bigger.blob.digest), [b"x" * 100_000])
+    fetch(ben.project, [ben.plan("m_4bit")], Heard())
+    assert [records.read(ben.store, action.key) for action in plan.actions] == [None] * 3
+
+
+def test_after_an_error_nothing_goes_on(ann: Member, ben: Member) -> None:
+    """Ctrl-C too need not wait for the end of a blob of gigabytes."""
+    transport = started(ann)
+    push(ann.store, transport, ann.bundles(["m_4bit"]), None, Heard())
+    begun: list[str] = []
+
+    def endless(said: str) -> None:
+        if said.startswith("stream") and said.endswith("chunk"):
+            begun.append(said)
+            if len(begun) == 1:
+                raise KeyboardInterrupt
+            time.sleep(0.2)
+
+    project, plan = ben.project, ben.plan("m_4bit")
+    stepping: Transport = Stepping(transport, endless)  # type: ignore[assignment]
+    found = sharing.Opened(ben.remote, look(stepping), sharing.rules_of(project, ben.remote))
+    with pytest.raises(KeyboardInterrupt):
+        sharing.take(project, found, sharing.wanted_of(project, [plan]), Heard(), [plan])
+    assert len(begun) < 6  # those that were under way, and one that begins at the same moment
+    assert wrong_here(ben.store) == []
 
 
 # -- remotes that cannot be used ----------------------------------------------------------------------------

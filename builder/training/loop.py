@@ -104,6 +104,7 @@ class Run:
                 self._measure(default_loss)
             if number % training.save_every == 0 and number < training.iterations:
                 self._heard.checkpoint(number, self._save(folder))
+        self._point()
         kept = self.best if training.keep == "best" and self.best else self._made.trained
         return self._made.result(kept, training)
 
@@ -159,11 +160,16 @@ class Run:
 
     def _note(self, loss: float) -> None:
         """One more loss, as a part of a point of the curve."""
-        progress, every = self.progress, max(1, self._training.iterations // _POINTS)
-        progress.seen.append(loss)
-        if progress.step % every == 0 or progress.step == self._training.iterations:
-            progress.train.append((progress.step, sum(progress.seen) / len(progress.seen)))
-            progress.seen.clear()
+        self.progress.seen.append(loss)
+        if self.progress.step % max(1, self._training.iterations // _POINTS) == 0:
+            self._point()
+
+    def _point(self) -> None:
+        """The next point of the curve: the mean of the losses since the last one, if there are any."""
+        seen = self.progress.seen
+        if seen:
+            self.progress.train.append((self.progress.step, sum(seen) / len(seen)))
+            seen.clear()
 
     def _save(self, folder: Path) -> Path:
         file = folder / f"checkpoint-{self.progress.step}.safetensors"

@@ -26,6 +26,7 @@ def told(made: Iterable[Mapping[str, str]]) -> Told | None:
     when = " to ".join(dict.fromkeys((times[0], times[-1]))) if times else ""
     where = dict.fromkeys(f"{each.get('machine', '')} {each.get('device', '')}".strip() for each in known)
     names = {"mlx": "mlx", "mlx_lm": "mlx-lm", "blas": "blas", "precision": "precision"}
+    names = {"llama_cpp": "the llama.cpp of xllamacpp", **names}
     how = dict.fromkeys(f"{name} {each[key]}" for key, name in names.items() for each in known if key in each)
     longest = [place for place in where if not any(place != o and o.startswith(place) for o in where)]
     return Told(when, ", ".join(longest), ", ".join(how))

@@ -76,6 +76,7 @@ def render(said: GgufEvidence) -> str:
         _quality(said),
         _running(said),
         "## Where it came from",
+        f"The MLX model `{said.manifest.settings.get('variant', '')}` of the same base and adapter:",
         facts_table(said.manifest),
         f"`{ATTESTATION}` is an in-toto statement with the SHA-256 and the BLAKE3 of each file. It is not "
         "signed.",

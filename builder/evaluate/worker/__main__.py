@@ -50,6 +50,7 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
         }
     parts = _parts(request, suites)
     if request.get("gguf"):
+        del made["blas"]
         return {"results": _in_llama(request, parts, telling()), "made": {**made, **_llama()}}
     batch = min(suite.batch for suite in suites)
     results = _score(request, parts, batch)
@@ -155,9 +156,9 @@ def _in_llama(request: Mapping[str, Any], parts: Mapping[str, Any], tell: Step) 
 
 def _llama() -> dict[str, str]:
     """What measured, beside the circumstances of a worker."""
-    from builder.evaluate.worker.llama import PACKAGE, TESTED
+    from builder.evaluate.worker.llama import TESTED
 
-    return {"blas": f"llama.cpp of {PACKAGE} {TESTED}", "precision": "as stored"}
+    return {"llama_cpp": TESTED, "precision": "as stored"}
 
 
 if __name__ == "__main__":

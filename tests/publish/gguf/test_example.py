@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from builder.engine.blas import accelerate
-from builder.evaluate.worker.scoring import load_float32
+from builder.evaluate.worker.scorable import load_float32
 from tests.conftest import ROOT, Sandbox
 from tests.publish.gguf.test_architectures import divergence, logprobs, of_llama
 

@@ -48,7 +48,8 @@ class Uncached:
         while done < wanted:
             with memoryview(buffer) as whole, whole[done:count] as rest:
                 try:
-                    got = os.preadv(self._fd, [rest], start + done)
+                    os.lseek(self._fd, start + done, os.SEEK_SET)  # not every macOS has preadv
+                    got = os.readv(self._fd, [rest])
                 except OSError as error:
                     if not self._direct or error.errno != errno.EINVAL:
                         raise

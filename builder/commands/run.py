@@ -217,7 +217,8 @@ class NoDryRun(BuildError):
 
 def _dry_run(names: Sequence[str], *, as_json: bool) -> int:
     """Shows what publications would do. Raises NoDryRun, BuildError."""
-    from builder.tasks.publishing import TASK, dry_run
+    from builder.commands.dry_run import dry_run
+    from builder.tasks.publishing import TASK
 
     names = [name for name in names if name != _JSON]
     if wrong := next((name for name in names or ["doit"] if not name.startswith(TASK)), None):

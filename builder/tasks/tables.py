@@ -56,6 +56,11 @@ def print_release(project: Project) -> None:
     print(f"{PRODUCTION} is {project.spec.production} already")
 
 
+def print_publication(outcome: str) -> None:
+    """Prints what a publication has sent, or that there was nothing to send."""
+    print(outcome)
+
+
 def print_threshold(project: Project, found: Threshold) -> None:
     """Prints a table with one row for each target, from small to large, and the answer as a sentence."""
     rows = []

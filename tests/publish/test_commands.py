@@ -36,9 +36,11 @@ def test_shown_then_done_then_known(tmp_path: Path) -> None:
     wrong = box.builder("build", "--dry-run", "m_4bit")
     assert wrong.code == 3
     assert '--dry-run is for publish:NAME, and "m_4bit" is another task.' in wrong.text
+    assert "[NoDryRun]" in wrong.err
     unknown = box.builder("publish:dosk", "--dry-run")
     assert unknown.code == 3
     assert 'no publication "dosk"; did you mean "disk"?' in unknown.text
+    assert "[NothingPublished]" in unknown.err
 
     done = box.builder("publish:disk", "--json")
     assert done.code == 0, done.text

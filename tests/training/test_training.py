@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from builder.build.training import train_adapter
+from builder.project.project import Project
+from builder.training.request import TrainingFailed
 from tests.conftest import PATIENCE, Sandbox
 from tests.tiny import make_base
 
@@ -129,6 +132,33 @@ def test_killed_in_the_middle_it_gives_the_same_bytes(box: Sandbox, tmp_path: Pa
     assert (folder / "adapters.safetensors").read_bytes() == undisturbed
 
 
+def test_rows_that_cannot_be_trained_on_are_named(box: Sandbox) -> None:
+    with (box.root / "data" / "train.jsonl").open("a") as file:
+        file.write('{"question": "x"}\n')
+    made = box.doit("adapter:tuned")
+    assert made.code == 2, made.text
+    assert "adapter.tuned.train: train.jsonl, line 10: a row has `messages`" in made.err
+    assert "[TrainingInvalid]" in made.err
+    assert "Traceback" not in made.err
+    assert not (box.root / "store" / "adapters").exists()
+
+
+def test_a_training_process_that_dies_is_one_line(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    killer = tmp_path / "python"
+    killer.write_text("#!/bin/sh\nkill -9 $$\n")
+    killer.chmod(0o755)
+    assert box.doit("base:tiny").code == 0
+    project = Project.load(box.toml)
+    monkeypatch.setattr("builder.training.process.sys.executable", str(killer))
+    adapter = project.spec.adapters["tuned"]
+    assert adapter.train is not None
+    with pytest.raises(TrainingFailed, match="adapter:tuned: the training process ended with -9"):
+        train_adapter(project, adapter, adapter.train, lambda event: None)
+    assert not (box.root / "store" / "adapters").exists()
+
+
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_row(box: Sandbox) -> None:
     """A row that is cut before its answer begins teaches nothing. Alone in a batch, its loss is 0 / 0."""
@@ -144,6 +174,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_row(box: Sandbox)
         r"training stopped at step \d+: the loss of the row in line 10 of train.jsonl is nan", made.text
     )
     assert "make max_length larger" in made.text
+    assert "[TrainingStopped]" in made.err
     assert not (box.root / "store" / "adapters").exists()
 
 

@@ -367,6 +367,7 @@ def test_code_is_compiled_once_on_a_machine_and_loaded_without_numba(tmp_path: P
     assert [*(tmp_path / "modelkiln").iterdir()] == [kept] and compiled._read(kept) is not None
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_kept_every_process_compiles(tmp_path: Path) -> None:
     (tmp_path / "modelkiln").write_text("a file where the folder should be")
     assert fresh(tmp_path) == ["False", "True True"]
@@ -379,6 +380,7 @@ def test_two_processes_may_compile_at_once(tmp_path: Path) -> None:
     assert fresh(tmp_path) == ["True", "False True"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [

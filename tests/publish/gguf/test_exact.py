@@ -10,12 +10,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from builder.evaluate.worker.llama import LlamaCpp, LlamaFailed, LlamaMissing
 from builder.publish.gguf.architecture import GgufRefused
 from builder.publish.gguf.formats import nbytes, type_of
 from builder.publish.gguf.settings import Unwritable
 from builder.publish.gguf.vocabulary import vocabulary
 from builder.publish.gguf.weights import unpacked
-from builder.publish.gguf.writing import planned, write
+from builder.publish.gguf.writing import GgufMissing, planned, write
 from tests.publish.gguf.models import CONFIGS, make_model, write_tokenizer
 
 gguf = pytest.importorskip("gguf")
@@ -144,3 +145,22 @@ def test_widths_that_no_block_divides_stay_in_float16(tmp_path: Path) -> None:
     assert made.nbytes == sum(nbytes(kind, weight) for _, weight, kind in made.tensors)
     assert abs(sum(made.mix.values()) - 1) < 1e-9
     assert type_of("F16", *made.tensors[0][:2]) == "F16"
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.publish.gguf.writing.find_spec", lambda name: None)
+    with pytest.raises(GgufMissing, match="needs the package `gguf`, which is not installed"):
+        planned(tmp_path, "t", "exact")
+    monkeypatch.setattr("builder.evaluate.worker.llama.PACKAGE", "no-such-package")
+    with pytest.raises(LlamaMissing, match="and it is not installed"):
+        LlamaCpp(tmp_path / "model.gguf", 10)
+    monkeypatch.setattr("builder.evaluate.worker.llama.PACKAGE", "gguf")
+    with pytest.raises(LlamaMissing, match="is installed"):
+        LlamaCpp(tmp_path / "model.gguf", 10)
+
+
+def test_a_file_that_llama_cpp_cannot_load_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(LlamaFailed, match=r"llama.cpp: model.gguf: cannot be loaded"):
+        LlamaCpp(tmp_path / "model.gguf", 10)

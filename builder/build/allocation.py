@@ -48,7 +48,7 @@ def choose_bits(project: Project, target: Target, emit: Emit) -> Allocation:
         raise SourceChanged(source=f"model:{target.name}", path=facts.reason)
     made = uniform(target, facts.base)
     key = fetch_bits(project, target, facts, emit)
-    with acquire(store, [key], waiting(target.name, emit)):
+    with acquire(store, [key], waiting(target.name, emit), "choice-"):
         if (known := project.allocation(key)) is not None:
             return known
         found = _measured(project, made, facts, sources.toolchain, emit)

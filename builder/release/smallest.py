@@ -47,7 +47,7 @@ def search_size(project: Project, target: Target, emit: Emit) -> Allocation:
         raise questions.error or SourceChanged(source=f"model:{target.name}", path=questions.reason)
     assert facts.text is not None
     key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain, questions)
-    with acquire(project.store, [key], waiting(target.name, emit)):
+    with acquire(project.store, [key], waiting(target.name, emit), "search-"):
         if (known := project.allocation(key)) is not None:
             return known
         found = _Search(project, target, facts, sources.toolchain, emit).run()

@@ -1,7 +1,8 @@
 """Who may build what, and who is building: locks that die with their process.
 
-Order, so that nothing can deadlock: `measuring`, under which no stripe is taken, or the stripes of `acquire`
-in sorted order; then `gc_lock`, which is held for moments only and under which no other lock is taken.
+Order, so that nothing can deadlock: the stripes of a search, of a choice, and of what is built, in this
+order, and each kind sorted; or `measuring`, under which no stripe is taken. Then `gc_lock`, which is held for
+moments only, and under which no other lock is taken.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from builder.errors import StoreError
 from builder.keys import Key
@@ -23,6 +24,7 @@ from builder.store.layout import Store
 if TYPE_CHECKING:
     from filelock import FileLock
 
+Kind = Literal["", "choice-", "search-"]
 STRIPES = 64  # each is a file descriptor while it is held, and macOS starts processes with 256
 _POLL_S = 0.02
 _HELD: set[Path] = set()  # the locks that threads of this process hold
@@ -38,19 +40,26 @@ class Session:
 
 
 @contextmanager
-def acquire(store: Store, keys: Iterable[Key], on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def acquire(
+    store: Store,
+    keys: Iterable[Key],
+    on_wait: Callable[[], None] | None = None,
+    kind: Kind = "",
+) -> Iterator[None]:
     """Holds the locks of all `keys`, waiting for others; each thread and process counts as another.
 
     Keys share locks (stripes), so two unrelated builds may wait for each other; a thread that holds some
-    must not acquire more (RuntimeError when they overlap). `on_wait` is called once, before the first wait
-    for another process. Threads of one process wait for each other without a word: that is no news.
+    must not acquire more of their kind (RuntimeError when they overlap). Who builds while a choice or a
+    search is held says so by `kind`: the stripes of each kind are its own. `on_wait` is called once, before
+    the first wait for another process. Threads of one process wait for each other without a word: that is no
+    news.
     Look at the store again after this returned: what was missing may have been built meanwhile.
 
     Raises StoreError.
     """
     with ExitStack() as held:
         for stripe in sorted({int(key[:2], 16) % STRIPES for key in keys}):
-            if _take(held, store, f"{stripe:02x}", on_wait):
+            if _take(held, store, f"{kind}{stripe:02x}", on_wait):
                 on_wait = None
         yield
 

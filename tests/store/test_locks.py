@@ -121,6 +121,16 @@ def test_threads_of_one_process_wait_without_a_word(store: Store) -> None:
     assert said == []
 
 
+def test_a_search_may_choose_and_build_under_any_key(store: Store) -> None:
+    """Keys share stripes. So what is held while other keys are built has stripes of its own."""
+    key = make_key("any")
+    search, choice = (locks.acquire(store, [key], kind=kind) for kind in ("search-", "choice-"))
+    with search, choice, locks.acquire(store, [key]), locks.gc_lock(store):
+        pass
+    with locks.acquire(store, [key], kind="search-"), locks.measuring(store):
+        pass
+
+
 def test_no_keys_no_locks(store: Store) -> None:
     with locks.acquire(store, []):
         pass

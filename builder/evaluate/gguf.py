@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from builder.console.events import Emit, Note
 from builder.evaluate import results
 from builder.evaluate.process import ask
-from builder.evaluate.results import Result, Sample
+from builder.evaluate.results import Result
 from builder.evaluate.run import reference, request_of
-from builder.evaluate.statistics import Figure
 from builder.keys import Key, make_key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
@@ -53,18 +49,11 @@ def evaluate_gguf(
         request = {**request_of(project, target, todo, folder), "references": references, "gguf": str(file)}
         answer = ask(target.name, {**request, "layerwise": False}, emit, name)
         for suite in todo:
-            found = _result(suite, name, _key(project, target, suite, blob), answer)
+            key, said = _key(project, target, suite, blob), answer["results"][suite.name]
+            found = results.result_of(key, name, suite, said, answer["made"])
             results.write(project.store, found)
             known[suite.name] = found
     return {name: known[name] for name in target.target.model.suites if name in known}
-
-
-def _result(suite: Suite, name: str, key: Key, answer: Mapping[str, Any]) -> Result:
-    said = answer["results"][suite.name]
-    figures = {figure: Figure(**values) for figure, values in said["figures"].items()}
-    rows = {metric: tuple(values) for metric, values in said.get("rows", {}).items()}
-    samples = tuple(Sample(**sample) for sample in said.get("samples", ()))
-    return Result(key, name, suite.name, suite.kind, figures, rows, answer["made"], samples)
 
 
 def _suites(project: Project, target: TargetPlan) -> list[Suite]:

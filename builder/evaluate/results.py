@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from builder.console.words import number
 from builder.evaluate.statistics import Figure
 from builder.keys import Key
-from builder.spec.types import METRICS, Condition, Metric, SuiteKind
+from builder.spec.types import METRICS, Condition, Metric, Suite, SuiteKind
 from builder.store import seals
 from builder.store.layout import Store
 
@@ -82,6 +82,23 @@ class Missed:
             return f"{self.condition}: not measured"
         short = abs(self.condition.value - self.value)
         return f"{self.condition}: measured {self.value:.4g}, misses by {short:.4g}"
+
+
+def result_of(
+    key: Key, target: str, suite: Suite, said: Mapping[str, Any], made: Mapping[str, str]
+) -> Result:
+    """The result that the worker said for a suite, as JSON values."""
+    return Result(
+        key,
+        target,
+        suite.name,
+        suite.kind,
+        {name: Figure(**figure) for name, figure in said["figures"].items()},
+        {metric: tuple(values) for metric, values in said.get("rows", {}).items()},
+        made,
+        tuple(Sample(**sample) for sample in said.get("samples", ())),
+        tuple(said.get("asked", ())),
+    )
 
 
 def path(store: Store, key: Key) -> Path:

@@ -19,8 +19,7 @@ from builder.evaluate.circumstances import circumstances
 from builder.evaluate.command import run_command
 from builder.evaluate.overlap import Overlap, overlaps
 from builder.evaluate.process import EvaluationFailed, ask
-from builder.evaluate.results import Missed, Result, Sample, missed
-from builder.evaluate.statistics import Figure
+from builder.evaluate.results import Missed, Result, missed
 from builder.keys import Key
 from builder.plan.types import CONFIG, TargetPlan
 from builder.project.project import Project
@@ -127,19 +126,13 @@ def _measure(project: Project, target: TargetPlan, emit: Emit, todo: Sequence[Su
     directory = shown.folder if shown else None
     found: dict[str, Result] = {}
 
-    def keep(suite: Suite, figures: Mapping[str, Figure], said: Mapping[str, Any]) -> None:
+    def keep(suite: Suite, result: Result) -> None:
         if _key(project, target, suite) != keys[suite.name]:
             raise ChangedMeanwhile(target=target.name, what=f"the questions of suite {suite.name}")
         if shown is not None and not shown.is_shown:
             raise ChangedMeanwhile(target=target.name, what=shown.folder)
-        rows = {metric: tuple(values) for metric, values in said.get("rows", {}).items()}
-        key, made = keys[suite.name], said["made"]
-        samples = tuple(Sample(**sample) for sample in said.get("samples", ()))
-        asked = tuple(said.get("asked", ()))
-        found[suite.name] = Result(
-            key, target.name, suite.name, suite.kind, figures, rows, made, samples, asked
-        )
-        results.write(project.store, found[suite.name])
+        found[suite.name] = result
+        results.write(project.store, result)
 
     scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
     references = {s.name: reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
@@ -150,14 +143,14 @@ def _measure(project: Project, target: TargetPlan, emit: Emit, todo: Sequence[Su
         with _sources_unchanged(project, target) if directory is None else nullcontext():
             answer = ask(target.name, request, emit)
         for suite in together:
-            said = answer["results"][suite.name]
-            figures = {name: Figure(**figure) for name, figure in said["figures"].items()}
-            keep(suite, figures, {**said, "made": answer["made"]})
+            said, made = answer["results"][suite.name], answer["made"]
+            keep(suite, results.result_of(keys[suite.name], target.name, suite, said, made))
     for suite in (suite for suite in todo if suite.kind == "command"):
         assert directory is not None, "a command measures a directory"
         emit(Note(f"measuring {target.name}: {suite.name}"))
-        made = {"made": circumstances()}
-        keep(suite, run_command(suite, directory, project.spec.file.parent), made)
+        made = circumstances()
+        figures = run_command(suite, directory, project.spec.file.parent)
+        keep(suite, Result(keys[suite.name], target.name, suite.name, suite.kind, figures, made=made))
     return found
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from builder.console.states import Verdict
 from builder.evaluate.circumstances import told
-from builder.evaluate.results import Result, doubts, missed, read
+from builder.evaluate.results import Result, doubts, missed, read, verdict
 from builder.evaluate.statistics import Figure
 from builder.plan.changes import inputs_of, settings_of
 from builder.plan.types import TargetPlan, nominal_size
@@ -155,11 +154,6 @@ def _row(
     beside = _control_target(project, control, variant)
     require = plan.target.model.require
     short = missed(require, results)
-    verdict: Verdict = "misses" if short else "passes"
-    if not require:
-        verdict = "nothing required"
-    elif any(miss.value is None for miss in short):
-        verdict = "not measured"
     blocks = _blocks(project, plan)
     return Row(
         target=plan.name,
@@ -171,7 +165,7 @@ def _row(
         figures=_figures(results),
         survival=_whole(measures),
         blocks=blocks,
-        verdict=verdict,
+        verdict=verdict(require, results),
         misses=tuple(map(str, short)),
         doubts={doubt.condition.metric: doubt.end for doubt in doubts(require, results)},
         provenance=_provenance(plan, manifest, results),

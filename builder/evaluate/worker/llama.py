@@ -17,6 +17,7 @@ from typing import Any
 from builder.errors import BuildError
 from builder.evaluate.process import Step
 from builder.evaluate.worker.questions import Ask
+from builder.spec.rows import shared
 
 PACKAGE = "xllamacpp"
 TESTED = "2026.10.11549"
@@ -100,7 +101,7 @@ class LlamaCpp:
         import numpy as np
 
         first = ask.start - 1  # the position whose logits score the first token
-        kept = min(_shared(self._seen, ask.tokens), first)
+        kept = min(shared(self._seen, ask.tokens), first)
         if kept:
             self._library.llama_memory_seq_rm(self._memory, 0, kept, -1)
         else:
@@ -170,13 +171,6 @@ def longest(asks: Sequence[Ask]) -> int:
     if found > _MOST:
         raise LlamaFailed(path="a question", what=f"has {found} tokens, and at most {_MOST} are measured")
     return found
-
-
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    for index, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return index
-    return min(len(first), len(second))
 
 
 def _library() -> Any:

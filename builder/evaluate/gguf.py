@@ -57,8 +57,7 @@ def evaluate_gguf(
 
 
 def _suites(project: Project, target: TargetPlan) -> list[Suite]:
-    declared = (project.spec.suites[name] for name in target.target.model.suites)
-    return [suite for suite in declared if suite.kind not in UNSCORED]
+    return [suite for suite in project.spec.suites_of(target.target) if suite.kind not in UNSCORED]
 
 
 def _key(project: Project, target: TargetPlan, suite: Suite, blob: Blob) -> Key:

@@ -8,17 +8,15 @@ from builder.evaluate.process import ask
 from builder.evaluate.results import Result
 from builder.evaluate.run import reference, request_of
 from builder.keys import Key, make_key
+from builder.plan.gguf import SCORER
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.result_keys import reference_key, suite_key
 from builder.project.roots import keys_of
-from builder.spec.types import Suite
+from builder.spec.types import UNSCORED, Suite
 from builder.store import blobs
 from builder.store.locks import build_session, measuring
 from builder.store.types import Blob
-
-SCORER = "llama.cpp/1"  # change it when the same file and questions give other numbers
-UNSCORED = ("generate", "command")  # kinds that need a program of their own
 
 
 def measured_gguf(project: Project, target: TargetPlan, blob: Blob) -> dict[str, Result]:

@@ -120,6 +120,8 @@ def family_of(variant: Variant) -> Hashable:
         return (how.mode, how.group_size, variant.overrides, learned)
     if variant.goal is not None:
         return ("goal", variant.group_size, learned)
+    if variant.gguf is not None:
+        return ("gguf", variant.gguf.of)
     return ("recipe", variant.group_size, learned) if variant.recipe else None
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from builder.gguf.architecture import Architecture, Tensor
 from builder.gguf.settings import Unwritable
-from builder.gguf.weights import Weight, Weights
+from builder.gguf.weights import Rows, Weight
 from builder.spec.destinations import EXACT
+from builder.weights.structure import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +50,7 @@ def _exact(weight: Weight) -> str:
     return _AFFINE[bits]
 
 
-def data(kind: str, tensor: Tensor, weight: Weight, weights: Weights, made: Architecture) -> Iterator[bytes]:
+def data(kind: str, tensor: Tensor, weight: Weight, weights: Rows, made: Architecture) -> Iterator[bytes]:
     """The bytes of a tensor, portion by portion. Raises Unwritable for scales that a GGUF cannot hold."""
     heads = {"as is": 0, "query": made.heads, "key": made.key_heads}[tensor.order]
     is_bias = len(weight.shape) == 1
@@ -103,7 +104,4 @@ def _repacked(kind: str, weight: Weight, codes: Array, scales: Array, biases: Ar
 
 def nbytes(kind: str, weight: Weight) -> int:
     """The size of a weight in a type."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    size, count = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    return int(weight.rows * weight.columns // size * count)
+    return TensorSpec(weight.name, kind, weight.shape).nbytes

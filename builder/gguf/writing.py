@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError, SourceError
+from builder.gguf import splits
 from builder.gguf.architecture import (
     Architecture,
     GgufRefused,
@@ -17,9 +18,10 @@ from builder.gguf.architecture import (
     architecture,
 )
 from builder.gguf.formats import data, nbytes, type_of
+from builder.gguf.layout import Made
 from builder.gguf.settings import Unwritable
 from builder.gguf.vocabulary import Vocabulary, vocabulary
-from builder.gguf.weights import Weight, Weights
+from builder.gguf.weights import Rows, Weight, Weights
 from builder.spec.destinations import EXACT
 
 WRITER = "gguf/1"  # part of the key: change it when the same folder gives other bytes
@@ -40,7 +42,7 @@ class Written:
 
     architecture: Architecture
     vocabulary: Vocabulary
-    tensors: tuple[tuple[Tensor, Weight, str], ...]
+    tensors: tuple[Made, ...]
 
     @property
     def nbytes(self) -> int:
@@ -80,10 +82,18 @@ def planned(folder: Path, target: str, wanted: str) -> tuple[Written, Weights]:
     return Written(made, tokens, tensors), weights
 
 
+Read = Callable[[Tensor, Weight, str], Iterable[bytes]]  # the bytes of a tensor of some type, in portions
+
+
+def reader(made: Written, weights: Rows) -> Read:
+    """Converts the weights as they are read."""
+    return lambda tensor, weight, kind: data(kind, tensor, weight, weights, made.architecture)
+
+
 def write(
     file: Path,
     made: Written,
-    weights: Weights,
+    read: Read,
     *,
     target: str,
     wanted: str,
@@ -94,14 +104,47 @@ def write(
 
     Raises GgufRefused, OSError.
     """
-    import numpy as np
-    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf import GGUFWriter
 
     writer: Any = GGUFWriter(file, made.architecture.name)
     _describe(writer, made, wanted, about)
+    try:
+        _write(writer, made, made.tensors, read, step)
+    except Unwritable as error:
+        raise GgufRefused(target=target, what=str(error)) from error
+    finally:
+        writer.close()
+
+
+def write_head(file: Path, made: Written, *, wanted: str, files: int) -> None:
+    """Writes the first of several files: all but the tensors, which stand in the others. Raises OSError."""
+    from gguf import GGUFWriter
+
+    writer: Any = GGUFWriter(file, made.architecture.name)
+    _describe(writer, made, wanted, {"quantized_by": "modelkiln"})
+    writer.add_uint16(splits.NUMBER, 0)
+    writer.add_uint16(splits.COUNT, files)
+    writer.add_int32(splits.TENSORS, len(made.tensors) + len(made.architecture.constants))
+    try:
+        _write(writer, made, (), lambda *_: (), lambda _: None)
+    finally:
+        writer.close()
+
+
+def _write(
+    writer: Any,
+    made: Written,
+    tensors: Sequence[Made],
+    read: Read,
+    step: Callable[[int], None],
+) -> None:
+    """Everything behind the keys: the table of tensors, and their bytes."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+
     for name, values in made.architecture.constants.items():
         writer.add_tensor_info(name, (len(values),), np.dtype(np.float32), 4 * len(values))
-    for tensor, weight, kind in made.tensors:
+    for tensor, weight, kind in tensors:
         writer.add_tensor_info(
             tensor.name,
             weight.shape,
@@ -114,15 +157,10 @@ def write(
     writer.write_ti_data_to_file()
     out = writer.fout[0]
     writer.write_padding(out, out.tell())
-    try:
-        for values in made.architecture.constants.values():
-            _put(writer, out, [np.array(values, np.float32).tobytes()], step)
-        for tensor, weight, kind in made.tensors:
-            _put(writer, out, data(kind, tensor, weight, weights, made.architecture), step)
-    except Unwritable as error:
-        raise GgufRefused(target=target, what=str(error)) from error
-    finally:
-        writer.close()
+    for values in made.architecture.constants.values():
+        _put(writer, out, [np.array(values, np.float32).tobytes()], step)
+    for made_of in tensors:
+        _put(writer, out, read(*made_of), step)
 
 
 def _put(writer: Any, out: Any, portions: Any, step: Callable[[int], None]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from builder.console.events import Emit
-from builder.evaluate.gguf import UNSCORED, evaluate_gguf, measured_gguf
+from builder.evaluate.gguf import evaluate_gguf, measured_gguf
 from builder.evaluate.results import Missed, Result, missed
 from builder.evaluate.run import measured
 from builder.plan.types import TargetPlan
@@ -16,9 +16,11 @@ from builder.publish import bundle, evidence, gguf_card, ollama
 from builder.publish.bundle import File
 from builder.publish.errors import PlaceRefused, PublishRefused
 from builder.publish.evidence import Licence
+from builder.publish.gguf.joining import join, known_joined, unjoined
 from builder.publish.gguf.making import Gguf, known, make, unmade
 from builder.publish.gguf_card import GgufFile
 from builder.spec.destinations import EXACT, HubPlace, OllamaPlace, Publication
+from builder.spec.types import UNSCORED
 from builder.store import blobs
 from builder.store.types import FileEntry, Manifest
 
@@ -46,7 +48,11 @@ def gather(
 ) -> tuple[list[File], str, list[str], Manifest]:
     """The files, the card, the notes, and the manifest that the attestation is about. Raises BuildError."""
     model = plan.target.model
-    made = [_made(project, publication, plan, wanted, found, emit, dry=dry) for wanted in publication.gguf]
+    if plan.gguf:
+        made = [_joined(project, plan, found, emit, dry=dry)]
+    else:
+        types = publication.gguf
+        made = [_made(project, publication, plan, kind, found, emit, dry=dry) for kind in types]
     short = [f"{each.name}: {'; '.join(map(str, each.misses))}" for each in made if each.misses]
     if short and publication.override is None and not dry:
         hint = (
@@ -83,9 +89,8 @@ def gather(
     )
     if not model.require:
         notes.append(f"the files are published unmeasured: [model.{model.name}.require] names no condition")
-    about = replace(
-        manifest, files=entries, settings={**manifest.settings, "gguf": ", ".join(publication.gguf)}
-    )
+    said = ", ".join(publication.gguf) or manifest.settings["gguf"]
+    about = replace(manifest, files=entries, settings={**manifest.settings, "gguf": said})
     return files, text, notes, about
 
 
@@ -100,11 +105,10 @@ def _made(
     dry: bool,
 ) -> _Made:
     source = plan if wanted == EXACT else _source(project, str(publication.source))
-    model = plan.target.model
-    about = {"name": model.name, "quantized_by": "modelkiln", **({"license": found.name} if found else {})}
+    model, about = plan.target.model, _about(plan, found)
     gguf = known(project, source, wanted, about) if dry else make(project, source, wanted, about, emit)
     size, usual = (gguf.blob.size, gguf.usual) if gguf else unmade(project, source, wanted)
-    name = f"{model.name}-exact-{usual}.gguf" if wanted == EXACT else f"{model.name}-{wanted}.gguf"
+    name = _name(plan, wanted, usual)
     if gguf is None:
         return _Made(name, size, None, {}, ())
     results: dict[str, Result] = {}
@@ -115,6 +119,27 @@ def _made(
         own = measured(project, plan)
         results |= {suite: own[suite] for suite in own if project.spec.suites[suite].kind in UNSCORED}
     return _Made(name, size, gguf, results, tuple(missed(model.require, results)))
+
+
+def _joined(project: Project, plan: TargetPlan, found: Licence | None, emit: Emit, *, dry: bool) -> _Made:
+    """The one file of a target that is a GGUF already, and was measured as a target."""
+    about = _about(plan, found)
+    gguf = known_joined(project, plan, about) if dry else join(project, plan, about, emit)
+    size, usual = (gguf.blob.size, gguf.usual) if gguf else unjoined(plan)
+    results = measured(project, plan)
+    name = _name(plan, str(plan.target.variant.gguf and plan.target.variant.gguf.type), usual)
+    return _Made(name, size, gguf, results, tuple(missed(plan.target.model.require, results)))
+
+
+def _about(plan: TargetPlan, found: Licence | None) -> dict[str, str]:
+    """What a file says of itself beside what the model is."""
+    licence = {"license": found.name} if found else {}
+    return {"name": plan.target.model.name, "quantized_by": "modelkiln", **licence}
+
+
+def _name(plan: TargetPlan, wanted: str, usual: str) -> str:
+    model = plan.target.model.name
+    return f"{model}-exact-{usual}.gguf" if wanted == EXACT else f"{model}-{wanted}.gguf"
 
 
 def _modelfile(to: OllamaPlace, name: str, system: str | None, found: Licence | None) -> File:

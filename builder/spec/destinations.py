@@ -10,7 +10,8 @@ from builder.console.words import listed, nearest, quoted
 
 SCHEMES = ("hf", "lmstudio", "oci", "ollama")
 EXACT = "exact"
-GGUF_TYPES = (EXACT, "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+BLOCKWISE = (EXACT, "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # types of a variant
+GGUF_TYPES = BLOCKWISE
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _LONGEST = 96  # characters of owner/name on the hub
 
@@ -73,6 +74,16 @@ _OCI = (
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """A figure that counts for a task of a benchmark, which is a dataset of the hub."""
+
+    suite: str
+    figure: str
+    dataset: str
+    task: str
+
+
+@dataclass(frozen=True)
 class Publication:
     """What goes where. `gguf` are the types of GGUF files to send instead of the target's own files. "exact"
     is made of the target, other types of the unquantized target `source` of its model.
@@ -94,6 +105,7 @@ class Publication:
     license: str | None = None
     base_model: str | None = None
     datasets: tuple[str, ...] = ()
+    benchmarks: tuple[Benchmark, ...] = ()
 
 
 def destination(text: str, folder: Path) -> Destination | str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from builder.spec.destinations import GGUF_TYPES
+from builder.spec.destinations import BLOCKWISE, GGUF_TYPES
 from builder.spec.quantizers import METHODS, ROUNDINGS
 from builder.spec.sharing import DEVICES, PUSHES
 from builder.spec.training import KEEPS, OPTIMIZERS, SCHEDULES, TYPES, Training
@@ -496,6 +496,35 @@ VARIANT = Table(
             needs=("method",),
         ),
         Field(
+            "gguf",
+            "string",
+            "The variant is a GGUF for llama.cpp with weights of this type. It is made block by block of the "
+            'base and the adapter. `"exact"` has the very weights of the variant that `of` names.',
+            choices=BLOCKWISE,
+            example='gguf = "Q8_0"',
+            excludes=(
+                "dtype",
+                "bits",
+                "group_size",
+                "mode",
+                "recipe",
+                "target",
+                "method",
+                "calibration",
+                "intermediate",
+                "overrides",
+            ),
+        ),
+        Field(
+            "of",
+            "name",
+            'For `gguf = "exact"`: the variant with the same weights, of 4 or 5 bits. It is built when it is '
+            "needed.",
+            refers="variant",
+            example='of = "5bit"',
+            needs=("gguf",),
+        ),
+        Field(
             "intermediate",
             "bool",
             "The target is kept only while something needs it, or when you build it by name.",
@@ -741,6 +770,14 @@ PUBLISH = Table(
             "strings",
             "The repositories of the training data, for the card.",
             example='datasets = ["OWNER/NAME"]',
+        ),
+        Field(
+            "benchmarks",
+            "texts",
+            "For `hf://`: figures that count for a benchmark of the hub, a dataset with tasks. The hub shows "
+            "them beside the model and on the page of the benchmark.",
+            example='"routing.greedy" = "OWNER/DATASET:TASK"',
+            excludes=("gguf",),
         ),
     ),
     one_of=("target", "model"),

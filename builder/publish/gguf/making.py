@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from builder.console.events import Emit, Note, Writing
 from builder.console.words import size_text
-from builder.gguf.writing import WRITER, planned, write
+from builder.gguf.writing import WRITER, Written, planned, reader, write
 from builder.keys import Key, make_key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
@@ -43,7 +43,7 @@ class Gguf:
 def known(project: Project, plan: TargetPlan, wanted: str, about: Mapping[str, str]) -> Gguf | None:
     """The GGUF of a target, if the store has it."""
     record = usable_record(project.store, _key(plan, wanted, about))
-    return _from(record, wanted) if record is not None else None
+    return gguf_of(record, wanted) if record is not None else None
 
 
 def unmade(project: Project, plan: TargetPlan, wanted: str) -> tuple[int, str]:
@@ -61,10 +61,11 @@ def make(project: Project, plan: TargetPlan, wanted: str, about: Mapping[str, st
     record = usable_record(project.store, key)
     if record is None:
         record = _write(project, plan, wanted, about, key, emit)
-    return _from(record, wanted)
+    return gguf_of(record, wanted)
 
 
-def _from(record: Record, wanted: str) -> Gguf:
+def gguf_of(record: Record, wanted: str) -> Gguf:
+    """The file that a record tells of."""
     said = record.provenance
     mix: dict[str, float] = json.loads(str(said["mix"]))
     return Gguf(
@@ -96,14 +97,19 @@ def _write(
 
     with tmp.new_folder(project.store) as folder, durable.explained(folder):
         file = folder / "model.gguf"
-        write(file, made, weights, target=plan.name, wanted=wanted, about=about, step=step)
+        write(file, made, reader(made, weights), target=plan.name, wanted=wanted, about=about, step=step)
         blob = blobs.ingest_file(project.store, file)
+    record = record_of(key, blob, made)
+    records.write(project.store, record)
+    return record
+
+
+def record_of(key: Key, blob: Blob, made: Written) -> Record:
+    """The record of a file, with what a card says of it."""
     said: dict[str, str | int | float | bool] = {
         "mix": json.dumps(made.mix),
         "bits_per_weight": round(made.bits_per_weight, 4),
         "architecture": made.architecture.name,
         "context": int(made.architecture.settings["context_length"]),
     }
-    record = Record(key, "gguf", blob, said)
-    records.write(project.store, record)
-    return record
+    return Record(key, "gguf", blob, said)

@@ -12,7 +12,7 @@ from mlx.utils import tree_unflatten
 
 from builder.evaluate.worker.llama import LlamaCpp
 from builder.evaluate.worker.questions import Ask
-from builder.gguf.writing import planned, write
+from builder.gguf.writing import planned, reader, write
 from tests.publish.gguf.models import CONFIGS, make_model
 
 pytest.importorskip("gguf")
@@ -23,7 +23,16 @@ TOKENS = tuple((7 * i * i + 3 * i + 1) % 256 for i in range(40))  # longer than 
 def written(folder: Path, wanted: str, name: str = "tiny") -> Path:
     made, weights = planned(folder, name, wanted)
     file = folder.parent / f"{folder.name}-{wanted}.gguf"
-    write(file, made, weights, target=name, wanted=wanted, about={"name": name}, step=lambda count: None)
+    read = reader(made, weights)
+    write(
+        file,
+        made,
+        read,
+        target=name,
+        wanted=wanted,
+        about={"name": name},
+        step=lambda count: None,
+    )
     return file
 
 

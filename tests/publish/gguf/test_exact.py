@@ -16,7 +16,7 @@ from builder.gguf.formats import nbytes, type_of
 from builder.gguf.settings import Unwritable
 from builder.gguf.vocabulary import vocabulary
 from builder.gguf.weights import unpacked
-from builder.gguf.writing import GgufMissing, planned, write
+from builder.gguf.writing import GgufMissing, planned, reader, write
 from tests.publish.gguf.models import CONFIGS, make_model, write_tokenizer
 
 gguf = pytest.importorskip("gguf")
@@ -53,7 +53,16 @@ def read(file: Path) -> dict[str, Any]:
 def write_all(folder: Path, wanted: str) -> tuple[Path, Any]:
     made, weights = planned(folder, "m", wanted)
     file = folder.parent / f"{wanted}.gguf"
-    write(file, made, weights, target="m", wanted=wanted, about={"name": "m"}, step=lambda count: None)
+    read = reader(made, weights)
+    write(
+        file,
+        made,
+        read,
+        target="m",
+        wanted=wanted,
+        about={"name": "m"},
+        step=lambda count: None,
+    )
     return file, made
 
 

@@ -14,8 +14,8 @@ import pytest
 from mlx.utils import tree_unflatten
 
 from builder.evaluate.worker.llama import LlamaCpp
-from builder.publish.gguf.settings import Unwritable
-from builder.publish.gguf.vocabulary import BYTE, CONTROL, UNKNOWN, UNUSED, USER_DEFINED, vocabulary
+from builder.gguf.settings import Unwritable
+from builder.gguf.vocabulary import BYTE, CONTROL, UNKNOWN, UNUSED, USER_DEFINED, vocabulary
 from tests.conftest import ROOT
 from tests.publish.gguf.models import CONFIGS, make_model
 from tests.publish.gguf.test_architectures import divergence, logprobs, of_llama, written

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.publish.gguf.pieces import Pieces, effective, pieces
-from builder.publish.gguf.settings import Unwritable
+from builder.gguf.pieces import Pieces, effective, pieces
+from builder.gguf.settings import Unwritable
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.publish.gguf.settings import Unwritable
+from builder.gguf.settings import Unwritable
 
 _SPACE = "\u2581"  # stands for a space inside of a piece
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")

@@ -15,7 +15,22 @@ from builder.evaluate.statistics import Figure
 from builder.spec.types import Metric
 from builder.weights.survival import Survival
 
-Kind = Literal["uniform", "mixed", "learned", "calibrated", "chosen bits"]
+Kind = Literal["uniform", "mixed", "learned", "calibrated", "chosen bits", "fewer experts"]
+
+
+@dataclass(frozen=True)
+class ExpertsLeft:
+    """How many experts of each layer a target keeps, and by what criterion.
+
+    `tenth`: the KL of the model without a tenth of its experts, on `held` tokens of the text that they were
+    measured with. None where that is not known.
+    """
+
+    kept: int
+    count: int
+    criterion: str
+    tenth: float | None
+    held: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,7 @@ class Row:
     figure may meet its requirement, but not with certainty. `doubts` then has the end of its interval that
     does not meet the requirement. `samples` are some answers of the target, by suite. `searched`: the
     target searched its size with one half of the questions, and its figures are of the other half. `kind` is
-    None for an unquantized target.
+    None for an unquantized target with all experts. `experts`: for a target that leaves some out.
     """
 
     target: str
@@ -76,6 +91,7 @@ class Row:
     samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
     kind: Kind | None = None
     searched: bool = False
+    experts: ExpertsLeft | None = None
 
     @property
     def levels(self) -> str:

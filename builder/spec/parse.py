@@ -10,6 +10,7 @@ from typing import Any
 
 from builder.console.words import listed, nearest, quoted, shown, suggestion
 from builder.spec.adapters import adapter
+from builder.spec.experts import experts
 from builder.spec.fields import FIELDS
 from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
@@ -225,9 +226,8 @@ def _gguf(text: str, folder: Path, place: Place, problems: Problems) -> GgufSour
 
 def _variant(name: str, values: Values, problems: Problems) -> Variant:
     recipe = values.get("recipe")
-    quantization = None
-    if any(values.says(key) for key in ("bits", "mode", "recipe", "method")):
-        quantization = _quantization(values, None, problems)
+    quantized = any(values.says(key) for key in ("bits", "mode", "recipe", "method"))
+    quantization = _quantization(values, None, problems) if quantized else None
     made = learned(values, quantization, problems) if values.says("method") else None
     overrides = []
     for pattern, entry in (values.get("overrides") or {}).items():
@@ -243,6 +243,7 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
         intermediate=values.given.get("intermediate", False),
         learned=made,
         goal=goal(values, problems),
+        experts=experts(values, problems),
         calibrated=None if values.says("method") else calibrated(values, problems),
     )
 

@@ -17,7 +17,7 @@ def sentences(model: ModelReport) -> list[str]:
     said = [f"Experts kept in each layer: {listed(kept, 'and')}."]
     measured = {(each.tenth, each.held) for each in left.values() if each.tenth is not None}
     for tenth, held in sorted(measured):
-        loss = f"without a tenth of the experts, KL is {tenth:.3g} on {held} tokens that chose none of them"
+        loss = f"without a tenth of the experts, KL is {tenth:.3g} on {held} other tokens"
         if tenth > REDUNDANT:
             said.append(f"The experts are not redundant: {loss}. Expect more loss from each further tenth.")
         else:

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError, SourceError
-from builder.publish.gguf.architecture import (
+from builder.gguf.architecture import (
     Architecture,
     GgufRefused,
     Tensor,
     architecture,
 )
-from builder.publish.gguf.formats import data, nbytes, type_of
-from builder.publish.gguf.settings import Unwritable
-from builder.publish.gguf.vocabulary import Vocabulary, vocabulary
-from builder.publish.gguf.weights import Weight, Weights
+from builder.gguf.formats import data, nbytes, type_of
+from builder.gguf.settings import Unwritable
+from builder.gguf.vocabulary import Vocabulary, vocabulary
+from builder.gguf.weights import Weight, Weights
 from builder.spec.destinations import EXACT
 
 WRITER = "gguf/1"  # part of the key: change it when the same folder gives other bytes

@@ -10,7 +10,6 @@ taken of that projection's input.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +21,9 @@ from mlx.utils import tree_flatten
 
 from builder.engine.block import Block
 from builder.engine.expert_places import NotPrunable, Places
-from builder.engine.experts import by_expert
 from builder.engine.layers import OnCall, intercepted
 from builder.engine.rounding.stream import empty, layer_paths, put
 from builder.engine.rounding.walk import Run, walk
-from builder.engine.stored import stored_in
 from builder.weights.experts import Experts, Routing
 
 _UNIFORM = 1e-3  # how far the derivatives by one expert's numbers may differ, relative to the largest
@@ -55,8 +52,7 @@ def measure(
             return run()
         put(layer, path, floats(block))
         watch = watched.get(path)
-        with grouped(layer):
-            made = watch.run(run, modules, places.stacks[path]) if watch else run()
+        made = watch.run(run, modules, places.stacks[path]) if watch else run()
         empty(layer)
         block.forget()
         done += 1
@@ -80,7 +76,7 @@ def measure(
 
 
 def floats(block: Block) -> dict[str, mx.array]:
-    """The fused weights of a block in float32, lazy. What `grouped` multiplies stays as it is stored."""
+    """The fused weights of a block in float32, lazy. Stacks of experts stay as they are on a CPU."""
     from mlx_lm.models.switch_layers import SwitchLinear
 
     values = block.values(None)
@@ -91,14 +87,6 @@ def floats(block: Block) -> dict[str, mx.array]:
         is_float = mx.issubdtype(array.dtype, mx.floating)
         found[name] = array.astype(mx.float32) if is_float and name not in stacks else array
     return found
-
-
-def grouped(layer: nn.Module) -> AbstractContextManager[None]:
-    """On a CPU a stack of experts multiplies once for each expert, until the block ends."""
-    from mlx_lm.models.switch_layers import SwitchLinear
-
-    stacks = [module for module in layer.modules() if type(module) is SwitchLinear and _on_cpu()]
-    return intercepted((stack, {"__call__": _on_linear}) for stack in stacks)
 
 
 def _on_cpu() -> bool:
@@ -208,10 +196,3 @@ class _Watched:
 def _first(out: Any) -> mx.array:
     """The first array that a module returns."""
     return next(array for _, array in tree_flatten([out]) if isinstance(array, mx.array))
-
-
-def _on_linear(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """The product with a stack of experts, once for each expert."""
-    x, indices = args[0], args[1]
-    (made,) = by_expert([(x, indices)], stored_in(module))
-    return made + mx.expand_dims(module["bias"][indices], -2) if "bias" in module else made

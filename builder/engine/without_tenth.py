@@ -12,7 +12,7 @@ from builder.engine.block import Block
 from builder.engine.rounding.points import Opened, after_layers, logprobs, numbers
 from builder.engine.rounding.stream import empty, layer_paths, put
 from builder.engine.rounding.walk import Run, walk
-from builder.engine.routing import floats, grouped
+from builder.engine.routing import floats
 
 Step = Callable[[int, int], None]
 
@@ -59,8 +59,7 @@ def _last(opened: Opened, tokens: mx.array, tell: Callable[[], None]) -> mx.arra
         nonlocal chain
         if (block := blocks.get(path)) is not None:
             put(layer, path, floats(block))
-        with grouped(layer):
-            made = run()
+        made = run()
         if block is not None:
             empty(layer)
             block.forget()

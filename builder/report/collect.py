@@ -79,6 +79,7 @@ def _model(project: Project, model: Model) -> ModelReport:
         production=_production(project, mine),
         training=trained(project, model),
         seed_of=model.seed_of,
+        experts={plan.target.variant.name: left for plan in plans if (left := _experts(project, plan))},
     )
     return replace(report, frontier=_frontier(project, report, results))
 
@@ -184,7 +185,6 @@ def _row(
         samples={suite: result.samples for suite, result in results.items() if result.samples},
         kind=kind_of(variant),
         searched=variant.goal is not None and variant.goal.smallest,
-        experts=_experts(project, plan),
     )
 
 

@@ -10,7 +10,7 @@ REDUNDANT = 0.02  # nats for each token. Where a tenth of the experts costs more
 
 def sentences(model: ModelReport) -> list[str]:
     """How many experts are kept, and a warning where the experts of the model are not redundant."""
-    left = {row.variant: row.experts for row in model.rows if row.experts is not None}
+    left = model.experts
     if not left:
         return []
     kept = [f"{name} {each.kept} of {each.count} ({each.criterion})" for name, each in left.items()]

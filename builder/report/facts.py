@@ -70,7 +70,7 @@ class Row:
     figure may meet its requirement, but not with certainty. `doubts` then has the end of its interval that
     does not meet the requirement. `samples` are some answers of the target, by suite. `searched`: the
     target searched its size with one half of the questions, and its figures are of the other half. `kind` is
-    None for an unquantized target with all experts. `experts`: for a target that leaves some out.
+    None for an unquantized target with all experts.
     """
 
     target: str
@@ -91,7 +91,6 @@ class Row:
     samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
     kind: Kind | None = None
     searched: bool = False
-    experts: ExpertsLeft | None = None
 
     @property
     def levels(self) -> str:
@@ -173,7 +172,8 @@ class ModelReport:
     `top_k` and `checks` (how the answers of a generate suite are judged) are by suite. `states` has the kind
     of builder.project.state by declared target. `production` is None for a model that is not released, and
     `frontier` for a model whose KL is not measured. `training` is None where nothing was trained here.
-    `seed_of` is the declared model of which this model is one seed.
+    `seed_of` is the declared model of which this model is one seed. `experts` has the variants that leave
+    some out.
     """
 
     name: str
@@ -195,6 +195,7 @@ class ModelReport:
     frontier: Frontier | None = None
     training: Trained | None = None
     seed_of: str | None = None
+    experts: Mapping[str, ExpertsLeft] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -282,10 +282,7 @@ def _quantization(values: Values, around: Quantization | None, problems: Problem
         group_size = around.group_size if around.group_size in all_sizes else group_size
     bits = values.given.get("bits", bits)
     group_size = values.given.get("group_size", group_size)
-    wrong = [
-        ("bits", bits, all_bits),
-        ("group_size", group_size, all_sizes),
-    ]
+    wrong = [("bits", bits, all_bits), ("group_size", group_size, all_sizes)]
     wrong = [each for each in wrong if each[1] not in each[2]]
     for key, value, possible in wrong:
         what = f"{key} = {shown(value)} is not possible in mode {quoted(mode)} (possible: {listed(possible)})"

@@ -117,12 +117,12 @@ def family_of(variant: Variant) -> Hashable:
     learned = variant.learned.method if variant.learned else variant.rounds_for_text
     if variant.quantization is not None:
         how = variant.quantization
-        return (how.mode, how.group_size, variant.overrides, learned)
+        return (how.mode, how.group_size, variant.overrides, learned, variant.experts)
     if variant.goal is not None:
-        return ("goal", variant.group_size, learned)
+        return ("goal", variant.group_size, learned, variant.experts)
     if variant.gguf is not None:
         return ("gguf", variant.gguf.of)
-    return ("recipe", variant.group_size, learned) if variant.recipe else None
+    return ("recipe", variant.group_size, learned, variant.experts) if variant.recipe else None
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def find_threshold(project: Project, model: str, deliver: Callable[[str], object
 
     Raises NonePasses when no target passes, NothingToRequire without requirements, and other BuildErrors.
     """
-    judged = _Judged(project, model)
+    judged = Judged(project, model)
     built: list[str] = []
 
     def passes(name: str) -> bool:
@@ -173,14 +173,17 @@ def known_threshold(project: Project, model: str) -> Threshold:
 
     Raises NothingToRequire, and what keeps the model from being planned.
     """
-    judged = _Judged(project, model)
+    judged = Judged(project, model)
     known = judged.known()
     found = next((name for name in judged.order if known.get(name)), None)
     return Threshold(Search(tuple(judged.order), known, found), judged.misses, judged.open, ())
 
 
-class _Judged:
-    """The targets of a model, small to large, and what their results say. Raises NothingToRequire."""
+class Judged:
+    """The targets of a model, small to large, and what their results say.
+
+    Raises NothingToRequire, and what keeps the model from being planned.
+    """
 
     def __init__(self, project: Project, model: str) -> None:
         self.require = project.spec.models[model].require

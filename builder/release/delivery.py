@@ -9,6 +9,7 @@ from builder.build.allocation import choose_bits
 from builder.build.blocks import Tally
 from builder.build.calibrated import build_calibrated
 from builder.build.exact import build_exact, lacks_source
+from builder.build.experts import measure_experts
 from builder.build.first_pass import first_pass
 from builder.build.intermediates import prune_intermediates
 from builder.build.learned import build_learned
@@ -139,6 +140,12 @@ def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
     if (gguf := plan.target.variant.gguf) and gguf.of and plan.error is None:
         _resolved(project, f"{plan.target.model.name}_{gguf.of}", emit)
         project.forget_plan()
+    if plan.target.variant.experts is not None and plan.error is None:
+        prepare_sources(project, plan.target, emit)
+        measure_experts(project, plan.target, emit)
+        plan = project.plan.targets[name]
+        if isinstance(plan, TargetPlan):
+            return plan
     if plan.target.variant.goal is not None and plan.error is None:
         prepare_sources(project, plan.target, emit)
         if plan.target.variant.goal.smallest:

@@ -10,13 +10,14 @@ from typing import Any
 
 from builder.console.words import listed, nearest, quoted, shown, suggestion
 from builder.spec.adapters import adapter
+from builder.spec.experts import experts
 from builder.spec.fields import FIELDS
 from builder.spec.gguf import check_source, gguf_kind
 from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
 from builder.spec.publishing import publications
 from builder.spec.remotes import remote
-from builder.spec.seeds import with_seeds
+from builder.spec.seeds import SEED_OF, with_seeds
 from builder.spec.settings import BuildSettings
 from builder.spec.shape import Declared, Values, check_shape
 from builder.spec.suites import check_searched, conditions, suite
@@ -171,7 +172,8 @@ def _target_names(declared: Declared) -> list[str]:
 def _model(name: str, values: Values, declared: Declared, require: tuple[Condition, ...]) -> Model:
     adapter = values.get("adapter")
     base = values.get("base") if adapter is None else declared["adapter"][adapter].get("base")
-    return Model(name, base, adapter, values.get("variants"), values.given.get("suites", ()), require)
+    suites, seed_of = values.given.get("suites", ()), values.given.get(SEED_OF)
+    return Model(name, base, adapter, values.get("variants"), suites, require, seed_of)
 
 
 def _base(name: str, values: Values, source: BaseSource) -> Base:
@@ -211,9 +213,8 @@ def _gguf(text: str, folder: Path, place: Place, problems: Problems) -> GgufSour
 
 def _variant(name: str, values: Values, problems: Problems) -> Variant:
     recipe = values.get("recipe")
-    quantization = None
-    if any(values.says(key) for key in ("bits", "mode", "recipe", "method")):
-        quantization = _quantization(values, None, problems)
+    quantized = any(values.says(key) for key in ("bits", "mode", "recipe", "method"))
+    quantization = _quantization(values, None, problems) if quantized else None
     made = learned(values, quantization, problems) if values.says("method") else None
     overrides = []
     for pattern, entry in (values.get("overrides") or {}).items():
@@ -230,6 +231,7 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
         learned=made,
         goal=goal(values, problems),
         gguf=gguf_kind(values, problems),
+        experts=experts(values, problems),
         calibrated=None if values.says("method") else calibrated(values, problems),
     )
 
@@ -267,10 +269,7 @@ def _quantization(values: Values, around: Quantization | None, problems: Problem
         group_size = around.group_size if around.group_size in all_sizes else group_size
     bits = values.given.get("bits", bits)
     group_size = values.given.get("group_size", group_size)
-    wrong = [
-        ("bits", bits, all_bits),
-        ("group_size", group_size, all_sizes),
-    ]
+    wrong = [("bits", bits, all_bits), ("group_size", group_size, all_sizes)]
     wrong = [each for each in wrong if each[1] not in each[2]]
     for key, value, possible in wrong:
         what = f"{key} = {shown(value)} is not possible in mode {quoted(mode)} (possible: {listed(possible)})"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from builder.spec.destinations import Publication
-from builder.spec.quantizers import Calibrated, GgufKind, Goal, Learned
+from builder.spec.quantizers import Calibrated, Experts, GgufKind, Goal, Learned
 from builder.spec.settings import BuildSettings
 from builder.spec.sharing import Remote
 from builder.spec.training import Training
@@ -106,11 +106,11 @@ class Override:
 
 @dataclass(frozen=True)
 class Variant:
-    """How weights are stored. At most one of `quantization` and `recipe` is given, and of `learned` and
-    `calibrated`. `gguf` excludes all of them.
+    """How weights are stored. `quantization` excludes `recipe`, `learned` excludes `calibrated`, `gguf` all.
 
-    With `goal` each weight gets its own bits, so that the model costs least for its size. `dtype` None keeps
-    the dtype of the base. `recipe` is a mixed recipe of mlx_lm.convert, used with `group_size`.
+    With `goal` each weight gets its own bits, so that the model costs least for its size. With `experts`
+    some experts of each layer are left out. `dtype` None keeps the dtype of the base. `recipe` is a mixed
+    recipe of mlx_lm.convert, used with `group_size`.
     """
 
     name: str
@@ -124,6 +124,7 @@ class Variant:
     calibrated: Calibrated | None = None
     goal: Goal | None = None
     gguf: GgufKind | None = None
+    experts: Experts | None = None
 
     @property
     def calibration(self) -> Path | None:
@@ -133,6 +134,7 @@ class Variant:
 
     @property
     def made_from(self) -> str | None:
+        """The variant whose weights it reads, or None."""
         return self.learned.source if self.learned else self.gguf.of if self.gguf else None
 
     @property
@@ -224,6 +226,7 @@ class Model:
     """A base, with or without an adapter, and the variants to make of it.
 
     `suites` measure each target of the model. A target passes when all conditions in `require` hold.
+    `seed_of` is the name that was declared, where `seeds` made several models of it.
     """
 
     name: str
@@ -232,6 +235,7 @@ class Model:
     variants: tuple[str, ...]
     suites: tuple[str, ...] = ()
     require: tuple[Condition, ...] = ()
+    seed_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -265,9 +269,7 @@ class Spec:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        return tuple(
-            Target(model, self.variants[name]) for model in self.models.values() for name in model.variants
-        )
+        return tuple(Target(m, self.variants[name]) for m in self.models.values() for name in m.variants)
 
     def suites_of(self, target: Target) -> tuple[Suite, ...]:
         """The suites that measure a target, in the order of its model.
@@ -281,9 +283,8 @@ class Spec:
     def search_suites(self, target: Target) -> tuple[Suite, ...]:
         """What a target that searches its size is judged by meanwhile: the suites of its requirements."""
         names = {condition.suite for condition in target.model.require}
-        return tuple(
-            part_of(self.suites[name], target, "search") for name in target.model.suites if name in names
-        )
+        asked = (self.suites[name] for name in target.model.suites if name in names)
+        return tuple(part_of(suite, target, "search") for suite in asked)
 
     def target(self, name: str) -> Target:
         """The target of that name. Raises KeyError."""

@@ -272,10 +272,7 @@ class Spec:
         return tuple(Target(m, self.variants[name]) for m in self.models.values() for name in m.variants)
 
     def suites_of(self, target: Target) -> tuple[Suite, ...]:
-        """The suites that measure a target, in the order of its model.
-
-        A target that searched its size is measured by the questions that took no part in it.
-        """
+        """The suites that measure a target, with the questions that took no part in a search of its size."""
         left_out = UNSCORED if target.variant.gguf else ()
         asked = (self.suites[name] for name in target.model.suites)
         return tuple(part_of(suite, target, "rest") for suite in asked if suite.kind not in left_out)

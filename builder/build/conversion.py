@@ -122,22 +122,31 @@ def make_head(
     with acquire(store, [made.file.head], on_wait):
         if ledger.record(made.file.head) is not None:
             return
-        config = ledger.record(plan.config)
-        assert config is not None
+        written = described(store, ledger, plan, made)
         with tmp.new_folder(store) as folder, durable.explained(folder):
-            for name, blob in (*((e.name, e.blob) for e in plan.base.aux), (CONFIG, config.blob)):
-                _copy(store, blob, folder / "model" / name)
-            try:
-                tokens = vocabulary(folder / "model", made.architecture.rows)
-            except Unwritable as error:
-                raise GgufRefused(target=plan.name, what=str(error)) from error
-            except (KeyError, TypeError, ValueError) as error:
-                raise GgufRefused(target=plan.name, what=f"its tokenizer lacks {error}") from error
             file = folder / made.file.file
-            written = Written(made.architecture, tokens, made.tensors)
             write_head(file, written, wanted=made.kind.type, files=len(plan.actions) + 1)
             blob = blobs.ingest_file(store, file)
         ledger.write(Record(made.file.head, "gguf head", blob, made_by()))
+
+
+def described(store: Store, ledger: Ledger, plan: TargetPlan, made: Converter) -> Written:
+    """All that a GGUF says beside the bytes of tensors. The copied files are in the store.
+
+    Raises GgufRefused.
+    """
+    config = ledger.record(plan.config)
+    assert config is not None
+    with tmp.new_folder(store) as folder, durable.explained(folder):
+        for name, blob in (*((e.name, e.blob) for e in plan.base.aux), (CONFIG, config.blob)):
+            _copy(store, blob, folder / name)
+        try:
+            tokens = vocabulary(folder, made.architecture.rows)
+        except Unwritable as error:
+            raise GgufRefused(target=plan.name, what=str(error)) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise GgufRefused(target=plan.name, what=f"its tokenizer lacks {error}") from error
+    return Written(made.architecture, tokens, made.tensors)
 
 
 def _copy(store: Store, blob: Blob, to: Path) -> None:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from builder.console.events import Emit
-from builder.evaluate.gguf import evaluate_gguf, measured_gguf
+from builder.evaluate.gguf import evaluate_gguf, keys_of_gguf, measured_gguf
 from builder.evaluate.results import Missed, Result, missed
 from builder.evaluate.run import measured
 from builder.plan.types import TargetPlan
 from builder.project.opened import NotBuilt
 from builder.project.project import Project
+from builder.project.roots import PUBLISHED, register
 from builder.publish import bundle, evidence, gguf_card, ollama
 from builder.publish.bundle import File
 from builder.publish.errors import PlaceRefused, PublishRefused
 from builder.publish.evidence import Licence
 from builder.publish.gguf.joining import join, known_joined, unjoined
 from builder.publish.gguf.making import Gguf, known, make, unmade
+from builder.publish.gguf.streaming import plan_of, stream
 from builder.publish.gguf_card import GgufFile
-from builder.spec.destinations import EXACT, HubPlace, OllamaPlace, Publication
+from builder.spec.destinations import BLOCKWISE, EXACT, HubPlace, OllamaPlace, Publication
 from builder.spec.types import UNSCORED
 from builder.store import blobs
 from builder.store.types import FileEntry, Manifest
@@ -53,6 +55,8 @@ def gather(
     else:
         types = publication.gguf
         made = [_made(project, publication, plan, kind, found, emit, dry=dry) for kind in types]
+    if not dry:
+        _root(project, publication, plan, made)
     short = [f"{each.name}: {'; '.join(map(str, each.misses))}" for each in made if each.misses]
     if short and publication.override is None and not dry:
         hint = (
@@ -104,10 +108,15 @@ def _made(
     *,
     dry: bool,
 ) -> _Made:
-    source = plan if wanted == EXACT else _source(project, str(publication.source))
     model, about = plan.target.model, _about(plan, found)
-    gguf = known(project, source, wanted, about) if dry else make(project, source, wanted, about, emit)
-    size, usual = (gguf.blob.size, gguf.usual) if gguf else unmade(project, source, wanted)
+    if wanted in BLOCKWISE and wanted != EXACT:
+        source = plan_of(project, str(publication.source), wanted)
+        gguf = known_joined(project, source, about) if dry else stream(project, source, about, emit)
+        size, usual = (gguf.blob.size, gguf.usual) if gguf else unjoined(source)
+    else:
+        source = plan if wanted == EXACT else _source(project, str(publication.source))
+        gguf = known(project, source, wanted, about) if dry else make(project, source, wanted, about, emit)
+        size, usual = (gguf.blob.size, gguf.usual) if gguf else unmade(project, source, wanted)
     name = _name(plan, wanted, usual)
     if gguf is None:
         return _Made(name, size, None, {}, ())
@@ -140,6 +149,18 @@ def _about(plan: TargetPlan, found: Licence | None) -> dict[str, str]:
 def _name(plan: TargetPlan, wanted: str, usual: str) -> str:
     model = plan.target.model.name
     return f"{model}-exact-{usual}.gguf" if wanted == EXACT else f"{model}-{wanted}.gguf"
+
+
+def _root(project: Project, publication: Publication, plan: TargetPlan, made: Sequence[_Made]) -> None:
+    """Says to gc that the files of a publication are needed, and what was measured of them."""
+    keys = {each.gguf.key for each in made if each.gguf}
+    for each in made:
+        if each.gguf and not plan.gguf:
+            source = plan if each.gguf.wanted == EXACT else project.plan.targets[str(publication.source)]
+            assert isinstance(source, TargetPlan)  # the file was made of it
+            keys |= keys_of_gguf(project, source, each.gguf.blob)
+    project.cache.put(PUBLISHED, publication.name, " ".join(sorted(keys)).encode())
+    register(project)
 
 
 def _modelfile(to: OllamaPlace, name: str, system: str | None, found: Licence | None) -> File:

@@ -737,8 +737,8 @@ PUBLISH = Table(
             "gguf",
             "strings",
             "Send GGUF files instead. `exact`: the target's very weights, which must have 4 or 5 bits. Other "
-            "types are made of the model's unquantized variant. Each file is measured with llama.cpp and "
-            "must meet the requirements.",
+            "types are made of base and adapter, for which the model needs an unquantized variant. Each file "
+            "is measured with llama.cpp and must meet the requirements.",
             choices=GGUF_TYPES,
             example='gguf = ["exact", "Q8_0"]',
         ),

@@ -147,6 +147,23 @@ def test_one_file_is_published(box: Sandbox) -> None:
     assert "all the same" in box.doit("publish:disk").out
 
 
+@pytest.mark.slow
+def test_a_remote_has_it(box: Sandbox, tmp_path: Path) -> None:
+    remote = f'\n[remote.team]\nurl = "{tmp_path / "remote"}"\n'
+    ann, ben = Sandbox(tmp_path / "ann"), Sandbox(tmp_path / "ben")
+    shutil.copytree(box.root, ann.root)
+    ann.toml.write_text(ann.toml.read_text() + remote)
+    assert ann.builder("remote", "init").code == 0
+    assert ann.builder("push", "m_q8", "m_same").code == 0
+    shutil.copytree(ann.root, ben.root, ignore=shutil.ignore_patterns("store", ".modelkiln.db*"))
+    pulled = ben.doit("model:m_q8", "model:m_same")
+    assert pulled.code == 0, pulled.text
+    assert built(pulled) == {"m_q8": 0, "m_same": 0}, "nothing is built, not even what `of` names"
+    for target in ("m_q8", "m_same"):
+        mine, theirs = splits_of(ben.view(target)), splits_of(ann.view(target))
+        assert [each.read_bytes() for each in mine] == [each.read_bytes() for each in theirs]
+
+
 def test_only_what_changed_is_made_again(box: Sandbox, tmp_path: Path) -> None:
     root = tmp_path / "project"
     shutil.copytree(box.root, root)

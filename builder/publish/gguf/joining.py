@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from builder.build.conversion import converter
+from builder.build.conversion import converter, described
 from builder.build.ledger import Ledger
 from builder.build.manifests import BlobMissing
 from builder.console.events import Emit, Note, Writing
 from builder.console.words import size_text
 from builder.gguf import layout, splits
 from builder.gguf.architecture import Tensor
-from builder.gguf.vocabulary import vocabulary
 from builder.gguf.weights import Weight
-from builder.gguf.writing import WRITER, Written, write
+from builder.gguf.writing import WRITER, write
 from builder.keys import Key, make_key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
@@ -46,9 +45,8 @@ def join(project: Project, plan: TargetPlan, about: Mapping[str, str], emit: Emi
     if found is not None:
         return found
     store = project.store
-    made = converter(project, Ledger(store), plan)
-    tokens = vocabulary(store.models / plan.name, made.architecture.rows)
-    written = Written(made.architecture, tokens, made.tensors)
+    ledger = Ledger(store)
+    written = described(store, ledger, plan, converter(project, ledger, plan))
     emit(Note(f"joining the files of {plan.name}, {size_text(written.nbytes)}"))
     done = 0
 

@@ -23,6 +23,7 @@ from builder.store.types import Blob, Record
 class Gguf:
     """One file. `mix` is type -> share of all weights. `usual` is the type that most weights have."""
 
+    key: Key
     wanted: str
     blob: Blob
     mix: Mapping[str, float]
@@ -69,6 +70,7 @@ def gguf_of(record: Record, wanted: str) -> Gguf:
     said = record.provenance
     mix: dict[str, float] = json.loads(str(said["mix"]))
     return Gguf(
+        record.key,
         wanted,
         record.blob,
         mix,

@@ -26,7 +26,7 @@ from builder.project.project import Project
 from builder.spec.parse import parse_spec
 from builder.weights.shards import RawTensor
 from builder.weights.structure import TensorSpec
-from tests.build.test_one_pass import built
+from tests.build.test_one_pass import blob_digest, built
 from tests.conftest import Sandbox, make_sandbox, wait_until
 from tests.publish.gguf.models import write_tokenizer
 from tests.tiny import BLOCKS, make_adapter, make_base
@@ -134,6 +134,9 @@ def test_every_command_knows_it(box: Sandbox) -> None:
     before = {file: file.stat().st_ino for file in (box.root / "store/blobs").rglob("*") if file.is_file()}
     assert box.builder("gc", "--grace", "0").code == 0
     assert all(file.exists() for file in before), "the files of a GGUF have a root"
+    digest = blob_digest(box, "m_same", "model-00003-of-00007.gguf")
+    (box.root / "store/blobs" / digest[:2] / digest).unlink()
+    assert built(box.doit()) == {"m_same": 1}
 
 
 @pytest.mark.slow

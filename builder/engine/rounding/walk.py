@@ -26,6 +26,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from builder.engine.layers import intercepted, listed_layers
 from builder.engine.loading import one_line
+from builder.engine.rounding.grouped import experts_together
 from builder.engine.rounding.shelf import Growing, Shelf
 from builder.errors import BuildError, EngineError
 
@@ -43,6 +44,7 @@ class Run:
     size: int  # sequences in a piece
     streams: Sequence[Any]
     path: str = "a layer"
+    layer: nn.Module | None = None
     shelf: Shelf = field(default_factory=Shelf)
 
     def __call__(self) -> Any:
@@ -93,7 +95,7 @@ class Run:
             yield some
 
     def _lazy(self, stream: Any, args: Any, kwargs: Any) -> Any:
-        with mx.stream(stream):
+        with mx.stream(stream), experts_together(self.layer):
             return self.forward(*args, **kwargs)
 
     @contextmanager
@@ -152,7 +154,7 @@ def walk(
             mx.eval([array for array in given if not kept.holds(array)])
 
         _check_stateless(path, [list(args), dict(kwargs)])
-        run = Run(forward, args, kwargs, sequences, size, streams, path, kept)
+        run = Run(forward, args, kwargs, sequences, size, streams, path, layer, kept)
         try:
             return visit(path, layer, run)
         except BaseException as error:

@@ -41,6 +41,7 @@ ROWS: tuple[str, ...] = (
     "evaluate",
     "evaluate.worker",
     "release",
+    "cluster",
     "report",
     "publish.gguf",
     "publish",
@@ -54,7 +55,7 @@ ROWS: tuple[str, ...] = (
 NEVER: Mapping[str, tuple[str, ...]] = {
     "engine": ("store", "sources"),
     "training": ("store", "sources"),
-    "report": ("build", "engine", "evaluate.worker"),
+    "report": ("cluster", "build", "engine", "evaluate.worker"),
     "plan": ("store.care",),
 }
 HEAVY = {
@@ -69,6 +70,9 @@ HEAVY = {
     "tokenizers",
     "obstore",
     "cryptography",
+    "distributed",
+    "dask",
+    "keyring",
 }
 
 

@@ -23,6 +23,7 @@ class JobFailed(BuildError):
     """{job}: {what}."""
 
     exit_code = 2
+    hint = "The log of the worker says more."
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def _follow(run: _Run, futures: Mapping[str, Any]) -> None:
         try:
             kind, said = run.said.get(timeout=_LOOK_S)
         except Empty:
+            for name in [name for name in left if futures[name].done()]:  # no callback came
+                run.said.put(("done", name))
             alone = alone + _LOOK_S if not _has_workers(run.cluster) else 0.0
             if alone >= _ALONE_S:
                 raise NoWorkers(address=run.cluster.address) from None
@@ -139,6 +142,8 @@ def _book(run: _Run, job: Job, future: Any) -> None:
     else:
         if "error" in answer:
             run.failed[job.id] = error_from(answer["error"])
+        elif "bug" in answer:
+            run.failed[job.id] = JobFailed(job=job.what, what=str(answer["bug"]).rstrip("."))
         else:
             run.made[job.id] = tuple(answer["made"])
     if job.id in run.failed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -108,6 +109,9 @@ def work(brief: Mapping[str, Any], data: Mapping[str, Any], *after: object) -> d
         return {"error": described_error(error)}
     except Stopped:
         return {"made": [], "records": [], "worker": "", "seconds": time.perf_counter() - started}
+    except Exception as error:  # a bug. As plain data, because not every exception can be sent
+        traceback.print_exc()
+        return {"bug": f"{type(error).__name__}: {error}"[:300]}
 
 
 # -- jobs ------------------------------------------------------------------------------------------------

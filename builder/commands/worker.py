@@ -29,7 +29,7 @@ OPT_NAME: Mapping[str, Any] = {
 class Worker(AnyOrder, OneScreen, Command):  # type: ignore[misc]
     name = "worker"
     doc_purpose = "work for others: build and measure what a scheduler of dask hands out"
-    doc_usage = "ADDRESS"
+    doc_usage = "ADDRESS [-- OPTIONS of dask worker]"
     doc_description = (
         "Start it in the folder of the project, where its sources are. It runs one job at a time."
         " Whoever reaches the scheduler can run any program here: see docs/machines.md."
@@ -37,7 +37,7 @@ class Worker(AnyOrder, OneScreen, Command):  # type: ignore[misc]
     cmd_options = (OPT_NAME,)
 
     def execute(self, opt_values: Mapping[str, Any], pos_args: Sequence[str]) -> int:
-        if len(pos_args) != 1:
+        if not pos_args or pos_args[0].startswith("-"):
             raise InvalidCommand("worker takes the ADDRESS of a scheduler, for example tcp://127.0.0.1:8786")
 
         def run() -> int:
@@ -46,7 +46,9 @@ class Worker(AnyOrder, OneScreen, Command):  # type: ignore[misc]
             if not find_spec("distributed"):
                 raise ClusterMissing()
             name = opt_values["called"] or f"{platform.node()}-{os.getpid()}"
-            os.execv(sys.executable, [sys.executable, "-m", "dask", "worker", pos_args[0], *settings(name)])
+            address, *more = pos_args
+            options = [*settings(name), *more]
+            os.execv(sys.executable, [sys.executable, "-m", "dask", "worker", address, *options])
 
         return guarded(run)
 

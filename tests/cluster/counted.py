@@ -10,7 +10,8 @@ from typing import Any
 
 from builder.build import blocks
 
-_compute = blocks._compute
+_compute = getattr(blocks, "uncounted", blocks._compute)  # dask may load a preload twice
+blocks.uncounted = _compute  # type: ignore[attr-defined]
 
 
 def noted(stream: Any, block: str, wanted: Mapping[Any, Any]) -> Any:

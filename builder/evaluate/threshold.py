@@ -202,7 +202,7 @@ def open_candidates(project: Project, model: str, width: int) -> list[str]:
 
     Raises NothingToRequire, and what keeps the model from being planned.
     """
-    judged = _Judged(project, model)
+    judged = Judged(project, model)
     families = {name: family_of(plan.target.variant) for name, plan in judged.plans.items()}
     return candidates(judged.order, judged.known(), width, families.__getitem__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,9 +136,9 @@ def _with_versions(cluster: Cluster, workers: Mapping[str, Worker]) -> list[Work
     from importlib.metadata import version
 
     said: dict[str, dict[str, str]] = {address: {} for address in workers}
-    answers = {"python": cluster.client.run(platform.python_version, on_error="return")}
+    answers = {"python": _asked(cluster, platform.python_version)}
     for name in PACKAGES:
-        answers[name] = cluster.client.run(version, name, on_error="return")
+        answers[name] = _asked(cluster, version, name)
     for name, by_worker in answers.items():
         for address, answer in by_worker.items():
             found = answer if isinstance(answer, str) else "-"
@@ -149,7 +149,7 @@ def _with_versions(cluster: Cluster, workers: Mapping[str, Worker]) -> list[Work
 def introduce(cluster: Cluster, brief: Mapping[str, Any], *, same_device: bool, emit: Emit) -> bool:
     """Asks each worker where it would put what it makes. Whether all have this store. Raises WorkersUnfit."""
     workers = cluster.workers()
-    answers = cluster.client.run(meet, dict(brief), on_error="return")
+    answers = _asked(cluster, meet, dict(brief))
     found = []
     for address, answer in answers.items():
         name = workers[address].name if address in workers else address
@@ -166,6 +166,15 @@ def introduce(cluster: Cluster, brief: Mapping[str, Any], *, same_device: bool, 
     if remark := device_remark(device(), found):
         emit(Note(remark))
     return all(worker.shares for worker in found)
+
+
+def _asked(cluster: Cluster, function: Callable[..., object], *arguments: object) -> dict[str, Any]:
+    """What each worker answers, or the exception that it raised. Raises ClusterUnreachable."""
+    try:
+        return dict(cluster.client.run(function, *arguments, on_error="return"))
+    except Exception as error:  # a worker that dies meanwhile, and whatever cannot be pickled
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ClusterUnreachable(address=cluster.address, what=what) from error
 
 
 def _minor(version: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 
-_version = importlib.metadata.version
+_version = getattr(importlib.metadata, "former", importlib.metadata.version)  # dask may load a preload twice
+importlib.metadata.former = _version  # type: ignore[attr-defined]
 
 
 def version(name: str) -> str:

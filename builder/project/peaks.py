@@ -89,17 +89,18 @@ def copies(project: Project, plans: Iterable[TargetPlan]) -> Mapping[str, int]:
     """
     found: dict[str, int] = {}
     for plan in plans:
-        source = plan.base.structure.block_nbytes
+        source = plan.base.whole.block_nbytes
         delta, whole = deltas(plan), not _kernels_suffice(project, plan)
         for block, size in source.items():
             more = size + delta.get(block, 0) if whole else 0
+            more += size if plan.base.pruned else 0  # blocks with all experts, before some are cut out
             found[block] = max(found.get(block, 0), more)
     return found
 
 
 def _kernels_suffice(project: Project, plan: TargetPlan) -> bool:
     """Whether the kernels do everything that is large: no mlx in between, and no weight as it is."""
-    name, structure = plan.target.model.adapter, plan.base.structure
+    name, structure = plan.target.model.adapter, plan.base.whole
     code = CODE_OF_DTYPE[plan.dtype] if plan.dtype is not None else None
     same = all(p.tensor.dtype in (code, None) or not p.castable for p in structure.parameters) or code is None
     kernels = device() == "cpu" and find_spec("numba") is not None
@@ -149,7 +150,7 @@ def deltas(plan: TargetPlan) -> Mapping[str, int]:
     """
     found: dict[str, int] = {}
     for block in plan.adapter.slices if plan.adapter else ():
-        for parameter in plan.base.structure.by_block.get(block, ()):
+        for parameter in plan.base.whole.by_block.get(block, ()):
             shape, path = parameter.tensor.shape, parameter.tensor.name.removesuffix(".weight")
             if len(shape) == 3 and plan.adapter is not None and path in plan.adapter.paths:
                 found[block] = max(found.get(block, 0), 4 * prod(shape))

@@ -12,6 +12,7 @@ from builder.build.blocks import Tally
 from builder.build.calibrated import open_sequences, round_blocks
 from builder.build.one_pass import make_missing, open_adapter, open_base
 from builder.build.sharing import fetch, fetch_records
+from builder.build.shelves import shelf
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
@@ -29,6 +30,7 @@ from builder.project.toolchain import made_by
 from builder.project.watch import unchanged
 from builder.spec.types import Target
 from builder.store import blobs, records
+from builder.store.disk import durable
 from builder.store.holdings import usable_record
 from builder.store.locks import acquire, build_session
 from builder.store.types import Record
@@ -120,7 +122,7 @@ def _cost(
         with suppress(BuildError, OSError, ValueError):
             found: dict[str, float] = json.loads(blobs.read(project.store, record.blob))
             return found
-    with unchanged(project, plan), accelerated(threads=1):
+    with unchanged(project, plan), accelerated(threads=1), durable.explained(project.store.root):
         cost = _sensitivity(project, plan, used, "gradient", emit).shares().cost
     blob = blobs.ingest(project.store, [json.dumps(dict(sorted(cost.items()))).encode()])
     records.write(project.store, Record(key, "sensitivity", blob, {**made_by(), "target": plan.name}))
@@ -133,7 +135,7 @@ def _compared(
     """The divergences of both on `apart`, which nothing was rounded for, and how many tokens they are of."""
     from builder.engine.blas import accelerated
 
-    with unchanged(project, better), accelerated(threads=1):
+    with unchanged(project, better), accelerated(threads=1), durable.explained(project.store.root):
         before = _sensitivity(project, common, apart, "comparison with the same bits", emit)
         after = _sensitivity(project, better, apart, "comparison with its own bits", emit)
         return before.divergence(), after.divergence(), round(before.count)
@@ -166,6 +168,7 @@ def _sensitivity(
         mx.array([piece.counted for piece in pieces], dtype=mx.float32),
         plan.name,
         step,
+        shelf(project, plan),
     )
 
 

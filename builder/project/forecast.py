@@ -226,8 +226,10 @@ def _pass(
     read = sum(source[block] for block in made)
     write = sum(made.values())
     plans = [plan for plan, _ in targets]
-    rounding = rounding_memory(plans[0])
     base, budget = project.spec.bases[plans[0].target.model.base], project.spec.build.memory
+    rounding = rounding_memory(plans[0])
+    if budget is None or rounding < budget:  # then hidden states may stay in memory
+        rounding = min(rounding_memory(plans[0], 3), budget or rounding_memory(plans[0], 3))
     begun = begun_bytes(base) if estimated and not rounding else None
     return PassForecast(
         model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from builder.console.words import listed
 from builder.report.facts import ModelReport
 
-REDUNDANT = 0.02  # nats for each token. Where a tenth of the experts costs more, they are not redundant
+REDUNDANT = 0.005  # nats for each token. Where a tenth of the experts costs more, they are not redundant
 
 
 def sentences(model: ModelReport) -> list[str]:

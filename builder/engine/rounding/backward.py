@@ -83,11 +83,11 @@ def layer_gradient(
     names = sorted(moved)
     flows: list[mx.array] = []
     sums: list[mx.array] = []
-    pieces = list(run.pieces())
-    for first in range(0, len(pieces), len(run.streams)):
+    pieces = run.pieces()
+    while some := [each for _, each in zip(run.streams, pieces, strict=False)]:
         open_now: list[mx.array] = []
-        for number, (stream, (args, kwargs)) in enumerate(zip(run.streams, pieces[first:], strict=False)):
-            at = (first + number) * run.size
+        for stream, (args, kwargs) in zip(run.streams, some, strict=False):
+            at = len(flows) * run.size
 
             def piece(hidden: mx.array, sizes: mx.array, args: Any = args, kwargs: Any = kwargs) -> mx.array:
                 put(layer, path, at_places(exact, moved, names, place + sizes))

@@ -13,7 +13,7 @@ the other is run again and differentiated, from the last to the first, with one 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from builder.engine.rounding.points import (
     logprobs,
     numbers,
 )
+from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import as_float32, empty, layer_paths, put, read_rounded
 from builder.engine.rounding.walk import Run, walk
 from builder.errors import BuildError
@@ -60,6 +61,7 @@ class Sensitivity:
     counted: mx.array  # [sequences, length]: 1 where what is predicted counts, else 0
     target: str
     step: Step = lambda done, total: None
+    shelf: Shelf = field(default_factory=Shelf)  # keeps what layers return
 
     def shares(self) -> Shares:
         """Raises NotDifferentiable, EngineError."""
@@ -130,7 +132,7 @@ class Sensitivity:
             self._tell()
             return made
 
-        walk(opened.model, self.tokens, visit)
+        walk(opened.model, self.tokens, visit, shelf=self.shelf)
         if not calls:
             raise self._refused("the model calls none of its layers")
         return last[-1], calls

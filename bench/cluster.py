@@ -123,7 +123,7 @@ def timed_jobs(place: Path, address: str, workers: int) -> dict[str, Any]:
     before = time.perf_counter()
     fetch(project, plans, silent)
     found["pull"] = time.perf_counter() - before
-    suites = [job for plan in plans for job in evaluation_jobs(project, plan, silent)]
+    suites = evaluation_jobs(project, plans, silent)
     before = time.perf_counter()
     failed = run_jobs(cluster, brief, suites, silent).failed
     found["suites"] = time.perf_counter() - before

@@ -62,6 +62,19 @@ def rounded_parts(
     return made
 
 
+def measured_text(variant: Variant, base: BaseFacts, text: Calibration) -> dict[str, object]:
+    """The text that something is measured with, and how it becomes tokens."""
+    how = variant.calibrated
+    assert how is not None
+    return {
+        "calibration_digest": text.digest,
+        "calibration_format": text.format,
+        "prompts_digest": base.identity.prompts,
+        "samples": how.samples,
+        "sequence_length": how.sequence_length,
+    }
+
+
 def rounding_of(base: BaseFacts) -> object:
     """The version of what rounds a base. With experts there is more to it."""
     stacks = any(len(parameter.tensor.shape) == 3 for parameter in base.structure.parameters)

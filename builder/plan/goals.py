@@ -142,3 +142,27 @@ def tensor_bytes(target: Target, base: BaseFacts) -> int:
 def with_allocation(target: Target, found: Allocation) -> Target:
     """The target as it was chosen."""
     return with_bits(target, found.common, found.chosen)
+
+
+def share_key(
+    target: Target,
+    base: BaseFacts,
+    adapter: AdapterFacts | None,
+    text: Calibration,
+    toolchain: str,
+    questions: Key,
+) -> Key:
+    """The key of the share that is chosen. `base` has all experts."""
+    wanted = target.variant.experts
+    assert wanted is not None
+    search = allocation_key(target, base, adapter, text, toolchain, questions)
+    parts = {"search": search, "choices": list(wanted.choices), "criterion": wanted.criterion}
+    return named_key("share/1", parts)
+
+
+def with_share(target: Target, share: float) -> Target:
+    """The target with one share of the experts."""
+    wanted = target.variant.experts
+    assert wanted is not None
+    one = None if share == 1 else replace(wanted, share=share, choices=())
+    return Target(target.model, replace(target.variant, experts=one))

@@ -16,11 +16,10 @@ TEXT = 'calibration = "text.txt"\n'
 
 def parsed(folder: Path, settings: str) -> Variant:
     file = folder / "artifacts.toml"
-    file.write_text(
-        '[base.b]\npath = "base"\n[variant.f16]\n[variant.v]\n'
-        f'{settings}\n[model.m]\nbase = "b"\nvariants = ["f16", "v"]\nsuites = ["s"]\nrequire."s.kl" = "<= 1"\n'
-        '[suite.s]\nkind = "fidelity"\ndata = "text.txt"\n'
-    )
+    model = 'base = "b"\nvariants = ["f16", "v"]\nsuites = ["s"]\nrequire."s.kl" = "<= 1"\n'
+    suite = 'kind = "fidelity"\ndata = "text.txt"\n'
+    head = '[base.b]\npath = "base"\n[variant.f16]\n[variant.v]\n'
+    file.write_text(f"{head}{settings}\n[model.m]\n{model}[suite.s]\n{suite}")
     return parse_spec(file).variants["v"]
 
 
@@ -54,7 +53,7 @@ def test_a_variant_with_a_share(tmp_path: Path, settings: str, experts: Experts 
         (TEXT + "experts = nan", "is not a share between 0 and 1"),
         (
             TEXT + 'experts = "most"',
-            "experts: expected a number such as experts = 0.75, or a list of numbers",
+            "experts: expected a number such as experts = 0.75, or a list",
         ),
         (TEXT + "experts = []", "experts: expected a number such as"),
         (TEXT + "experts = [1.0, 0.5]", 'needs target = "smallest" beside it, which searches among them'),

@@ -20,7 +20,8 @@ from builder.spec.types import CHECKS, DTYPES, METRICS, MODES, RECIPES, TOKENIZE
 # name: the name of a declared table, of the kind that `refers` says. names: a list of such names, not empty.
 # path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
 # texts: a table of label = "text", where a dotted label needs no quotes. strings: a list of texts, not empty.
-# numbers: a list of numbers, not empty. table: a table with the keys in `entry`.
+# numbers: a list of numbers, not empty. shares: a number, or such a list. table: a table with the keys in
+# `entry`.
 Kind = Literal[
     "string",
     "path",
@@ -31,6 +32,7 @@ Kind = Literal[
     "integer",
     "number",
     "numbers",
+    "shares",
     "size",
     "globs",
     "texts",
@@ -427,9 +429,10 @@ VARIANT = Table(
         ),
         Field(
             "experts",
-            "number",
+            "shares",
             "For a mixture of experts: the share of the experts of each layer that is kept. The text says "
-            "which ones: `calibration` is needed beside it.",
+            'which ones: `calibration` is needed beside it. With `target = "smallest"` a list, such as '
+            "`[1.0, 0.875, 0.75]`: the share with which the fewest bytes meet the requirements.",
             example="experts = 0.75",
             excludes=("method",),
         ),

@@ -148,11 +148,14 @@ def _model_of(target: str, declared: Declared) -> str | None:
     return None
 
 
+_SMALLER = ("bits", "mode", "recipe", "method", "target", "experts")
+
+
 def _unquantized(model: str, declared: Declared) -> str | None:
-    """The first variant of a model that is not quantized."""
+    """The first variant of a model that is not quantized, and has all experts."""
     for name in declared["model"][model].given.get("variants", ()) if model in declared["model"] else ():
         variant = declared["variant"].get(name)
-        if variant and not any(variant.says(key) for key in ("bits", "mode", "recipe", "method", "target")):
+        if variant and not any(variant.says(key) for key in _SMALLER):
             return str(name)
     return None
 

@@ -16,7 +16,9 @@ from builder.gguf.architecture import (
     Tensor,
     architecture,
 )
-from builder.gguf.formats import data, nbytes, type_of
+from builder.gguf.formats import Quantize, by_package, data, nbytes
+from builder.gguf.kquants import kinds_of
+from builder.gguf.mixes import MIXES
 from builder.gguf.settings import Unwritable
 from builder.gguf.vocabulary import Vocabulary, vocabulary
 from builder.gguf.weights import Weight, Weights
@@ -25,6 +27,7 @@ from builder.spec.destinations import EXACT
 WRITER = "gguf/1"  # part of the key: change it when the same folder gives other bytes
 _EMBEDDING = "embed_tokens.weight"
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+_FILE_TYPES |= {name: number for name, (_, number) in MIXES.items()}
 
 
 class GgufMissing(BuildError):
@@ -60,8 +63,11 @@ class Written:
         return 8 * self.nbytes / sum(weight.rows * weight.columns for _, weight, _ in self.tensors)
 
 
-def planned(folder: Path, target: str, wanted: str) -> tuple[Written, Weights]:
-    """What a GGUF of this folder would be. Raises GgufRefused, GgufMissing."""
+def planned(folder: Path, target: str, wanted: str, *, weighed: bool = False) -> tuple[Written, Weights]:
+    """What a GGUF of this folder would be. `weighed`: with an importance matrix.
+
+    Raises GgufRefused, GgufMissing.
+    """
     if find_spec("gguf") is None:
         raise GgufMissing()
     try:
@@ -69,10 +75,9 @@ def planned(folder: Path, target: str, wanted: str) -> tuple[Written, Weights]:
         rows = next((w.shape[0] for name, w in weights.found.items() if name.endswith(_EMBEDDING)), 0)
         made = architecture(weights.config, [*weights.found], rows)
         tokens = vocabulary(folder, rows)
-        tensors = tuple(
-            (tensor, weights.found[tensor.source], type_of(wanted, tensor, weights.found[tensor.source]))
-            for tensor in sorted(made.tensors, key=_place)
-        )
+        plain = [(tensor, weights.found[tensor.source]) for tensor in sorted(made.tensors, key=_place)]
+        kinds = kinds_of(wanted, plain, made, weighed=weighed)
+        tensors = tuple((*pair, kind) for pair, kind in zip(plain, kinds, strict=True))
     except (Unwritable, SourceError) as error:
         raise GgufRefused(target=target, what=str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
@@ -89,6 +94,7 @@ def write(
     wanted: str,
     about: Mapping[str, str],
     step: Callable[[int], None],
+    quantize: Quantize = by_package,
 ) -> None:
     """Writes the file. `about` are general keys such as the licence. `step` gets the bytes of each portion.
 
@@ -118,7 +124,7 @@ def write(
         for values in made.architecture.constants.values():
             _put(writer, out, [np.array(values, np.float32).tobytes()], step)
         for tensor, weight, kind in made.tensors:
-            _put(writer, out, data(kind, tensor, weight, weights, made.architecture), step)
+            _put(writer, out, data(kind, tensor, weight, weights, made.architecture, quantize), step)
     except Unwritable as error:
         raise GgufRefused(target=target, what=str(error)) from error
     finally:

@@ -16,7 +16,8 @@ from builder.publish import bundle, evidence, gguf_card, ollama
 from builder.publish.bundle import File
 from builder.publish.errors import PlaceRefused, PublishRefused
 from builder.publish.evidence import Licence
-from builder.publish.gguf.making import Gguf, known, make, unmade
+from builder.publish.gguf.making import Gguf
+from builder.publish.gguf.mixing import gguf_of, mix_in_words, outlook
 from builder.publish.gguf_card import GgufFile
 from builder.spec.destinations import EXACT, HubPlace, OllamaPlace, Publication
 from builder.store import blobs
@@ -32,6 +33,7 @@ class _Made:
     gguf: Gguf | None
     results: Mapping[str, Result]
     misses: tuple[Missed, ...]
+    mix: str  # what a mixture of types really came out as
 
 
 def gather(
@@ -75,7 +77,8 @@ def gather(
         )
     )
     entries = tuple(FileEntry(each.name, each.gguf.blob) for each in made if each.gguf)
-    notes = [f"{line}" for line in short]
+    notes = [f"{each.name} has {each.mix}" for each in made if each.mix]
+    notes += short
     notes += (
         ["the GGUF files are not made yet, so their digests are not known"]
         if len(entries) < len(made)
@@ -102,11 +105,14 @@ def _made(
     source = plan if wanted == EXACT else _source(project, str(publication.source))
     model = plan.target.model
     about = {"name": model.name, "quantized_by": "modelkiln", **({"license": found.name} if found else {})}
-    gguf = known(project, source, wanted, about) if dry else make(project, source, wanted, about, emit)
-    size, usual = (gguf.blob.size, gguf.usual) if gguf else unmade(project, source, wanted)
+    gguf = gguf_of(project, source, wanted, about, publication.calibrated, emit, dry=dry)
+    if gguf is not None:
+        size, usual, mix = gguf.blob.size, gguf.usual, mix_in_words(wanted, gguf.mix, gguf.bits_per_weight)
+    else:
+        size, usual, mix = outlook(project, source, wanted, publication.calibrated)
     name = f"{model.name}-exact-{usual}.gguf" if wanted == EXACT else f"{model.name}-{wanted}.gguf"
     if gguf is None:
-        return _Made(name, size, None, {}, ())
+        return _Made(name, size, None, {}, (), mix)
     results: dict[str, Result] = {}
     if model.suites:
         one = measured_gguf(project, source, gguf.blob)
@@ -114,7 +120,7 @@ def _made(
     if wanted == EXACT:  # what llama.cpp does not measure was measured of the very same weights
         own = measured(project, plan)
         results |= {suite: own[suite] for suite in own if project.spec.suites[suite].kind in UNSCORED}
-    return _Made(name, size, gguf, results, tuple(missed(model.require, results)))
+    return _Made(name, size, gguf, results, tuple(missed(model.require, results)), mix)
 
 
 def _modelfile(to: OllamaPlace, name: str, system: str | None, found: Licence | None) -> File:

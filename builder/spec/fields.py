@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from builder.spec.destinations import GGUF_TYPES
+from builder.spec.destinations import GGUF_TYPES, K_QUANTS
 from builder.spec.quantizers import CRITERIA, METHODS, ROUNDINGS
 from builder.spec.sharing import DEVICES, PUSHES
 from builder.spec.training import KEEPS, OPTIMIZERS, SCHEDULES, TYPES, Training
@@ -711,9 +711,31 @@ PUBLISH = Table(
             "strings",
             "Send GGUF files instead. `exact`: the target's very weights, which must have 4 or 5 bits. Other "
             "types are made of the model's unquantized variant. Each file is measured with llama.cpp and "
-            "must meet the requirements.",
-            choices=GGUF_TYPES,
+            "must meet the requirements. From `Q6_K` on they are mixtures that llama.cpp makes.",
+            choices=(*GGUF_TYPES, *K_QUANTS),
             example='gguf = ["exact", "Q8_0"]',
+        ),
+        Field(
+            "calibration",
+            "path",
+            "For K-quants: a text, such as the training data. llama.cpp quantizes with an importance matrix: "
+            "how large the inputs of each weight are on this text.",
+            example='calibration = "data/train.jsonl"',
+            needs=("gguf",),
+        ),
+        Field(
+            "samples",
+            "integer",
+            "How many pieces of the calibration text are used at most. Default: 32.",
+            example="samples = 32",
+            needs=("calibration",),
+        ),
+        Field(
+            "sequence_length",
+            "integer",
+            "Tokens in each piece of the calibration text. Default: 256.",
+            example="sequence_length = 256",
+            needs=("calibration",),
         ),
         Field(
             "to",

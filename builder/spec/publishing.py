@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from builder.console.words import quoted, suggestion
+from builder.console.words import listed, quoted, suggestion
 from builder.spec.destinations import (
     EXACT,
     GGUF_TYPES,
+    K_QUANTS,
     Destination,
     FolderPlace,
     HubPlace,
@@ -17,6 +18,7 @@ from builder.spec.destinations import (
     destination,
     is_repository,
 )
+from builder.spec.learned import calibrated
 from builder.spec.problems import Problems
 from builder.spec.shape import Declared, Values
 
@@ -55,7 +57,11 @@ def publications(
         rest = {key: values.given[key] for key in _PLAIN if key in values.given}
         rest["datasets"] = tuple(each for each in values.given.get("datasets", ()) if each)
         rest["gguf"] = tuple(each for each in values.given.get("gguf", ()) if each)
-        made[name] = Publication(name, target, place, source=source, **rest)
+        text = calibrated(values, problems)
+        if text and not set(rest["gguf"]) & set(K_QUANTS):
+            what = f"calibration is for K-quants, and gguf names none of them ({listed(K_QUANTS)})"
+            problems.add(values.place.key("calibration"), what)
+        made[name] = Publication(name, target, place, source=source, calibrated=text, **rest)
     return made
 
 
@@ -118,8 +124,8 @@ def _source(values: Values, target: str, declared: Declared, problems: Problems)
     """The unquantized target that GGUF files are made of. None where none is needed."""
     kinds = values.given.get("gguf", ())
     for index, kind in enumerate(kinds):
-        if kind is not None and kind not in GGUF_TYPES:
-            what = f"gguf: {quoted(kind)} cannot be written{suggestion(kind, GGUF_TYPES)}"
+        if kind is not None and kind not in (*GGUF_TYPES, *K_QUANTS):
+            what = f"gguf: {quoted(kind)} cannot be written{suggestion(kind, (*GGUF_TYPES, *K_QUANTS))}"
             problems.add(values.place.key("gguf", index), what)
     if all(kind == EXACT for kind in kinds):
         return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from builder.build.blocks import Tally
 from builder.build.calibrated import open_sequences, round_blocks
 from builder.build.one_pass import make_missing, open_adapter, open_base
-from builder.build.sharing import fetch_records
+from builder.build.sharing import fetch, fetch_records
 from builder.build.shelves import shelf
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
@@ -82,6 +82,7 @@ def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit
     assert text is not None
     common = plan_alone(made, facts, toolchain)
     emit(Note(f"{made.name}: {how.bits} bits for every weight fit. What each weight costs there is measured"))
+    fetch(project, [common], emit)
     preflight.check(project, common, missing_actions(project.store, common), [common])
     with build_session(project.store, list(keys_of(common))):
         _make(project, common, emit)

@@ -42,8 +42,9 @@ def evaluate_gguf(
     with measuring(project.store, waiting), build_session(project.store, keys_of(target)):
         references = {s.name: reference(project, target, s, emit) for s in todo if s.kind == "fidelity"}
         emit(Note(f"measuring {name} with llama.cpp: {', '.join(suite.name for suite in todo)}"))
+        folder = project.store.models / target.name
         file = blobs.path(project.store, blob.digest)
-        request = {**request_of(project, target, todo, None), "references": references, "gguf": str(file)}
+        request = {**request_of(project, target, todo, folder), "references": references, "gguf": str(file)}
         answer = ask(target.name, {**request, "layerwise": False}, emit, name)
         for suite in todo:
             key, said = _key(project, target, suite, blob), answer["results"][suite.name]

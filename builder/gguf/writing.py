@@ -17,8 +17,10 @@ from builder.gguf.architecture import (
     Tensor,
     architecture,
 )
-from builder.gguf.formats import data, nbytes, type_of
+from builder.gguf.formats import Quantize, by_package, data, nbytes
+from builder.gguf.kquants import kinds_of
 from builder.gguf.layout import Made
+from builder.gguf.mixes import MIXES
 from builder.gguf.settings import Unwritable
 from builder.gguf.vocabulary import Vocabulary, vocabulary
 from builder.gguf.weights import Rows, Weight, Weights
@@ -27,6 +29,7 @@ from builder.spec.destinations import EXACT
 WRITER = "gguf/1"  # part of the key: change it when the same folder gives other bytes
 _EMBEDDING = "embed_tokens.weight"
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+_FILE_TYPES |= {name: number for name, (_, number) in MIXES.items()}
 
 
 class GgufMissing(BuildError):
@@ -62,8 +65,11 @@ class Written:
         return 8 * self.nbytes / sum(weight.rows * weight.columns for _, weight, _ in self.tensors)
 
 
-def planned(folder: Path, target: str, wanted: str) -> tuple[Written, Weights]:
-    """What a GGUF of this folder would be. Raises GgufRefused, GgufMissing."""
+def planned(folder: Path, target: str, wanted: str, *, weighed: bool = False) -> tuple[Written, Weights]:
+    """What a GGUF of this folder would be. `weighed`: with an importance matrix.
+
+    Raises GgufRefused, GgufMissing.
+    """
     if find_spec("gguf") is None:
         raise GgufMissing()
     try:
@@ -71,10 +77,9 @@ def planned(folder: Path, target: str, wanted: str) -> tuple[Written, Weights]:
         rows = next((w.shape[0] for name, w in weights.found.items() if name.endswith(_EMBEDDING)), 0)
         made = architecture(weights.config, [*weights.found], rows)
         tokens = vocabulary(folder, rows)
-        tensors = tuple(
-            (tensor, weights.found[tensor.source], type_of(wanted, tensor, weights.found[tensor.source]))
-            for tensor in sorted(made.tensors, key=_place)
-        )
+        plain = [(tensor, weights.found[tensor.source]) for tensor in sorted(made.tensors, key=_place)]
+        kinds = kinds_of(wanted, plain, made, weighed=weighed)
+        tensors = tuple((*pair, kind) for pair, kind in zip(plain, kinds, strict=True))
     except (Unwritable, SourceError) as error:
         raise GgufRefused(target=target, what=str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
@@ -85,33 +90,48 @@ def planned(folder: Path, target: str, wanted: str) -> tuple[Written, Weights]:
 Read = Callable[[Tensor, Weight, str], Iterable[bytes]]  # the bytes of a tensor of some type, in portions
 
 
-def reader(made: Written, weights: Rows) -> Read:
+def reader(made: Written, weights: Rows, quantize: Quantize = by_package) -> Read:
     """Converts the weights as they are read."""
-    return lambda tensor, weight, kind: data(kind, tensor, weight, weights, made.architecture)
+    return lambda tensor, weight, kind: data(kind, tensor, weight, weights, made.architecture, quantize)
 
 
 def write(
     file: Path,
     made: Written,
-    read: Read,
+    weights: Rows,
     *,
     target: str,
     wanted: str,
     about: Mapping[str, str],
     step: Callable[[int], None],
+    quantize: Quantize = by_package,
 ) -> None:
     """Writes the file. `about` are general keys such as the licence. `step` gets the bytes of each portion.
 
     Raises GgufRefused, OSError.
     """
+    try:
+        write_all(file, made, reader(made, weights, quantize), wanted=wanted, about=about, step=step)
+    except Unwritable as error:
+        raise GgufRefused(target=target, what=str(error)) from error
+
+
+def write_all(
+    file: Path,
+    made: Written,
+    read: Read,
+    *,
+    wanted: str,
+    about: Mapping[str, str],
+    step: Callable[[int], None],
+) -> None:
+    """Writes the file, with the bytes that `read` gives. Raises OSError, and what `read` raises."""
     from gguf import GGUFWriter
 
     writer: Any = GGUFWriter(file, made.architecture.name)
     _describe(writer, made, wanted, about)
     try:
         _write(writer, made, made.tensors, read, step)
-    except Unwritable as error:
-        raise GgufRefused(target=target, what=str(error)) from error
     finally:
         writer.close()
 

@@ -14,7 +14,7 @@ from builder.console.words import size_text
 from builder.keys import Key, named_key
 from builder.plan.allocation import Allocation, allocate, items, nbytes
 from builder.plan.layout import layout_of
-from builder.plan.parts import rounding_of
+from builder.plan.parts import measured_text, rounding_of
 from builder.plan.quantization import PlanError
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
 from builder.spec.quantizers import NEAREST, Goal
@@ -54,8 +54,7 @@ def sensitivity_key(
 def _measured_parts(
     target: Target, base: BaseFacts, adapter: AdapterFacts | None, text: Calibration, toolchain: str
 ) -> dict[str, object]:
-    variant, how = target.variant, target.variant.calibrated
-    assert how is not None
+    variant = target.variant
     return {
         "rounding": rounding_of(base) if variant.rounds_for_text else NEAREST,
         "base_digest": base.weights,
@@ -68,11 +67,7 @@ def _measured_parts(
         "slices": sorted(adapter.slices.items()) if adapter else [],
         "dtype": variant.dtype or base.structure.default_dtype,
         "group_size": variant.group_size,
-        "calibration_digest": text.digest,
-        "calibration_format": text.format,
-        "prompts_digest": base.identity.prompts,
-        "samples": how.samples,
-        "sequence_length": how.sequence_length,
+        **measured_text(variant, base, text),
         "toolchain": toolchain or None,
     }
 
@@ -147,3 +142,27 @@ def tensor_bytes(target: Target, base: BaseFacts) -> int:
 def with_allocation(target: Target, found: Allocation) -> Target:
     """The target as it was chosen."""
     return with_bits(target, found.common, found.chosen)
+
+
+def share_key(
+    target: Target,
+    base: BaseFacts,
+    adapter: AdapterFacts | None,
+    text: Calibration,
+    toolchain: str,
+    questions: Key,
+) -> Key:
+    """The key of the share that is chosen. `base` has all experts."""
+    wanted = target.variant.experts
+    assert wanted is not None
+    search = allocation_key(target, base, adapter, text, toolchain, questions)
+    parts = {"search": search, "choices": list(wanted.choices), "criterion": wanted.criterion}
+    return named_key("share/1", parts)
+
+
+def with_share(target: Target, share: float) -> Target:
+    """The target with one share of the experts."""
+    wanted = target.variant.experts
+    assert wanted is not None
+    one = None if share == 1 else replace(wanted, share=share, choices=())
+    return Target(target.model, replace(target.variant, experts=one))

@@ -10,6 +10,7 @@ from builder.console.words import listed
 from builder.errors import BuildError
 from builder.keys import Digest, Key
 from builder.plan.allocation import Allocation
+from builder.plan.shares import Share
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration, Unknown
 from builder.spec.types import Quantization, Target
 from builder.weights import overrides
@@ -30,6 +31,7 @@ class Sources:
     calibrations: Mapping[str, Calibration | Unknown] = field(default_factory=dict)  # by variant
     allocations: Callable[[Key], Allocation | None] = lambda _: None  # what was chosen, by its key
     questions: Mapping[str, Key | Unknown] = field(default_factory=dict)  # of models that search a size
+    shares: Callable[[Key], Share | None] = lambda _: None  # the share of experts that was chosen, by its key
     routings: Callable[[Key], Routing | None] = lambda _: None  # what was measured of experts, by its key
 
 

@@ -18,10 +18,10 @@ from builder.publish.bundle import File
 from builder.publish.errors import PlaceRefused, PublishRefused
 from builder.publish.evidence import Licence
 from builder.publish.gguf.joining import join, known_joined, unjoined
-from builder.publish.gguf.making import Gguf, known, make, unmade
-from builder.publish.gguf.streaming import plan_of, stream
+from builder.publish.gguf.making import Gguf
+from builder.publish.gguf.mixing import gguf_of, mix_in_words, outlook
 from builder.publish.gguf_card import GgufFile
-from builder.spec.destinations import BLOCKWISE, EXACT, HubPlace, OllamaPlace, Publication
+from builder.spec.destinations import EXACT, HubPlace, OllamaPlace, Publication
 from builder.spec.types import UNSCORED
 from builder.store import blobs
 from builder.store.types import FileEntry, Manifest
@@ -36,6 +36,7 @@ class _Made:
     gguf: Gguf | None
     results: Mapping[str, Result]
     misses: tuple[Missed, ...]
+    mix: str  # what a mixture of types really came out as
 
 
 def gather(
@@ -85,7 +86,8 @@ def gather(
         )
     )
     entries = tuple(FileEntry(each.name, each.gguf.blob) for each in made if each.gguf)
-    notes = [f"{line}" for line in short]
+    notes = [f"{each.name} has {each.mix}" for each in made if each.mix]
+    notes += short
     notes += (
         ["the GGUF files are not made yet, so their digests are not known"]
         if len(entries) < len(made)
@@ -108,18 +110,16 @@ def _made(
     *,
     dry: bool,
 ) -> _Made:
+    source = plan if wanted == EXACT else _source(project, str(publication.source))
     model, about = plan.target.model, _about(plan, found)
-    if wanted in BLOCKWISE and wanted != EXACT:
-        source = plan_of(project, str(publication.source), wanted)
-        gguf = known_joined(project, source, about) if dry else stream(project, source, about, emit)
-        size, usual = (gguf.blob.size, gguf.usual) if gguf else unjoined(source)
+    gguf = gguf_of(project, source, wanted, about, publication.calibrated, emit, dry=dry)
+    if gguf is not None:
+        size, usual, mix = gguf.blob.size, gguf.usual, mix_in_words(wanted, gguf.mix, gguf.bits_per_weight)
     else:
-        source = plan if wanted == EXACT else _source(project, str(publication.source))
-        gguf = known(project, source, wanted, about) if dry else make(project, source, wanted, about, emit)
-        size, usual = (gguf.blob.size, gguf.usual) if gguf else unmade(project, source, wanted)
+        size, usual, mix = outlook(project, source, wanted, publication.calibrated)
     name = _name(plan, wanted, usual)
     if gguf is None:
-        return _Made(name, size, None, {}, ())
+        return _Made(name, size, None, {}, (), mix)
     results: dict[str, Result] = {}
     if model.suites:
         one = measured_gguf(project, source, gguf.blob)
@@ -127,7 +127,7 @@ def _made(
     if wanted == EXACT:  # what llama.cpp does not measure was measured of the very same weights
         own = measured(project, plan)
         results |= {suite: own[suite] for suite in own if project.spec.suites[suite].kind in UNSCORED}
-    return _Made(name, size, gguf, results, tuple(missed(model.require, results)))
+    return _Made(name, size, gguf, results, tuple(missed(model.require, results)), mix)
 
 
 def _joined(project: Project, plan: TargetPlan, found: Licence | None, emit: Emit, *, dry: bool) -> _Made:
@@ -137,7 +137,7 @@ def _joined(project: Project, plan: TargetPlan, found: Licence | None, emit: Emi
     size, usual = (gguf.blob.size, gguf.usual) if gguf else unjoined(plan)
     results = measured(project, plan)
     name = _name(plan, str(plan.target.variant.gguf and plan.target.variant.gguf.type), usual)
-    return _Made(name, size, gguf, results, tuple(missed(plan.target.model.require, results)))
+    return _Made(name, size, gguf, results, tuple(missed(plan.target.model.require, results)), "")
 
 
 def _about(plan: TargetPlan, found: Licence | None) -> dict[str, str]:

@@ -24,6 +24,7 @@ from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.state import reads_source, target_state
 from builder.release.scores import refresh
+from builder.release.shares import search_share
 from builder.release.smallest import search_size
 from builder.store import pins, views
 from builder.store.care import drop
@@ -140,7 +141,15 @@ def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
     if (gguf := plan.target.variant.gguf) and gguf.of and plan.error is None:
         _resolved(project, f"{plan.target.model.name}_{gguf.of}", emit)
         project.forget_plan()
-    if plan.target.variant.experts is not None and plan.error is None:
+    wanted = plan.target.variant.experts
+    if wanted is not None and wanted.choices and plan.error is None:
+        prepare_sources(project, plan.target, emit)
+        search_share(project, plan.target, emit)
+        project.forget_plan()
+        plan = project.plan.targets[name]
+        if isinstance(plan, TargetPlan):
+            return plan
+    elif wanted is not None and plan.error is None:
         prepare_sources(project, plan.target, emit)
         measure_experts(project, plan.target, emit)
         plan = project.plan.targets[name]

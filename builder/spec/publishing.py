@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from builder.console.words import quoted, suggestion
+from builder.console.words import listed, quoted, suggestion
 from builder.spec.destinations import (
     EXACT,
     GGUF_TYPES,
+    K_QUANTS,
     Benchmark,
     Destination,
     FolderPlace,
@@ -18,6 +19,7 @@ from builder.spec.destinations import (
     destination,
     is_repository,
 )
+from builder.spec.learned import calibrated
 from builder.spec.problems import Problems
 from builder.spec.shape import Declared, Values
 from builder.spec.suites import metric_of
@@ -69,7 +71,11 @@ def publications(
         rest["datasets"] = tuple(each for each in values.given.get("datasets", ()) if each)
         rest["gguf"] = tuple(each for each in values.given.get("gguf", ()) if each)
         rest["benchmarks"] = _benchmarks(values, target, declared, suites, problems)
-        made[name] = Publication(name, target, place, source=source, **rest)
+        text = calibrated(values, problems)
+        if text and not set(rest["gguf"]) & set(K_QUANTS):
+            what = f"calibration is for K-quants, and gguf names none of them ({listed(K_QUANTS)})"
+            problems.add(values.place.key("calibration"), what)
+        made[name] = Publication(name, target, place, source=source, calibrated=text, **rest)
     return made
 
 
@@ -132,8 +138,8 @@ def _source(values: Values, target: str, declared: Declared, problems: Problems)
     """The unquantized target that GGUF files are made of. None where none is needed."""
     kinds = values.given.get("gguf", ())
     for index, kind in enumerate(kinds):
-        if kind is not None and kind not in GGUF_TYPES:
-            what = f"gguf: {quoted(kind)} cannot be written{suggestion(kind, GGUF_TYPES)}"
+        if kind is not None and kind not in (*GGUF_TYPES, *K_QUANTS):
+            what = f"gguf: {quoted(kind)} cannot be written{suggestion(kind, (*GGUF_TYPES, *K_QUANTS))}"
             problems.add(values.place.key("gguf", index), what)
     if all(kind == EXACT for kind in kinds):
         return None
@@ -170,14 +176,14 @@ def _model_of(target: str, declared: Declared) -> str | None:
     return None
 
 
-_NOT_PLAIN = ("bits", "mode", "recipe", "method", "target", "gguf")
+_SMALLER = ("bits", "mode", "recipe", "method", "target", "experts", "gguf")
 
 
 def _unquantized(model: str, declared: Declared) -> str | None:
-    """The first variant of a model that is not quantized."""
+    """The first variant of a model that is not quantized, and has all experts."""
     for name in declared["model"][model].given.get("variants", ()) if model in declared["model"] else ():
         variant = declared["variant"].get(name)
-        if variant and not any(variant.says(key) for key in _NOT_PLAIN):
+        if variant and not any(variant.says(key) for key in _SMALLER):
             return str(name)
     return None
 

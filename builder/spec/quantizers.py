@@ -93,11 +93,14 @@ class GgufKind:
 class Experts:
     """Which share of the experts of each layer a variant keeps, and by what criterion they are chosen.
 
-    What experts do for a text is measured with the settings of `Calibrated`.
+    What experts do for a text is measured with the settings of `Calibrated`. With `choices` the share is
+    searched: `share` is not used then.
     """
 
     share: float
     criterion: str = CRITERIA[0]
+    choices: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.share:g} of the experts by {self.criterion}"
+        shares = " or ".join(f"{share:g}" for share in self.choices or (self.share,))
+        return f"{shares} of the experts by {self.criterion}"

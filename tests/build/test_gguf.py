@@ -20,7 +20,7 @@ from builder.errors import SpecError, StoreError
 from builder.evaluate.worker.llama import LlamaCpp
 from builder.evaluate.worker.questions import Ask
 from builder.gguf.splits import encode, encoded_size, extents
-from builder.gguf.writing import planned, reader, write
+from builder.gguf.writing import planned, write
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.spec.parse import parse_spec
@@ -106,7 +106,7 @@ def test_what_is_made_by_block_is_what_is_made_of_a_folder(
 ) -> None:
     made, weights = planned(box.view(folder), "m", wanted)
     whole = tmp_path / "whole.gguf"
-    write(whole, made, reader(made, weights), target="m", wanted=wanted, about={}, step=lambda _: None)
+    write(whole, made, weights, target="m", wanted=wanted, about={}, step=lambda _: None)
     files = splits_of(box.view(target))
     assert len(files) == BLOCKS + 1
     assert tensors(files) == tensors([whole])

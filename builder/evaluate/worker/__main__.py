@@ -157,7 +157,7 @@ def _in_llama(request: Mapping[str, Any], parts: Mapping[str, Any], tell: Step) 
 
 def _llama() -> dict[str, str]:
     """What measured, beside the circumstances of a worker."""
-    from builder.evaluate.worker.llama import TESTED
+    from builder.gguf.library import TESTED
 
     return {"llama_cpp": TESTED, "precision": "as stored"}
 

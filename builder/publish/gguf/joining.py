@@ -13,12 +13,12 @@ from builder.console.words import size_text
 from builder.gguf import layout, splits
 from builder.gguf.architecture import Tensor
 from builder.gguf.weights import Weight
-from builder.gguf.writing import WRITER, write
+from builder.gguf.writing import WRITER, write_all
 from builder.keys import Key, make_key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.toolchain import version_of
-from builder.publish.gguf.making import Gguf, gguf_of, record_of
+from builder.publish.gguf.making import Gguf, from_record, record_of
 from builder.store import blobs, records, tmp
 from builder.store.disk import durable
 from builder.store.holdings import usable_record
@@ -30,7 +30,7 @@ _PIECE = 1 << 22
 def known_joined(project: Project, plan: TargetPlan, about: Mapping[str, str]) -> Gguf | None:
     """The one file of a target, if the store has it."""
     record = usable_record(project.store, _key(plan, about))
-    return gguf_of(record, _wanted(plan)) if record is not None else None
+    return from_record(record, _wanted(plan)) if record is not None else None
 
 
 def unjoined(plan: TargetPlan) -> tuple[int, str]:
@@ -66,11 +66,11 @@ def join(project: Project, plan: TargetPlan, about: Mapping[str, str], emit: Emi
 
     with tmp.new_folder(store) as folder, durable.explained(folder):
         file = folder / "model.gguf"
-        write(file, written, read, target=plan.name, wanted=_wanted(plan), about=about, step=step)
+        write_all(file, written, read, wanted=_wanted(plan), about=about, step=step)
         blob = blobs.ingest_file(store, file)
     record = record_of(_key(plan, about), blob, written)
     records.write(store, record)
-    return gguf_of(record, _wanted(plan))
+    return from_record(record, _wanted(plan))
 
 
 def _places(project: Project, plan: TargetPlan) -> dict[str, tuple[Path, splits.Extent]]:

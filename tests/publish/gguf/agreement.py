@@ -19,7 +19,7 @@ from mlx.utils import tree_unflatten
 from builder.console import markdown
 from builder.evaluate.worker.llama import LlamaCpp
 from builder.evaluate.worker.questions import Ask
-from builder.gguf.writing import planned, reader, write
+from builder.gguf.writing import planned, write
 from tests.publish.gguf.models import CONFIGS, make_model
 
 TYPES = ("F32", "F16", "Q8_0")
@@ -44,8 +44,7 @@ class Agreement:
 def written(folder: Path, wanted: str, name: str = "tiny") -> Path:
     made, weights = planned(folder, name, wanted)
     file = folder.parent / f"{folder.name}-{wanted}.gguf"
-    read = reader(made, weights)
-    write(file, made, read, target=name, wanted=wanted, about={"name": name}, step=lambda count: None)
+    write(file, made, weights, target=name, wanted=wanted, about={"name": name}, step=lambda count: None)
     return file
 
 

@@ -190,7 +190,7 @@ def test_a_full_disk_leaves_no_half_file(box: Sandbox, monkeypatch: pytest.Monke
     project = Project.load(box.toml)
     plan = project.plan.targets["m_q4"]
     assert isinstance(plan, TargetPlan)
-    monkeypatch.setattr(joining, "write", full)
+    monkeypatch.setattr(joining, "write_all", full)
     with pytest.raises(StoreError, match="No space left on device"):
         joining.join(project, plan, {}, silent)
     assert joining.known_joined(project, plan, {}) is None

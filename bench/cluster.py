@@ -1,7 +1,7 @@
 """What several workers gain: 1, 2 and 4 workers as processes on this machine, and a calculation for 1 to 64.
 
     python bench/cluster.py [--workers 1 2 4] [--rows 24] [--json FILE]      measures, with the example
-    python bench/cluster.py --calculate [--block 3.9] [--measure 1000] [--overhead 0.5]
+    python bench/cluster.py --calculate [--block 3.9] [--measure 1000] [--overhead 0.7]
 
 Each worker is a checkout with a store of its own. All of them publish into one folder. The base is imported
 and fingerprinted before the clock starts. The workers share the cores of this machine, so what they gain here
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--calculate", action="store_true")
     parser.add_argument("--block", type=float, default=3.9, help="seconds of a pass for each GB of the base")
     parser.add_argument("--measure", type=float, default=1000.0, help="seconds of one evaluation at 30B")
-    parser.add_argument("--overhead", type=float, default=0.5, help="seconds of a job that has nothing to do")
+    parser.add_argument("--overhead", type=float, default=0.7, help="seconds of a job that has nothing to do")
     parser.add_argument("--suites", type=int, default=4)
     asked = parser.parse_args()
     if asked.calculate:

@@ -28,6 +28,7 @@ from functools import partial
 from builder.keys import named_key
 from builder.plan import shares
 from builder.plan.experts import WAITS, pruned, routing_key
+from builder.plan.gguf import as_gguf
 from builder.plan.goals import (
     allocation_key,
     sensitivity_key,
@@ -77,7 +78,8 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
         where = (target.model.base, target.variant.name)
         if where not in memo:
             memo[where] = layout_of(target, facts.base)
-        return _plan_target(target, facts, memo[where], sources.toolchain)
+        made = _plan_target(target, facts, memo[where], sources.toolchain)
+        return as_gguf(target, made) if target.variant.gguf else made
 
     def whole(target: Target, source: TargetPlan | Unresolved) -> TargetPlan | Unresolved:
         if isinstance(source, TargetPlan):
@@ -85,9 +87,12 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
         return plan_learned(target, source, sources.calibrations[target.variant.name])
 
     for target in spec.targets:
-        if target.variant.learned is None:
+        if target.variant.made_from is None:
             targets[target.name] = _or_refused(target, partial(plain, target))
     for target in spec.targets:
+        if (gguf := target.variant.gguf) is not None and gguf.of is not None:
+            source = targets[f"{target.model.name}_{gguf.of}"]
+            targets[target.name] = _or_refused(target, partial(as_gguf, target, source))
         if (learned := target.variant.learned) is not None:
             source = targets[f"{target.model.name}_{learned.source}"]
             targets[target.name] = _or_refused(target, partial(whole, target, source))

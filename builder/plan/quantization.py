@@ -88,7 +88,7 @@ def refuse_packed(target: Target, base: BaseFacts) -> None:
         return
     if model.adapter is not None:
         what = f'adapter "{model.adapter}" would be rounded away: base "{model.base}" is quantized already.'
-    elif target.variant.is_quantized:
+    elif target.variant.is_quantized or target.variant.gguf is not None:
         variant = target.variant.name
         what = f'variant "{variant}" would keep the old bits: base "{model.base}" is quantized already.'
     else:

@@ -48,6 +48,18 @@ class Action:
 
 
 @dataclass(frozen=True)
+class GgufFile:
+    """What a target that is a GGUF has beside its blocks: `head` is the key of its first file, `file`.
+
+    `of` is the target whose blocks it holds. None: its blocks are made of base and adapter.
+    """
+
+    head: Key
+    file: str
+    of: str | None
+
+
+@dataclass(frozen=True)
 class TargetPlan:
     """Everything a target is made of.
 
@@ -73,6 +85,7 @@ class TargetPlan:
     needs: str | None = None
     idle: tuple[overrides.Idle, ...] = ()
     chosen: tuple[Key, ...] = ()
+    gguf: GgufFile | None = None
 
     @property
     def name(self) -> str:
@@ -85,9 +98,10 @@ class TargetPlan:
 
     @cached_property
     def keys(self) -> tuple[Key, ...]:
-        """The keys of everything that is made for it: blocks or a whole-model step, and config.json."""
+        """The keys of everything that is made for it: blocks or a whole-model step, heads, config.json."""
         step = (self.learned,) if self.learned else ()
-        return (*(action.key for action in self.actions), *step, self.config)
+        head = (self.gguf.head,) if self.gguf else ()
+        return (*(action.key for action in self.actions), *step, *head, self.config)
 
     @cached_property
     def size(self) -> int:

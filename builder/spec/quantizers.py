@@ -1,4 +1,4 @@
-"""The quantizers that need a text: what artifacts.toml says of them, as frozen values."""
+"""What artifacts.toml says of quantizers that need a text, and of files for llama.cpp, as frozen values."""
 
 from __future__ import annotations
 
@@ -79,6 +79,14 @@ class Calibrated:
     samples: int = 32
     sequence_length: int = 256
     nearest: bool = False
+
+
+@dataclass(frozen=True)
+class GgufKind:
+    """Files for llama.cpp with weights of this type. `of`: for "exact", the variant with these weights."""
+
+    type: str
+    of: str | None = None
 
 
 @dataclass(frozen=True)

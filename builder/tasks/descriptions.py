@@ -39,6 +39,8 @@ def describe_variant(variant: Variant) -> str:
         kind += f", {variant.experts}"
     if variant.calibrated is not None:
         kind += ", calibrated" if variant.rounds_for_text else ", rounded to nearest"
+    if variant.gguf is not None:
+        return f"GGUF {variant.gguf.type}{f' of {variant.gguf.of}' if variant.gguf.of else ''}"
     if variant.goal is not None:
         return f"{variant.goal}, group size {variant.group_size}{kind}"
     if variant.recipe is not None:

@@ -172,7 +172,11 @@ def quiet(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
 def calculate(block: float, measure: float, overhead: float, suites: int) -> None:
     """block: seconds of a pass with four variants for each GB. measure: of one evaluation of the 30B."""
     models = (shape("30B", 30.5e9, 48, measure), shape("480B", 480e9, 62, measure * 480 / 30.5))
-    print("seconds, by workers" + "".join(f"{count:>9}" for count in WORKERS) + "  store is the limit from")
+    print(
+        f"{'seconds, by workers':35}"
+        + "".join(f"{count:>9}" for count in WORKERS)
+        + "  store is the limit from"
+    )
     for model in models:
         for line, speed in (("1 Gbit/s", 125e6), ("10 Gbit/s", 1.25e9)):
             for what, tasks in (

@@ -38,6 +38,7 @@ from builder.store.layout import Store
 TEXT = 'calibration = "train.jsonl"\nsamples = 32\nsequence_length = 256'
 METHOD = f'bits = 4\ngroup_size = 64\nfrom = "f16"\n{TEXT.replace("train", "rendered")}'
 UNIFORM = (3, 4, 5, 6)
+SIZES = ("3.5", "4.25", "4.7", "5.0", "5.75")  # bits per weight
 EVERY_S = 0.1
 
 
@@ -45,9 +46,9 @@ def _variants() -> dict[str, str]:
     """What each variant declares, by its name in the table."""
     found = {f"uniform_{bits}": f"bits = {bits}\ngroup_size = 64" for bits in UNIFORM}
     found |= {f"calibrated_{bits}": f"bits = {bits}\ngroup_size = 64\n{TEXT}" for bits in (3, 4, 5)}
-    sizes = ("4.25", "4.7", "5.0")
-    found |= {f"target_{size}": f'target = "{size}bpw"\ngroup_size = 64\n{TEXT}' for size in sizes}
-    found |= {f"bits_{size}": f'{found[f"target_{size}"]}\nrounding = "nearest"' for size in sizes}
+    sizes = {size: f'target = "{size}bpw"\ngroup_size = 64\n{TEXT}' for size in SIZES}
+    found |= {f"target_{size}": sizes[size] for size in SIZES[1:-1]}
+    found |= {f"bits_{size}": f'{sizes[size]}\nrounding = "nearest"' for size in SIZES}
     found |= {name: f'method = "{name}"\n{METHOD}' for name in ("gptq", "awq", "dwq")}
     return found | {"dynamic": f'method = "dynamic"\n{METHOD}\nhigh_bits = 5\ntarget_bpw = 4.7'}
 

@@ -26,7 +26,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from builder.keys import named_key
-from builder.plan.goals import allocation_key, sensitivity_key, uniform, with_allocation, with_bits
+from builder.plan.goals import (
+    allocation_key,
+    measured_with,
+    sensitivity_key,
+    uniform,
+    with_allocation,
+    with_bits,
+)
 from builder.plan.inputs import SETTINGS, adapter_in_words, in_words
 from builder.plan.layout import Layout, layout_of
 from builder.plan.methods import refusal
@@ -121,7 +128,7 @@ def _plan_goal(target: Target, facts: Facts, sources: Sources) -> TargetPlan | U
     if found is None:
         return Unresolved(target, waits)
     made = with_allocation(target, found)
-    plain = with_bits(target, found.common, {})
+    plain = measured_with(with_bits(target, found.common, {}))
     cost = sensitivity_key(plain, facts.base, facts.adapter, facts.text, sources.toolchain)
     return replace(plan_alone(made, facts, sources.toolchain), chosen=(key, cost))
 

@@ -206,6 +206,13 @@ def as_float32(values: Values) -> dict[str, mx.array]:
 def read_rounded(file: Path, quantization: Mapping[str, Quantization]) -> dict[str, mx.array]:
     """The weights that a rounded shard stands for, in float32, lazy."""
     tensors: Any = mx.load(str(file), format="safetensors")
+    return restored(tensors, quantization)
+
+
+def restored(
+    tensors: Mapping[str, mx.array], quantization: Mapping[str, Quantization]
+) -> dict[str, mx.array]:
+    """The weights that the tensors of a block stand for, in float32, lazy."""
     arrays: dict[str, mx.array] = {}
     for name, array in tensors.items():
         path, _, leaf = name.rpartition(".")
@@ -215,7 +222,7 @@ def read_rounded(file: Path, quantization: Mapping[str, Quantization]) -> dict[s
         elif leaf == "weight":
             scales, biases = tensors[f"{path}.scales"], tensors.get(f"{path}.biases")
             if how.mode == "affine":
-                scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+                scales, biases = scales.astype(mx.float32), tensors[f"{path}.biases"].astype(mx.float32)
             arrays[name] = mx.dequantize(
                 array, scales, biases, group_size=how.group_size, bits=how.bits, mode=how.mode
             ).astype(mx.float32)

@@ -155,8 +155,12 @@ def evict(folder: Path) -> None:
 
 
 def disk_floor(base: Path, read: int, written: int, folder: Path) -> float:
-    """Seconds to read that much of the shards and then write that much, in sequence, past the page cache."""
+    """Seconds to read that much of the shards and then write that much, in sequence, past the page cache.
+
+    The piece is random, because a disk or what is below it may know how to store zeros.
+    """
     piece = mmap.mmap(-1, PIECE)
+    piece.write(os.urandom(PIECE))
     direct = getattr(os, "O_DIRECT", 0)
     start = time.perf_counter()
     left = read
@@ -200,9 +204,14 @@ def refuse_if_too_small(size: int, variants: Sequence[int], folder: Path) -> Non
 
 
 def measure(base: Path, adapter: Path, case: Case, scratch: Path, layers: int, runs: int) -> list[Row]:
-    """The first build, fingerprint included, and the pass over a base that is known."""
+    """The first build, fingerprint included, and the pass over a base that is known.
+
+    Each run stands between two floors, and is compared with their mean: the disk is not always equally fast.
+    """
     size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    written = int(size * sum(bits + 0.5 for bits in case.bits) / 16)
     found: dict[str, list[tuple[Cost, float]]] = {"first build": [], "pass": []}
+    before = disk_floor(base, size, written, scratch)
     for _ in range(runs):
         for kind, costs in found.items():
             folder = project(scratch / "run", declaration(base, adapter, case))
@@ -211,12 +220,16 @@ def measure(base: Path, adapter: Path, case: Case, scratch: Path, layers: int, r
             evict(base)
             cost = run("doit", cwd=folder)
             shutil.rmtree(folder)
-            costs.append((cost, disk_floor(base, size, cost.written, scratch)))
+            after = disk_floor(base, size, written, scratch)
+            costs.append((cost, (before + after) / 2))
+            print(f"{kind}: {cost.seconds:.1f} s between {before:.1f} and {after:.1f} s", file=sys.stderr)
+            before = after
     rows = []
     for kind, costs in found.items():
-        cost, floor = sorted(costs, key=lambda pair: pair[0].seconds)[(runs - 1) // 2]
+        cost, _ = sorted(costs, key=lambda pair: pair[0].seconds)[(runs - 1) // 2]
         share = statistics.median(low / each.seconds for each, low in costs)
-        rows.append(Row(layers, size, len(case.bits), kind, cost, floor, share))
+        low = statistics.median(low for _, low in costs)
+        rows.append(Row(layers, size, len(case.bits), kind, cost, low, share))
     return rows
 
 

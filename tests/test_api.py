@@ -40,7 +40,7 @@ def test_a_day(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     assert project.plan().passes[0].estimated
     with pytest.raises(NotBuilt, match="m_4bit is not built"):
         project.path("m_4bit")
-    with pytest.raises(BuildError, match="m is a model of several targets"):
+    with pytest.raises(BuildError, match="m stands for several targets"):
         project.path("m")
     with pytest.raises(BuildError, match="no target"):
         project.path("m_7bit")

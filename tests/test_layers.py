@@ -29,6 +29,7 @@ ROWS: tuple[str, ...] = (
     "store.care",
     "remote",
     "weights",
+    "gguf",
     "sources.gguf",
     "sources.adapters",
     "sources",

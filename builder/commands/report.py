@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ class Report(ProjectCommand):
                 fingerprint(project, emit)
         report = collect(project, [known_model(project, name.removeprefix("model:")) for name in names])
         if options["json"]:
-            from builder.report.document import document
+            from builder.report.document import as_json, document
+            from builder.report.seeds import of_seeds
 
             models = [document(model) for model in report.models]
-            print_json("report", version=report.version, models=models)
+            seeds = [as_json(asdict(each)) for each in of_seeds(report.models)]
+            print_json("report", version=report.version, models=models, seeds=seeds)
             return 0
         folder = here() / options["out"] if options["out"] else project.store.root / "report"
         written = write(report, folder)
@@ -87,8 +90,8 @@ def write(report: Any, folder: Path) -> list[Path]:
 
 
 def show(report: Any) -> None:
-    """Prints the answer, the first table and the frontier of each model."""
-    from builder.report import tables
+    """Prints the answer, the first table and the frontier of each model, and a table over its seeds."""
+    from builder.report import seeds, tables
     from builder.report.answer import answer
     from builder.report.frontier import sentences
 
@@ -104,6 +107,11 @@ def show(report: Any) -> None:
             )
         for sentence in sentences(model):
             print(sentence)
+        print()
+    for said in seeds.sections(report.models):
+        print(f"{said.name}: {said.headline}.")
+        print_table(said.table.headings, said.table.rows, left=("variant",))
+        print(seeds.RANGE)
         print()
 
 

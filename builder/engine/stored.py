@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.engine.kernels.agreement import dequantize_agrees
-from builder.engine.kernels.cpu import available, dequantize_into, widen_into
+from builder.engine.kernels.cpu import available, dequantize_into, fuse_lora, widen_into
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -27,10 +27,21 @@ _HALF = {mx.bfloat16: "bfloat16", mx.float16: "float16"}
 
 
 @dataclass(frozen=True)
+class Delta:
+    """What a LoRA adds to a stack of experts, in factors: lora_a [experts, rank, columns], lora_b [experts,
+    rows, rank], float32."""
+
+    lora_a: mx.array
+    lora_b: mx.array
+    scale: float
+
+
+@dataclass(frozen=True)
 class Stored:
     """The weight of a module as its file holds it, lazy: [..., rows, columns].
 
-    Floats, or codes with `scales`. `setting` has bits and group size then.
+    Floats, or codes with `scales`. `setting` has bits and group size then. Floats of a stack may have a
+    `delta`, which is added when they become float32, as mlx-lm's `fuse` adds it.
     """
 
     weight: mx.array
@@ -38,6 +49,7 @@ class Stored:
     biases: mx.array | None = None
     setting: tuple[int, int] = (0, 0)
     mode: str = ""
+    delta: Delta | None = None
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -65,6 +77,25 @@ def stored_in(module: Any) -> Stored:
     return Stored(module.weight, module.scales, module.get("biases"), setting, module.mode)
 
 
+def stored_under(layer: Any) -> Stored | None:
+    """The weight of a stack of experts in a LoRA layer, with the LoRA as its delta. None for other layers.
+
+    The kernel that adds the delta gives what a build gives. mlx in a process that measures may not, because
+    the BLAS there adds in another order (`builder.engine.blas`).
+    """
+    from mlx_lm.models.switch_layers import SwitchLinear
+    from mlx_lm.tuner.lora import LoRASwitchLinear
+
+    if type(layer) is not LoRASwitchLinear or type(layer.linear) is not SwitchLinear:
+        return None
+    weight, factors = layer.linear.weight, (layer.lora_a, layer.lora_b)
+    experts, _, columns = weight.shape
+    dtype = "float32" if weight.dtype == mx.float32 else _HALF.get(weight.dtype, "")
+    if not dtype or any(each.dtype != mx.float32 for each in factors) or not available():
+        return None
+    return Stored(weight, delta=Delta(layer.lora_a.reshape(experts, -1, columns), layer.lora_b, layer.scale))
+
+
 class Rows:
     """The rows of a stored weight, in memory, as float32 on request. Matrices of a stack follow one another.
 
@@ -77,12 +108,18 @@ class Rows:
         self._stored = stored
         self._codes = [as_numpy(each).reshape(-1, each.shape[-1]) for each in stored.arrays]
         self._kernel = _kernel(stored)
+        self._wide = stored.shape[-2]
+        if stored.delta is not None:
+            mx.eval(stored.delta.lora_a, stored.delta.lora_b)
+            self._factors = as_numpy(stored.delta.lora_a), as_numpy(stored.delta.lora_b)
         self.parallel = bool(self._kernel) or stored.scales is None
 
     def get(self, first: int, last: int, buffer: Floats) -> Floats:
         """Rows `first` to `last` (exclusive), in the first rows of `buffer` or where they are."""
         stored, made = self._stored, buffer[: last - first]
         raw, *others = (each[first:last] for each in self._codes)  # codes have scales and biases
+        if stored.delta is not None:
+            raw = self._fused(raw, first // self._wide)
         if stored.scales is None and stored.weight.dtype == mx.float32:
             return raw
         if stored.scales is not None and self._kernel:
@@ -97,6 +134,14 @@ class Rows:
         else:
             made[...] = raw.view(np.float16)
         return made
+
+    def _fused(self, raw: Array, number: int) -> Array:
+        """A whole matrix of the stack, with its delta."""
+        assert self._stored.delta is not None
+        a, b = (factor[number : number + 1] for factor in self._factors)
+        dtype = self._kernel or "float32"
+        made = fuse_lora(raw[None], dtype, a, b, self._stored.delta.scale, "switch")
+        return made.reshape(raw.shape)
 
 
 def _kernel(stored: Stored) -> str:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from threading import Thread
 from typing import IO, Any
 
-from builder.console.events import Emit, Scored
+from builder.console.events import Emit, Note, Scored
 from builder.errors import BuildError, error_from
 
 Step = Callable[[int, int], None]  # step(done, total)
 MARK = "modelkiln progress "  # begins the worker's lines on stderr that are not for people
+NOTE = "modelkiln note "  # begins those that are
+Say = Callable[[str], None]
 _EVERY_S = 0.25
 # The memory of arrays that are let go is used again. By default it goes back to the system, and every page of
 # the next array is a fault. Scoring 6 GB layer by layer took 5 s of CPU less, of 30. Only glibc reads it.
@@ -79,6 +81,8 @@ def _listen(stream: IO[str], said: list[str], target: str, emit: Emit) -> None:
         if line.startswith(MARK):
             done, total, unit = line.removeprefix(MARK).split()
             emit(Scored(target, int(done), int(total), unit))
+        elif line.startswith(NOTE):
+            emit(Note(f"{target}: {line.removeprefix(NOTE).strip()}"))
         elif line.strip():
             said[:] = [line.strip()]
 
@@ -98,6 +102,16 @@ def telling(unit: str = "questions") -> Step:
             sys.stderr.flush()
 
     return tell
+
+
+def say(text: str) -> None:
+    """For the worker: tells people something, in one line."""
+    sys.stderr.write(f"{NOTE}{text}\n")
+    sys.stderr.flush()
+
+
+def unsaid(text: str) -> None:
+    """Tells nobody."""
 
 
 def untold(done: int, total: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from builder.build.sharing import fetch_records, fetch_results, share
 from builder.console.events import Emit, Note
 from builder.errors import BuildError, SourceChanged
-from builder.evaluate import results
+from builder.evaluate import memory, results
 from builder.evaluate.circumstances import circumstances
 from builder.evaluate.command import run_command
 from builder.evaluate.overlap import Overlap, overlaps
@@ -140,6 +140,7 @@ def _measure(project: Project, target: TargetPlan, emit: Emit, todo: Sequence[Su
     for together in [scored, *generated] if scored else generated:  # all scored suites share one pass
         emit(Note(f"measuring {target.name}: {', '.join(map(_asked, together))}"))
         request = {**request_of(project, target, together, directory), "references": references}
+        _tell_memory(target, together, request, target.name, emit)
         with _sources_unchanged(project, target) if directory is None else nullcontext():
             answer = ask(target.name, request, emit)
         for suite in together:
@@ -204,8 +205,10 @@ def reference(project: Project, target: TargetPlan, suite: Suite, emit: Emit) ->
             file = Path(folder) / "reference.safetensors"
             request = request_of(project, target, [suite], None)
             request |= {"stored": None, "make": {suite.name: str(file)}}
+            said = f"{target.target.model.name}, unquantized"
+            _tell_memory(target, [suite], request, said, emit)
             with unchanged(project, target):  # the worker reads base and adapter again
-                ask(target.name, request, emit, f"{target.target.model.name}, unquantized")
+                ask(target.name, request, emit, said)
             if reference_key(project, target, suite) != key:
                 raise ChangedMeanwhile(target=target.name, what=f"the questions of suite {suite.name}")
             how: dict[str, str | int | float | bool] = {"top_k": suite.top_k, "precision": PRECISION}
@@ -239,6 +242,14 @@ def request_of(
     }
 
 
+def _tell_memory(
+    target: TargetPlan, suites: Sequence[Suite], request: Mapping[str, Any], said: str, emit: Emit
+) -> None:
+    if request["layerwise"]:
+        stored = request["directory"] is not None
+        emit(Note(memory.told(said, memory.layerwise_memory(target, suites, reference=not stored))))
+
+
 def _own_tokenizer(project: Project, target: TargetPlan) -> dict[str, str] | None:
     """Name -> path of the files that a tokenizer is made from, where the target gets the adapter's."""
     own = target.adapter.tokenizer if target.adapter else None
@@ -248,10 +259,10 @@ def _own_tokenizer(project: Project, target: TargetPlan) -> dict[str, str] | Non
     return {name: str(path.resolve()) for name, path in places.items()}
 
 
-def by_layer(target: TargetPlan, memory: int) -> bool:
-    """Whether the model must be scored layer by layer, because in float32 it does not fit `memory` bytes."""
+def by_layer(target: TargetPlan, available: int) -> bool:
+    """Whether the model must be scored layer by layer, because in float32 it does not fit into memory."""
     parameters = sum(math.prod(each.tensor.shape) for each in target.base.structure.parameters)
-    return 4 * parameters > _OF_MEMORY * memory
+    return 4 * parameters > _OF_MEMORY * available
 
 
 def _physical_memory() -> int:

@@ -150,7 +150,7 @@ def find_threshold(project: Project, model: str, deliver: Callable[[str], object
 
     Raises NonePasses when no target passes, NothingToRequire without requirements, and other BuildErrors.
     """
-    judged = _Judged(project, model)
+    judged = Judged(project, model)
     built: list[str] = []
 
     def passes(name: str) -> bool:
@@ -171,14 +171,17 @@ def known_threshold(project: Project, model: str) -> Threshold:
 
     Raises NothingToRequire, and what keeps the model from being planned.
     """
-    judged = _Judged(project, model)
+    judged = Judged(project, model)
     known = judged.known()
     found = next((name for name in judged.order if known.get(name)), None)
     return Threshold(Search(tuple(judged.order), known, found), judged.misses, judged.open, ())
 
 
-class _Judged:
-    """The targets of a model, small to large, and what their results say. Raises NothingToRequire."""
+class Judged:
+    """The targets of a model, small to large, and what their results say.
+
+    Raises NothingToRequire, and what keeps the model from being planned.
+    """
 
     def __init__(self, project: Project, model: str) -> None:
         self.require = project.spec.models[model].require

@@ -14,7 +14,7 @@ from builder.console.words import size_text
 from builder.keys import Key, named_key
 from builder.plan.allocation import Allocation
 from builder.plan.layout import layout_of
-from builder.plan.parts import ROUNDING
+from builder.plan.parts import rounding_of
 from builder.plan.quantization import PlanError
 from builder.plan.solver import allocate, item, nbytes, smoothed
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
@@ -92,7 +92,7 @@ def _measured_parts(
     variant, how = target.variant, target.variant.calibrated
     assert how is not None
     return {
-        "rounding": ROUNDING if variant.rounds_for_text else NEAREST,
+        "rounding": rounding_of(base) if variant.rounds_for_text else NEAREST,
         "base_digest": base.weights,
         "repairs": sorted(base.structure.repairs),
         "slices": sorted(adapter.slices.items()) if adapter else [],

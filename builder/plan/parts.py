@@ -44,7 +44,7 @@ def rounded_parts(
     assert how is not None
     templated = text.format == "jsonl"  # a plain text becomes tokens without the chat template
     own = {
-        "rounding": ROUNDING,
+        "rounding": rounding_of(base),
         "calibration_digest": text.digest,
         "calibration_format": text.format,
         "prompts_digest": base.identity.prompts if templated else None,
@@ -59,6 +59,12 @@ def rounded_parts(
         made[block] = {**parts[block], **own, "before_digest": before}
         before = named_key("before/1", {"before": before, "block": named_key("rounded/1", made[block])})
     return made
+
+
+def rounding_of(base: BaseFacts) -> object:
+    """The version of what rounds a base. With experts there is more to it."""
+    stacks = any(len(parameter.tensor.shape) == 3 for parameter in base.structure.parameters)
+    return [ROUNDING, EXPERTS] if stacks else ROUNDING
 
 
 def layers_of(blocks: Sequence[BlockLayout]) -> frozenset[str]:
@@ -104,6 +110,7 @@ def config_parts(variant: Variant, base: BaseFacts, layout: Layout, toolchain: s
 
 
 ROUNDING = 4  # of what builder.engine.rounding makes. Another number makes every calibrated variant again
+EXPERTS = 1  # of how it multiplies by experts: for bases with experts only
 _IN_WEIGHTS = {"fp8"}  # the repairs that change weights; the others change config.json
 
 

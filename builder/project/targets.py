@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from builder.console.words import listed, suggestion
 from builder.errors import BuildError
 from builder.project.project import Project
+from builder.spec.seeds import models_of
+from builder.spec.types import Target
 
 
 class UnknownTarget(BuildError):
@@ -17,7 +19,7 @@ class UnknownTarget(BuildError):
 
 
 class SeveralTargets(BuildError):
-    """{name} is a model of several targets, and this needs one: {possible}."""
+    """{name} stands for several targets, and this needs one: {possible}."""
 
     exit_code = 3
 
@@ -26,31 +28,43 @@ def find_target(project: Project, name: str) -> str:
     """One target by its name as typed. Raises UnknownTarget, SeveralTargets."""
     found = find_targets(project, [name])
     if len(found) != 1:
-        targets = [t.name for t in project.spec.targets if t.model.name == name.removeprefix("model:")]
-        raise SeveralTargets(name=name, possible=listed(targets, "or"))
+        of_model = [t.name for t in project.spec.targets if t.model.name == name.removeprefix("model:")]
+        raise SeveralTargets(name=name, possible=listed(of_model or found, "or"))
     return found[0]
 
 
 def find_targets(project: Project, names: Iterable[str]) -> tuple[str, ...]:
     """Names as typed (`phase8_5bit`, `model:phase8_5bit`, a model: all its targets) -> names of targets.
 
+    Where `seeds` made several models of one, its name and the names of its targets stand for all seeds.
     Raises UnknownTarget.
     """
     declared = {target.name: target for target in project.spec.targets}
+    seeded = _of_all_seeds(project)
     found: dict[str, None] = {}
     for typed in names:
         name = typed.removeprefix("model:")
         if name in declared:
             found[name] = None
         elif name in project.spec.models:
-            found.update(
-                {
-                    t.name: None
-                    for t in declared.values()
-                    if t.model.name == name and not t.variant.intermediate
-                }
-            )
+            found |= dict.fromkeys(_shown(declared.values(), name))
+        elif name in seeded:
+            found |= dict.fromkeys(seeded[name])
         else:
-            near = suggestion(name, [*declared, *project.spec.models]) if declared else "."
+            near = suggestion(name, [*declared, *project.spec.models, *seeded]) if declared else "."
             raise UnknownTarget(name=name, near=near, possible=listed([*declared]))
     return tuple(found)
+
+
+def _shown(targets: Iterable[Target], model: str) -> list[str]:
+    return [each.name for each in targets if each.model.name == model and not each.variant.intermediate]
+
+
+def _of_all_seeds(project: Project) -> dict[str, list[str]]:
+    """What stands for all seeds of a model, or of a target -> the names of these targets."""
+    found: dict[str, list[str]] = {}
+    for name, models in models_of(project.spec.models.values()).items():
+        found[name] = [each for model in models for each in _shown(project.spec.targets, model.name)]
+        for variant in models[0].variants:
+            found[f"{name}_{variant}"] = [f"{model.name}_{variant}" for model in models]
+    return found

@@ -69,6 +69,7 @@ def _model(project: Project, model: Model) -> ModelReport:
         states={name: target_state(project.store, project.plan.targets[name]).kind for name in mine},
         production=_production(project, mine),
         training=trained(project, model),
+        seed_of=model.seed_of,
     )
     return replace(report, frontier=_frontier(project, report, results))
 

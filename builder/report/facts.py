@@ -157,6 +157,7 @@ class ModelReport:
     `top_k` and `checks` (how the answers of a generate suite are judged) are by suite. `states` has the kind
     of builder.project.state by declared target. `production` is None for a model that is not released, and
     `frontier` for a model whose KL is not measured. `training` is None where nothing was trained here.
+    `seed_of` is the declared model of which this model is one seed.
     """
 
     name: str
@@ -177,6 +178,43 @@ class ModelReport:
     production: Production | None = None
     frontier: Frontier | None = None
     training: Trained | None = None
+    seed_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over seeds: its mean, and the smallest and the largest value of one seed."""
+
+    mean: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class SeedsRow:
+    """One variant over all seeds: with how many it passes, of how many that are measured. `size` in bytes.
+
+    `spreads` has the figures that are known with every seed.
+    """
+
+    variant: str
+    size: int
+    passed: int
+    measured: int
+    spreads: Mapping[Metric, Spread]
+
+
+@dataclass(frozen=True)
+class SeedsReport:
+    """A model that was declared with several seeds, as one table. `models` are those of the seeds.
+
+    `chosen` is the smallest variant that passes with every seed, or None.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    rows: tuple[SeedsRow, ...]
+    chosen: str | None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from builder.console.markdown import table as table_lines
 from builder.console.states import MARKS
-from builder.report import notes, samples, tables
+from builder.report import notes, samples, seeds, tables
 from builder.report.answer import Answer, answer
 from builder.report.drawing import DARK, LIGHT, Plot
 from builder.report.facts import ModelReport, Report
@@ -96,6 +96,8 @@ def html(report: Report, sections: Sequence[Section], hints: Sequence[str] = ())
         report=report,
         title=_title(sections),
         models=sections,
+        seeds=seeds.sections(report.models),
+        range=seeds.RANGE,
         hints=hints,
         value=_value,
         interval=_interval,
@@ -151,6 +153,9 @@ def markdown(
         for table in each.tables:
             lines += [f"### {table.title}", "", *markdown_table(table), ""]
         lines += ["### What the figures mean", "", *_paragraphs(each.more)]
+    for said in seeds.sections(report.models):
+        lines += [f"## {said.name}, {said.table.title.lower()}", "", f"**{said.headline}.**", ""]
+        lines += [*markdown_table(said.table), "", seeds.RANGE, ""]
     lines += _paragraphs(hints)
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
 from builder.spec.publishing import publications
 from builder.spec.remotes import remote
-from builder.spec.seeds import with_seeds
+from builder.spec.seeds import SEED_OF, with_seeds
 from builder.spec.settings import BuildSettings
 from builder.spec.shape import Declared, Values, check_shape
 from builder.spec.suites import check_searched, conditions, suite
@@ -185,7 +185,8 @@ def _target_names(declared: Declared) -> list[str]:
 def _model(name: str, values: Values, declared: Declared, require: tuple[Condition, ...]) -> Model:
     adapter = values.get("adapter")
     base = values.get("base") if adapter is None else declared["adapter"][adapter].get("base")
-    return Model(name, base, adapter, values.get("variants"), values.given.get("suites", ()), require)
+    suites, seed_of = values.given.get("suites", ()), values.given.get(SEED_OF)
+    return Model(name, base, adapter, values.get("variants"), suites, require, seed_of)
 
 
 def _base(name: str, values: Values, source: BaseSource) -> Base:

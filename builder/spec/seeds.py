@@ -5,11 +5,14 @@ The tables are copied before anything else looks at them. So an adapter of one s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from builder.console.words import quoted
 from builder.spec.problems import Problems
 from builder.spec.shape import Declared, Values
+from builder.spec.types import Model
+
+SEED_OF = "seed of"  # the model that a model of one seed was declared as. No key of a file has a space
 
 
 def with_seeds(declared: Declared, problems: Problems) -> Declared:
@@ -35,9 +38,37 @@ def with_seeds(declared: Declared, problems: Problems) -> Declared:
             continue
         for copy, seed in copies[worn].items():
             own = f"{name}-seed{seed}"
-            models[own] = values._replace(given={**values.given, "adapter": copy})
+            models[own] = values._replace(given={**values.given, "adapter": copy, SEED_OF: name})
             _check_free("model", own, declared["model"], values, problems)
+    _check_names(models, problems)
     return {**declared, "adapter": adapters, "model": models}
+
+
+def _check_names(models: Mapping[str, Values], problems: Problems) -> None:
+    """Checks that what stands for all seeds of a model, or of a target, is not the name of something else."""
+    taken = {
+        f"{n}_{v}".lower(): f"target {quoted(f'{n}_{v}')}" for n, m in models.items() for v in _variants(m)
+    }
+    taken |= {name.lower(): f"model {quoted(name)}" for name in models}
+    for values in models.values():
+        name = values.given.get(SEED_OF)
+        for each in (name, *(f"{name}_{variant}" for variant in _variants(values))) if name else ():
+            if other := taken.pop(each.lower(), None):
+                what = f"{quoted(each)}, which means all its seeds, is the name of the {other} too"
+                problems.add(values.place, f"{what}; rename one")
+
+
+def _variants(model: Values) -> list[str]:
+    return [name for name in model.given.get("variants", ()) if name is not None]
+
+
+def models_of(models: Iterable[Model]) -> Mapping[str, tuple[Model, ...]]:
+    """The models of each declared model that has several seeds, in the order of the seeds."""
+    found: dict[str, tuple[Model, ...]] = {}
+    for model in models:
+        if model.seed_of is not None:
+            found[model.seed_of] = (*found.get(model.seed_of, ()), model)
+    return found
 
 
 def _seeds(values: Values, problems: Problems) -> tuple[int, ...]:
@@ -66,3 +97,8 @@ def _check_free(
     if name in names:
         what = f"one seed of it is the {kind} {quoted(name)}, which is declared too; rename one"
         problems.add(values.place, what)
+
+
+def seed_name(model: str) -> str:
+    """The seed of a model of one seed, as a heading: "seed 3"."""
+    return f"seed {model.rpartition('-seed')[2]}"

@@ -218,6 +218,7 @@ class Model:
     """A base, with or without an adapter, and the variants to make of it.
 
     `suites` measure each target of the model. A target passes when all conditions in `require` hold.
+    `seed_of` is the name that was declared, where `seeds` made several models of it.
     """
 
     name: str
@@ -226,6 +227,7 @@ class Model:
     variants: tuple[str, ...]
     suites: tuple[str, ...] = ()
     require: tuple[Condition, ...] = ()
+    seed_of: str | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from builder.console.words import from_here, stand_in
 from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.result_keys import needs_directory
-from builder.spec.types import Model, Target
+from builder.spec.seeds import models_of
+from builder.spec.types import Model, Spec, Target
 from builder.tasks.descriptions import describe_adapter, describe_base, describe_target
 from builder.tasks.publishing import Publish, needed
 from builder.tasks.steps import (
@@ -34,13 +35,13 @@ from builder.tasks.steps import (
     CheckCalibration,
     Clean,
     Evaluate,
-    FindThreshold,
     PrepareAdapter,
     PrepareBase,
     Release,
     Rollback,
     Withdraw,
 )
+from builder.tasks.thresholds import FindSeedsThreshold, FindThreshold
 from builder.tasks.uptodate import SELECTED, AdapterReady, BaseReady, Evaluated, Released, TargetReady
 
 DATABASE = ".modelkiln.db"  # not doit's default name, which another dodo.py may use with another backend
@@ -120,6 +121,7 @@ def project_tasks(project: Project) -> Iterator[Task]:
     for model in spec.models.values():
         wanted = [f"model:{model.name}_{v}" for v in model.variants if not spec.variants[v].intermediate]
         yield _alias(f"model:{model.name}", f"every variant of {model.name} that is not intermediate", wanted)
+    yield from _seed_groups(spec, "model")
     # This group comes last, so that doit uses its task_dep: intermediates are not part of `doit model`.
     yield {
         "basename": "model",
@@ -153,6 +155,25 @@ def _model_task(project: Project, target: Target) -> Task:
     )
 
 
+def _seed_groups(spec: Spec, kind: str) -> Iterator[Task]:
+    """Where `seeds` made several models of one: its name and the names of its targets stand for all seeds."""
+    for name, models in models_of(spec.models.values()).items():
+        if kind == "eval" and not models[0].suites:
+            continue
+        shown = [v for v in models[0].variants if not spec.variants[v].intermediate]
+        yield _alias(f"{kind}:{name}", f"{name} with every seed", _each(kind, models, shown))
+        for variant in models[0].variants:
+            yield _alias(
+                f"{kind}:{name}_{variant}",
+                f"{name}_{variant} with every seed",
+                _each(kind, models, [variant]),
+            )
+
+
+def _each(kind: str, models: Sequence[Model], variants: Sequence[str]) -> list[str]:
+    return [f"{kind}:{model.name}_{variant}" for model in models for variant in variants]
+
+
 def _eval_tasks(project: Project) -> Iterator[Task]:
     measured = [target for target in project.spec.targets if target.model.suites]
     if not measured:
@@ -167,6 +188,7 @@ def _eval_tasks(project: Project) -> Iterator[Task]:
             Evaluated(project, target.name, SELECTED),
             after=_measured_of(project, target),
         )
+    yield from _seed_groups(project.spec, "eval")
     yield {
         "basename": "eval",
         "name": None,
@@ -180,6 +202,11 @@ def _eval_tasks(project: Project) -> Iterator[Task]:
         doc = f"the smallest target of {model.name} that has {', '.join(map(str, model.require))}"
         step = FindThreshold(project, model.name)
         yield _task("threshold", model.name, doc, step, after=[_sources_of(model)])
+    for name, models in models_of(required).items():
+        conditions = ", ".join(map(str, models[0].require))
+        doc = f"the smallest variant of {name} that has {conditions} with every seed"
+        step = FindSeedsThreshold(project, name)
+        yield _task("threshold", name, doc, step, after=[_sources_of(model) for model in models])
 
 
 def _measured_of(project: Project, target: Target) -> list[str]:

@@ -176,34 +176,6 @@ class Evaluate(Step):
 
 
 @dataclass
-class FindThreshold(Step):
-    """Finds and prints the smallest target of a model that meets the requirements."""
-
-    model: str
-
-    def run(self) -> None:
-        from builder.console.display import prints_answers, showing
-        from builder.evaluate.threshold import find_threshold
-        from builder.project.result_keys import needs_directory
-        from builder.release.delivery import deliver
-        from builder.tasks.tables import print_threshold
-
-        self.project.forget_plan()
-        for target in self.project.spec.targets:
-            if target.model.name == self.model:
-                read_what_was_left(self.project, target.name)
-        with showing() as emit:
-
-            def build(name: str) -> None:
-                if needs_directory(self.project.spec, self.project.spec.target(name)):
-                    deliver(self.project, name, {name}, (), emit)
-
-            found = find_threshold(self.project, self.model, build, emit)
-        if prints_answers():
-            print_threshold(self.project, found)
-
-
-@dataclass
 class ReleaseStep(Step):
     """A step after which production shows something else. What a release publishes follows."""
 

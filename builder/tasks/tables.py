@@ -8,9 +8,12 @@ from builder.build.one_pass import Built
 from builder.console.tables import print_table
 from builder.console.words import from_here, number, size_text
 from builder.evaluate.results import Result, figures, interval_text, missed, passing
+from builder.evaluate.seeds import SeedsThreshold
+from builder.evaluate.seeds import answer as answer_of_seeds
 from builder.evaluate.threshold import Threshold, answer
 from builder.project.project import Project
 from builder.project.status import status_of
+from builder.spec.seeds import seed_name
 from builder.spec.types import Target
 from builder.store.releases import PRODUCTION
 
@@ -75,5 +78,19 @@ def print_threshold(project: Project, found: Threshold) -> None:
         unimportant=("bits/weight",),
     )
     print(answer(found.search))
+    for small, large in found.search.exceptions:
+        print(f"size does not order them: {small} passes, {large} is larger and does not")
+
+
+def print_seeds_threshold(project: Project, found: SeedsThreshold) -> None:
+    """Prints a table with one row for each variant and one column for each seed, and the answer."""
+    seeds = [seed_name(model) for model in found.models]
+    rows = []
+    for variant in found.search.order:
+        status = status_of(project, project.spec.target(f"{found.models[0]}_{variant}"))
+        verdicts = [found.verdict(variant, model) for model in found.models]
+        rows.append([variant, size_text(status.size), *verdicts])
+    print_table(("variant", "size", *seeds), rows, left=("variant", *seeds))
+    print(answer_of_seeds(found.search))
     for small, large in found.search.exceptions:
         print(f"size does not order them: {small} passes, {large} is larger and does not")

@@ -10,7 +10,7 @@ import pytest
 from builder.engine import stored
 from builder.engine.blas import numpy_on_one_thread
 from builder.engine.experts import by_expert, by_matrix
-from builder.engine.stored import Stored, stored_in
+from builder.engine.stored import Stored, stored_in, stored_under
 
 EXPERTS, WIDE, COLUMNS = 5, 96, 64
 SETTINGS: tuple[tuple[str, int, int] | None, ...] = (
@@ -62,6 +62,24 @@ def test_the_product_of_mlx(
         for x, ours in zip(inputs, by_matrix(inputs, one), strict=True):
             assert close(ours, x @ whole[0].T)
         assert close(one.looked_up(mx.array([[3, 0], [95, 3]])), whole[0][mx.array([[3, 0], [95, 3]])])
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
+def test_a_lora_is_added_as_mlx_fuses_it(dtype: Any) -> None:
+    from mlx_lm.models.switch_layers import SwitchLinear
+    from mlx_lm.tuner.lora import LoRASwitchLinear
+
+    module: Any = SwitchLinear(COLUMNS, WIDE, EXPERTS, bias=False)
+    module.weight = module.weight.astype(dtype)
+    layer = LoRASwitchLinear.from_base(module, r=3, scale=2.5)
+    layer.lora_b = mx.random.normal(layer.lora_b.shape)
+    weight = stored_under(layer)
+    assert weight is not None and stored_under(module) is None
+    call = (mx.random.normal((40, 1, COLUMNS)), mx.random.randint(0, EXPERTS, (40,)))
+    with numpy_on_one_thread():
+        (ours,) = by_expert([call], weight)
+    fused = layer.fuse().weight.astype(mx.float32)
+    assert close(ours, mx.gather_mm(call[0], fused.swapaxes(-1, -2), rhs_indices=call[1]))
 
 
 def test_the_same_bits_on_any_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -506,12 +506,17 @@ class Person(RuleBasedStateMachine):
 
     # -- other processes ------------------------------------------------------------------------------------
 
-    def start(self, which: str, names: list[str], die_after: int | None) -> tuple[Any, Any]:
+    def start(
+        self, which: str, names: list[str], die_after: int | None, *, unread: bool = False
+    ) -> tuple[Any, Any]:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(
-            target=person.in_child, args=(self.file(which), names, die_after, theirs), daemon=True
+            target=person.in_child,
+            args=(self.file(which), names, die_after, theirs),
+            kwargs={"unread": unread},
+            daemon=True,
         )
         process.start()
         theirs.close()
@@ -532,6 +537,23 @@ class Person(RuleBasedStateMachine):
         some = [names[(number + 7 * i) % len(names)] for i in range(number % 3)]
         killed = self.finish(*self.start(which, list(dict.fromkeys(some)), after)) is None
         self.note("kill -9" if killed else "a build that ended before it was killed", which)
+        if build:
+            self.run(which)
+
+    @precondition(lambda self: self.children)
+    @rule(which=checkouts, after=st.none() | st.integers(1, 60), again=st.booleans(), build=st.booleans())
+    def build_from_what_nobody_has_read(
+        self, which: str, after: int | None, again: bool, build: bool
+    ) -> None:
+        """The store has forgotten the digests of the bases: a first pass reads each once, or dies."""
+        self.note("a first build", which)
+        for place in self.parts(which, "state"):
+            place.unlink()
+        self.damage(which)
+        if self.finish(*self.start(which, [], after, unread=True)) is None:
+            self.note("kill -9 of a first build", which)
+            if again:
+                assert self.finish(*self.start(which, [], None, unread=True)) is not None
         if build:
             self.run(which)
 

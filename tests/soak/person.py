@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from builder.build import learned
+from builder.build.first_pass import reads
 from builder.build.prepare import prepare_adapter, prepare_base, prepare_calibration
 from builder.build.restore import restore
 from builder.console.events import BlockDone, Emit, Event, Note, silent
@@ -26,6 +29,7 @@ from builder.project.project import Project
 from builder.project.state import missing_actions
 from builder.project.status import survey
 from builder.release.delivery import deliver
+from builder.sources import catalog
 from builder.sources.base import IGNORED
 from builder.spec.quantizers import METHOD_SETTINGS
 from builder.store import blobs, records
@@ -36,6 +40,7 @@ from builder.store.disk import durable
 from builder.tasks.uptodate import SELECTED, AdapterReady, BaseReady, TargetReady
 from tests.soak.world import load
 
+LARGE = 1000  # bytes of a file that planning does not hash, in a first build
 STEP = re.compile(r": (dwq|gptq|awq|dynamic) on ")
 
 
@@ -211,38 +216,54 @@ def quick() -> Iterator[None]:
 # -- in a process that can be killed ------------------------------------------------------------------------
 
 
-def in_child(file: Path, names: Sequence[str], die_after: int | None, said: Any) -> None:
-    """Builds. Kills itself with SIGKILL at that call to the file system, or says how many actions it ran."""
+def in_child(file: Path, names: Sequence[str], calls: int | None, said: Any, *, unread: bool = False) -> None:
+    """Builds. Kills itself with SIGKILL at that call to the file system, or says how many actions it ran.
+
+    unread: the bases are large, so that the build is the first to read those that nobody has read.
+    """
     project = load(file)
     targets = chosen(project, names)
-    with quick():
-        prepare(project, targets)
-        if die_after is not None:
-            _die_after(die_after, project.store.root)
+    with quick(), pytest.MonkeyPatch.context() as patch:
+        if unread:
+            patch.setattr(catalog, "HASH_AT_ONCE", LARGE)
+            targets = first(project, targets)
+        else:
+            prepare(project, targets)
+        if calls is not None:
+            die_after(calls, project.store.root)
         ran = build(load(file), targets, names)
     said.send((ran.blocks, ran.steps))
 
 
-def _die_after(count: int, store: Path) -> None:
-    import os
-    import signal
+def first(project: Project, targets: Sequence[str]) -> list[str]:
+    """The targets whose build is the first to read their base. Without one, all, and they are prepared."""
+    spec = project.spec
+    bases = {name: spec.bases[spec.target(name).model.base] for name in targets}
+    found = [name for name in targets if reads(project, bases[name], [name])]
+    if not found:
+        prepare(project, targets)
+    return found or list(targets)
 
-    left = count
+
+def die_after(count: int, store: Path) -> Callable[[], int]:
+    """Kills this process at that call which changes something in the store. Returns what counts the calls."""
+    made = 0
     inside = str(store)
     calls = frozenset(
         {"os.rename", "os.link", "os.remove", "os.mkdir", "os.chmod", "os.utime", "shutil.rmtree"}
     )
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal left
+        nonlocal made
         if event == "open":
             if not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
                 return
         elif event not in calls:
             return
         if inside in str(arguments[0]):
-            left -= 1
-            if left <= 0:
+            made += 1
+            if made >= count:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
+    return lambda: made

@@ -107,11 +107,14 @@ def test_seeds_are_several_adapters_and_models() -> None:
     found = [adapter.train for adapter in read.adapters.values()]
     assert found == [Training(Path("data").absolute(), seed=seed) for seed in (3, 5)]
     assert {model.adapter for model in read.models.values()} == {"a-seed3", "a-seed5"}
+    assert [model.seed_of for model in read.models.values()] == ["m", "m"]
     assert "seeds excludes seed" in problems(TRAIN + "seed = 1\nseeds = [0]")
     assert "seeds: 0.5 is not a whole number" in problems(TRAIN + "seeds = [1, 0.5]")
     assert "seeds has 1 twice" in problems(TRAIN + "seeds = [1, 1]")
     taken = TRAIN + 'seeds = [1]\n[adapter.a-seed1]\nbase = "b"\npath = "a"'
     assert 'one seed of it is the adapter "a-seed1"' in problems(taken)
+    both = TRAIN + 'seeds = [1]\n[model.m_f16]\nbase = "b"\nvariants = ["f16"]'
+    assert '"m_f16", which means all its seeds, is the name of the model "m_f16" too' in problems(both)
 
 
 def test_the_defaults_are_those_of_mlx_lm() -> None:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -178,8 +178,24 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_row(box: Sandbox)
     assert not (box.root / "store" / "adapters").exists()
 
 
+OTHER_WAYS: dict[str, tuple[str, dict[str, object]]] = {
+    "as it is": ("", {}),
+    "dora": ("type = 'dora'\n", {"fine_tune_type": "dora"}),
+    "full": ("type = 'full'\n", {"fine_tune_type": "full"}),
+    "schedule": (
+        "schedule = { name = 'cosine_decay', arguments = [1e-3, 12], warmup = 3 }\n",
+        {"lr_schedule": {"name": "cosine_decay", "arguments": [1e-3, 12], "warmup": 3}},
+    ),
+    "accumulated": (
+        "optimizer = 'adamw'\ngrad_accumulation_steps = 2\ngrad_checkpoint = true\n",
+        {"optimizer": "adamw", "grad_accumulation_steps": 2, "grad_checkpoint": True},
+    ),
+}
+
+
 @pytest.mark.slow
-def test_it_is_what_mlx_lm_lora_trains(box: Sandbox) -> None:
+@pytest.mark.parametrize(("said", "configured"), OTHER_WAYS.values(), ids=OTHER_WAYS)
+def test_it_is_what_mlx_lm_lora_trains(box: Sandbox, said: str, configured: Mapping[str, object]) -> None:
     """The last adapter, bit for bit, where mlx multiplies with its own BLAS and the base is float32."""
     import mlx.core as mx
 
@@ -189,18 +205,24 @@ def test_it_is_what_mlx_lm_lora_trains(box: Sandbox) -> None:
         tensors = {name: array.astype(mx.float32) for name, array in loaded.items()}
         mx.eval(tensors)
         mx.save_safetensors(str(file), tensors, metadata={"format": "pt"})
-    box.edit("rank = 4", "rank = 4\nmask_prompt = true\nkeep = 'last'\nval_batches = 1")
-    made = box.doit("adapter:tuned", env={"BUILDER_BLAS": "mlx"})
+    box.edit("rank = 4", f"rank = 4\n{said}mask_prompt = true\nkeep = 'last'\nval_batches = 1")
+    if "full" in said:  # a full fine-tune has no pairs of matrices
+        box.edit("rank = 4\n", "")
+        box.edit("dropout = 0.1\n", "")
+    if "schedule" in said:
+        box.edit("learning_rate = 1e-3\n", "")
+    made = box.doit(env={"BUILDER_BLAS": "mlx"})
     assert made.code == 0, made.text
     [ours] = adapters(box).values()
     config = {
         "lora_parameters": {"rank": 4, "scale": 20.0, "dropout": 0.1},
         "learning_rate": 1e-3,
         "steps_per_eval": 5,
+        **configured,
     }
     (box.root / "lora.yaml").write_text(json.dumps(config))
-    said = "--iters 12 --batch-size 2 --num-layers 2 --max-seq-length 64 --val-batches 1 --mask-prompt"
-    command = f"-m mlx_lm lora --train -c lora.yaml --model base --data data --adapter-path theirs {said}"
+    options = "--iters 12 --batch-size 2 --num-layers 2 --max-seq-length 64 --val-batches 1 --mask-prompt"
+    command = f"-m mlx_lm lora --train -c lora.yaml --model base --data data --adapter-path theirs {options}"
     theirs = box.run(sys.executable, *command.split())
     assert theirs.code == 0, theirs.text
     found = mx.load(str(box.root / "theirs" / "adapters.safetensors"))
@@ -228,3 +250,48 @@ def test_an_adapter_is_trained_on_the_quantized_base(box: Sandbox) -> None:
     page = box.builder("report")
     assert page.code == 0
     assert "Training" in (box.root / "store" / "report" / "report.md").read_text()
+
+
+SUITE = """\
+seeds = [0, 1]
+
+[suite.colours]
+kind = "fidelity"
+data = "questions.jsonl"
+"""
+
+
+@pytest.mark.slow
+def test_several_seeds_are_judged_together(box: Sandbox) -> None:
+    """A name for all seeds, the smallest variant that passes with each, and one table in the report."""
+    box.edit("save_every = 4\n", "save_every = 4\n" + SUITE)
+    box.edit("[variant.4bit]\nbits = 4", "[variant.4bit]\nbits = 4\n[variant.8bit]\nbits = 8")
+    box.edit('variants = ["4bit"]', 'variants = ["4bit", "8bit"]\nsuites = ["colours"]\n[model.m.require]\n')
+    with (box.root / "artifacts.toml").open("a") as file:
+        file.write('"colours.kl" = "<= 0.001"\n')
+    (box.root / "questions.jsonl").write_text(rows(4))
+    built = box.doit("model:m_8bit")
+    assert built.code == 0, built.text
+    assert {path.name for path in (box.root / "store" / "models").iterdir()} == {
+        "m-seed0_8bit",
+        "m-seed1_8bit",
+    }
+    assert "build m-seed1_4bit" in box.builder("plan", "m").out
+    found = box.doit("threshold:m")
+    assert found.code == 0, found.text
+    assert "8bit is the smallest that passes with every seed" in found.out
+    assert re.search(r"variant +size +seed 0 +seed 1", found.out)
+    assert re.search(r"4bit .* misses", found.out)
+    assert "measuring" not in box.doit("threshold:m").text
+    report = box.builder("report", "--json")
+    [seeds] = json.loads(report.out)["seeds"]
+    assert seeds["chosen"] == "8bit"
+    assert seeds["models"] == ["m-seed0", "m-seed1"]
+    by_variant = {row["variant"]: row for row in seeds["rows"]}
+    assert by_variant["8bit"]["passed"] == 2
+    spread = by_variant["8bit"]["spreads"]["colours.kl"]
+    assert 0 < spread["least"] < spread["mean"] < spread["most"] < 0.001
+    shown = box.builder("report")
+    assert "m: 8bit is the smallest that passes with all 2 seeds" in shown.out
+    assert "## m, all 2 seeds" in (box.root / "store" / "report" / "report.md").read_text()
+    assert "m, all 2 seeds" in (box.root / "store" / "report" / "index.html").read_text()

@@ -26,6 +26,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from builder.engine.layers import intercepted, listed_layers
 from builder.engine.loading import one_line
+from builder.engine.rounding.grouped import experts_together
 from builder.errors import BuildError, EngineError
 
 TOKENS = 1024  # that a layer takes at a time. Fixed, so that the number of cores does not change a bit
@@ -42,6 +43,7 @@ class Run:
     size: int  # sequences in a piece
     streams: Sequence[Any]
     path: str = "a layer"
+    layer: nn.Module | None = None
 
     def __call__(self, also: Callable[[], list[mx.array]] = list) -> Any:
         """`also` gives more arrays to compute with each piece. Raises EngineError."""
@@ -57,7 +59,7 @@ class Run:
         pieces = list(self.pieces())
         for first in range(0, len(pieces), len(self.streams)):
             for stream, (args, kwargs) in zip(self.streams, pieces[first:], strict=False):
-                with mx.stream(stream):
+                with mx.stream(stream), experts_together(self.layer):
                     made.append(self.forward(*args, **kwargs))
             mx.eval(made[first:], also())
             mx.clear_cache()
@@ -102,7 +104,7 @@ def walk(model: Any, tokens: mx.array, visit: Visit, *, settled: bool = True) ->
             mx.eval([array for _, array in tree_flatten([args, kwargs]) if isinstance(array, mx.array)])
 
         _check_stateless(path, [list(args), dict(kwargs)])
-        run = Run(forward, args, kwargs, sequences, size, streams, path)
+        run = Run(forward, args, kwargs, sequences, size, streams, path, layer=layer)
         try:
             return visit(path, layer, run)
         except BaseException as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError, described_error
-from builder.evaluate.process import Step, telling
+from builder.evaluate.process import Step, say, telling
 from builder.project.result_keys import PRECISION
 
 
@@ -120,19 +120,17 @@ def _scorable(request: Mapping[str, Any]) -> Any:
 def _score(request: Mapping[str, Any], parts: Mapping[str, Any], batch: int) -> dict[str, Any]:
     from builder.evaluate.worker.layerwise import score_larger
     from builder.evaluate.worker.measure import answer
-    from builder.evaluate.worker.scoring import score
+    from builder.evaluate.worker.whole import Whole
 
     layerwise = request["layerwise"]
-    tell = telling("bytes" if layerwise else "questions")
-    model = None if layerwise else _scorable(request).model
 
-    def scorer(asks: Sequence[Any], take: Any) -> None:
-        if layerwise:
-            score_larger(lambda: _scorable(request), asks, take, batch, tell)
-        else:
-            score(model, asks, take, batch, tell)
+    def load() -> Any:
+        return _scorable(request)
 
-    answer(parts.values(), scorer, at_once=layerwise)
+    def larger(asks: Sequence[Any], take: Any) -> None:
+        score_larger(load, asks, take, batch, telling("bytes"), say)
+
+    answer(parts.values(), larger if layerwise else Whole(load, batch, telling, say), at_once=layerwise)
     return {name: asdict(part.result()) for name, part in parts.items()}
 
 

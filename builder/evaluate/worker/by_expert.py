@@ -8,7 +8,6 @@ computes in the middle of its forward pass: such a model is `Unsuited`.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
@@ -49,7 +48,8 @@ def score_by_expert(
     Unsuited, before anything is given to `reduce`.
     """
     model, total, walk = scorable.model, sum(scorable.sizes.values()), Walk(scorable, step)
-    made = list(batches(asks, size, positions_at_once(model)))
+    positions = positions_at_once(model)
+    made = list(batches(asks, size, positions))
     beginning = begin(model, asks)
     todo = [batch.without(len(beginning.tokens)) if beginning else batch for batch in made]
     gathers = walk.gathers
@@ -64,28 +64,35 @@ def score_by_expert(
     step(0, total)
     with numpy_on_one_thread(), walk.watched():
         walk.learn(forward(made[0], None))
-        turns = [forward(batch, beginning) for batch in todo]
+        gathers.clear()
+        turns = {forward(batch, beginning): batch for batch in todo}
         first = [Turn(lambda turn: beginning.run())] if beginning else []
-        walk.go([first, *_together(turns, todo)])
-    outputs = deque(turn.result for turn in turns)
-    del turns, first, walk
-    gathers.clear()
-    for batch in todo:
-        deliver(batch, outputs.popleft(), reduce)
-        mx.clear_cache()
+
+        def done(turn: Turn) -> None:
+            if (batch := turns.pop(turn, None)) is not None:
+                gathers.pop(turn)
+                deliver(batch, turn.result, reduce)
+                turn.result = None
+                mx.clear_cache()
+
+        walk.go([first, *_together(list(turns), todo, positions)], done)
     step(total, total)
 
 
-def _together(turns: Sequence[Turn], todo: Sequence[Batch]) -> Iterator[list[Turn]]:
-    """The runs of batches with at most TOKENS tokens together, or of one batch."""
+def _together(turns: Sequence[Turn], todo: Sequence[Batch], positions: int) -> Iterator[list[Turn]]:
+    """The runs of batches with at most TOKENS tokens together, or of one batch.
+
+    Nor have they more than twice `positions` to score, because their logits are in memory together.
+    """
     group: list[Turn] = []
-    tokens = 0
+    tokens = scored = 0
     for turn, batch in zip(turns, todo, strict=True):
-        more = len(batch.tokens) * len(batch.tokens[0])
-        if group and tokens + more > TOKENS:
+        more, asked = len(batch.tokens) * len(batch.tokens[0]), len(batch.positions[0])
+        if group and (tokens + more > TOKENS or scored + asked > 2 * positions):
             yield group
-            group, tokens = [], 0
+            group, tokens, scored = [], 0, 0
         group.append(turn)
         tokens += more
+        scored += asked
     if group:
         yield group

@@ -20,7 +20,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.engine.layers import listed_layers
-from builder.evaluate.process import Step, untold
+from builder.evaluate.process import Say, Step, unsaid, untold
 from builder.evaluate.worker.by_expert import score_by_expert, suits
 from builder.evaluate.worker.questions import Ask
 from builder.evaluate.worker.scorable import Scorable
@@ -40,23 +40,40 @@ Steps = deque[list[mx.array]]  # what the layers returned for one batch, in orde
 
 
 def score_larger(
-    load: Callable[[], Scorable], asks: Sequence[Ask], reduce: Reduce, size: int = 8, step: Step = untold
+    load: Callable[[], Scorable],
+    asks: Sequence[Ask],
+    reduce: Reduce,
+    size: int = 8,
+    step: Step = untold,
+    say: Say = unsaid,
 ) -> None:
     """Scores what `load` gives. On a CPU a mixture of experts is multiplied by expert, where that works.
 
-    `step` is told how many of the bytes of all weights are done.
+    `step` is told how many of the bytes of all weights are done, and `say` where it does not work.
     """
-    with _reader():
-        scorable = load()
-    if suits(scorable):
-        try:
-            return score_by_expert(scorable, asks, reduce, size, step)
-        except Unsuited:
-            scorable = load()  # the weights of the former may be lost
+    scorable = by_expert_or_loaded(load, asks, reduce, size, step, say)
+    if scorable is None:
+        return
     model, total = scorable.model, sum(scorable.sizes.values())
     del scorable  # it would keep the weights of all layers
     step(0, total)
-    return score_by_layer(model, asks, reduce, size, lambda done, of: step(total * done // of, total))
+    score_by_layer(model, asks, reduce, size, lambda done, of: step(total * done // of, total))
+
+
+def by_expert_or_loaded(
+    load: Callable[[], Scorable], asks: Sequence[Ask], reduce: Reduce, size: int, step: Step, say: Say
+) -> Scorable | None:
+    """Scores what `load` gives by expert. Where that does not suit it, returns it, and scores nothing."""
+    with _reader():
+        scorable = load()
+    if not suits(scorable):
+        return scorable
+    try:
+        score_by_expert(scorable, asks, reduce, size, step)
+    except Unsuited as why:
+        say(f"experts are multiplied token by token, because the model cannot be stopped at each ({why})")
+        return load()  # the weights of the former may be lost
+    return None
 
 
 def _reader() -> AbstractContextManager[Any]:

@@ -32,14 +32,24 @@ class Scorable:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
-def in_float32(model: nn.Module, packed: Mapping[str, nn.Module] | None = None) -> Scorable:
-    """The model, which is changed. `packed`: the modules with codes that it had before it was dequantized."""
+def in_float32(
+    model: nn.Module,
+    packed: Mapping[str, nn.Module] | None = None,
+    adapted: Mapping[str, Stored] | None = None,
+) -> Scorable:
+    """The model, which is changed. `packed`: the modules with codes that it had before it was dequantized.
+
+    `adapted`: weights that a LoRA was fused into, before that, with the LoRA.
+    """
     from mlx_lm.models.switch_layers import SwitchLinear
 
     sizes = {name: array.nbytes for name, array in tree_flatten(model.parameters())}
     kinds = (nn.Linear, nn.Embedding, SwitchLinear)
     plain = {path: module for path, module in model.named_modules() if type(module) in kinds}
     stored = {path: stored_in(module) for path, module in {**plain, **(packed or {})}.items()}
+    stored |= {
+        path: each for path, each in (adapted or {}).items() if each.weight.dtype == stored[path].weight.dtype
+    }
     sizes |= {f"{path}.weight": sum(array.nbytes for array in each.arrays) for path, each in stored.items()}
     model.set_dtype(mx.float32)
     return Scorable(model, stored, sizes)

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 from builder.engine.inspect import inspect
 from builder.engine.loading import LoadedAdapter, load_base, lora_layers, replacements
 from builder.engine.merging import with_merges
+from builder.engine.stored import Stored, stored_under
 from builder.evaluate.worker.scorable import Scorable, in_float32
 
 
@@ -25,18 +26,16 @@ def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) 
     `base` and `adapter` are as in the request that `builder.evaluate.run` makes.
     """
     model = _load(base)
-    if adapter is not None:
-        fuse(model, _load_adapter(adapter, base))
+    adapted = fuse(model, _load_adapter(adapter, base)) if adapter is not None else {}
     model.eval()
-    return in_float32(model)
+    return in_float32(model, adapted=adapted)
 
 
 def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dtype: str | None) -> Scorable:
     """An unquantized target with the numbers that its directory would hold. Raises BuildError."""
     model = _load(base)
     own = {name: array.dtype for name, array in tree_flatten(model.parameters())}
-    if adapter is not None:
-        fuse(model, _load_adapter(adapter, base))
+    adapted = fuse(model, _load_adapter(adapter, base)) if adapter is not None else {}
     castable = getattr(model, "cast_predicate", lambda _: True)
 
     def stored(name: str, array: mx.array) -> mx.array:
@@ -48,7 +47,7 @@ def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dty
 
     model.update(tree_map_with_path(stored, model.parameters()))
     model.eval()
-    return in_float32(model)
+    return in_float32(model, adapted=adapted)
 
 
 def _load(base: Mapping[str, Any]) -> nn.Module:
@@ -57,12 +56,22 @@ def _load(base: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def fuse(model: nn.Module, adapter: LoadedAdapter) -> None:
-    """Puts the fused layers and replaced parameters into the model. Raises AdapterMismatch."""
+def fuse(model: nn.Module, adapter: LoadedAdapter) -> dict[str, Stored]:
+    """Puts the fused layers and replaced parameters into the model. Raises AdapterMismatch.
+
+    Returns the stacks of experts before that, with what is added to them, where our kernels can add it.
+    """
     layers = lora_layers(model, adapter)
-    if replaced := replacements(model, adapter):
+    replaced = replacements(model, adapter)
+    adapted = {
+        path: stored
+        for path, layer in layers.items()
+        if f"{path}.weight" not in replaced and (stored := stored_under(layer)) is not None
+    }
+    if replaced:
         model.load_weights(list(replaced.items()), strict=False)
     model.update_modules(tree_unflatten([(path, layer.fuse()) for path, layer in layers.items()]))
+    return adapted
 
 
 def _load_adapter(adapter: Mapping[str, Any], base: Mapping[str, Any]) -> LoadedAdapter:

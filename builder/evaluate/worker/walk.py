@@ -126,15 +126,30 @@ class Walk:
         self._open.update(map(id, layers))
         self._following = {id(one): id(after) for one, after in pairwise(called)}
 
-    def go(self, groups: Sequence[Sequence[Turn]]) -> None:
-        """Lets all runs go on to their ends. Raises Unsuited."""
+    def go(self, groups: Sequence[Sequence[Turn]], done: Callable[[Turn], None]) -> None:
+        """Lets all runs go on to their ends, and tells each that has ended.
+
+        Raises Unsuited, before the first run has ended.
+        """
+        going, ended = [list(group) for group in groups], False
         try:
-            while any(not turn.done for group in groups for turn in group):
-                left = [layer for group in groups if (layer := self._to_end_of_layer(group)) is not None]
-                if left:
-                    self._let_go(left[-1])
+            while any(going):
+                left = None
+                for group in going:
+                    layer = self._to_end_of_layer(group)
+                    left = left if layer is None else layer
+                    for turn in [turn for turn in group if turn.done]:
+                        group.remove(turn)
+                        ended = True
+                        done(turn)
+                if left is not None:
+                    self._let_go(left)
+        except Unsuited as error:
+            if ended and error.__cause__ is not None:
+                raise error.__cause__ from None
+            raise
         finally:
-            for turn in (turn for group in groups for turn in group):
+            for turn in (turn for group in going for turn in group):
                 turn.end()
         for module in self._model.modules():
             _empty(module)

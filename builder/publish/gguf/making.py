@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from builder.console.events import Emit, Note, Writing
 from builder.console.words import size_text
+from builder.gguf.writing import WRITER, planned, write
 from builder.keys import Key, make_key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.toolchain import version_of
-from builder.publish.gguf.writing import WRITER, planned, write
 from builder.store import blobs, records, tmp
 from builder.store.disk import durable
 from builder.store.holdings import usable_record

@@ -16,6 +16,7 @@ from contextlib import suppress
 from builder.store.disk import durable
 
 BUFFER = 1 << 22  # a multiple of every sector size; smaller files are written the ordinary way
+_MANY = 1 << 20
 FLAG = getattr(os, "O_DIRECT", 0)
 
 
@@ -35,7 +36,7 @@ class DirectWriter:
         done = 0
         while done < len(data):
             count = min(BUFFER - self._used, len(data) - done)
-            self._buffer[self._used : self._used + count] = data[done : done + count]
+            _copy(self._buffer, self._used, data[done : done + count])
             self._used += count
             done += count
             if self._used == BUFFER:
@@ -76,6 +77,16 @@ class DirectWriter:
         """A file system without the flag is written the ordinary way."""
         if not switch(self._fd, wanted):
             self._direct = False
+
+
+def _copy(buffer: mmap.mmap, start: int, data: memoryview) -> None:
+    """Copies bytes into a buffer. Many bytes by numpy, which lets other threads run meanwhile."""
+    if len(data) < _MANY:
+        buffer[start : start + len(data)] = data
+        return
+    import numpy as np
+
+    np.copyto(np.frombuffer(buffer, np.uint8, len(data), start), np.frombuffer(data, np.uint8))
 
 
 def switch(fd: int, wanted: bool) -> bool:

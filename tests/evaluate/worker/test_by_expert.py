@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ import pytest
 
 from bench import inputs
 from builder.console.events import Event, Scored
-from builder.evaluate.process import ask
+from builder.evaluate.process import Step, ask
 from builder.evaluate.run import described
 from builder.evaluate.worker import layerwise
 from builder.evaluate.worker.by_expert import score_by_expert, suits
 from builder.evaluate.worker.layerwise import score_larger
 from builder.evaluate.worker.lockstep import Turn
 from builder.evaluate.worker.questions import Ask
-from builder.evaluate.worker.scorable import load_float32, load_scorable
+from builder.evaluate.worker.scorable import Scorable, load_float32, load_scorable
 from builder.evaluate.worker.scoring import score
+from builder.evaluate.worker.sources import reference_model
 from builder.evaluate.worker.walk import Unsuited
+from builder.evaluate.worker.whole import Whole
 from builder.spec.types import Suite
 from tests.architectures import REGISTRY, checkpoint
 from tests.conftest import fresh_python
@@ -94,6 +97,61 @@ def test_the_numbers_of_a_quantized_target(tmp_path: Path, bits: int, mode: str)
     assert 0.8 * total < steps[-1][1] <= total  # the rest is the file's header
 
 
+def test_the_numbers_of_an_adapted_reference(tmp_path: Path) -> None:
+    shape = inputs.SHAPES["tiny_moe"]
+    base = inputs.make_model(tmp_path / "base", shape)
+    worn = inputs.make_adapter(tmp_path / "adapter", shape, shape.blocks // 2)
+
+    def load(*, adapted: bool = True) -> Scorable:
+        described = {"directory": str(base), "dequantize": False, "trust_remote_code": False}
+        return reference_model(described, {"name": "a", "base": "b", "path": str(worn)} if adapted else None)
+
+    scorable = load()
+    assert any(stored.delta is not None for stored in scorable.stored.values())
+    found: dict[int, mx.array] = {}
+    score_by_expert(scorable, ASKS, found.__setitem__, 4)
+    for adapted in (True, False):
+        expected: dict[int, mx.array] = {}
+        score(load(adapted=adapted).model, ASKS, expected.__setitem__, 4)
+        assert same(found, expected) == adapted
+
+
+def test_questions_in_turn_and_a_model_in_memory(tmp_path: Path) -> None:
+    """By expert the model is used up, so it is loaded for each turn. Another model is kept."""
+    for name, loads in (("qwen3_moe", 2), ("llama", 1)):
+        folder, loaded, told = folder_of(name, tmp_path / name), list[int](), list[str]()
+
+        def load(folder: Path = folder, loaded: list[int] = loaded) -> Scorable:
+            loaded.append(1)
+            return load_scorable(folder)
+
+        def telling(unit: str, told: list[str] = told) -> Step:
+            return lambda *_: told.append(unit)
+
+        found: dict[int, mx.array] = {}
+        score_whole = Whole(load, 4, telling, told.append)
+        for first in (0, 5):
+            made: dict[int, mx.array] = {}
+            score_whole(ASKS[first : first + 5], made.__setitem__)
+            found |= {first + index: each for index, each in made.items()}
+        assert same(found, whole(folder, ASKS))
+        assert len(loaded) == loads
+        assert set(told) == {"bytes" if loads == 2 else "questions"}
+
+
+def test_logits_do_not_stay_until_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is scored is delivered group by group."""
+    monkeypatch.setattr("builder.evaluate.worker.by_expert.TOKENS", 1)
+    running: list[int] = []
+
+    def take(index: int, made: mx.array) -> None:
+        running.append(sum(thread.name.startswith("Thread") for thread in threading.enumerate()))
+
+    before = sum(thread.name.startswith("Thread") for thread in threading.enumerate())
+    score_by_expert(load_scorable(folder_of("qwen3_moe", tmp_path)), ASKS, take, 2)
+    assert running[0] > before and running[-1] == before
+
+
 def test_only_experts_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moe = load_scorable(folder_of("qwen3_moe", tmp_path / "moe"))
     assert suits(moe)
@@ -119,8 +177,10 @@ def test_a_model_that_computes_in_the_middle_goes_the_plain_way(
     with pytest.raises(Unsuited):
         score_by_expert(load_scorable(folder), ASKS, lambda *_: None, 4)
     found: dict[int, mx.array] = {}
-    score_larger(lambda: load_scorable(folder), ASKS, found.__setitem__, 4)
+    told: list[str] = []
+    score_larger(lambda: load_scorable(folder), ASKS, found.__setitem__, 4, say=told.append)
     assert same(found, expected)
+    assert len(told) == 1 and told[0].startswith("experts are multiplied token by token")
 
 
 def test_weights_that_are_missed_too_late_are_loaded_again(

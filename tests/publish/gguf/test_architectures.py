@@ -12,7 +12,7 @@ from mlx.utils import tree_unflatten
 
 from builder.evaluate.worker.llama import LlamaCpp
 from builder.evaluate.worker.questions import Ask
-from builder.publish.gguf.writing import planned, write
+from builder.gguf.writing import planned, write
 from tests.publish.gguf.models import CONFIGS, make_model
 
 pytest.importorskip("gguf")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from builder.evaluate.worker.llama import LlamaCpp, LlamaFailed, LlamaMissing
-from builder.publish.gguf.architecture import GgufRefused
-from builder.publish.gguf.formats import nbytes, type_of
-from builder.publish.gguf.settings import Unwritable
-from builder.publish.gguf.vocabulary import vocabulary
-from builder.publish.gguf.weights import unpacked
-from builder.publish.gguf.writing import GgufMissing, planned, write
+from builder.gguf.architecture import GgufRefused
+from builder.gguf.formats import nbytes, type_of
+from builder.gguf.settings import Unwritable
+from builder.gguf.vocabulary import vocabulary
+from builder.gguf.weights import unpacked
+from builder.gguf.writing import GgufMissing, planned, write
 from tests.publish.gguf.models import CONFIGS, make_model, write_tokenizer
 
 gguf = pytest.importorskip("gguf")
@@ -148,7 +148,7 @@ def test_widths_that_no_block_divides_stay_in_float16(tmp_path: Path) -> None:
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builder.publish.gguf.writing.find_spec", lambda name: None)
+    monkeypatch.setattr("builder.gguf.writing.find_spec", lambda name: None)
     with pytest.raises(GgufMissing, match="needs the package `gguf`, which is not installed"):
         planned(tmp_path, "t", "exact")
     monkeypatch.setattr("builder.evaluate.worker.llama.PACKAGE", "no-such-package")

@@ -1,4 +1,6 @@
-"""The tokenizer of a folder as keys of a GGUF: byte-level BPE whose way of cutting text llama.cpp knows."""
+"""The tokenizer of a folder as keys of a GGUF: byte-level BPE whose way of cutting text llama.cpp knows, or
+SentencePiece.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.publish.gguf.settings import Unwritable
+from builder.gguf.pieces import Pieces, effective, pieces
+from builder.gguf.settings import Unwritable
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = (
@@ -23,8 +26,12 @@ _PATTERNS = {_GPT4 + "{1,3}" + _REST: "llama-bpe", _GPT4 + _REST: "qwen2", _TEKK
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Everything that a GGUF says about tokens. `tokens` has one entry for each row of the embedding."""
+    """Everything that a GGUF says about tokens. `tokens` has one entry for each row of the embedding.
 
+    `kind` is llama.cpp's name: gpt2 has `merges`, and llama (SentencePiece) has `scores`.
+    """
+
+    kind: str
     pre: str
     tokens: tuple[str, ...]
     types: tuple[int, ...]
@@ -32,34 +39,68 @@ class Vocabulary:
     ids: Mapping[str, int]  # bos, eos, eot, padding, unknown
     add_bos: bool
     template: str | None
+    scores: tuple[float, ...] = ()
+    prefix: bool = False  # a space before a text
 
 
 def vocabulary(folder: Path, rows: int) -> Vocabulary:
     """The vocabulary of a folder whose embedding has `rows` rows. Raises Unwritable."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise Unwritable("it has no tokenizer.json")
-    said = json.loads(file.read_text(encoding="utf-8"))
-    model = said.get("model") or {}
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise Unwritable("its tokenizer is no byte-level BPE")
-    pre = _pre_tokenizer(said)
-    config = _json(folder / "tokenizer_config.json")
+    said, named = _said(folder)
+    model = said["model"]
+    config = {**_json(folder / "tokenizer_config.json"), **named}
+    template = _template(folder, config)
+    made = pieces(said, template is not None) if model.get("byte_fallback") else None
+    pre = "default" if made else _pre_tokenizer(said)
     added = {int(each["id"]): each for each in said.get("added_tokens", ())}
     by_id = {int(index): str(token) for token, index in model["vocab"].items()}
     by_id |= {index: str(each["content"]) for index, each in added.items()}
     if max(by_id) >= rows:
         raise Unwritable(f"it has {max(by_id) + 1} tokens, and an embedding of {rows} rows")
-    types = []
-    for index in range(rows):
-        special = CONTROL if index in added and added[index].get("special") else USER_DEFINED
-        types.append(special if index in added else NORMAL if index in by_id else UNUSED)
+    types = tuple(_type(index, by_id, added, made) for index in range(rows))
     tokens = tuple(by_id.get(index, f"[PAD{index}]") for index in range(rows))
     merges = tuple(each if isinstance(each, str) else " ".join(each) for each in model.get("merges", ()))
     if not merges:
         raise Unwritable("its tokenizer merges nothing, and llama.cpp wants merges")
     ids = _ids(folder, config, {token: index for index, token in by_id.items()})
-    return Vocabulary(pre, tokens, tuple(types), merges, ids, _adds_bos(file, ids), _template(folder, config))
+    add_bos = _adds_bos(said, ids)
+    if made is None:
+        return Vocabulary("gpt2", pre, tokens, types, merges, ids, add_bos, template)
+    scores = tuple(made.scores.get(token, 0.0) for token in tokens)
+    return Vocabulary("llama", pre, tokens, types, (), ids, add_bos, template, scores, made.prefix)
+
+
+def _said(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What tokenizer.json says, or would say, and the special tokens that only transformers knows.
+
+    Raises Unwritable for a tokenizer of another kind.
+    """
+    file = folder / "tokenizer.json"
+    said: dict[str, Any] = {}
+    named: dict[str, str] = {}
+    if file.is_file():
+        said = json.loads(file.read_text(encoding="utf-8"))
+    elif not (folder / "tokenizer.model").is_file():
+        raise Unwritable("it has no tokenizer.json and no tokenizer.model")
+    if not said or (said.get("model") or {}).get("byte_fallback"):
+        said, named = effective(folder)
+    model = said.get("model") or {}
+    if model.get("type") != "BPE":
+        kind = f"of type {model.get('type')}"
+        raise Unwritable(f"its tokenizer is {kind}: it can be a byte-level BPE, or SentencePiece of type BPE")
+    return said, named
+
+
+def _type(index: int, tokens: Mapping[int, str], added: Mapping[int, Any], made: Pieces | None) -> int:
+    token = tokens.get(index)
+    if token is None:
+        return UNUSED
+    if made and token in made.bytes:
+        return BYTE
+    if made and token == (made.unknown or "<unk>"):
+        return UNKNOWN
+    if index in added:
+        return CONTROL if added[index].get("special") else USER_DEFINED
+    return NORMAL
 
 
 def _pre_tokenizer(said: Mapping[str, Any]) -> str:
@@ -101,10 +142,10 @@ def _ids(folder: Path, config: Mapping[str, Any], known: Mapping[str, int]) -> d
     return ids
 
 
-def _adds_bos(file: Path, ids: Mapping[str, int]) -> bool:
+def _adds_bos(said: Mapping[str, Any], ids: Mapping[str, int]) -> bool:
     from tokenizers import Tokenizer
 
-    found = Tokenizer.from_file(str(file)).encode("a").ids
+    found = Tokenizer.from_str(json.dumps(said)).encode("a").ids
     return bool(found) and found[0] == ids.get("bos")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from builder.errors import BuildError
-from builder.publish.gguf.settings import Unwritable, constants, key_heads, settings_of
+from builder.gguf.settings import Unwritable, constants, key_heads, settings_of
 
 Order = Literal["as is", "query", "key"]
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError, SourceError
-from builder.publish.gguf.architecture import (
+from builder.gguf.architecture import (
     Architecture,
     GgufRefused,
     Tensor,
     architecture,
 )
-from builder.publish.gguf.formats import data, nbytes, type_of
-from builder.publish.gguf.settings import Unwritable
-from builder.publish.gguf.vocabulary import Vocabulary, vocabulary
-from builder.publish.gguf.weights import Weight, Weights
+from builder.gguf.formats import data, nbytes, type_of
+from builder.gguf.settings import Unwritable
+from builder.gguf.vocabulary import Vocabulary, vocabulary
+from builder.gguf.weights import Weight, Weights
 from builder.spec.destinations import EXACT
 
 WRITER = "gguf/1"  # part of the key: change it when the same folder gives other bytes
@@ -162,14 +162,17 @@ def _describe(writer: Any, made: Written, wanted: str, about: Mapping[str, str])
             case _:
                 writer.add_string(full, value)
     tokens = made.vocabulary
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(tokens.kind)
     writer.add_tokenizer_pre(tokens.pre)
     writer.add_token_list([*tokens.tokens])
     writer.add_token_types([*tokens.types])
-    writer.add_token_merges([*tokens.merges])
+    if tokens.scores:
+        writer.add_token_scores([*tokens.scores])
+    else:
+        writer.add_token_merges([*tokens.merges])
     for name, index in tokens.ids.items():
         writer.add_uint32(f"tokenizer.ggml.{name}_token_id", index)
     writer.add_add_bos_token(tokens.add_bos)
-    writer.add_add_space_prefix(False)
+    writer.add_add_space_prefix(tokens.prefix)
     if tokens.template is not None:
         writer.add_chat_template(tokens.template)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.publish.gguf.settings import Unwritable
+from builder.gguf.settings import Unwritable
 from builder.weights.safetensors import TensorInfo, read_header
 
 if TYPE_CHECKING:

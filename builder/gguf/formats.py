@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from builder.publish.gguf.architecture import Architecture, Tensor
-from builder.publish.gguf.settings import Unwritable
-from builder.publish.gguf.weights import Weight, Weights
+from builder.gguf.architecture import Architecture, Tensor
+from builder.gguf.settings import Unwritable
+from builder.gguf.weights import Weight, Weights
 from builder.spec.destinations import EXACT
 
 if TYPE_CHECKING:

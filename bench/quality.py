@@ -1,12 +1,13 @@
 """KL at equal bytes: uniform, calibrated and allocated variants beside mlx-lm's own methods, in one run.
 
-    python bench/quality.py [--model example|base|moe] [--only NAME ...] [--limit SECONDS] [--json FILE]
+    python bench/quality.py [--model example|base|moe] [--only NAME ...] [--limit SECONDS] [--samples N]
 
 calibrated: the rounding alone. bits: chosen bits alone, rounded to nearest. target: both.
 r is the KL of a variant over the KL of the log-linear line through uniform 3, 4, 5 and 6 bits at the same
 bytes. The rows are held out: example/data/test.jsonl. All variants see the same text: the first rows of
-example/data/train.jsonl, 32 pieces of 256 tokens. mlx-lm's methods get these rows with the chat template
-already applied, because they join messages without it. bench/README.md explains the columns.
+example/data/train.jsonl, 32 pieces of 256 tokens (--samples, --length). mlx-lm's methods get these rows with
+the chat template already applied, because they join messages without it. bench/README.md explains the
+columns.
 """
 
 from __future__ import annotations
@@ -32,28 +33,30 @@ from bench.build import WORK, environment, project
 from bench.frontier import Measured, Ratio, below_line, compared
 from bench.quality_models import NAMES, TEST, TRAIN, rendered, sources
 from builder.evaluate import results
+from builder.evaluate.worker.tokens import tokenizer_of
 from builder.keys import Key
 from builder.store.layout import Store
 
-TEXT = 'calibration = "train.jsonl"\nsamples = 32\nsequence_length = 256'
-METHOD = f'bits = 4\ngroup_size = 64\nfrom = "f16"\n{TEXT.replace("train", "rendered")}'
+SAMPLES, LENGTH = 32, 256  # of the text that every variant sees
 UNIFORM = (3, 4, 5, 6)
 SIZES = ("3.5", "4.25", "4.7", "5.0", "5.75")  # bits per weight
 EVERY_S = 0.1
 
 
-def _variants() -> dict[str, str]:
+def declared(samples: int = SAMPLES, length: int = LENGTH) -> dict[str, str]:
     """What each variant declares, by its name in the table."""
+    text = f'calibration = "train.jsonl"\nsamples = {samples}\nsequence_length = {length}'
+    method = f'bits = 4\ngroup_size = 64\nfrom = "f16"\n{text.replace("train", "rendered")}'
     found = {f"uniform_{bits}": f"bits = {bits}\ngroup_size = 64" for bits in UNIFORM}
-    found |= {f"calibrated_{bits}": f"bits = {bits}\ngroup_size = 64\n{TEXT}" for bits in (3, 4, 5)}
-    sizes = {size: f'target = "{size}bpw"\ngroup_size = 64\n{TEXT}' for size in SIZES}
+    found |= {f"calibrated_{bits}": f"bits = {bits}\ngroup_size = 64\n{text}" for bits in (3, 4, 5)}
+    sizes = {size: f'target = "{size}bpw"\ngroup_size = 64\n{text}' for size in SIZES}
     found |= {f"target_{size}": sizes[size] for size in SIZES[1:-1]}
     found |= {f"bits_{size}": f'{sizes[size]}\nrounding = "nearest"' for size in SIZES}
-    found |= {name: f'method = "{name}"\n{METHOD}' for name in ("gptq", "awq", "dwq")}
-    return found | {"dynamic": f'method = "dynamic"\n{METHOD}\nhigh_bits = 5\ntarget_bpw = 4.7'}
+    found |= {name: f'method = "{name}"\n{method}' for name in ("gptq", "awq", "dwq")}
+    return found | {"dynamic": f'method = "dynamic"\n{method}\nhigh_bits = 5\ntarget_bpw = 4.7'}
 
 
-VARIANTS: Mapping[str, str] = _variants()
+VARIANTS: Mapping[str, str] = declared()
 LEARNED = ("gptq", "awq", "dwq", "dynamic")
 
 
@@ -84,12 +87,12 @@ def plain_name(variant: str) -> str:
     return variant.replace(".", "_")
 
 
-def declaration(name: str, chosen: Sequence[str], tables: str) -> str:
+def declaration(name: str, chosen: Sequence[str], tables: str, given: Mapping[str, str] = VARIANTS) -> str:
     """The artifacts.toml of one run."""
     names = [plain_name(variant) for variant in chosen]
     source = 'adapter = "a"' if name == "example" else 'base = "b"'
     parts = [tables.strip(), '[variant.f16]\ndtype = "float16"\nintermediate = true']
-    parts += [f"[variant.{plain_name(variant)}]\n{VARIANTS[variant]}" for variant in chosen]
+    parts += [f"[variant.{plain_name(variant)}]\n{given[variant]}" for variant in chosen]
     parts += ['[suite.fidelity]\nkind = "fidelity"\ndata = "test.jsonl"']
     parts += [f'[model.m]\n{source}\nvariants = {json.dumps(["f16", *names])}\nsuites = ["fidelity"]']
     return "\n\n".join(parts) + "\n"
@@ -222,18 +225,37 @@ def chosen(only: Sequence[str]) -> list[str]:
     return [name for name in VARIANTS if any(name.startswith(each) for each in wanted)]
 
 
-def prepare(folder: Path, name: str, variants: Sequence[str], cache: Path) -> Path:
+def prepare(
+    folder: Path,
+    name: str,
+    variants: Sequence[str],
+    cache: Path,
+    samples: int = SAMPLES,
+    length: int = LENGTH,
+) -> Path:
     """A project with its data, its base fingerprinted. A folder that has a store goes on with it."""
     tables = sources(name, cache)
-    project(folder, declaration(name, variants, tables))
+    project(folder, declaration(name, variants, tables, declared(samples, length)))
     shutil.copy(TRAIN, folder / "train.jsonl")
     shutil.copy(TEST, folder / "test.jsonl")
     (folder / "rendered.jsonl").touch()
     run(folder, "base:b", *(["adapter:a"] if name == "example" else []))
     base = next((folder / "store/bases").iterdir()) if name != "moe" else cache / "moe"
-    texts = rendered(base, TRAIN)
+    texts = first_of(rendered(base, TRAIN), tokenizer_of(base), samples, length)
     (folder / "rendered.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return folder
+
+
+def first_of(texts: Sequence[str], tokenizer: Any, samples: int, length: int) -> list[str]:
+    """The first texts that give so many pieces, and the eighth of them more that dwq holds back."""
+    left = (samples + samples // 7 + 1) * length
+    kept: list[str] = []
+    for text in texts:
+        if left <= 0:
+            break
+        kept.append(text)
+        left -= len(tokenizer.encode(text))
+    return kept
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -241,6 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="example", choices=NAMES)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=", ".join(VARIANTS))
     parser.add_argument("--limit", type=float, help="seconds that a build may take")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="pieces of the text, for all variants")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens in each piece")
     parser.add_argument("--cache", type=Path, default=WORK, help="the folder of the trained model")
     parser.add_argument(
         "--folder", type=Path, help="a project to keep; what is built there is not timed anew"
@@ -252,8 +276,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.cache) as scratch:
         folder = (options.folder or Path(scratch)).resolve()
-        prepare(folder, options.model, variants, options.cache.resolve())
-        print(f"{options.model}: {platform.platform()}, {os.cpu_count()} cores, load {_load()}\n")
+        cache = options.cache.resolve()
+        prepare(folder, options.model, variants, cache, options.samples, options.length)
+        text = f"{options.samples} pieces of {options.length} tokens"
+        print(f"{options.model}, {text}: {platform.platform()}, {os.cpu_count()} cores, load {_load()}\n")
         print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)
         rows: list[Row] = []
         for variant in variants:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from builder.build.blocks import Tally, check_shard
 from builder.build.one_pass import Built, build, copy_aux, finish, make_config, open_adapter, open_base
+from builder.build.shelves import shelf
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
-from builder.console.words import count
+from builder.console.words import count, size_text
 from builder.errors import EngineError, SourceChanged
 from builder.plan.remarks import remarked
 from builder.plan.types import CONFIG, Action, TargetPlan
@@ -27,6 +28,7 @@ from builder.project.state import missing_actions
 from builder.project.toolchain import made_by
 from builder.project.watch import base_folder, copied_from, unchanged
 from builder.store import blobs, records, tmp
+from builder.store.disk import durable
 from builder.store.holdings import usable_record
 from builder.store.locks import acquire, build_session
 from builder.store.types import Record
@@ -84,7 +86,8 @@ def round_blocks(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -
         tied, head = plan.base.structure.tied, None
         if tied in plan.quantization and block_of(f"{tied}.weight") in {action.block for action in todo}:
             emit(Note(f"{plan.name}: the embedding is also the head, so the base runs once without rounding"))
-            head = head_moments(open_base(project, plan)[0], tokens, tied)
+            with durable.explained(project.store.root):
+                head = head_moments(open_base(project, plan)[0], tokens, tied, shelf(project, plan))
         dtype = getattr(mx, plan.dtype) if plan.dtype else None
         rounding = Rounding(
             open_base(project, plan)[0],
@@ -96,9 +99,13 @@ def round_blocks(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -
             survival=project.spec.build.survival,
             tied=tied,
             head=head,
+            shelf=shelf(project, plan),
         )
         write = _writer(project, plan, tally, check, blas, emit)
-        rounding.run(_reader(project, plan), write)
+        with durable.explained(project.store.root):
+            rounding.run(_reader(project, plan), write)
+        if rounding.shelf.stored:
+            emit(Note(f"{plan.name}: {size_text(rounding.shelf.stored)} of hidden states went over the disk"))
 
 
 def _reader(project: Project, plan: TargetPlan) -> Callable[[str], Path | None]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from builder.build import card
 from builder.build.adoption import adopt
 from builder.build.blocks import Tally, make_blocks
+from builder.build.cutting import cut_blocks
 from builder.build.feed import Feed
 from builder.build.ledger import Ledger
 from builder.build.manifests import manifest_of
@@ -79,6 +80,7 @@ def build(
     with _ONE_PASS, build_session(store, keys):
         tally = tally or Tally()
         register(project)
+        cut_blocks(project, targets, tally, emit)
         make_missing(project, targets, tally, emit)
         for target in targets:
             copy_aux(project, target)
@@ -119,7 +121,7 @@ def make_missing(
     model = targets[0].target.model.name
     names = tuple(target.target.variant.name for target in lacking)
     size = sum(action.size for action in unique.values())
-    source = targets[0].base.structure.block_nbytes
+    source = targets[0].base.whole.block_nbytes
     started = time.perf_counter()
     on_wait = waiting(model, emit)
     blocks = {action.block for action in unique.values()}
@@ -155,9 +157,9 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     from builder.engine.tracing import Trace
 
     trace = Trace()
-    model, config = open_base(project, targets[0], trace.around)
-    adapter = open_adapter(project, targets[0])
-    requests = [Request(t.target.variant, t.dtype, t.quantization) for t in targets]
+    model, config = open_whole(project, targets[0], trace.around)
+    adapter = _whole_adapter(project, targets[0])
+    requests = [Request(t.target.variant, t.dtype, t.quantization, t.base.pruned) for t in targets]
     configs = {target.target.variant.name for target in unsettled}
     return Stream(
         model,
@@ -170,7 +172,17 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
     )
 
 
-def open_base(
+def open_base(project: Project, target: TargetPlan) -> tuple[Any, dict[str, Any]]:
+    """The lazy model of a target's base without the experts that it leaves out, and its config."""
+    model, config = open_whole(project, target)
+    if (pruned := target.base.pruned) is None:
+        return model, config
+    from builder.engine.pruning import prune
+
+    return prune(model, config, pruned)
+
+
+def open_whole(
     project: Project, target: TargetPlan, around: Around | None = None
 ) -> tuple[Any, dict[str, Any]]:
     """The lazy model of a target's base, and its config. around: see builder.engine.loading.load."""
@@ -186,7 +198,16 @@ def open_base(
 
 
 def open_adapter(project: Project, target: TargetPlan) -> LoadedAdapter | None:
-    """The lazy tensors of a target's adapter."""
+    """The lazy tensors of a target's adapter, for what `open_base` gives."""
+    whole = _whole_adapter(project, target)
+    if (pruned := target.base.pruned) is None:
+        return whole
+    from builder.engine.pruning import prune_adapter
+
+    return prune_adapter(whole, pruned)
+
+
+def _whole_adapter(project: Project, target: TargetPlan) -> LoadedAdapter | None:
     if target.target.model.adapter is None:
         return None
     from builder.engine.loading import LoadedAdapter
@@ -196,7 +217,7 @@ def open_adapter(project: Project, target: TargetPlan) -> LoadedAdapter | None:
     from builder.sources.adapters.tensors import load_merges, load_tensors
 
     declared = project.adapter(target.target.model.adapter)
-    info = placed(read_adapter(declared), declared, places_of(target.base.structure))
+    info = placed(read_adapter(declared), declared, places_of(target.base.whole))
     return with_merges(
         LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales),
         load_merges(info),

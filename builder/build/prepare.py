@@ -9,6 +9,7 @@ from builder.build.training import train_adapter
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.errors import BuildError, SourceChanged
+from builder.plan.experts import WAITS
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.hashing import digest
 from builder.project.project import Project
@@ -27,6 +28,13 @@ from builder.store import blobs, records
 from builder.store.locks import acquire
 from builder.store.types import FileEntry, Manifest, Record
 from builder.weights import structure as structures
+
+
+class ExpertsNotMeasured(BuildError):
+    """{target} leaves experts out, and they are not measured yet."""
+
+    exit_code = 2
+    hint = "`doit model:{target}` measures them."
 
 
 class BitsNotChosen(BuildError):
@@ -92,6 +100,8 @@ def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
     plan = project.plan.targets[target.name]
     if isinstance(plan, Unresolved) and plan.error is not None:
         raise plan.error
+    if isinstance(plan, Unresolved) and plan.reason == WAITS:
+        raise ExpertsNotMeasured(target=target.name)
     if isinstance(plan, Unresolved) and target.variant.goal is not None:
         raise BitsNotChosen(target=target.name)
     if not isinstance(plan, TargetPlan):  # a source was replaced since it was prepared

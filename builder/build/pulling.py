@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from builder.build import card, lockfile
 from builder.build.allocation import fetch_bits
 from builder.build.blocks import Tally
+from builder.build.experts import fetch_routing
 from builder.build.one_pass import finish
 from builder.build.prepare import prepare_adapter, prepare_base, prepare_calibration
 from builder.build.sharing import Opened, fetch_manifests, look_at, offered, settle, take
@@ -94,6 +95,8 @@ def _planned(project: Project, name: str, emit: Emit) -> TargetPlan | SourceErro
             prepare_adapter(project, adapter, emit)
         if variant.calibration is not None:
             prepare_calibration(project, variant, emit)
+        if variant.experts is not None:
+            fetch_routing(project, plan.target, emit)
         facts = facts_of(plan.target, project.planned_from())
         if variant.goal is not None and not variant.goal.smallest and not isinstance(facts, Unresolved):
             fetch_bits(project, plan.target, facts, emit)

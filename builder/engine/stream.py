@@ -10,7 +10,6 @@ import contextlib
 import copy
 import gc
 import io
-import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +20,17 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.engine.block import Block, Recipe, Shard
+from builder.engine.config import with_dtype, written
 from builder.engine.inspect import as_quantization, quantizable_modules
 from builder.engine.kernels import cpu as kernels
 from builder.engine.loading import LoadedAdapter, lora_layers, one_line, replacements
 from builder.engine.pool import Pool
+from builder.engine.pruning import prune_shard
 from builder.engine.survival import to_text
 from builder.engine.tracing import Trace
 from builder.errors import BuildError, EngineError
 from builder.spec.types import Quantization, Variant
+from builder.weights.experts import Pruned
 from builder.weights.overrides import deciding
 from builder.weights.structure import block_of
 
@@ -56,11 +58,15 @@ class Unquantizable(BuildError):
 
 @dataclass(frozen=True)
 class Request:
-    """One variant to make in this pass, with the dtype and the quantization that the plan resolved for it."""
+    """One variant to make in this pass, with the dtype and the quantization that the plan resolved for it.
+
+    `pruned`: the experts that it leaves out. They are cut out of the bytes that a variant with all has.
+    """
 
     variant: Variant
     dtype: str | None
     quantization: Mapping[str, Quantization]
+    pruned: Pruned | None = None
 
     @property
     def name(self) -> str:
@@ -97,6 +103,7 @@ class Stream:
             request.name: Recipe(getattr(mx, request.dtype) if request.dtype else None, request.quantization)
             for request in requests
         }
+        self._pruned = {request.name: request.pruned for request in requests if request.pruned is not None}
         work = _work(model, requests)
         compiled = work >= COMPILED_FROM and (kernels.ready() or work >= COMPILE_FROM)
         self._blocks = cut(model, adapter, compiled=compiled)
@@ -110,15 +117,7 @@ class Stream:
 
     def config(self, variant: str) -> bytes:
         """config.json of one variant, as mlx_lm.utils.save_config writes it."""
-        from mlx_lm.utils import _encode_tagged_floats
-
-        config = dict(self._configs[variant])
-        config.pop("_name_or_path", None)
-        if not self._keep_vision:
-            config.pop("vision_config", None)
-        if "quantization" in config:
-            config["quantization_config"] = config["quantization"]
-        return json.dumps(_encode_tagged_floats(dict(sorted(config.items()))), indent=4).encode()
+        return written(self._configs[variant], self._pruned.get(variant), vision=self._keep_vision)
 
     def take(self, block: str, variants: Collection[str], target: str) -> dict[str, Shard]:
         """The tensors of one block for each of `variants`, as bytes. The weights stay in memory until `drop`.
@@ -127,7 +126,8 @@ class Stream:
         """
         recipes = {variant: self._recipes[variant] for variant in variants}
         try:
-            return self._blocks[block].shards(recipes, target)
+            made = self._blocks[block].shards(recipes, target)
+            return {v: prune_shard(s, p) if (p := self._pruned.get(v)) else s for v, s in made.items()}
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
                 raise EngineError(
@@ -282,17 +282,3 @@ def _predicate(
         return answer  # type: ignore[no-any-return]
 
     return decide
-
-
-def with_dtype(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
-    """`config` with the dtype that was asked for, under each key that it uses. Changes `config`.
-
-    mlx_lm.convert --dtype leaves the old dtype there, and the next convert casts back.
-    """
-    if dtype is None:
-        return config
-    for table in (config, config.get("text_config") or {}):
-        for name in ("torch_dtype", "dtype"):
-            if name in table:
-                table[name] = dtype
-    return config

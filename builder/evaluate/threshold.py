@@ -117,10 +117,10 @@ def family_of(variant: Variant) -> Hashable:
     learned = variant.learned.method if variant.learned else variant.rounds_for_text
     if variant.quantization is not None:
         how = variant.quantization
-        return (how.mode, how.group_size, variant.overrides, learned)
+        return (how.mode, how.group_size, variant.overrides, learned, variant.experts)
     if variant.goal is not None:
-        return ("goal", variant.group_size, learned)
-    return ("recipe", variant.group_size, learned) if variant.recipe else None
+        return ("goal", variant.group_size, learned, variant.experts)
+    return ("recipe", variant.group_size, learned, variant.experts) if variant.recipe else None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _DERIVED = frozenset(
         "outside_digest",
         "prompts_digest",
         "dtype_asked",
+        "experts_digest",
     }
 )
 _LAST = frozenset({"before_digest"})  # follows from any other
@@ -42,6 +43,7 @@ _SHOWN = {
     "tensors_digest": "names, types or shapes of tensors",
     "quantization_digest": "quantization of some paths",
     "paths_digest": "quantization of some paths",
+    "experts_digest": "which experts are kept",
     "repairs": "what mlx-lm would misread of the base",
     "slices_digest": "what the adapter changes",
 }
@@ -72,8 +74,9 @@ class Why:
 
     `state` and `reason` come from `builder.project.state`. `changes` compares with the former build, and is
     empty without a former build. A build would make `blocks`, out of `total` blocks, and write `nbytes`
-    bytes. `former` is the time of the former build (RFC 3339), or None. `bits` says why each weight has its
-    bits, where the target asks for a size. `remote` has `fetched` of the blocks, `fetch` bytes of the target.
+    bytes. `former` is the time of the former build (RFC 3339), or None. `bits` says why the target keeps its
+    experts and why each weight has its bits, where it leaves experts out or asks for a size. `remote` has
+    `fetched` of the blocks, `fetch` bytes of the target.
     """
 
     target: str
@@ -191,6 +194,8 @@ def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
     if (calibrated := variant.calibrated) is not None:
         settings |= {"samples": calibrated.samples, "sequence_length": calibrated.sequence_length}
         settings |= {"rounding": NEAREST} if calibrated.nearest else {}
+    if variant.experts is not None:
+        settings |= {"experts": str(variant.experts.share), "criterion": variant.experts.criterion}
     if variant.goal is not None:
         settings |= {"target": str(variant.goal), "group_size": variant.group_size}
         settings.pop("bits", None)

@@ -95,6 +95,11 @@ def _measured_parts(
         "rounding": rounding_of(base) if variant.rounds_for_text else NEAREST,
         "base_digest": base.weights,
         "repairs": sorted(base.structure.repairs),
+        **(
+            {"experts": [[block, base.pruned.digest(block)] for block in base.pruned.kept]}
+            if base.pruned
+            else {}
+        ),
         "slices": sorted(adapter.slices.items()) if adapter else [],
         "dtype": variant.dtype or base.structure.default_dtype,
         "group_size": variant.group_size,

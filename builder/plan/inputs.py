@@ -12,7 +12,9 @@ from builder.spec.quantizers import METHOD_SETTINGS
 SETTINGS = frozenset(
     {"block", "dtype", "dtype_asked", "common", "recipe", "overrides", "bits", "group_size", "method"}
 )
-SETTINGS |= frozenset().union(*METHOD_SETTINGS.values(), {"samples", "sequence_length", "goal"})
+SETTINGS |= frozenset().union(
+    *METHOD_SETTINGS.values(), {"samples", "sequence_length", "goal", "experts", "criterion"}
+)
 
 
 def in_words(keyed: Sequence[Mapping[str, object]]) -> dict[str, str]:

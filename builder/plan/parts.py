@@ -19,6 +19,7 @@ def block_parts(
         **_repaired(base, _IN_WEIGHTS),
         "base_digest": base.weights,
         "block": block.block,
+        **_cut(base, block.block),
         "slices_digest": adapted,
         "dtype": dtype,
         "tensors_digest": block.layout,
@@ -94,6 +95,7 @@ def config_parts(variant: Variant, base: BaseFacts, layout: Layout, toolchain: s
     paths = sorted([path, q.bits, q.group_size, q.mode] for path, q in layout.quantization.items())
     return {
         **_repaired(base, set(base.structure.repairs)),
+        **({"experts": base.pruned.keep} if base.pruned else {}),
         "config_digest": base.identity.config,
         "generation_digest": merged[0] if merged else None,
         "dtype": layout.dtype,
@@ -118,6 +120,12 @@ def _repaired(base: BaseFacts, kinds: Set[str]) -> dict[str, object]:
     """What is done otherwise than by mlx-lm. A base that needs no repair has the keys that it always had."""
     found = sorted(kinds & base.structure.repairs.keys())
     return {"repairs": found} if found else {}
+
+
+def _cut(base: BaseFacts, block: str) -> dict[str, object]:
+    """What is left out of a block. A block that keeps everything has the key that it has in any target."""
+    digest = base.pruned.digest(block) if base.pruned else None
+    return {"experts_digest": digest} if digest else {}
 
 
 def target_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:

@@ -21,11 +21,12 @@ met. An Unresolved target says why, and does not affect other targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from builder.keys import named_key
+from builder.keys import Key, named_key
+from builder.plan.experts import WAITS, pruned, routing_key
 from builder.plan.goals import (
     allocation_key,
     measured_with,
@@ -59,6 +60,8 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
             return facts
         if target.variant.goal is not None:
             return _plan_goal(target, facts, sources)
+        if facts.base.pruned is not None:
+            return plan_alone(target, facts, sources.toolchain)
         where = (target.model.base, target.variant.name)
         if where not in memo:
             memo[where] = layout_of(target, facts.base)
@@ -89,7 +92,15 @@ class Facts:
 
 
 def facts_of(target: Target, sources: Sources) -> Facts | Unresolved:
-    """What a target is made from, or why that is not known. Raises PlanError for a base that is packed."""
+    """What a target is made from, or why that is not known. Raises PlanError for a base that is packed, and
+    for experts that cannot be left out.
+    """
+    facts = whole_facts(target, sources)
+    return facts if isinstance(facts, Unresolved) else _without_experts(target, facts, sources)
+
+
+def whole_facts(target: Target, sources: Sources) -> Facts | Unresolved:
+    """What a target is made from, with all experts of its base."""
     base = sources.bases[target.model.base]
     adapter = sources.adapters[target.model.adapter] if target.model.adapter else None
     if isinstance(base, Unknown):
@@ -104,6 +115,24 @@ def facts_of(target: Target, sources: Sources) -> Facts | Unresolved:
     if isinstance(text, Unknown):
         return Unresolved(target, text.reason, text.error)
     return Facts(base, adapter, text)
+
+
+def _without_experts(target: Target, facts: Facts, sources: Sources) -> Facts | Unresolved:
+    """The facts of a target that leaves experts out. Raises PlanError."""
+    if target.variant.experts is None:
+        return facts
+    assert facts.text is not None
+    if facts.base.structure.quantized:
+        raise PlanError(
+            table=f"variant.{target.variant.name}",
+            what=f'experts cannot be left out of base "{target.model.base}": it is quantized already.',
+            hint=f"Set `dequantize = true` in [base.{target.model.base}].",
+        )
+    key = routing_key(target, facts.base, facts.adapter, facts.text, sources.toolchain)
+    found = sources.routings(key)
+    if found is None:
+        return Unresolved(target, WAITS, short="experts not measured")
+    return replace(facts, base=pruned(target, facts.base, found, key))
 
 
 def plan_alone(target: Target, facts: Facts, toolchain: str) -> TargetPlan:
@@ -227,8 +256,10 @@ def _plan_target(target: Target, facts: Facts, layout: Layout, toolchain: str) -
     if text is not None and for_text:
         parts = rounded_parts(parts, layers_of(layout.blocks), target.variant, base, text)
     kind = "rounded/1" if for_text else "block/2"
+    whole = {} if for_text else _whole_keys(target, facts, slices, toolchain)
     actions = tuple(
-        Action(named_key(kind, parts[b.block]), b.block, b.file, b.tensors, b.size) for b in layout.blocks
+        Action(named_key(kind, parts[b.block]), b.block, b.file, b.tensors, b.size, whole.get(b.block))
+        for b in layout.blocks
     )
     settings = config_parts(target.variant, base, layout, toolchain)
     config = named_key("config/3", settings)
@@ -248,3 +279,17 @@ def _plan_target(target: Target, facts: Facts, layout: Layout, toolchain: str) -
         text.digest if text else None,
         idle=layout.idle,
     )
+
+
+def _whole_keys(target: Target, facts: Facts, slices: Mapping[str, Key], toolchain: str) -> dict[str, Key]:
+    """Block -> the key of the same block with all experts, for the blocks that lose some."""
+    cut = facts.base.pruned
+    if cut is None:
+        return {}
+    base = replace(facts.base, structure=cut.whole, pruned=None)
+    layout = layout_of(target, base)
+    return {
+        b.block: named_key("block/2", block_parts(base, b, slices.get(b.block), layout.dtype, toolchain))
+        for b in layout.blocks
+        if b.block in cut.kept
+    }

@@ -13,6 +13,7 @@ from builder.plan.allocation import Allocation
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration, Unknown
 from builder.spec.types import Quantization, Target
 from builder.weights import overrides
+from builder.weights.experts import Routing
 from builder.weights.structure import TensorSpec
 
 CONFIG = "config.json"
@@ -29,6 +30,7 @@ class Sources:
     calibrations: Mapping[str, Calibration | Unknown] = field(default_factory=dict)  # by variant
     allocations: Callable[[Key], Allocation | None] = lambda _: None  # what was chosen, by its key
     questions: Mapping[str, Key | Unknown] = field(default_factory=dict)  # of models that search a size
+    routings: Callable[[Key], Routing | None] = lambda _: None  # what was measured of experts, by its key
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Action:
     file: str
     tensors: tuple[TensorSpec, ...]
     size: int
+    whole: Key | None = None  # the block that this one is cut out of, where experts are left out
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ class TargetPlan:
     @property
     def name(self) -> str:
         return self.target.name
+
+    @property
+    def measurements(self) -> tuple[Key, ...]:
+        """The keys of what was measured to decide what the target is made of."""
+        return (*self.chosen, *([self.base.pruned.measured] if self.base.pruned else []))
 
     @cached_property
     def keys(self) -> tuple[Key, ...]:

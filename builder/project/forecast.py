@@ -183,7 +183,7 @@ def _pass_of(plan: TargetPlan) -> tuple[str, str]:
 def _imports(project: Project, guessed: Iterable[TargetPlan]) -> int:
     """Bytes of the GGUF bases that a run imports first."""
     sizes = {
-        plan.target.model.base: plan.base.structure.nbytes
+        plan.target.model.base: plan.base.whole.nbytes
         for plan in guessed
         if isinstance(project.spec.bases[plan.target.model.base].source, GgufSource)
     }
@@ -221,13 +221,15 @@ def _pass(
     unique = {a.key: a for _, missing in targets for a in missing if a.key not in claimed}
     claimed.update(unique)
     everything = {action.key for plan, _ in targets for action in plan.actions}
-    source = targets[0][0].base.structure.block_nbytes
+    source = targets[0][0].base.whole.block_nbytes
     made = _bytes_by_block(unique.values())
     read = sum(source[block] for block in made)
     write = sum(made.values())
     plans = [plan for plan, _ in targets]
-    rounding = rounding_memory(plans[0])
     base, budget = project.spec.bases[plans[0].target.model.base], project.spec.build.memory
+    rounding = rounding_memory(plans[0])
+    if budget is None or rounding < budget:  # then hidden states may stay in memory
+        rounding = min(rounding_memory(plans[0], 3), budget or rounding_memory(plans[0], 3))
     begun = begun_bytes(base) if estimated and not rounding else None
     return PassForecast(
         model,

@@ -59,7 +59,7 @@ def remember(cache: StatCache, inputs: Key, known: Mapping[str, Known]) -> None:
 def inputs(spec: Spec, sources: Catalog) -> Key | None:
     """The identity of everything that the keys of all targets depend on; None while a source is unknown."""
     parts: list[object] = []
-    if any(variant.goal for variant in spec.variants.values()):
+    if any(variant.goal or variant.experts for variant in spec.variants.values()):
         return None  # their keys depend on what the store holds
     try:
         declared = digest_bytes(spec.file.read_bytes())

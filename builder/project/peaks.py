@@ -7,6 +7,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 from statistics import mode
 from types import MappingProxyType
 
@@ -17,12 +18,14 @@ from builder.project.toolchain import device
 from builder.sources import base as bases
 from builder.sources.adapters.reading import read_adapter
 from builder.spec.types import Base, GgufSource
+from builder.store.disk.uncached import memory
 from builder.weights.pieces import Piece, Span, open_bytes
 from builder.weights.safetensors import read_header
 from builder.weights.structure import CODE_OF_DTYPE, block_of
 
 RESIDENT = 400 << 20  # Python, mlx and mlx-lm themselves
 LOOPS = 100 << 20  # the compiled loops of calibrated rounding, and numpy's BLAS
+_FACTORS = 52  # bytes for each pair of columns, while moments are inverted: numpy does that in float64
 COPIES = 2  # while one portion of a block is written, the next is computed
 PORTION = 128 << 20  # bytes of output that are computed at once (builder.build.blocks.portions)
 SPREAD = 2  # blocks of the largest size that may be begun and not whole, as the files cut them
@@ -89,17 +92,18 @@ def copies(project: Project, plans: Iterable[TargetPlan]) -> Mapping[str, int]:
     """
     found: dict[str, int] = {}
     for plan in plans:
-        source = plan.base.structure.block_nbytes
+        source = plan.base.whole.block_nbytes
         delta, whole = deltas(plan), not _kernels_suffice(project, plan)
         for block, size in source.items():
             more = size + delta.get(block, 0) if whole else 0
+            more += size if plan.base.pruned else 0  # blocks with all experts, before some are cut out
             found[block] = max(found.get(block, 0), more)
     return found
 
 
 def _kernels_suffice(project: Project, plan: TargetPlan) -> bool:
     """Whether the kernels do everything that is large: no mlx in between, and no weight as it is."""
-    name, structure = plan.target.model.adapter, plan.base.structure
+    name, structure = plan.target.model.adapter, plan.base.whole
     code = CODE_OF_DTYPE[plan.dtype] if plan.dtype is not None else None
     same = all(p.tensor.dtype in (code, None) or not p.castable for p in structure.parameters) or code is None
     kernels = device() == "cpu" and find_spec("numba") is not None
@@ -149,18 +153,20 @@ def deltas(plan: TargetPlan) -> Mapping[str, int]:
     """
     found: dict[str, int] = {}
     for block in plan.adapter.slices if plan.adapter else ():
-        for parameter in plan.base.structure.by_block.get(block, ()):
+        for parameter in plan.base.whole.by_block.get(block, ()):
             shape, path = parameter.tensor.shape, parameter.tensor.name.removesuffix(".weight")
             if len(shape) == 3 and plan.adapter is not None and path in plan.adapter.paths:
                 found[block] = max(found.get(block, 0), 4 * prod(shape))
     return found
 
 
-def rounding_memory(plan: TargetPlan) -> int:
+def rounding_memory(plan: TargetPlan, states: int = 1) -> int:
     """An upper estimate, in bytes, of a calibrated pass at its peak. 0 for a target that is not calibrated.
 
-    In float32: what lies outside of the layers, the largest layer exact, rounded and as codes, the hidden
-    states before and after a layer, and the second moments of the inputs of experts.
+    What lies outside of the layers stored and as codes, for a size that is asked for in float32, exact and
+    rounded. The largest layer in float32, exact, rounded and as codes. The second moments of the inputs of
+    experts, and what is factored for the widest weight. `states`: how often the hidden states of the text
+    are in memory. They are once at least, and three times at most, if there is room.
     """
     how = plan.target.variant.calibrated
     if how is None or how.nearest:
@@ -176,4 +182,20 @@ def rounding_memory(plan: TargetPlan) -> int:
     )
     widths = [shape[-1] for name in layers for shape in shapes[name] if len(shape) == 2]
     hidden = how.samples * how.sequence_length * (mode(widths) if widths else 0)
-    return RESIDENT + LOOPS + 4 * (2 * outside + 4 * largest + 3 * hidden + experts)
+    each = 6 if plan.target.variant.goal is None else 12
+    factors = _FACTORS * max(widths, default=0) ** 2
+    return RESIDENT + LOOPS + each * outside + 4 * (4 * largest + states * hidden + experts) + factors
+
+
+def memory_for(project: Project) -> int:
+    """The bytes that a build may use: [build] memory, or else what is free now."""
+    return project.spec.build.memory or free_memory()
+
+
+def free_memory() -> int:
+    """Bytes that programs can get now without swapping, or all memory where nobody can tell."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return memory()

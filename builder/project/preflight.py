@@ -49,7 +49,7 @@ def check(
     todo, store = list(actions), project.store
     copied = (CONFIG, INDEX, *(entry.name for entry in plan.base.aux))
     views.check_names(store, store.models / plan.name, copied)
-    model, source = plan.target.model.name, plan.base.structure.block_nbytes
+    model, source = plan.target.model.name, plan.base.whole.block_nbytes
     budget = project.spec.build.memory
     wanted = [plan, *targets]
     check_memory(budget, model, todo, source, copies(project, wanted))

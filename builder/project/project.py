@@ -32,6 +32,8 @@ from builder.store.format import open_store
 from builder.store.holdings import usable_record
 from builder.store.layout import Store
 from builder.store.statcache import StatCache
+from builder.weights import experts
+from builder.weights.experts import Routing
 
 _Source = TypeVar("_Source")
 _Facts = TypeVar("_Facts")
@@ -113,6 +115,7 @@ class Project:
             {v.name: self.sources.calibration(v) for v in self.spec.variants.values() if v.calibration},
             self.allocation,
             self._questions(),
+            self.routing,
         )
 
     def _questions(self) -> Mapping[str, Key | Unknown]:
@@ -132,6 +135,13 @@ class Project:
         record = usable_record(self.store, key)
         with suppress(BuildError, OSError, ValueError, TypeError):
             return from_text(blobs.read(self.store, record.blob).decode()) if record else None
+        return None
+
+    def routing(self, key: Key) -> Routing | None:
+        """What was measured of the experts of a base, if that is in the store."""
+        record = usable_record(self.store, key)
+        with suppress(BuildError, OSError, ValueError, TypeError, KeyError):
+            return experts.from_text(blobs.read(self.store, record.blob).decode()) if record else None
         return None
 
 

@@ -75,7 +75,7 @@ def wanted_of(project: Project, plans: Iterable[TargetPlan], *, results: bool = 
 
 def records_of(plan: TargetPlan) -> frozenset[Key]:
     """The keys of the records that a target is made of."""
-    made = {*(action.key for action in plan.actions), plan.config, *plan.chosen}
+    made = {*(action.key for action in plan.actions), plan.config, *plan.measurements}
     return frozenset({*made, structure_key(plan.base.weights)})
 
 

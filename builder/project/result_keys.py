@@ -22,7 +22,7 @@ def needs_directory(spec: Spec, target: Target) -> bool:
     An unquantized intermediate need not: to scoring it is its base and its adapter.
     """
     variant = target.variant
-    if variant.is_quantized or variant.learned is not None or not variant.intermediate:
+    if variant.is_quantized or variant.learned or variant.experts or not variant.intermediate:
         return True
     return any(spec.suites[name].kind in ("generate", "command") for name in target.model.suites)
 

@@ -44,7 +44,7 @@ def keys_of(plan: TargetPlan) -> frozenset[Key]:
     """Everything that a target consists of or is made from, in the store."""
     imported = plan.base.identity.imported
     made_from = {structure_key(plan.base.weights), *([imported] if imported else [])}
-    return frozenset({plan.key, *plan.keys, *made_from, *plan.chosen})
+    return frozenset({plan.key, *plan.keys, *made_from, *plan.measurements})
 
 
 def roots_of(project: Project) -> Roots:

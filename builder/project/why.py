@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from builder.plan import experts
 from builder.plan.allocation import explained
 from builder.plan.changes import Why, explain
 from builder.plan.types import TargetPlan, Unresolved
@@ -21,8 +22,19 @@ def why(project: Project, name: str) -> Why:
         return Why(plan.name, state.kind, state.reason, (), (), 0, 0, None)
     missing = missing_actions(project.store, plan)
     found = explain(plan, state.kind, state.reason, former_of(project, plan), missing)
+    return replace(found, bits=(*_experts(project, plan), *_bits(project, plan)))
+
+
+def _experts(project: Project, plan: TargetPlan) -> tuple[str, ...]:
+    """Why a target keeps the experts that it keeps."""
+    routing = project.routing(plan.base.pruned.measured) if plan.base.pruned else None
+    return experts.explained(plan.target, routing) if routing else ()
+
+
+def _bits(project: Project, plan: TargetPlan) -> tuple[str, ...]:
+    """Why each weight has its bits, where the target asks for a size."""
     chosen = project.allocation(plan.chosen[0]) if plan.chosen else None
-    return replace(found, bits=explained(chosen)) if chosen else found
+    return explained(chosen) if chosen else ()
 
 
 def former_of(project: Project, plan: TargetPlan) -> Manifest | None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from builder.build.allocation import choose_bits
 from builder.build.blocks import Tally
 from builder.build.calibrated import build_calibrated
+from builder.build.experts import measure_experts
 from builder.build.first_pass import first_pass
 from builder.build.intermediates import prune_intermediates
 from builder.build.learned import build_learned
@@ -126,6 +127,12 @@ def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
     plan = project.plan.targets[name]
     if isinstance(plan, TargetPlan):
         return plan
+    if plan.target.variant.experts is not None and plan.error is None:
+        prepare_sources(project, plan.target, emit)
+        measure_experts(project, plan.target, emit)
+        plan = project.plan.targets[name]
+        if isinstance(plan, TargetPlan):
+            return plan
     if plan.target.variant.goal is not None and plan.error is None:
         prepare_sources(project, plan.target, emit)
         if plan.target.variant.goal.smallest:

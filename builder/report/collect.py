@@ -16,7 +16,16 @@ from builder.project.questions import QuestionsMissing
 from builder.project.result_keys import result_key, suite_key
 from builder.project.state import target_state
 from builder.report.cells import divergence
-from builder.report.facts import BlockSurvival, Frontier, ModelReport, Production, Provenance, Report, Row
+from builder.report.facts import (
+    BlockSurvival,
+    ExpertsLeft,
+    Frontier,
+    ModelReport,
+    Production,
+    Provenance,
+    Report,
+    Row,
+)
 from builder.report.frontier import frontier, kind_of
 from builder.report.pairs import compared
 from builder.report.training import trained
@@ -70,6 +79,7 @@ def _model(project: Project, model: Model) -> ModelReport:
         production=_production(project, mine),
         training=trained(project, model),
         seed_of=model.seed_of,
+        experts={plan.target.variant.name: left for plan in plans if (left := _experts(project, plan))},
     )
     return replace(report, frontier=_frontier(project, report, results))
 
@@ -125,7 +135,7 @@ def _plain(project: Project, control: Model) -> Row | None:
     """The first known target of the control that is not quantized."""
     for variant in control.variants:
         plan = _control_target(project, control, project.spec.variants[variant])
-        if plan is not None and not plan.target.variant.is_quantized:
+        if plan is not None and not (plan.target.variant.is_quantized or plan.target.variant.experts):
             return _row(project, plan, _measured(project, plan), None)
     return None
 
@@ -176,6 +186,16 @@ def _row(
         kind=kind_of(variant),
         searched=variant.goal is not None and variant.goal.smallest,
     )
+
+
+def _experts(project: Project, plan: TargetPlan) -> ExpertsLeft | None:
+    """What a target keeps of its experts. None for a target that keeps them all."""
+    pruned, wanted = plan.base.pruned, plan.target.variant.experts
+    if pruned is None or wanted is None:
+        return None
+    found = project.routing(pruned.measured)
+    tenth, held = (found.tenth, found.held) if found else (None, 0)
+    return ExpertsLeft(pruned.keep, pruned.count, wanted.criterion, tenth, held)
 
 
 def _control_target(project: Project, control: Model | None, variant: Variant) -> TargetPlan | None:

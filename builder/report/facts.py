@@ -15,7 +15,22 @@ from builder.evaluate.statistics import Figure
 from builder.spec.types import Metric
 from builder.weights.survival import Survival
 
-Kind = Literal["uniform", "mixed", "learned", "calibrated", "chosen bits"]
+Kind = Literal["uniform", "mixed", "learned", "calibrated", "chosen bits", "fewer experts"]
+
+
+@dataclass(frozen=True)
+class ExpertsLeft:
+    """How many experts of each layer a target keeps, and by what criterion.
+
+    `tenth`: the KL of the model without a tenth of its experts, on `held` tokens of the text that they were
+    measured with. None where that is not known.
+    """
+
+    kept: int
+    count: int
+    criterion: str
+    tenth: float | None
+    held: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,7 @@ class Row:
     figure may meet its requirement, but not with certainty. `doubts` then has the end of its interval that
     does not meet the requirement. `samples` are some answers of the target, by suite. `searched`: the
     target searched its size with one half of the questions, and its figures are of the other half. `kind` is
-    None for an unquantized target.
+    None for an unquantized target with all experts.
     """
 
     target: str
@@ -157,7 +172,8 @@ class ModelReport:
     `top_k` and `checks` (how the answers of a generate suite are judged) are by suite. `states` has the kind
     of builder.project.state by declared target. `production` is None for a model that is not released, and
     `frontier` for a model whose KL is not measured. `training` is None where nothing was trained here.
-    `seed_of` is the declared model of which this model is one seed.
+    `seed_of` is the declared model of which this model is one seed. `experts` has the variants that leave
+    some out.
     """
 
     name: str
@@ -179,6 +195,7 @@ class ModelReport:
     frontier: Frontier | None = None
     training: Trained | None = None
     seed_of: str | None = None
+    experts: Mapping[str, ExpertsLeft] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ KINDS: Mapping[Kind, str] = {
     "learned": "learned (a method of mlx-lm)",
     "calibrated": "calibrated",
     "chosen bits": "chosen bits (a target size)",
+    "fewer experts": "fewer experts",
 }
 _BELOW = "Below the line of uniform bits"
 _OPEN = "No difference from the line of uniform bits is shown"
@@ -28,7 +29,9 @@ _ALONE = "Beside the line of uniform bits, without an interval"
 
 
 def kind_of(variant: Variant) -> Kind | None:
-    """How a variant got its bits and their values. None for an unquantized variant."""
+    """How a variant became small. None for an unquantized variant with all experts."""
+    if variant.experts is not None:
+        return "fewer experts"
     if not variant.is_quantized:
         return None
     if variant.goal is not None:
@@ -67,7 +70,7 @@ def frontier(
 
 
 def shown_rows(model: ModelReport) -> list[Row]:
-    """The quantized rows with a KL that a logarithmic axis can show."""
+    """The rows of smaller variants with a KL that a logarithmic axis can show."""
     metric = divergence(model)
     known = [row for row in model.rows if row.kind and metric and metric in row.figures]
     return [row for row in known if metric and row.figures[metric].value > LEAST]

@@ -43,6 +43,7 @@ _LOOK: dict[Kind, dict[str, Any]] = {
     "learned": {"marker": "^", **_THEIRS},
     "calibrated": {"marker": "D", **_OURS, "markersize": 8},
     "chosen bits": {"marker": "*", **_OURS, "markersize": 13},
+    "fewer experts": {"marker": "P", **_THEIRS, "markersize": 9},
 }
 _PLAIN: dict[str, Any] = {"marker": "x", "color": INK, "markersize": 5, "linestyle": "none"}
 

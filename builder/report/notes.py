@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from builder.report import experts
 from builder.report.answer import required_text
 from builder.report.cells import is_distance, memory
 from builder.report.facts import ModelReport
@@ -25,6 +26,7 @@ def first(model: ModelReport) -> list[str]:
     if model.training and model.training.overlaps:
         shared = "; ".join(model.training.overlaps)
         said.append(f"Not only new questions: {shared}.")
+    said += experts.sentences(model)
     if searched := [row.variant for row in model.rows if row.searched and row.figures]:
         said.append(
             f"Searched with one half of the questions, and measured by the other half: {', '.join(searched)}."

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from builder.errors import BuildError
 from builder.keys import Digest, Key
 from builder.store.types import FileEntry
+from builder.weights.experts import Pruned
 from builder.weights.structure import Structure
 
 NOT_YET = "has not been fingerprinted yet"
@@ -36,14 +37,22 @@ class BaseIdentity:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """A fingerprinted base and its structure: all that planning needs."""
+    """A fingerprinted base and its structure: all that planning needs.
+
+    `pruned`: what a target leaves out of it. `structure` is what is left then, and `whole` that of the base.
+    """
 
     identity: BaseIdentity
     structure: Structure
+    pruned: Pruned | None = None
 
     @property
     def weights(self) -> Digest:
         return self.identity.weights
+
+    @property
+    def whole(self) -> Structure:
+        return self.pruned.whole if self.pruned else self.structure
 
     @property
     def aux(self) -> tuple[FileEntry, ...]:

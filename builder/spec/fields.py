@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from builder.spec.destinations import GGUF_TYPES
-from builder.spec.quantizers import METHODS, ROUNDINGS
+from builder.spec.quantizers import CRITERIA, METHODS, ROUNDINGS
 from builder.spec.sharing import DEVICES, PUSHES
 from builder.spec.training import KEEPS, OPTIMIZERS, SCHEDULES, TYPES, Training
 from builder.spec.types import CHECKS, DTYPES, METRICS, MODES, RECIPES, TOKENIZERS
@@ -419,11 +419,30 @@ VARIANT = Table(
         Field(
             "rounding",
             "string",
-            "For `target`: how weights are rounded. With `nearest` the text only chooses the bits.",
+            "For `target` and `experts`: how weights are rounded. With `nearest` the text only chooses the "
+            "bits, or the experts. Default: `calibrated`, with `experts` `nearest`.",
             choices=ROUNDINGS,
-            default=ROUNDINGS[0],
             example='rounding = "nearest"',
-            needs=("target",),
+            needs=("target", "experts"),
+        ),
+        Field(
+            "experts",
+            "number",
+            "For a mixture of experts: the share of the experts of each layer that is kept. The text says "
+            "which ones: `calibration` is needed beside it.",
+            example="experts = 0.75",
+            excludes=("method",),
+        ),
+        Field(
+            "criterion",
+            "string",
+            "For `experts`: which ones are kept. `reap`: those with the largest mean of the router's weight "
+            "times the norm of the expert's output. `frequency`: those that are chosen most often. `ean`: "
+            "those with the largest sum of norms.",
+            choices=CRITERIA,
+            default=CRITERIA[0],
+            example='criterion = "reap"',
+            needs=("experts",),
         ),
         Field(
             "method",
@@ -447,9 +466,9 @@ VARIANT = Table(
             "path",
             "A text, such as the training data: a .txt file, or a .jsonl of `text` or `messages`. With "
             "`bits` or `recipe`, weights are rounded so that the model's outputs on this text change least. "
-            "For `method`: the text that it learns from.",
+            "For `method`: the text that it learns from. For `experts`: the text to measure them with.",
             example='calibration = "data/train.jsonl"',
-            needs=("bits", "recipe", "target", "method"),
+            needs=("bits", "recipe", "target", "method", "experts"),
         ),
         Field(
             "seed",

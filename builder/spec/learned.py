@@ -43,14 +43,18 @@ def learned(values: Values, how: Quantization | None, problems: Problems) -> Lea
 
 
 def calibrated(values: Values, problems: Problems) -> Calibrated | None:
-    """The settings of calibrated rounding. None after a problem."""
+    """The settings of calibrated rounding. None after a problem.
+
+    Beside `experts` the text is there to measure them, and weights are rounded for it only if asked for.
+    """
     given = {key: values.given[key] for key in ("samples", "sequence_length") if key in values.given}
     for key, value in given.items():
         if what := _out_of_range(key, value):
             problems.add(values.place.key(key), what)
     if not values.get("calibration"):
         return None
-    nearest = values.given.get("rounding") == NEAREST
+    rounding = values.given.get("rounding", NEAREST if values.says("experts") else None)
+    nearest = rounding == NEAREST
     return Calibrated(Path(values.get("calibration")), **given, nearest=nearest)
 
 

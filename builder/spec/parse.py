@@ -10,6 +10,7 @@ from typing import Any
 
 from builder.console.words import listed, nearest, quoted, shown, suggestion
 from builder.spec.adapters import adapter
+from builder.spec.experts import experts
 from builder.spec.fields import FIELDS
 from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
@@ -226,9 +227,8 @@ def _gguf(text: str, folder: Path, place: Place, problems: Problems) -> GgufSour
 
 def _variant(name: str, values: Values, problems: Problems) -> Variant:
     recipe = values.get("recipe")
-    quantization = None
-    if any(values.says(key) for key in ("bits", "mode", "recipe", "method")):
-        quantization = _quantization(values, None, problems)
+    quantized = any(values.says(key) for key in ("bits", "mode", "recipe", "method"))
+    quantization = _quantization(values, None, problems) if quantized else None
     made = learned(values, quantization, problems) if values.says("method") else None
     overrides = []
     for pattern, entry in (values.get("overrides") or {}).items():
@@ -244,6 +244,7 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
         intermediate=values.given.get("intermediate", False),
         learned=made,
         goal=goal(values, problems),
+        experts=experts(values, problems),
         calibrated=None if values.says("method") else calibrated(values, problems),
     )
 
@@ -281,10 +282,7 @@ def _quantization(values: Values, around: Quantization | None, problems: Problem
         group_size = around.group_size if around.group_size in all_sizes else group_size
     bits = values.given.get("bits", bits)
     group_size = values.given.get("group_size", group_size)
-    wrong = [
-        ("bits", bits, all_bits),
-        ("group_size", group_size, all_sizes),
-    ]
+    wrong = [("bits", bits, all_bits), ("group_size", group_size, all_sizes)]
     wrong = [each for each in wrong if each[1] not in each[2]]
     for key, value, possible in wrong:
         what = f"{key} = {shown(value)} is not possible in mode {quoted(mode)} (possible: {listed(possible)})"

@@ -16,7 +16,8 @@ METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
 METHODS = tuple(METHOD_SETTINGS)
 SMALLEST = "smallest"  # a target that searches its size
 NEAREST = "nearest"
-ROUNDINGS = ("calibrated", NEAREST)  # how a target that asks for a size is rounded
+ROUNDINGS = ("calibrated", NEAREST)  # how a target that asks for a size, or keeps some experts, is rounded
+CRITERIA = ("reap", "frequency", "ean")  # by which the experts to keep are chosen
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,17 @@ class Calibrated:
     samples: int = 32
     sequence_length: int = 256
     nearest: bool = False
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Which share of the experts of each layer a variant keeps, and by what criterion they are chosen.
+
+    What experts do for a text is measured with the settings of `Calibrated`.
+    """
+
+    share: float
+    criterion: str = CRITERIA[0]
+
+    def __str__(self) -> str:
+        return f"{self.share:g} of the experts by {self.criterion}"

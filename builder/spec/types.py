@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from builder.spec.destinations import Publication
-from builder.spec.quantizers import Calibrated, Goal, Learned
+from builder.spec.quantizers import Calibrated, Experts, Goal, Learned
 from builder.spec.settings import BuildSettings
 from builder.spec.sharing import Remote
 from builder.spec.training import Training
@@ -109,8 +109,9 @@ class Variant:
     """How weights are stored. At most one of `quantization` and `recipe` is given, and of `learned` and
     `calibrated`.
 
-    With `goal` each weight gets its own bits, so that the model costs least for its size. `dtype` None keeps
-    the dtype of the base. `recipe` is a mixed recipe of mlx_lm.convert, used with `group_size`.
+    With `goal` each weight gets its own bits, so that the model costs least for its size. With `experts`
+    some experts of each layer are left out. `dtype` None keeps the dtype of the base. `recipe` is a mixed
+    recipe of mlx_lm.convert, used with `group_size`.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Variant:
     learned: Learned | None = None
     calibrated: Calibrated | None = None
     goal: Goal | None = None
+    experts: Experts | None = None
 
     @property
     def calibration(self) -> Path | None:

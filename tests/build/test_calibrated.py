@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -16,11 +17,14 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from builder.build import calibrated
+from builder.build import calibrated, shelves
 from builder.build.prepare import prepare_adapter, prepare_base
 from builder.console.events import Event, Note
+from builder.console.words import size_text
+from builder.engine.rounding import walk
+from builder.engine.rounding.shelf import Growing
 from builder.engine.rounding.text import CalibrationInvalid
-from builder.errors import BuildError, EngineError, SourceChanged, SourceMissing
+from builder.errors import BuildError, EngineError, SourceChanged, SourceMissing, StoreFull
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.release.delivery import deliver
@@ -121,11 +125,39 @@ def test_mlx_lm_loads_it(project: Sandbox) -> None:
     assert build(project) == BLOCKS
     assert not project.view("m_f16").exists()  # never written
 
-    from mlx_lm import load
+    from mlx_lm import load, stream_generate
 
     model, tokenizer, *_ = load(str(project.view(NAME)))
     assert mx.isfinite(model(mx.array([tokenizer.encode("some words")]))).all()
+    said = list(stream_generate(model, tokenizer, "some words", max_tokens=4))
+    assert said[-1].finish_reason in ("length", "stop")
     assert build(project) == 0
+
+
+def test_hidden_states_on_the_disk_give_the_same_bytes(
+    project: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(project.root, tmp_path / "other")
+    other, seen = Sandbox(tmp_path / "other"), list[Event]()
+    monkeypatch.setattr(walk, "TOKENS", 64)
+    assert build(project) == BLOCKS
+    monkeypatch.setattr(shelves, "memory_for", lambda _: 0)
+    assert build(other, seen=seen) == BLOCKS
+    assert weights(project) == weights(other)
+    told = [event.text for event in seen if isinstance(event, Note) and "went over the disk" in event.text]
+    assert told == [f"{NAME}: {size_text(4 * 8 * 32 * 128 * 4)} of hidden states went over the disk"]
+    nothing_is_left(other)
+
+
+def test_a_disk_that_is_too_full_for_hidden_states(project: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr(walk, "TOKENS", 64)
+    monkeypatch.setattr(shelves, "memory_for", lambda _: 0)
+    monkeypatch.setattr(Growing, "add", full)
+    refused(project, StoreFull, "No space left on device")
+    nothing_is_left(project)
 
 
 @pytest.mark.slow

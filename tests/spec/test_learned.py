@@ -85,14 +85,18 @@ def problems_of(settings: str) -> str:
 
 
 TEXT = 'calibration = "text.txt"\n'
+BESIDE = "bits, recipe, target, method or experts"
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (TEXT, "calibration needs bits, recipe, target or method beside it; add"),
-        (TEXT + 'dtype = "float16"', "calibration needs bits, recipe, target or method beside it; add"),
-        (TEXT + 'mode = "mxfp4"', "calibration needs bits, recipe, target or method beside it; add"),
+        (TEXT, f"calibration needs {BESIDE} beside it; add"),
+        (
+            TEXT + 'dtype = "float16"',
+            f"calibration needs {BESIDE} beside it; add",
+        ),
+        (TEXT + 'mode = "mxfp4"', f"calibration needs {BESIDE} beside it; add"),
         ("bits = 4\nsamples = 8", "samples needs calibration beside it; add"),
         ("bits = 4\nsequence_length = 8", "sequence_length needs calibration beside it; add"),
         (TEXT + "bits = 4\nsamples = 0", "samples = 0 is too small; it must be from 1 to 1e+06"),
@@ -142,7 +146,7 @@ def test_a_calibrated_variant(settings: str, samples: int, length: int) -> None:
         (TEXT + "target = 5", "target: expected a string"),
         (TEXT + 'target = "5bpw"\nbits = 4', "target"),
         (TEXT + 'target = "5bpw"\nrounding = "nearby"', 'rounding = "nearby" is not possible'),
-        (TEXT + 'bits = 4\nrounding = "nearest"', "rounding needs target"),
+        (TEXT + 'bits = 4\nrounding = "nearest"', "rounding needs target or experts"),
         (TEXT + 'target = "5bpw"\nmethod = "gptq"', "target"),
         (TEXT + 'target = "5bpw"\ngroup_size = 48', "group_size = 48 is not possible with target"),
     ],

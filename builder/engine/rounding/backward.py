@@ -71,11 +71,11 @@ def layer_slopes(
     flows: list[mx.array] = []
     made: list[mx.array] = []
     run.size = 1  # the slopes of each sequence are squared
-    pieces = list(run.pieces())
-    for first in range(0, len(pieces), len(run.streams)):
+    pieces = run.pieces()
+    while some := [each for _, each in zip(run.streams, pieces, strict=False)]:
         open_now: list[mx.array] = []
-        for number, (stream, (args, kwargs)) in enumerate(zip(run.streams, pieces[first:], strict=False)):
-            at = first + number
+        for stream, (args, kwargs) in zip(run.streams, some, strict=False):
+            at = len(flows)
 
             def piece(hidden: mx.array, sizes: mx.array, args: Any = args, kwargs: Any = kwargs) -> mx.array:
                 put(layer, path, at_places(exact, moved, names, sizes))

@@ -12,6 +12,8 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
+from builder.engine.rounding.lookup import Lookup
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -32,7 +34,9 @@ class Sum:
     @property
     def mean(self) -> Floats | None:
         """None where nothing was added."""
-        return None if self.total is None else np.array(self.total / max(1, self.count))
+        if self.total is None:
+            return None
+        return np.asarray(np.array(self.total, copy=False) / np.float32(max(1, self.count)))
 
     def copy(self) -> Sum:
         """A sum of its own of the same inputs. The array is shared until one of the two adds something."""
@@ -125,7 +129,7 @@ def taps(root: nn.Module, under: str = "") -> Iterator[Seen]:
 
         return type(kind.__name__, (kind,), {"as_linear": as_linear})
 
-    makers = {nn.Linear: linear, SwitchLinear: switch, nn.Embedding: embedding}
+    makers = {nn.Linear: linear, SwitchLinear: switch, nn.Embedding: embedding, Lookup: embedding}
     try:
         for path, module in root.named_modules():
             if (maker := makers.get(type(module))) is not None:

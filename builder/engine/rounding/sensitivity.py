@@ -14,7 +14,7 @@ the other is run again and differentiated, from the last to the first, with one 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ import mlx.nn as nn
 from builder.engine.loading import one_line
 from builder.engine.rounding.backward import Slopes, embedding_slopes, head_slopes, layer_slopes
 from builder.engine.rounding.points import Opened, Weights, after_layers, at_place, logprobs, numbers
-from builder.engine.rounding.stream import as_float32, empty, layer_paths, put, read_rounded, restored
+from builder.engine.rounding.shelf import Shelf
+from builder.engine.rounding.stream import as_float32, empty, layer_paths, put, read_rounded
+from builder.engine.rounding.stream import exact as restored
 from builder.engine.rounding.walk import Run, walk
 from builder.errors import BuildError
 from builder.spec.types import Quantization
@@ -55,6 +57,7 @@ class Sensitivity:
     counted: mx.array  # [sequences, length]: 1 where what is predicted counts, else 0
     target: str
     step: Step = lambda done, total: None
+    shelf: Shelf = field(default_factory=Shelf)  # keeps what layers return
 
     def costs(self) -> dict[str, float]:
         """Path -> nats for each token that rounding this weight costs.
@@ -128,7 +131,7 @@ class Sensitivity:
             self._tell()
             return made
 
-        walk(opened.model, self.tokens, visit)
+        walk(opened.model, self.tokens, visit, shelf=self.shelf)
         if not calls:
             raise self._refused("the model calls none of its layers")
         return last[-1], calls

@@ -31,8 +31,10 @@ from builder.engine.blas import plain
 from builder.engine.block import Block, Recipe
 from builder.engine.layers import listed_layers
 from builder.engine.loading import LoadedAdapter
+from builder.engine.rounding.lookup import Lookup, lookups, outside, to_float32, unrounded
 from builder.engine.rounding.moments import Floats, Seen, Sum, taps
 from builder.engine.rounding.shard import Made, rounded
+from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.walk import Run, walk
 from builder.engine.stream import cut
 from builder.errors import EngineError
@@ -60,6 +62,7 @@ class Rounding:
     survival: bool = True
     tied: str = ""  # the path of the embedding that is also the head
     head: Floats | None = None  # the moments of what the head is given, for `tied`
+    shelf: Shelf = field(default_factory=Shelf)  # keeps the hidden states
     _seen: list[str] = field(default_factory=list)
     _files: dict[str, Path] = field(default_factory=dict)
 
@@ -67,13 +70,12 @@ class Rounding:
         """Rounds every block of `order` that is not done. Raises BuildError."""
         blocks = cut(self.model, self.adapter, compiled=False)
         layers = layer_paths(self.model)
-        outside = {name: self._values(block) for name, block in blocks.items() if name not in layers}
-        for values in outside.values():
-            put(self.model, "", as_float32(values))
+        outer = {name: self._values(block) for name, block in blocks.items() if name not in layers}
         start = next((at for at, name in enumerate(self.order) if name in layers), len(self.order))
-        first = self.order[:start]
-        for name in first:
-            self._make(blocks[name], outside[name], self._for_head(), done, write)
+        first = {
+            name: self._make(blocks[name], outer.pop(name), self._for_head(), done, write)
+            for name in self.order[:start]
+        }
 
         def visit(path: str, layer: nn.Module, run: Run) -> Any:
             if (block := blocks.get(path)) is None:  # a layer without parameters
@@ -81,27 +83,32 @@ class Rounding:
             if path not in self._seen:
                 self._check_order(path)
                 self._seen.append(path)
-                file = done(path)
-                if file is None:
-                    values = self._values(block)  # once: the adapter's layers hold this module
-                    put(layer, path, as_float32(values))
-                    with taps(layer, path) as seen:
-                        run(seen.open)
-                    file = self._written(block, values, seen, write)
-                self._files[path] = file
+                self._files[path] = done(path) or self._layer(block, layer, run, write)
             self._show(layer, path)
             made = run()
             self._show(layer, path)  # what was read is let go
             return made
 
-        outer = [name for name in self.order[start:] if name not in layers]
-        with taps(_Outer(self.model, layers)) as seen:
-            walk(self.model, self.tokens, visit)
-        for name in outer:
-            self._make(blocks[name], outside[name], seen, done, write)
+        with lookups(self.model, layers) as tables:
+            for values in outer.values():
+                show(self.model, tables, stored(values), {})
+            for file in first.values():
+                show(self.model, tables, read(file), self.recipe.quantization)
+            with taps(_Outer(self.model, layers)) as seen:
+                walk(self.model, self.tokens, visit, shelf=self.shelf)
+        for name in [name for name in self.order[start:] if name in outer]:
+            self._make(blocks[name], outer.pop(name), seen, done, write)
         for name in self.order:  # a layer that no text reaches, for example one of a vision tower
             if name in layers and name not in self._seen:
                 self._make(blocks[name], self._values(blocks[name]), Seen(), done, write)
+
+    def _layer(self, block: Block, layer: nn.Module, run: Run, write: Write) -> Path:
+        """Rounds a layer for what it is given. Nothing of that stays in memory."""
+        values = self._values(block)  # once: the adapter's layers hold this module
+        put(layer, block.name, as_float32(values))
+        with taps(layer, block.name) as seen:
+            run.watch(seen.open)
+        return self._written(block, values, seen, write)
 
     def _for_head(self) -> Seen:
         """What an embedding that is also the head is given: half of it as the head, half as the lookup.
@@ -115,16 +122,18 @@ class Rounding:
         return Seen({self.tied: Sum(mx.array(scaled + np.eye(columns, dtype=np.float32)), 1)})
 
     def _values(self, block: Block) -> Values:
-        """The block's weights, fused and cast, bit for bit as in any pass."""
+        """The block's weights, fused and cast, bit for bit as in any pass. Lazy where nothing is fused."""
         with plain():
             values = block.values(self.recipe.dtype)
-            mx.eval([values.array(name) for name in values])
+            if block.layers:
+                mx.eval([values.array(name) for name in values])
         return values
 
-    def _make(self, block: Block, values: Values, seen: Seen, done: Done, write: Write) -> None:
-        """Rounds a block outside of the layers, unless it is done. The model gets the rounded weights."""
+    def _make(self, block: Block, values: Values, seen: Seen, done: Done, write: Write) -> Path:
+        """Rounds a block outside of the layers, unless it is done."""
         file = done(block.name) or self._written(block, values, seen, write)
-        put(self.model, "", read_rounded(file, self.recipe.quantization))
+        block.forget()
+        return file
 
     def _check_order(self, path: str) -> None:
         """The plan's keys hold the blocks before a block: the model must call its layers in that order."""
@@ -147,12 +156,11 @@ class Rounding:
         return file
 
 
-def head_moments(model: nn.Module, tokens: mx.array, tied: str) -> Floats | None:
+def head_moments(model: nn.Module, tokens: mx.array, tied: str, shelf: Shelf | None = None) -> Floats | None:
     """The second moments of what the head is given, where the head is the embedding at `tied`.
 
     The model runs unquantized, with one layer in memory, and cannot be used afterwards.
     """
-    model.set_dtype(mx.float32)
     layers = layer_paths(model)
 
     def visit(path: str, layer: nn.Module, run: Run) -> Any:
@@ -160,8 +168,9 @@ def head_moments(model: nn.Module, tokens: mx.array, tied: str) -> Floats | None
         empty(layer)
         return made
 
-    with taps(_Outer(model, layers)) as seen:
-        walk(model, tokens, visit)
+    with lookups(model, layers) as tables, taps(_Outer(model, layers)) as seen:
+        to_float32(model, tables)
+        walk(model, tokens, visit, shelf=shelf)
     return seen.plain[tied].mean if tied in seen.plain else None
 
 
@@ -176,14 +185,57 @@ class _Outer(nn.Module):  # type: ignore[misc]
 
     def __init__(self, model: nn.Module, layers: frozenset[str]) -> None:
         super().__init__()
-        self._outside = [
-            (path, module)
-            for path, module in model.named_modules()
-            if path and not any(path == layer or path.startswith(f"{layer}.") for layer in layers)
-        ]
+        self._outside = list(outside(model, layers))
 
     def named_modules(self) -> list[tuple[str, nn.Module]]:
         return self._outside
+
+
+def as_float32(values: Values) -> dict[str, mx.array]:
+    """The tensors of a block, floating ones in float32."""
+    return exact(stored(values), {})
+
+
+def stored(values: Values) -> dict[str, mx.array]:
+    """The tensors of a block as they are."""
+    return {name: values.array(name) for name in values}
+
+
+def read_rounded(file: Path, quantization: Mapping[str, Quantization]) -> dict[str, mx.array]:
+    """The weights that a rounded shard stands for, in float32, lazy."""
+    return exact(read(file), quantization)
+
+
+def read(file: Path) -> Mapping[str, mx.array]:
+    """The tensors of a shard, lazy."""
+    tensors: Any = mx.load(str(file), format="safetensors")
+    return dict(tensors)
+
+
+def exact(tensors: Mapping[str, mx.array], quantization: Mapping[str, Quantization]) -> dict[str, mx.array]:
+    """The weights that tensors stand for, in float32, lazy. `quantization` says which of them are rounded."""
+    arrays: dict[str, mx.array] = {}
+    for name, array in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        how = quantization.get(path)
+        if how is None or leaf not in ("weight", "scales", "biases"):
+            arrays[name] = array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+        elif leaf == "weight":
+            arrays[name] = unrounded(array, tensors[f"{path}.scales"], tensors.get(f"{path}.biases"), how)
+    return arrays
+
+
+def show(
+    model: nn.Module,
+    tables: Mapping[str, Lookup],
+    tensors: Mapping[str, mx.array],
+    quantization: Mapping[str, Quantization],
+) -> None:
+    """Gives a model the tensors of a block outside of its layers, in float32 where the model runs."""
+    for path, table in tables.items():
+        table.take(tensors, path, quantization.get(path))
+    rest = {name: array for name, array in tensors.items() if name.rpartition(".")[0] not in tables}
+    put(model, "", exact(rest, quantization))
 
 
 def put(module: nn.Module, path: str, arrays: Mapping[str, mx.array]) -> None:
@@ -195,35 +247,3 @@ def put(module: nn.Module, path: str, arrays: Mapping[str, mx.array]) -> None:
 def empty(layer: nn.Module) -> None:
     """Lets the weights of a layer go."""
     layer.update(tree_map(lambda _: mx.zeros(()), layer.parameters()))
-
-
-def as_float32(values: Values) -> dict[str, mx.array]:
-    """The tensors of a block, floating ones in float32."""
-    arrays = {name: values.array(name) for name in values}
-    return {n: a.astype(mx.float32) if mx.issubdtype(a.dtype, mx.floating) else a for n, a in arrays.items()}
-
-
-def read_rounded(file: Path, quantization: Mapping[str, Quantization]) -> dict[str, mx.array]:
-    """The weights that a rounded shard stands for, in float32, lazy."""
-    tensors: Any = mx.load(str(file), format="safetensors")
-    return restored(tensors, quantization)
-
-
-def restored(
-    tensors: Mapping[str, mx.array], quantization: Mapping[str, Quantization]
-) -> dict[str, mx.array]:
-    """The weights that the tensors of a block stand for, in float32, lazy."""
-    arrays: dict[str, mx.array] = {}
-    for name, array in tensors.items():
-        path, _, leaf = name.rpartition(".")
-        how = quantization.get(path)
-        if how is None or leaf not in ("weight", "scales", "biases"):
-            arrays[name] = array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
-        elif leaf == "weight":
-            scales, biases = tensors[f"{path}.scales"], tensors.get(f"{path}.biases")
-            if how.mode == "affine":
-                scales, biases = scales.astype(mx.float32), tensors[f"{path}.biases"].astype(mx.float32)
-            arrays[name] = mx.dequantize(
-                array, scales, biases, group_size=how.group_size, bits=how.bits, mode=how.mode
-            ).astype(mx.float32)
-    return arrays

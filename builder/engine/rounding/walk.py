@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from mlx.utils import tree_flatten, tree_map
 from builder.engine.layers import intercepted, listed_layers
 from builder.engine.loading import one_line
 from builder.engine.rounding.grouped import experts_together
+from builder.engine.rounding.shelf import Growing, Shelf
 from builder.errors import BuildError, EngineError
 
 TOKENS = 1024  # that a layer takes at a time. Fixed, so that the number of cores does not change a bit
@@ -44,26 +45,68 @@ class Run:
     streams: Sequence[Any]
     path: str = "a layer"
     layer: nn.Module | None = None
+    shelf: Shelf = field(default_factory=Shelf)
 
-    def __call__(self, also: Callable[[], list[mx.array]] = list) -> Any:
-        """`also` gives more arrays to compute with each piece. Raises EngineError."""
-        try:
-            return self._made(also)
-        except BuildError:
-            raise
-        except Exception as error:  # code of a model, which may raise anything
-            raise _not_run(self.path, one_line(error)) from error
-
-    def _made(self, also: Callable[[], list[mx.array]]) -> Any:
+    def __call__(self) -> Any:
+        """What the layer returns. Raises EngineError."""
         made: list[Any] = []
-        pieces = list(self.pieces())
-        for first in range(0, len(pieces), len(self.streams)):
-            for stream, (args, kwargs) in zip(self.streams, pieces[first:], strict=False):
-                with mx.stream(stream), experts_together(self.layer):
-                    made.append(self.forward(*args, **kwargs))
-            mx.eval(made[first:], also())
-            mx.clear_cache()
-        return made[0] if len(made) == 1 else _joined(made, self.size, self._axis)
+        stored: Growing | None = None
+        with self._explained(), ExitStack() as open_now:
+            for some in self._computed():
+                mx.eval(some)
+                mx.clear_cache()
+                if not made and stored is None and (shape := self._too_large(some[0])) is not None:
+                    stored = open_now.enter_context(self.shelf.grow(shape))
+                if stored is not None:
+                    stored.add(some)
+                else:
+                    made += some
+            if stored is not None:
+                return stored.done()
+            whole = made[0] if len(made) == 1 else _joined(made, self.size, self._axis)
+            for array in {id(leaf): leaf for _, leaf in tree_flatten([whole]) if _is_array(leaf)}.values():
+                self.shelf.note(array)
+            return whole
+
+    def _too_large(self, piece: Any) -> tuple[int, ...] | None:
+        """The shape of what the layer returns, where that is one array which must go to the disk."""
+        if self.sequences <= self.size or not _is_array(piece) or piece.ndim < 2:
+            return None
+        if piece.dtype != mx.float32 or self._axis != 0 or piece.shape[0] != self.size:
+            return None
+        shape = (self.sequences, *piece.shape[1:])
+        return None if self.shelf.room_for(piece, self.sequences) else shape
+
+    def watch(self, also: Callable[[], list[mx.array]]) -> None:
+        """Computes what `also` gives after each piece, and nothing else. Raises EngineError."""
+        with self._explained():
+            for some in self._computed():
+                some.clear()
+                mx.eval(also())
+                mx.clear_cache()
+
+    def _computed(self) -> Iterator[list[Any]]:
+        """What the layer returns for the next pieces, one for each stream, lazy."""
+        pieces = self.pieces()
+        while some := [
+            self._lazy(stream, args, kwargs)
+            for stream, (args, kwargs) in zip(self.streams, pieces, strict=False)
+        ]:
+            yield some
+
+    def _lazy(self, stream: Any, args: Any, kwargs: Any) -> Any:
+        with mx.stream(stream), experts_together(self.layer):
+            return self.forward(*args, **kwargs)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raises EngineError for what the code of a model raises."""
+        try:
+            yield
+        except (BuildError, OSError):  # OSError: of the shelf
+            raise
+        except Exception as error:  # it may raise anything
+            raise _not_run(self.path, one_line(error)) from error
 
     @property
     def _axis(self) -> int:
@@ -78,7 +121,10 @@ class Run:
             return
         for start in range(0, self.sequences, self.size):
             args, kwargs = _part(
-                [list(self.args), dict(self.kwargs)], self.sequences, slice(start, start + self.size)
+                [list(self.args), dict(self.kwargs)],
+                self.sequences,
+                slice(start, start + self.size),
+                self.shelf,
             )
             yield args, kwargs
 
@@ -86,12 +132,15 @@ class Run:
 Visit = Callable[[str, Any, Run], Any]  # path of a layer, the layer, what runs it -> what it returns
 
 
-def walk(model: Any, tokens: mx.array, visit: Visit, *, settled: bool = True) -> Any:
+def walk(
+    model: Any, tokens: mx.array, visit: Visit, *, settled: bool = True, shelf: Shelf | None = None
+) -> Any:
     """Calls the model with tokens [sequences, length], and `visit` for each layer that it calls.
 
     Returns what the model returned, lazy. `settled`: what a layer is given is computed before its visit.
-    Raises EngineError for a model that cannot be run like this.
+    `shelf` keeps what layers return. Raises EngineError for a model that cannot be run like this.
     """
+    kept = shelf or Shelf()
     sequences, length = tokens.shape
     size = max(1, TOKENS // length)
     streams = _streams()
@@ -101,10 +150,11 @@ def walk(model: Any, tokens: mx.array, visit: Visit, *, settled: bool = True) ->
 
     def on_call(path: str, layer: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if settled:
-            mx.eval([array for _, array in tree_flatten([args, kwargs]) if isinstance(array, mx.array)])
+            given = (leaf for _, leaf in tree_flatten([args, kwargs]) if _is_array(leaf))
+            mx.eval([array for array in given if not kept.holds(array)])
 
         _check_stateless(path, [list(args), dict(kwargs)])
-        run = Run(forward, args, kwargs, sequences, size, streams, path, layer=layer)
+        run = Run(forward, args, kwargs, sequences, size, streams, path, layer, kept)
         try:
             return visit(path, layer, run)
         except BaseException as error:
@@ -172,12 +222,12 @@ def _cut(array: mx.array, sequences: int) -> int | None:
     return found[0] if found else None
 
 
-def _part(tree: Any, sequences: int, some: slice) -> Any:
+def _part(tree: Any, sequences: int, some: slice, shelf: Shelf) -> Any:
     """The arrays of a tree for some of the sequences."""
 
     def part(leaf: Any) -> Any:
         axis = _cut(leaf, sequences) if _is_array(leaf) else None
-        return leaf if axis is None else leaf[some] if axis == 0 else leaf[:, some]
+        return leaf if axis is None else shelf.part(leaf, some) if axis == 0 else leaf[:, some]
 
     return tree_map(part, tree)
 

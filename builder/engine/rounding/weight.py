@@ -151,25 +151,30 @@ def _factors(moments: Floats | None, columns: int) -> tuple[Floats | None, Float
     mean = 0.0 if moments is None else float(moments.diagonal().mean(dtype=np.float64))
     if moments is None or mean <= 0:
         return None, np.ones(columns, np.float32), None
-    scaled: Any = (moments / mean).astype(np.float64 if columns <= _EXACT else np.float32)
-    damped, root = _root(scaled)
-    factor = np.triu(np.linalg.inv(root)).astype(np.float32)
+    damped: Any = (moments / mean).astype(np.float64 if columns <= _EXACT else np.float32, copy=False)
+    inverse = np.linalg.inv(_root(damped))
+    damped = damped.astype(np.float32, copy=False)
+    factor = np.ascontiguousarray(inverse, np.float32)
+    del inverse
+    for row in range(1, columns):  # in place: what lies below the diagonal is no part of the factor
+        factor[row, :row] = 0
     importance = (1 / factor.diagonal() ** 2).astype(np.float32)
-    return np.ascontiguousarray(factor), importance, damped.astype(np.float32)
+    return factor, importance, damped
 
 
-def _root(moments: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Damped moments and their upper factor R (moments = R Rᵀ).
+def _root(moments: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The upper factor R of the damped moments (R Rᵀ), which take the place of `moments`.
 
     They are damped more where rounding made them indefinite.
     R is the Cholesky factor of the moments read backwards.
     """
-    unit = np.eye(len(moments), dtype=moments.dtype)
+    own = moments.diagonal().copy()
     for damping in (DAMPING, 10 * DAMPING, 100 * DAMPING):
         with suppress(np.linalg.LinAlgError):
-            damped = moments + damping * unit
-            return damped, np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    return unit, unit
+            np.fill_diagonal(moments, own + moments.dtype.type(damping))
+            return np.asarray(np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1])
+    moments[:] = np.eye(len(moments), dtype=moments.dtype)
+    return moments
 
 
 def _by_loops(

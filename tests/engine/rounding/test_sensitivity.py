@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from builder.engine.rounding import sensitivity as module
 from builder.engine.rounding import walk
 from builder.engine.rounding.points import Opened
 from builder.engine.rounding.sensitivity import SEED, NotDifferentiable, Sensitivity
+from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import read_rounded
 from builder.engine.stream import cut
 from builder.plan.quantization import resolve
@@ -104,6 +107,22 @@ def test_the_streamed_costs_are_those_of_the_whole_model(name: str, calibrated: 
     exact = sensitivity.exact()
     assert sensitivity.divergence(exact) == pytest.approx(divergence, rel=2e-3)
     assert sensitivity.divergence(exact) == sensitivity.divergence(exact)
+
+
+def test_inputs_of_layers_on_the_disk_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "TOKENS", 40)
+    sensitivity, _ = measured("llama", tmp_path, mx.ones((6, 20)))
+    expected, divergence = sensitivity.costs(), sensitivity.divergence(sensitivity.exact())
+
+    @contextmanager
+    def new_file() -> Iterator[Path]:
+        yield tmp_path / "scratch"
+        (tmp_path / "scratch").unlink()
+
+    sensitivity.shelf = Shelf(new_file, 0)
+    assert sensitivity.costs() == expected
+    assert sensitivity.divergence(sensitivity.exact()) == divergence
+    assert sensitivity.shelf.stored == 3 * 2 * 6 * 20 * 64 * 4
 
 
 def test_steps_are_told(tmp_path: Path) -> None:

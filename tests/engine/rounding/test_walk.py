@@ -112,7 +112,11 @@ def test_more_arrays_are_computed_with_each_piece(monkeypatch: pytest.MonkeyPatc
         asked.append(1)
         return []
 
-    walk(model("llama"), text(5, 12), lambda path, layer, run: run(also))
+    def visit(path: str, layer: nn.Module, run: Run) -> Any:
+        run.watch(also)
+        return run()
+
+    walk(model("llama"), text(5, 12), visit)
     assert len(asked) == 2 * 3  # layers, pieces of two streams
 
 

@@ -1,0 +1,28 @@
+"""Where a calibrated pass keeps the hidden states of its text: in memory, or else in the store's tmp/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from builder.plan.types import TargetPlan
+from builder.project.peaks import memory_for, rounding_memory
+from builder.project.project import Project
+from builder.store import tmp
+
+if TYPE_CHECKING:
+    from builder.engine.rounding.shelf import Shelf
+
+
+def shelf(project: Project, plan: TargetPlan) -> Shelf:
+    """What the declared memory, or else the free memory, leaves beside the weights is for hidden states."""
+    from builder.engine.rounding.shelf import Shelf
+
+    @contextmanager
+    def new_file() -> Iterator[Path]:
+        with tmp.new_file(project.store) as staged:
+            yield staged.path
+
+    return Shelf(new_file, max(0, memory_for(project) - rounding_memory(plan)))

@@ -1,0 +1,73 @@
+"""How far a model without some of its experts is from the whole model, with one layer in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from builder.engine.block import Block
+from builder.engine.rounding.points import Opened, after_layers, logprobs, numbers
+from builder.engine.rounding.stream import empty, layer_paths, put
+from builder.engine.rounding.walk import Run, walk
+from builder.engine.routing import floats
+
+Step = Callable[[int, int], None]
+
+
+def divergence(whole: Opened, other: Opened, tokens: mx.array, counted: mx.array, step: Step) -> float | None:
+    """KL of the whole model to the other one: the mean over the tokens that count, in nats.
+
+    `counted` [sequences, length] is 1 where what is predicted counts. Neither model can be used afterwards.
+    None for a model whose layers return more than one hidden state for each token.
+    """
+    layers = len(layer_paths(whole.model))
+    done = 0
+
+    def tell() -> None:
+        nonlocal done
+        done += 1
+        step(done, 2 * layers)
+
+    ours, theirs = (_last(each, tokens, tell) for each in (other, whole))
+    if ours is None or theirs is None:
+        return None
+    total = 0.0
+    for at in range(tokens.shape[0]):
+        some = tokens[at : at + 1]
+        wanted = logprobs(after_layers(whole.model, some, theirs[at : at + 1]))
+        logs = logprobs(after_layers(other.model, some, ours[at : at + 1]))
+        lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * counted[at : at + 1]
+        total += numbers(lost.sum()[None])[0]
+        mx.clear_cache()
+    return total / numbers(counted.sum()[None])[0]
+
+
+def _last(opened: Opened, tokens: mx.array, tell: Callable[[], None]) -> mx.array | None:
+    """What the last layer returns. None where the layers do not form one chain of hidden states."""
+    layers = layer_paths(opened.model)
+    blocks: Mapping[str, Block] = opened.blocks
+    for name, block in blocks.items():
+        if name not in layers:
+            put(opened.model, "", floats(block))
+    last: list[Any] = []
+    chain = True
+
+    def visit(path: str, layer: nn.Module, run: Run) -> Any:
+        nonlocal chain
+        if (block := blocks.get(path)) is not None:
+            put(layer, path, floats(block))
+        made = run()
+        if block is not None:
+            empty(layer)
+            block.forget()
+        fits = isinstance(made, mx.array) and made.ndim == 3 and made.shape[:2] == tokens.shape
+        chain = chain and fits and (not last or run.args[0] is last[-1])
+        last[:] = [made]
+        tell()
+        return made
+
+    walk(opened.model, tokens, visit)
+    return last[-1] if chain and last else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.build.one_pass import open_adapter, open_base
+from builder.build.shelves import shelf
 from builder.console.events import Emit, Learning
 from builder.errors import BuildError
 from builder.keys import Key
@@ -19,6 +20,7 @@ from builder.project.toolchain import made_by
 from builder.project.watch import unchanged
 from builder.spec.types import Quantization
 from builder.store import blobs, records
+from builder.store.disk import durable
 from builder.store.holdings import usable_record
 from builder.store.types import Record
 
@@ -50,7 +52,7 @@ def measured_costs(
         with suppress(BuildError, OSError, ValueError, KeyError):
             return _from_text(blobs.read(project.store, record.blob).decode(), at)
     calibrated = plan.target.variant.rounds_for_text
-    with unchanged(project, plan), accelerated(threads=1):
+    with unchanged(project, plan), accelerated(threads=1), durable.explained(project.store.root):
         cost = _sensitivity(project, plan, used, "gradient", emit).costs()
         found = Measured(cost, errors(_opened(project, plan), choices, _dtype(plan), calibrated), at)
     blob = blobs.ingest(project.store, [_to_text(found).encode()])
@@ -70,7 +72,8 @@ class Comparison:
         """In nats for each token. `what` says in words what is compared. Raises BuildError."""
         from builder.engine.blas import accelerated
 
-        with unchanged(self.project, plan), accelerated(threads=1):
+        explained = durable.explained(self.project.store.root)
+        with unchanged(self.project, plan), accelerated(threads=1), explained:
             if self._exact is None:
                 own = _sensitivity(self.project, self.plan, self.apart, "the exact model", self.emit)
                 self._exact = own.exact()
@@ -112,6 +115,7 @@ def _sensitivity(
         mx.array([piece.counted for piece in pieces], dtype=mx.float32),
         plan.name,
         step,
+        shelf(project, plan),
     )
 
 

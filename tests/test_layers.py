@@ -42,6 +42,7 @@ ROWS: tuple[str, ...] = (
     "evaluate",
     "evaluate.worker",
     "release",
+    "cluster",
     "report",
     "publish.gguf",
     "publish",
@@ -55,7 +56,7 @@ ROWS: tuple[str, ...] = (
 NEVER: Mapping[str, tuple[str, ...]] = {
     "engine": ("store", "sources"),
     "training": ("store", "sources"),
-    "report": ("build", "engine", "evaluate.worker"),
+    "report": ("cluster", "build", "engine", "evaluate.worker"),
     "plan": ("store.care",),
 }
 HEAVY = {
@@ -70,6 +71,9 @@ HEAVY = {
     "tokenizers",
     "obstore",
     "cryptography",
+    "distributed",
+    "dask",
+    "keyring",
 }
 
 

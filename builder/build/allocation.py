@@ -5,7 +5,7 @@ from __future__ import annotations
 from builder.build.blocks import Tally
 from builder.build.calibrated import open_sequences, round_blocks
 from builder.build.measuring import Comparison, measured_costs
-from builder.build.sharing import fetch_records
+from builder.build.sharing import fetch, fetch_records
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.console.words import count
@@ -74,6 +74,8 @@ def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit
     assert text is not None
     common = plan_alone(made, facts, toolchain)
     emit(Note(f"{made.name}: {how.bits} bits for every weight fit. What each weight costs there is measured"))
+    if made.variant.rounds_for_text:
+        fetch(project, [common], emit)
     with build_session(project.store, list(keys_of(common))):
         _make(project, common, emit)
         used, apart = open_sequences(project, common)

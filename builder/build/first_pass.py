@@ -27,6 +27,7 @@ from builder.errors import SourceChanged
 from builder.keys import Digest
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project import peaks, preflight
+from builder.project.machines import cluster_address
 from builder.project.project import Project
 from builder.project.remotes import remotes_of
 from builder.project.toolchain import now
@@ -102,7 +103,7 @@ def _targets(project: Project, name: str, selected: Collection[str]) -> list[Tar
         if target.model.name == model.name and (target.name == name or target.name in selected)
     ]
     plain = [target for target in found if _is_plain(target)]
-    if remotes_of(project):  # what they have is found by keys, and is pulled
+    if remotes_of(project) or cluster_address():  # what others have or make is found by keys
         return []
     if model.adapter is not None and project.spec.adapters[model.adapter].train is not None:
         return []  # training reads the base first

@@ -23,6 +23,7 @@ from builder.project.remotes import (
     fitting,
     has,
     knows,
+    loose_bundle,
     records_from,
     remotes_of,
     rules_of,
@@ -66,6 +67,11 @@ class _Process:
 
 _LATELY_S = 300.0
 _KNOWN = _Process()
+
+
+def look_again() -> None:
+    """Somebody has pushed since this process looked."""
+    _KNOWN.opened.clear()
 
 
 def look_at(project: Project, remote: Remote) -> Opened:
@@ -227,6 +233,11 @@ def send(
 
     transport = open_remote(remote)
     return push(project.store, transport, bundles, own_signer(), emit, read_back=read_back)
+
+
+def send_keys(project: Project, remote: Remote, keys: Iterable[Key], emit: Emit) -> PushPlan:
+    """Pushes records and results alone, before there is a target. Raises BuildError."""
+    return send(project, remote, [loose_bundle(project, keys)], emit)
 
 
 def told(remote: Remote, sent: PushPlan, emit: Emit) -> None:

@@ -38,5 +38,6 @@ STANDALONE: Mapping[str, str] = {
     "pull": "builder.commands.pull:Pull",
     "remote": "builder.commands.remote:Remote",
     "trust": "builder.commands.trust:Trust",
+    "worker": "builder.commands.worker:Worker",
     "completion": "builder.commands.completion:Completion",
 }

@@ -29,6 +29,7 @@ _RUN = (
     "--quiet",
     "--locked",
     "--no-remote",
+    "--cluster",
     "--no-space-check",
     "--dry-run",
     "--json",
@@ -62,7 +63,8 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "push": ("--remote", "--dry-run", "--read-back", "--json"),
     "pull": ("--remote", "--dry-run", "--json"),
     "remote": ("--dry-run", "--grace", "--keep-days", "--yes", "--json"),
-    "trust": ("--new", "--remote", "--json"),
+    "trust": ("--new", "--keychain", "--remote", "--json"),
+    "worker": ("--name",),
     "completion": (),
     "help": (),
     "list": ("--all", "--quiet", "--status", "--private", "--deps", "--template", "--sort", "--json"),
@@ -75,7 +77,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {  # option -> the values that it takes
     "--mode": ("affine", "mxfp4", "nvfp4", "mxfp8"),
     "--parallel-type": ("process", "thread"),
 }
-_NAMES_NOTHING = ("init", "lock", "gc", "trust", "dumpdb")
+_NAMES_NOTHING = ("init", "lock", "gc", "trust", "worker", "dumpdb")
 
 
 def complete(words: Sequence[str]) -> int:

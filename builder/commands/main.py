@@ -17,6 +17,8 @@ builder trust [NAME KEY]             your public key, and whose signatures count
 builder path TARGET                  the folder of a built target, or of base:NAME
 builder attest TARGET                an in-toto statement about a built target
 builder completion bash|zsh|fish     completion for `builder` and `doit`
+builder worker ADDRESS               work for others, as one machine of a cluster (docs/machines.md)
+builder --cluster ADDRESS COMMAND    build, eval and threshold:MODEL on the workers of a cluster
 builder -d FOLDER COMMAND            the same in another folder
 builder help COMMAND                 the options of a command
 builder --version                    the version
@@ -59,11 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"modelkiln {version_of('modelkiln')}")
         return 0
+    if given[0].partition("=")[0] == "--cluster":
+        given = _behind(given)
     if given[0].startswith("-"):
-        return _refused(f"{given[0]}: options stand after the command; only -d FOLDER stands before it")
+        return _refused(
+            f"{given[0]}: options stand after the command; only -d FOLDER and --cluster ADDRESS stand before"
+        )
     if given != ["init"] and (folder := project_folder(Path.cwd())):
         os.chdir(folder)
     return guarded(lambda: _doit(given))
+
+
+def _behind(given: list[str]) -> list[str]:
+    """`--cluster ADDRESS COMMAND ...` means `COMMAND --cluster ADDRESS ...`."""
+    option = 1 if "=" in given[0] else 2
+    command, rest = given[option : option + 1] or ["build"], given[option + 1 :]
+    if ":" in command[0]:  # a task
+        return ["build", *given[:option], *command, *rest]
+    return [*command, *given[:option], *rest]
 
 
 def _refused(what: str) -> int:

@@ -21,6 +21,7 @@ from builder.console.display import ANSWERS, MODES, VARIABLE, showing
 from builder.console.interrupt import INTERRUPTED
 from builder.console.words import nearest, quoted
 from builder.errors import BuildError
+from builder.project.machines import CLUSTER, cluster_address
 from builder.project.preflight import NO_SPACE_CHECK
 from builder.project.remotes import NO_REMOTE, without_remotes
 from builder.spec.place import DECLARATION
@@ -58,6 +59,14 @@ OPT_NO_REMOTE: Mapping[str, Any] = {
     "default": False,
     "help": "neither pull from remotes nor push to them",
 }
+OPT_CLUSTER: Mapping[str, Any] = {
+    "name": "cluster",
+    "long": "cluster",
+    "type": str,
+    "default": "",
+    "metavar": "ADDRESS",
+    "help": "build and measure on the workers of this scheduler of dask, for example tcp://host:8786",
+}
 OPT_LOCKED: Mapping[str, Any] = {
     "name": "locked",
     "long": "locked",
@@ -93,6 +102,7 @@ OURS = (
     OPT_QUIET,
     OPT_LOCKED,
     OPT_NO_REMOTE,
+    OPT_CLUSTER,
     OPT_SPACE,
     OPT_DRY_RUN,
     OPT_JSON,
@@ -104,6 +114,13 @@ class UnknownTask(BuildError):
 
     exit_code = 3
     hint = "`doit list` shows all tasks. `doit help` shows the commands."
+
+
+class OneClient(BuildError):
+    """-n starts processes on this machine, and --cluster gives the work to others."""
+
+    exit_code = 3
+    hint = "Leave out -n: the jobs of a cluster run at the same time anyway."
 
 
 class Run(OneScreen, DoitRun):  # type: ignore[misc]
@@ -121,6 +138,7 @@ class Run(OneScreen, DoitRun):  # type: ignore[misc]
         OPT_QUIET,
         OPT_LOCKED,
         OPT_NO_REMOTE,
+        OPT_CLUSTER,
         OPT_SPACE,
         OPT_DRY_RUN,
         OPT_JSON,
@@ -159,17 +177,22 @@ class Run(OneScreen, DoitRun):  # type: ignore[misc]
         quiet: bool = False,
         locked: bool = False,
         no_remote: bool = False,
+        cluster: str = "",
         no_space_check: bool = False,
         dry_run: bool = False,
         json: bool = False,
     ) -> int:
         """Runs the tasks. doit reads the names of these arguments from this signature."""
         arguments = dict(locals())
-        ours = ("progress", "quiet", "locked", "no_remote", "no_space_check", "dry_run", "json")
+        ours = ("progress", "quiet", "locked", "no_remote", "cluster", "no_space_check", "dry_run", "json")
         for name in ("self", "__class__", *ours):
             arguments.pop(name, None)
         if no_remote:
             os.environ[NO_REMOTE] = "1"  # worker processes inherit it, and those below
+        if cluster:
+            os.environ[CLUSTER] = cluster
+        if num_process and cluster_address():
+            raise OneClient()
         if locked:
             _check_lock(forks=num_process > 0)
         if no_space_check:

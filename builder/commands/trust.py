@@ -23,6 +23,15 @@ OPT_NEW: Mapping[str, Any] = {
 }
 
 
+OPT_KEYCHAIN: Mapping[str, Any] = {
+    "name": "keychain",
+    "long": "keychain",
+    "type": bool,
+    "default": False,
+    "help": "with --new: keep the key in the keychain of the system, not in a file",
+}
+
+
 class NotAKey(BuildError):
     """ "{text}" is not a public key of Ed25519."""
 
@@ -35,18 +44,19 @@ class Trust(ProjectCommand):
     doc_purpose = "print this user's public key and who is trusted, or trust one more key"
     doc_usage = "[NAME KEY]"
     doc_description = "NAME KEY adds the key to [remote.NAME.trust] of artifacts.toml."
-    cmd_options = (OPT_NEW, OPT_REMOTE, OPT_JSON)
+    cmd_options = (OPT_NEW, OPT_KEYCHAIN, OPT_REMOTE, OPT_JSON)
 
     def run(self, project: Project, options: Mapping[str, Any], names: Sequence[str]) -> int:
-        from builder.remote.signing import key_place, new_signer, own_signer, public_line
+        from builder.remote.signing import kept_in, new_signer, own_signer, public_line
 
         if names:
             return _trust(project, options, names)
-        signer = new_signer() if options["new"] else own_signer()
+        new = options["new"] or options["keychain"]
+        signer = new_signer(in_keychain=options["keychain"]) if new else own_signer()
         line = public_line(signer) if signer else None
         if options["json"]:
             trusted = {remote.name: dict(remote.trust) for remote in project.spec.remotes.values()}
-            print_json("trust", key=line, file=str(key_place()), trusted=trusted)
+            print_json("trust", key=line, file=kept_in(), trusted=trusted)
             return 0
         if signer is None:
             print("You have no key, so what you push is not signed. `builder trust --new` makes one.")

@@ -135,6 +135,24 @@ class Transferred:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """`done` of `total` jobs of a cluster have ended."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Working:
+    """A worker of a cluster has done `done` of `total` of one job. Without a `job`: it waits for one."""
+
+    worker: str
+    job: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Failed:
     """A task ended with an error: the error's name (docs/errors.md) and its text. Only JSON lines show it."""
 
@@ -156,6 +174,8 @@ Event = (
     | PassDone
     | TargetDone
     | Transferred
+    | Spread
+    | Working
     | Failed
 )
 Emit = Callable[[Event], None]

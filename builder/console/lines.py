@@ -18,8 +18,10 @@ from builder.console.events import (
     PassStarted,
     Scored,
     Sending,
+    Spread,
     Trained,
     Transferred,
+    Working,
     Writing,
 )
 from builder.console.words import count, said_loss, size_text
@@ -46,6 +48,8 @@ class Plain:
         self._every = every
         self._last = time.monotonic()
         self._blocks = self._done = 0
+        self._jobs = ""
+        self._doing: dict[str, str] = {}  # what each worker does
         self._part, self._since, self._first = "", 0.0, 0  # of what has a time left
 
     def __call__(self, event: Event) -> None:
@@ -92,8 +96,21 @@ class Plain:
                 self._done += event.made
                 if self._due():
                     self._line(f"{event.model}: {self._done} of {self._blocks} blocks")
+            case Spread(done, total):
+                self._jobs = f"{done} of {count(total, 'job')}"
+                if done < total:
+                    self._tell_workers()
+                else:
+                    self._doing.clear()
+            case Working(worker, job, done, total):
+                self._doing[worker] = f"{worker}: {job} ({done} of {total})" if job else ""
+                self._tell_workers()
             case _:
                 pass
+
+    def _tell_workers(self) -> None:
+        if self._due():
+            self._line("; ".join([self._jobs, *filter(None, self._doing.values())]))
 
     def _left(self, part: str, done: int, total: int) -> str:
         """The time that a part still takes, by the time of what has been shown of it."""

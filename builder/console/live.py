@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from builder.console.crew import Crew
 from builder.console.events import (
     BlockDone,
     Event,
@@ -21,8 +22,10 @@ from builder.console.events import (
     PassStarted,
     Scored,
     Sending,
+    Spread,
     Trained,
     Transferred,
+    Working,
     Writing,
 )
 from builder.console.words import said_loss
@@ -35,6 +38,7 @@ class Live:
         self._console = Console(file=stream or sys.stderr, highlight=False)
         self._lock = threading.Lock()
         self._progress: Progress | None = None
+        self._crew: Crew | None = None
         self._task = TaskID(0)
         self._what = ""
         self._started = 0.0
@@ -52,7 +56,14 @@ class Live:
     def _show(self, event: Event) -> None:
         match event:
             case Note(text):
-                (self._progress.console if self._progress else self._console).print(text, markup=False)
+                shown = self._progress or (self._crew.progress if self._crew else None)
+                (shown.console if shown else self._console).print(text, markup=False)
+            case Spread() | Working():
+                if self._crew is None:
+                    self._stop()
+                    self._crew = Crew(self._console)
+                if self._crew.show(event):
+                    self._stop()
             case Hashing(what, done, total):
                 self._follow(f"hash {what}", total)
                 self._update(done, f"{_of(done, total)}{self._rate(done)}")
@@ -133,9 +144,10 @@ class Live:
         return f"  ETA {left // 60}:{left % 60:02}"
 
     def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        for shown in (self._progress, self._crew):
+            if shown is not None:
+                shown.stop()
+        self._progress = self._crew = None
 
 
 def _of(done: int, total: int) -> str:

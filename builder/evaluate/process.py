@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from threading import Thread
 from typing import IO, Any
 
-from builder.console.events import Emit, Note, Scored
+from builder.console.events import Emit, Event, Note, Scored
 from builder.errors import BuildError, error_from
 
 Step = Callable[[int, int], None]  # step(done, total)
@@ -42,9 +42,11 @@ def ask(target: str, request: Mapping[str, Any], emit: Emit, running: str = "") 
     command = [sys.executable, "-m", "builder.evaluate.worker"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     said: list[str] = []
+    stopped: list[BaseException] = []
     env = {**KEEP_MEMORY, **os.environ} if request.get("layerwise") else None
     with subprocess.Popen(command, text=True, errors="replace", env=env, **pipes) as process:  # type: ignore[call-overload]
-        listener = Thread(target=_listen, args=(process.stderr, said, running or target, emit), daemon=True)
+        tell = _ending(process, emit, stopped)
+        listener = Thread(target=_listen, args=(process.stderr, said, running or target, tell), daemon=True)
         listener.start()
         try:
             text = _exchange(process, request)
@@ -54,6 +56,8 @@ def ask(target: str, request: Mapping[str, Any], emit: Emit, running: str = "") 
         finally:
             code = process.wait()
             listener.join()
+    if stopped:
+        raise stopped[0]
     try:
         answer: dict[str, Any] = json.loads(text)
     except ValueError:
@@ -62,6 +66,20 @@ def ask(target: str, request: Mapping[str, Any], emit: Emit, running: str = "") 
     if "error" in answer:
         raise error_from(answer["error"])
     return answer
+
+
+def _ending(process: subprocess.Popen[str], emit: Emit, stopped: list[BaseException]) -> Emit:
+    """`emit` is called in a thread. What it raises ends the worker, and is raised by `ask`."""
+
+    def tell(event: Event) -> None:
+        try:
+            if not stopped:
+                emit(event)
+        except BaseException as error:
+            stopped.append(error)
+            process.kill()
+
+    return tell
 
 
 def _exchange(process: subprocess.Popen[str], request: Mapping[str, Any]) -> str:

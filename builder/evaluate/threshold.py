@@ -112,6 +112,37 @@ def _bisect(order: Sequence[str], ask: Callable[[str], bool], known: Mapping[str
     return order[high] if high < len(order) else None
 
 
+class _Asked(Exception):
+    """A search asks about the target of this name."""
+
+
+def candidates(
+    order: Sequence[str],
+    known: Mapping[str, bool],
+    width: int,
+    family: Callable[[str], Hashable] = lambda name: None,
+) -> list[str]:
+    """The targets that a search would ask about next, whatever the answers are: the nearest `width` of them.
+
+    Empty where what is known decides. Whoever measures several at once needs fewer rounds than `search` asks.
+    """
+
+    def ask(name: str) -> bool:
+        raise _Asked(name)
+
+    found: list[str] = []
+    worlds = [dict(known)]
+    while worlds and len(found) < width:
+        world = worlds.pop(0)
+        try:
+            search(order, ask, world, family)
+        except _Asked as asked:
+            name = str(asked)
+            found += [] if name in found else [name]
+            worlds += [{**world, name: True}, {**world, name: False}]
+    return found
+
+
 def family_of(variant: Variant) -> Hashable:
     """The family of a variant. Its members differ only in bits, so more bits should be better."""
     learned = variant.learned.method if variant.learned else variant.rounds_for_text
@@ -164,6 +195,16 @@ def find_threshold(project: Project, model: str, deliver: Callable[[str], object
         largest = judged.order[-1]
         raise NonePasses(model=model, name=largest, what="; ".join(map(str, judged.misses[largest])))
     return Threshold(found, judged.misses, judged.open, tuple(built))
+
+
+def open_candidates(project: Project, model: str, width: int) -> list[str]:
+    """The targets of a model that are to be measured next, if `width` are measured at once.
+
+    Raises NothingToRequire, and what keeps the model from being planned.
+    """
+    judged = Judged(project, model)
+    families = {name: family_of(plan.target.variant) for name, plan in judged.plans.items()}
+    return candidates(judged.order, judged.known(), width, families.__getitem__)
 
 
 def known_threshold(project: Project, model: str) -> Threshold:

@@ -121,6 +121,42 @@ def bundle_of(project: Project, plan: TargetPlan) -> Bundle | None:
     return Bundle(plan.name, plan.key, tuple(texts), frozenset(held), _root(project, plan, texts))
 
 
+def loose_bundle(project: Project, keys: Iterable[Key]) -> Bundle:
+    """Records and results that lie here, without a target: what a worker of a cluster has made so far.
+
+    No root keeps them in the remote. They are there for a day, or until a target is pushed that needs them.
+    """
+    from builder.remote.push import Bundle
+    from builder.remote.same import Text
+
+    store, texts, held, results = project.store, list[Text](), set[Blob](), list[Key]()
+    for key in sorted(keys):
+        record = usable_record(store, key)
+        if record is None:
+            results.append(key)
+            continue
+        texts.append(Text("record", key, records.path(store, key).read_bytes()))
+        held.add(record.blob)
+    texts += _results(project, results)
+    return Bundle("", Key(""), tuple(texts), frozenset(held), b"")
+
+
+def sources_bundle(project: Project, plan: TargetPlan) -> Bundle:
+    """What a target is made from and a remote may have: the structure of its base, a trained adapter."""
+    from dataclasses import replace
+
+    from builder.remote.same import Text
+
+    found = loose_bundle(project, [structure_key(plan.base.weights)])
+    key = _trained(project, plan)
+    manifest = whole_manifest(project.store, key) if key else None
+    data = records.manifest_bytes(project.store, manifest.key) if manifest else None
+    if manifest is None or data is None:
+        return found
+    texts = (*found.texts, Text("manifest", manifest.key, data))
+    return replace(found, texts=texts, blobs=found.blobs | {entry.blob for entry in manifest.files})
+
+
 def _trained(project: Project, plan: TargetPlan) -> Key | None:
     """The key of the target's adapter, where it was trained here or pulled."""
     name = plan.target.model.adapter

@@ -38,9 +38,14 @@ def result_key(project: Project, model: Model, measured: Key, suite: Suite) -> K
     The target counts by what can change a figure: not by its name, nor by files that make no prompt. Where
     the model requires a time or a memory, the machine counts too.
     """
-    timed = any(c.suite == suite.name and c.metric.name in _OF_A_MACHINE for c in model.require)
-    where = machine_name() if timed and suite.kind in ("generate", "command") else None
+    where = machine_name() if is_timed(model, suite) else None
     return make_key("eval/2", measured, suite_key(project, suite), SCORER, where)
+
+
+def is_timed(model: Model, suite: Suite) -> bool:
+    """Whether the result of a suite belongs to one machine: the model requires a time or a memory of it."""
+    timed = any(c.suite == suite.name and c.metric.name in _OF_A_MACHINE for c in model.require)
+    return timed and suite.kind in ("generate", "command")
 
 
 def reference_key(project: Project, target: TargetPlan, suite: Suite) -> Key:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from builder.build.allocation import choose_bits, keep
 from builder.build.calibrated import build_one
+from builder.build.sharing import fetch_records
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.console.words import size_text
@@ -47,6 +48,7 @@ def search_size(project: Project, target: Target, emit: Emit) -> Allocation:
         raise questions.error or SourceChanged(source=f"model:{target.name}", path=questions.reason)
     assert facts.text is not None
     key = allocation_key(target, facts.base, facts.adapter, facts.text, sources.toolchain, questions)
+    fetch_records(project, [key], emit)
     with acquire(project.store, [key], waiting(target.name, emit), "search-"):
         if (known := project.allocation(key)) is not None:
             return known

@@ -8,7 +8,7 @@ from typing import Any
 
 from builder.remote import layout
 from builder.remote.bucket import BucketTransport, one_line
-from builder.remote.credentials import s3_settings
+from builder.remote.credentials import az_settings, gs_settings, s3_settings
 from builder.remote.folder import FolderTransport
 from builder.remote.transport import ExtraMissing, NoRemoteStore, RemoteError, Transport
 from builder.spec.sharing import Remote
@@ -37,7 +37,7 @@ def connect(remote: Remote) -> Transport:
     if remote.folder is not None:
         return FolderTransport(remote.name, remote.url, remote.folder)
     try:
-        from obstore.store import HTTPStore, S3Store, from_url
+        from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
     except ImportError:
         raise ExtraMissing(remote=remote.name) from None
     scheme = remote.url.partition("://")[0]
@@ -53,8 +53,12 @@ def connect(remote: Remote) -> Transport:
             client |= {"allow_http": True} if str(settings.get("endpoint", "")).startswith("http://") else {}
             settings["checksum_algorithm"] = "SHA256"  # the server looks at what it receives
             store: Any = S3Store.from_url(remote.url, client_options=client, retry_config=retry, **settings)
+        elif scheme == "gs":
+            settings = gs_settings(remote)
+            store = GCSStore.from_url(remote.url, client_options=client, retry_config=retry, **settings)
         else:
-            store = from_url(remote.url, client_options=client, retry_config=retry)
+            settings = az_settings(remote)
+            store = AzureStore.from_url(remote.url, client_options=client, retry_config=retry, **settings)
     except RemoteError:
         raise
     except Exception as error:  # a setting in the environment that obstore does not take

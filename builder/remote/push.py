@@ -46,7 +46,10 @@ class NotWhole(RemoteError):
 
 @dataclass(frozen=True)
 class Bundle:
-    """One target as it is here: its texts with their exact bytes, and all blobs that they name."""
+    """One target as it is here: its texts with their exact bytes, and all blobs that they name.
+
+    Without a `root`: texts alone, which no target keeps yet.
+    """
 
     name: str
     key: Key
@@ -56,7 +59,7 @@ class Bundle:
 
     @property
     def keys(self) -> frozenset[Key]:
-        return frozenset({self.key, *(text.key for text in self.texts)})
+        return frozenset({*([self.key] if self.root else []), *(text.key for text in self.texts)})
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ def plan_push(contents: Contents, bundles: Sequence[Bundle], signer: Signer | No
         for blob in sorted(bundle.blobs, key=lambda blob: blob.digest):
             if contents.size(layout.blob(blob.digest)) != blob.size:
                 missing[blob] = None
+        if not bundle.root:
+            continue
         path = layout.root(bundle.key, digest_bytes(bundle.root))
         there_since = contents.entry(path)
         if there_since is None or time.time() - there_since.modified > _RENEW_S:

@@ -18,6 +18,7 @@ from typing import Any
 
 from builder.errors import BuildError
 from builder.keys import Digest, digest_bytes
+from builder.remote import keychain
 from builder.spec.remotes import public_bytes, public_text
 
 VARIABLE = "BUILDER_SIGNING_KEY"  # the path of a private key, or the key itself
@@ -127,20 +128,34 @@ def key_place() -> Path:
 
 
 def own_signer() -> Signer | None:
-    """Who signs here; None where this user has no key. Raises SigningKeyInvalid, CryptographyMissing."""
+    """Who signs here; None where this user has no key.
+
+    Raises SigningKeyInvalid, CryptographyMissing, and what keeps a key in the keychain from being read.
+    """
     given = os.environ.get(VARIABLE, "")
     if given.lstrip().startswith("-----BEGIN"):
         return Signer(_loaded(given.encode(), VARIABLE))
     place = Path(given).expanduser() if given else key_place()
     if not place.exists() and not given:
-        return None
+        public = keychain.noted(_note())
+        return Signer(_loaded(keychain.load(public).encode(), "in the keychain")) if public else None
     try:
         return Signer(_loaded(place.read_bytes(), str(place)))
     except OSError as error:
         raise SigningKeyInvalid(place=place, what=os.strerror(error.errno or 0)) from error
 
 
-def new_signer() -> Signer:
+def kept_in() -> str:
+    """Where this user's key is, for people."""
+    place = key_place()
+    return "the keychain" if not place.exists() and keychain.noted(_note()) else str(place)
+
+
+def _note() -> Path:
+    return key_place().with_name("signing.keychain")
+
+
+def new_signer(*, in_keychain: bool = False) -> Signer:
     """Makes this user's key, which only this user may read. Raises SigningKeyInvalid where there is one."""
     require_cryptography()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -148,6 +163,13 @@ def new_signer() -> Signer:
 
     key, place = Ed25519PrivateKey.generate(), key_place()
     data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    if place.exists() or keychain.noted(_note()):
+        what = "there is one already, and it stays"
+        raise SigningKeyInvalid(place=kept_in(), what=what, hint="`builder trust` prints it.")
+    if in_keychain:
+        made = Signer(key)
+        keychain.save(public_line(made), data.decode(), _note())
+        return made
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -14,6 +14,7 @@ def note_selection(tasks: Iterable[Any], asked: Iterable[str]) -> None:
     by_name = {task.name: task for task in tasks}
     SELECTED.targets.clear()
     SELECTED.named.clear()
+    SELECTED.measured.clear()
     todo = [name for pattern in asked for name in _matches(pattern, by_name)]
     SELECTED.named.update(name.removeprefix("model:") for name in todo)
     seen: set[str] = set()
@@ -24,8 +25,11 @@ def note_selection(tasks: Iterable[Any], asked: Iterable[str]) -> None:
         seen.add(name)
         if name.startswith("model:") and by_name[name].actions:
             SELECTED.targets.add(name.removeprefix("model:"))
-        else:  # a group, or a task that needs targets, such as eval: build these in one pass too
-            todo.extend(by_name[name].task_dep)
+            continue
+        if name.startswith("eval:") and by_name[name].actions:
+            SELECTED.measured.add(name.removeprefix("eval:"))
+        # a group, or a task that needs targets, such as eval: build these in one pass too
+        todo.extend(by_name[name].task_dep)
 
 
 def as_task(name: str, tasks: Mapping[str, Any]) -> str:

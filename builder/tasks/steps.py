@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from builder.console.events import Emit
 from builder.errors import BuildError
 from builder.plan.types import TargetPlan, Unresolved
+from builder.project.machines import cluster_address
 from builder.project.project import Project
 from builder.project.toolchain import device
 from builder.sources.facts import NOT_YET, Unknown
@@ -135,6 +136,10 @@ class BuildTarget(Step):
                 emit(Note(UNREGISTERED))
             if hint := without_kernels():
                 emit(Note(hint))
+            if cluster_address():
+                from builder.cluster.spreading import spread_builds
+
+                spread_builds(self.project, self.name, self.selection.targets, emit)
             results = deliver(self.project, self.name, self.selection.targets, self.selection.named, emit)
         if prints_answers():
             print_built(results)
@@ -160,6 +165,10 @@ class Evaluate(Step):
         if not isinstance(plan, TargetPlan):  # the sources have disappeared since the target was built
             raise EvaluationFailed(target=self.name, what=plan.reason)
         with showing() as emit:
+            if cluster_address() and not self.selection.again:
+                from builder.cluster.spreading import spread_evaluations
+
+                spread_evaluations(self.project, self.name, self.selection.measured, emit)
             results = evaluate(self.project, plan, emit, again=self.selection.again)
         refresh(self.project, plan)
         if prints_answers():

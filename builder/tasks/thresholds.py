@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from builder.console.events import Emit
+from builder.project.machines import cluster_address
 from builder.project.project import Project
 from builder.tasks.steps import Step, read_what_was_left
 
@@ -16,6 +17,15 @@ def read_models(project: Project, models: Collection[str]) -> None:
     for target in project.spec.targets:
         if target.model.name in models:
             read_what_was_left(project, target.name)
+
+
+def spread(models: Collection[str], project: Project, emit: Emit) -> None:
+    """Where a run has a cluster, its workers measure what a search asks of each model. Raises BuildError."""
+    if cluster_address():
+        from builder.cluster.spreading import spread_threshold
+
+        for model in models:
+            spread_threshold(project, model, emit)
 
 
 @dataclass
@@ -31,6 +41,7 @@ class FindThreshold(Step):
 
         read_models(self.project, [self.model])
         with showing() as emit:
+            spread([self.model], self.project, emit)
             found = find_threshold(self.project, self.model, self.build(emit), emit)
         if prints_answers():
             print_threshold(self.project, found)
@@ -60,6 +71,7 @@ class FindSeedsThreshold(FindThreshold):
         models = models_of(self.project.spec.models.values())[self.model]
         read_models(self.project, [model.name for model in models])
         with showing() as emit:
+            spread([model.name for model in models], self.project, emit)
             found = find_seeds_threshold(self.project, self.model, models, self.build(emit), emit)
         if prints_answers():
             print_seeds_threshold(self.project, found)

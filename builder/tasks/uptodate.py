@@ -17,11 +17,13 @@ from builder.store import records
 class Selection:
     """The targets of this run. The first task of a model builds all of them in one pass.
 
-    `named` are the targets that were named one by one. `again`: what is measured already is measured anew.
+    `named` are the targets that were named one by one, `measured` those that are to be measured. `again`:
+    what is measured already is measured anew.
     """
 
     targets: set[str] = field(default_factory=set)
     named: set[str] = field(default_factory=set)
+    measured: set[str] = field(default_factory=set)
     again: bool = False
 
 

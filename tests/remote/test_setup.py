@@ -10,7 +10,7 @@ import pytest
 
 from builder.remote import layout, setup, signing
 from builder.remote.connect import RemoteFormat, connect, open_remote
-from builder.remote.credentials import s3_settings
+from builder.remote.credentials import az_settings, gs_settings, s3_settings
 from builder.remote.setup import CannotKeep, NotEmpty, init, probe
 from builder.remote.signing import CryptographyMissing
 from builder.remote.transport import (
@@ -148,6 +148,44 @@ def test_credentials_are_found_where_the_providers_clients_find_them(
     with pytest.raises(NoCredentials, match="no credentials") as caught:
         s3_settings(Remote("team", "s3://models/x", profile="other"), files)
     assert 'The profile "other" in ~/.aws has no aws_access_key_id.' in str(caught.value)
+
+
+def test_google_and_azure_without_credentials_are_refused_before_any_request(tmp_path: Path) -> None:
+    google, azure = Remote("team", "gs://models/x"), Remote("team", "az://models/x")
+    with pytest.raises(NoCredentials, match="gcloud auth application-default login"):
+        gs_settings(google, {"HOME": str(tmp_path)})
+    assert gs_settings(google, {"GOOGLE_APPLICATION_CREDENTIALS": "key.json"}) == {}
+    assert gs_settings(google, {"GOOGLE_SKIP_SIGNATURE": "true", "HOME": str(tmp_path)}) == {}
+    file = tmp_path / ".config" / "gcloud" / "application_default_credentials.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    assert gs_settings(google, {"HOME": str(tmp_path)}) == {"application_credentials": str(file)}
+    for given in ({}, {"AZURE_STORAGE_ACCOUNT_NAME": "a"}, {"AZURE_STORAGE_ACCOUNT_KEY": "a2V5"}):
+        with pytest.raises(NoCredentials, match="AZURE_STORAGE_ACCOUNT_NAME"):
+            az_settings(azure, given)
+    named = {"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_SAS_TOKEN": "sv=1"}
+    assert az_settings(azure, named) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("gs://models/kiln", {"GOOGLE_SKIP_SIGNATURE": "true"}),
+        ("az://models/kiln", {"AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5"}),
+    ],
+)
+def test_buckets_of_google_and_azure_are_addressed(
+    url: str, said: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sent to them: there is no server here that speaks their language."""
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    transport = connect(Remote("team", url))
+    assert transport.can_write
+    assert transport.can_list
+    store = transport._store  # type: ignore[attr-defined]
+    assert store.prefix == "kiln"
+    assert "models" in store.config.values()
 
 
 def test_commands_say_what_is_missing(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""Suites and a search for the smallest target on real workers: the figures of one machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.machines import Machines
+from tests.commands.test_status import make_project
+from tests.conftest import Sandbox
+
+SUITES = """
+suites = ["routing", "fidelity"]
+
+[model.m.require]
+"routing.accuracy" = ">= 0"
+
+[suite.routing]
+kind = "choice"
+data = "rows.jsonl"
+candidates = { yes = "yes", no = "no" }
+
+[suite.fidelity]
+kind = "fidelity"
+data = "rows.jsonl"
+
+[remote.team]
+url = "../remote"
+"""
+
+
+def figures(box: Sandbox) -> dict[str, Any]:
+    """What is known of every target, without when and where."""
+    found = {}
+    for file in sorted((box.root / "store" / "evals").glob("*/*.json")):
+        said = json.loads(file.read_text().partition("\n#")[0])
+        found[said["target"], said["suite"]] = said["figures"]
+    return found
+
+
+@pytest.mark.slow
+def test_a_search_measures_on_the_workers(tmp_path: Path) -> None:
+    """threshold builds and measures there. The client finds the results, and eval has nothing to do."""
+    client = make_project(tmp_path / "client")
+    client.toml.write_text(client.toml.read_text() + SUITES)
+    rows = []
+    for number in range(6):
+        answer = "yes" if number % 2 else "no"
+        asked = [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": answer}]
+        rows.append({"messages": asked, "label": answer})
+    (client.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert client.builder("remote", "init").code == 0
+    for name in ("alone", "one", "two"):
+        shutil.copytree(
+            client.root, tmp_path / name, ignore=shutil.ignore_patterns("store", ".modelkiln.db*")
+        )
+    with Machines(tmp_path / "machines") as machines:
+        for name in ("one", "two"):
+            machines.worker(tmp_path / name, name)
+        ran = client.builder("--cluster", machines.address, "threshold:m")
+        assert ran.code == 0, ran.text
+        assert "is the smallest" in ran.out
+        assert "\nmeasuring" not in f"\n{ran.err}", "something was measured here"
+        again = client.builder("--cluster", machines.address, "eval", "m_4bit", "m_5bit")
+        assert again.code == 0, again.text
+        assert "\nmeasuring" not in f"\n{again.err}"
+    found = figures(client)
+    assert ("m_4bit", "fidelity") in found
+    alone = Sandbox(tmp_path / "alone")
+    ran = alone.builder("eval", "--no-remote", "m_4bit")
+    assert ran.code == 0, ran.text
+    for key, value in figures(alone).items():
+        assert found[key] == value

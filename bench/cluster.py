@@ -44,13 +44,15 @@ def main() -> None:
     if asked.calculate:
         calculate(asked.block, asked.measure, asked.overhead, asked.suites)
         return
-    rows = [measured(count, asked.rows) for count in asked.workers]
+    rows = []
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print("workers  blocks s  pull s  suites s  jobs  s for a job with nothing to do")
-    for row in rows:
+    for count in asked.workers:
+        rows.append(row := measured(count, asked.rows))
         print(
             f"{row['workers']:7}  {row['blocks']:8.1f}  {row['pull']:6.1f}  {row['suites']:8.1f}"
-            f"  {row['jobs']:4}  {row['idle']:.2f}"
+            f"  {row['jobs']:4}  {row['idle']:.2f}",
+            flush=True,
         )
     if asked.json:
         asked.json.write_text(json.dumps(rows, indent=1))
@@ -113,6 +115,7 @@ def timed_jobs(place: Path, address: str, workers: int) -> dict[str, Any]:
     found: dict[str, Any] = {"workers": workers}
     jobs = build_jobs(project, plans, cluster.width)
     for name in ("blocks", "idle"):  # the second time there is nothing to do
+        time.sleep(1)  # the scheduler forgets what it was asked before
         before = time.perf_counter()
         failed = run_jobs(cluster, brief, jobs, silent).failed
         found[name] = time.perf_counter() - before
@@ -123,7 +126,7 @@ def timed_jobs(place: Path, address: str, workers: int) -> dict[str, Any]:
     before = time.perf_counter()
     fetch(project, plans, silent)
     found["pull"] = time.perf_counter() - before
-    suites = [job for plan in plans for job in evaluation_jobs(project, plan, silent)]
+    suites = evaluation_jobs(project, plans, silent)
     before = time.perf_counter()
     failed = run_jobs(cluster, brief, suites, silent).failed
     found["suites"] = time.perf_counter() - before

@@ -32,6 +32,7 @@ _KINDS = {
     "integer": "integer",
     "number": "number",
     "numbers": "array of numbers",
+    "shares": "number, or array of numbers",
     "table": "table",
     "size": 'size, "16GB"',
     "globs": "table of patterns",

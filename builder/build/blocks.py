@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from builder.build.conversion import Converter, encoded
 from builder.build.feed import Feed
 from builder.build.ledger import Ledger
 from builder.console.events import BlockDone, Emit
@@ -63,6 +64,7 @@ def make_blocks(
     targets: Sequence[TargetPlan],
     todo: Mapping[str, Sequence[Action]],
     stream: Stream,
+    converters: Mapping[str, Converter],
     feed: Feed,
     order: Sequence[str],
     ahead: Container[str],
@@ -72,7 +74,8 @@ def make_blocks(
     emit: Emit,
 ) -> None:
     """Walk the blocks once, in `order`. One block is written (two shards at a time) while the next is
-    computed and, where `ahead` names that one, the one after it is read."""
+    computed and, where `ahead` names that one, the one after it is read. `converters`: of targets that are a
+    GGUF, by name."""
     by_block: dict[str, dict[Key, tuple[TargetPlan, Action]]] = {}
     for target in targets:
         for action in todo[target.name]:
@@ -94,7 +97,7 @@ def make_blocks(
                         if not placed:
                             stream.place(name, feed.take(name))
                             placed = True
-                        block.made.set_result(_compute(stream, name, wanted))
+                        block.made.set_result(_compute(stream, converters, name, wanted))
                 except BaseException as error:
                     if not block.made.done():
                         block.made.set_exception(error)
@@ -127,13 +130,21 @@ def portions(
     return list(parts)
 
 
-def _compute(stream: Stream, block: str, wanted: Mapping[Key, tuple[TargetPlan, Action]]) -> dict[Key, _Made]:
+def _compute(
+    stream: Stream,
+    converters: Mapping[str, Converter],
+    block: str,
+    wanted: Mapping[Key, tuple[TargetPlan, Action]],
+) -> dict[Key, _Made]:
     """The tensors of each wanted action of one block, evaluated, as bytes."""
     by_variant = {target.target.variant.name: key for key, (target, _) in wanted.items()}
     name = next(iter(wanted.values()))[0].target.model.name
     taken = stream.take(block, by_variant, name)
     for target, action in wanted.values():
-        check_shard(taken[target.target.variant.name], action)
+        variant = target.target.variant.name
+        if target.name in converters:
+            taken[variant] = converters[target.name].shard(block, taken[variant])
+        check_shard(taken[variant], action)
     return {
         key: _Made(taken[variant], stream.survival(block, variant)) for variant, key in by_variant.items()
     }
@@ -171,7 +182,7 @@ def _write_block(
 
             def write(key: Key) -> int:
                 one, (target, action) = made.pop(key), wanted[key]
-                blob = blobs.ingest(ledger.store, shards.encode(one.shard))
+                blob = blobs.ingest(ledger.store, encoded(action, one.shard))
                 assert blob.size == action.size, f"{action.file}: planned {action.size}, wrote {blob.size}"
                 found = {"survival": one.survival} if one.survival else {}
                 ledger.write(Record(key, "block", blob, {"block": block.name, **found, **made_by()}))

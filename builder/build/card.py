@@ -41,13 +41,16 @@ def render(
     measured: Circumstances | None = None,
 ) -> str:
     """The card of the target `name` as Markdown, with the front matter that model hubs read."""
-    parts = [_front(base), f"# {name}", summary(manifest, base), facts_table(manifest)]
-    parts += [_scores(scores, measured), _loading(name)]
+    parts = [_front(base, manifest), f"# {name}", summary(manifest, base), facts_table(manifest)]
+    names = sorted(entry.name for entry in manifest.files)
+    gguf = next((each for each in names if each.endswith(".gguf")), "")
+    parts += [_scores(scores, measured), _llama_cpp(gguf) if gguf else _loading(name)]
     return "\n\n".join(parts) + "\n"
 
 
-def _front(base: Base) -> str:
-    lines = ["---", "library_name: mlx", "tags:", "- mlx"]
+def _front(base: Base, manifest: Manifest) -> str:
+    library = "gguf" if "gguf" in manifest.settings else "mlx"
+    lines = ["---", f"library_name: {library}", "tags:", f"- {library}"]
     if isinstance(base.source, HfSource):
         lines.append(f"base_model: {base.source.repo}")
     return "\n".join([*lines, "---"])
@@ -59,7 +62,8 @@ def summary(manifest: Manifest, base: Base) -> str:
     worn = f" with the adapter `{adapter}` fused into it" if adapter else ""
     bits = manifest.settings.get("bits")
     how = f", quantized to {bits} bits" if bits else ""
-    return f"The base `{base.name}` ({origin(base)}){worn}{how}, in MLX format. Made by modelkiln."
+    made = f"as GGUF {gguf} for llama.cpp" if (gguf := manifest.settings.get("gguf")) else "in MLX format"
+    return f"The base `{base.name}` ({origin(base)}){worn}{how}, {made}. Made by modelkiln."
 
 
 def origin(base: Base) -> str:
@@ -120,3 +124,16 @@ print(generate(model, tokenizer, prompt=prompt, max_tokens=100))
 LM Studio looks for models in `~/.lmstudio/models/PUBLISHER/MODEL`: put a copy of this folder there
 (`mkdir -p ~/.lmstudio/models/local && cp -Rc . ~/.lmstudio/models/local/{name}`; on APFS, `-c` clones it
 and takes no space)."""
+
+
+def _llama_cpp(first: str) -> str:
+    return f"""## Run it
+
+llama.cpp reads the first file and finds the others beside it. The files that are not .gguf are for measuring.
+
+```sh
+llama-cli -m {first} -p Hello
+llama-server -m {first}
+```
+
+`[publish.NAME]` with this target joins the files to one."""

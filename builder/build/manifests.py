@@ -32,7 +32,7 @@ def manifest_of(store: Store, target: TargetPlan, made: int) -> Manifest:
             for action in target.actions
         ),
         FileEntry(CONFIG, _blob(store, target, target.config, CONFIG)),
-        FileEntry(INDEX, blobs.ingest(store, [index_bytes(target)])),
+        _first(store, target),
         *target.base.aux,
     ]
     return Manifest(
@@ -52,6 +52,13 @@ def manifest_of(store: Store, target: TargetPlan, made: int) -> Manifest:
             **survival_measures(store, target),
         },
     )
+
+
+def _first(store: Store, target: TargetPlan) -> FileEntry:
+    """What a program looks into first: the index of the shards, or the first file of a GGUF."""
+    if target.gguf is None:
+        return FileEntry(INDEX, blobs.ingest(store, [index_bytes(target)]))
+    return FileEntry(target.gguf.file, _blob(store, target, target.gguf.head, target.gguf.file))
 
 
 def survival_measures(store: Store, target: TargetPlan) -> dict[str, float]:

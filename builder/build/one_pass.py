@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from builder.build import card
 from builder.build.adoption import adopt
 from builder.build.blocks import Tally, make_blocks
+from builder.build.conversion import converter, make_head
 from builder.build.cutting import cut_blocks
 from builder.build.feed import Feed
 from builder.build.ledger import Ledger
@@ -113,7 +114,8 @@ def make_missing(
     ledger = ledger or Ledger(project.store)
     todo = {target.name: ledger.missing(target) for target in targets}
     unsettled = [t for t in targets if ledger.record(t.config) is None]
-    lacking = [t for t in targets if todo[t.name] or t in unsettled]
+    headless = [t for t in targets if t.gguf and ledger.record(t.gguf.head) is None]
+    lacking = [t for t in targets if todo[t.name] or t in unsettled or t in headless]
     if not lacking and read is None:
         return
     unique = {action.key: action for actions in todo.values() for action in actions}
@@ -135,11 +137,16 @@ def make_missing(
             emit(Note(remark))
         for target in unsettled:
             _make_config(ledger, target, stream, check, on_wait)
+        converters = {t.name: converter(project, ledger, t) for t in lacking if t.gguf}
+        for target in headless:
+            copy_aux(project, target)
+            make_head(project.store, ledger, target, converters[target.name], on_wait)
         fused = peaks.copies(project, lacking)
         ahead = peaks.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
         with Feed(reading.jobs, reading.rooms, ahead, table, direct=reading.direct) as feed:
             order = reading.order
-            make_blocks(ledger, lacking, todo, stream, feed, order, ahead, check, tally, on_wait, emit)
+            what = (ledger, lacking, todo, stream, converters)
+            make_blocks(*what, feed, order, ahead, check, tally, on_wait, emit)
             if read is not None:
                 feed.finish()
     seconds = time.perf_counter() - started

@@ -9,6 +9,7 @@ from builder.build.training import train_adapter
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.errors import BuildError, SourceChanged
+from builder.plan import shares
 from builder.plan.experts import WAITS
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.hashing import digest
@@ -100,7 +101,7 @@ def prepare_target(project: Project, target: Target, emit: Emit) -> TargetPlan:
     plan = project.plan.targets[target.name]
     if isinstance(plan, Unresolved) and plan.error is not None:
         raise plan.error
-    if isinstance(plan, Unresolved) and plan.reason == WAITS:
+    if isinstance(plan, Unresolved) and plan.reason in (WAITS, shares.WAITS):
         raise ExpertsNotMeasured(target=target.name)
     if isinstance(plan, Unresolved) and target.variant.goal is not None:
         raise BitsNotChosen(target=target.name)

@@ -95,7 +95,7 @@ def _planned(project: Project, name: str, emit: Emit) -> TargetPlan | SourceErro
             prepare_adapter(project, adapter, emit)
         if variant.calibration is not None:
             prepare_calibration(project, variant, emit)
-        if variant.experts is not None:
+        if variant.experts is not None and not variant.experts.choices:
             fetch_routing(project, plan.target, emit)
         facts = facts_of(plan.target, project.planned_from())
         if variant.goal is not None and not variant.goal.smallest and not isinstance(facts, Unresolved):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from builder.build.calibrated import build_calibrated
+from builder.build.exact import build_exact, lacks_source, source_of
 from builder.build.intermediates import prune_intermediates
 from builder.build.learned import build_learned
 from builder.build.one_pass import build
@@ -46,7 +47,15 @@ def _build(project: Project, plans: list[TargetPlan], emit: Emit) -> None:
     """Targets of one model: in one pass what is made by block and what learned ones read, then those."""
     learned = [plan for plan in plans if plan.needs is not None]
     calibrated = [plan for plan in plans if plan.target.variant.rounds_for_text]
-    wanted = {plan.name: plan for plan in plans if plan.needs is None and plan not in calibrated}
+    exact = [plan for plan in plans if plan.gguf is not None and plan.gguf.of is not None]
+    apart = [*learned, *calibrated, *exact]
+    wanted = {plan.name: plan for plan in plans if plan not in apart}
+    for plan in exact:
+        if lacks_source(project, plan) and (read := source_of(project, plan)) not in calibrated:
+            if read.target.variant.rounds_for_text:
+                calibrated.append(read)
+            else:
+                wanted[read.name] = read
     for plan in learned:
         source = project.plan.targets[str(plan.needs)]
         assert isinstance(source, TargetPlan)  # a learned target is planned from it
@@ -58,6 +67,8 @@ def _build(project: Project, plans: list[TargetPlan], emit: Emit) -> None:
         build_calibrated(project, plan, emit)
     for plan in learned:
         build_learned(project, plan, emit)
+    for plan in exact:
+        build_exact(project, plan, emit)
     if learned:
         prune_intermediates(project, emit)
 

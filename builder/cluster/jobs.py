@@ -14,13 +14,13 @@ from builder.console.words import count
 from builder.keys import Key, make_key
 from builder.plan.types import Action, TargetPlan
 
-Kind = Literal["blocks", "target", "suites"]
+Kind = Literal["blocks", "target", "reference", "suites"]
 PARTS = 2  # runs of blocks for each worker: the faster one takes more
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run of blocks of one pass, a whole target, or suites of a target.
+    """A run of blocks of one pass, a whole target, the log-probs of a reference, or suites of a target.
 
     `keys`: what must come out, where that is known before. `after`: the ids of jobs whose results it reads.
     """
@@ -101,11 +101,16 @@ def target_job(name: str, keys: Sequence[Key] = (), after: Sequence[Job] = ()) -
     return Job("target", name, (name,), keys=tuple(keys), after=tuple(job.id for job in after))
 
 
-def suites_job(name: str, results: Mapping[str, Key]) -> Job:
+def reference_job(name: str, suite: str, key: Key) -> Job:
+    """The log-probs of the unquantized model, which all of its targets are compared with."""
+    return Job("reference", f"{name}: the unquantized model for {suite}", (name,), (), (suite,), (key,))
+
+
+def suites_job(name: str, results: Mapping[str, Key], after: Sequence[Job] = ()) -> Job:
     """Suites that are measured together. `results`: suite -> the key of its result."""
-    return Job(
-        "suites", f"{name}: {', '.join(results)}", (name,), (), tuple(results), tuple(results.values())
-    )
+    needed = tuple(job.id for job in after)
+    what = f"{name}: {', '.join(results)}"
+    return Job("suites", what, (name,), (), tuple(results), tuple(results.values()), needed)
 
 
 def distinct(jobs: Sequence[Job]) -> list[Job]:

@@ -75,6 +75,8 @@ def run_jobs(cluster: Cluster, brief: Mapping[str, Any], jobs: Sequence[Job], em
         raise
     finally:
         client.unsubscribe_topic(TOPIC)
+        for future in futures.values():  # the scheduler forgets the answer: the store may change
+            future.release()
         emit(Spread(len(jobs), len(jobs)))
     return Outcome(run.made, run.failed)
 

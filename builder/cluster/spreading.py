@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from builder.build.allocation import fetch_bits
 from builder.build.prepare import prepare_sources
-from builder.build.sharing import fetch, fetch_results, look_again, send, send_keys
+from builder.build.sharing import fetch, fetch_records, fetch_results, look_again, send, send_keys
 from builder.cluster.connection import Cluster, connect, introduce
-from builder.cluster.jobs import Job, block_jobs, distinct, suites_job, target_job
+from builder.cluster.jobs import Job, block_jobs, distinct, reference_job, suites_job, target_job
 from builder.cluster.running import Outcome, run_jobs
 from builder.console.events import Emit, Note
 from builder.console.interrupt import meaning
@@ -22,12 +22,13 @@ from builder.console.words import count
 from builder.errors import BuildError
 from builder.evaluate.run import measured
 from builder.evaluate.threshold import open_candidates
+from builder.keys import Key
 from builder.plan.planning import facts_of
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.machines import cluster_address
 from builder.project.project import Project
 from builder.project.remotes import bundle_of, remotes_of, sources_bundle
-from builder.project.result_keys import is_timed, needs_directory, result_key
+from builder.project.result_keys import is_timed, needs_directory, reference_key, result_key
 from builder.project.roots import keys_of
 from builder.project.state import missing_actions, reads_source
 from builder.spec.sharing import Remote
@@ -168,24 +169,37 @@ def spread_evaluations(
             ready = not whole or not needs_directory(project.spec, target)
             ready = ready or whole_manifest(project.store, plan.key) is not None
             plans += [plan] if ready or target.name == name else []
-    if jobs := [job for plan in plans for job in evaluation_jobs(project, plan, emit)]:
+    if jobs := evaluation_jobs(project, plans, emit):
         _run(project, plans, jobs, "eval", emit)
     _raise("eval", name)
 
 
-def evaluation_jobs(project: Project, plan: TargetPlan, emit: Emit) -> list[Job]:
-    """The suites of a target that nobody has measured: one job for all that are scored in one pass, and one
-    for each other. A time or a memory is of this machine, and a command may be here alone, so these stay.
+def evaluation_jobs(project: Project, plans: Sequence[TargetPlan], emit: Emit) -> list[Job]:
+    """What nobody has measured of targets: for each, one job for all suites that are scored in one pass, and
+    one for each other. What they are compared with is measured once, before.
+
+    A time or a memory is of this machine, and a command may be here alone, so these stay.
     """
-    model, spec = plan.target.model, project.spec
-    suites = [s for s in spec.suites_of(plan.target) if s.kind != "command" and not is_timed(model, s)]
-    keys = {suite.name: result_key(project, model, plan.measured, suite) for suite in suites}
-    fetch_results(project, keys.values(), emit)
-    known = measured(project, plan, suites)
-    todo = [suite for suite in suites if suite.name not in known]
-    scored = [suite.name for suite in todo if suite.kind != "generate"]
-    groups = [scored, *([suite.name] for suite in todo if suite.kind == "generate")]
-    return [suites_job(plan.name, {name: keys[name] for name in group}) for group in groups if group]
+    references: dict[Key, Job] = {}
+    jobs: list[Job] = []
+    for plan in plans:
+        model, asked = plan.target.model, project.spec.suites_of(plan.target)
+        suites = [suite for suite in asked if suite.kind != "command" and not is_timed(model, suite)]
+        keys = {suite.name: result_key(project, model, plan.measured, suite) for suite in suites}
+        fetch_results(project, keys.values(), emit)
+        known = measured(project, plan, suites)
+        todo = [suite for suite in suites if suite.name not in known]
+        needed = []
+        for suite in (suite for suite in todo if suite.kind == "fidelity"):
+            key = reference_key(project, plan, suite)
+            fetch_records(project, [key], emit)
+            if usable_record(project.store, key) is None:
+                needed.append(references.setdefault(key, reference_job(plan.name, suite.name, key)))
+        if scored := {suite.name: keys[suite.name] for suite in todo if suite.kind != "generate"}:
+            jobs.append(suites_job(plan.name, scored, needed))
+        generated = (suite.name for suite in todo if suite.kind == "generate")
+        jobs += [suites_job(plan.name, {name: keys[name]}) for name in generated]
+    return [*references.values(), *jobs]
 
 
 # -- both ------------------------------------------------------------------------------------------------

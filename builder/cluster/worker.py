@@ -19,21 +19,21 @@ from typing import Any
 from builder.build.blocks import Tally
 from builder.build.one_pass import make_missing
 from builder.build.prepare import prepare_target
-from builder.build.sharing import bring, look_again
+from builder.build.sharing import bring, fetch_records, look_again
 from builder.cluster.checks import Worker, version_problems
 from builder.cluster.jobs import Job, job_from
 from builder.cluster.publisher import kept, publish_target, publishing
 from builder.cluster.telling import Stopped, Teller, telling
 from builder.errors import BuildError, described_error
-from builder.evaluate.run import evaluate
+from builder.evaluate.run import evaluate, reference
 from builder.keys import Key
 from builder.plan.types import TargetPlan
 from builder.project import preflight
 from builder.project.machines import CLUSTER
 from builder.project.project import Project, store_of
 from builder.project.remotes import remotes_of
-from builder.project.result_keys import needs_directory, result_key
-from builder.project.roots import register
+from builder.project.result_keys import needs_directory, reference_key, result_key
+from builder.project.roots import keys_of, register
 from builder.project.state import missing_actions
 from builder.project.toolchain import device, version_of
 from builder.release.delivery import deliver
@@ -42,7 +42,7 @@ from builder.spec.parse import parse_spec
 from builder.spec.place import DECLARATION
 from builder.spec.sharing import Remote
 from builder.store.holdings import usable_record
-from builder.store.locks import build_session
+from builder.store.locks import build_session, measuring
 from builder.store.statcache import StatCache
 
 FOLDER = "BUILDER_PROJECT"  # of a worker that is not started in the folder of the project
@@ -165,7 +165,21 @@ def _measure(project: Project, job: Job, remote: Remote | None, tell: Teller) ->
     return [result.key for result in results.values() if result.key not in before]
 
 
-_DO = {"blocks": _make_blocks, "target": _make_target, "suites": _measure}
+def _make_reference(project: Project, job: Job, remote: Remote | None, tell: Teller) -> Sequence[Key]:
+    """What all targets of a model are compared with, so that only one worker measures it."""
+    name, (key,) = job.targets[0], job.keys
+    plan = _planned(project, name, tell)
+    suite = next(each for each in project.spec.suites_of(plan.target) if each.name in job.suites)
+    _require(job, tell, name, {key}, {reference_key(project, plan, suite)})
+    fetch_records(project, [key], tell)
+    if usable_record(project.store, key) is not None:
+        return []
+    with measuring(project.store), build_session(project.store, keys_of(plan)):
+        reference(project, plan, suite, tell)
+    return [key]
+
+
+_DO = {"blocks": _make_blocks, "target": _make_target, "reference": _make_reference, "suites": _measure}
 
 
 # -- what they need --------------------------------------------------------------------------------------
@@ -188,7 +202,7 @@ def _require(job: Job, tell: Teller, target: str, wanted: set[Key], own: set[Key
     """Raises OtherInputs where this machine would make other keys, because something of a source differs."""
     if wanted <= own:
         return
-    what = "the questions of its suites" if job.kind == "suites" else "its base, its adapter or its text"
+    what = "the questions of its suites" if job.suites else "its base, its adapter or its text"
     raise OtherInputs(worker=tell.worker, target=target, what=f"{what} are others there, or its settings")
 
 

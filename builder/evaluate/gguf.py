@@ -8,17 +8,15 @@ from builder.evaluate.process import ask
 from builder.evaluate.results import Result
 from builder.evaluate.run import reference, request_of
 from builder.keys import Key, make_key
+from builder.plan.gguf import SCORER
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.result_keys import reference_key, suite_key
 from builder.project.roots import keys_of
-from builder.spec.types import Suite
+from builder.spec.types import UNSCORED, Suite
 from builder.store import blobs
 from builder.store.locks import build_session, measuring
 from builder.store.types import Blob
-
-SCORER = "llama.cpp/1"  # change it when the same file and questions give other numbers
-UNSCORED = ("generate", "command")  # kinds that need a program of their own
 
 
 def measured_gguf(project: Project, target: TargetPlan, blob: Blob) -> dict[str, Result]:
@@ -54,6 +52,11 @@ def evaluate_gguf(
             results.write(project.store, found)
             known[suite.name] = found
     return {name: known[name] for name in target.target.model.suites if name in known}
+
+
+def keys_of_gguf(project: Project, target: TargetPlan, blob: Blob) -> set[Key]:
+    """The keys of what is measured of a GGUF. Raises QuestionsMissing."""
+    return {_key(project, target, suite, blob) for suite in _suites(project, target)}
 
 
 def _suites(project: Project, target: TargetPlan) -> list[Suite]:

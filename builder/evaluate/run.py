@@ -67,8 +67,8 @@ def known_of(project: Project, target: Target, measured: Key) -> dict[str, Resul
 def complete(project: Project, target: TargetPlan) -> bool:
     """Whether the store has every result of a target and every requirement holds."""
     known = measured(project, target)
-    model = target.target.model
-    return set(model.suites) <= set(known) and not missed(model.require, known)
+    asked = {suite.name for suite in project.spec.suites_of(target.target)}
+    return asked <= set(known) and not missed(target.target.model.require, known)
 
 
 def evaluate(
@@ -225,7 +225,9 @@ def request_of(
     base = project.spec.bases[target.target.model.base]
     adapter = target.target.model.adapter
     worn = project.adapter(adapter) if adapter else None
+    gguf = str(directory / target.gguf.file) if directory and target.gguf else None
     return {
+        **({"gguf": gguf} if gguf else {}),
         "directory": str(directory) if directory else None,
         "stored": {"dtype": target.dtype},
         "base": {
@@ -238,7 +240,7 @@ def request_of(
         "suites": [described(suite) for suite in suites],
         "references": {},
         "make": {},
-        "layerwise": by_layer(target, project.spec.build.memory or _physical_memory()),
+        "layerwise": not gguf and by_layer(target, project.spec.build.memory or _physical_memory()),
     }
 
 

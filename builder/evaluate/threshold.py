@@ -151,6 +151,8 @@ def family_of(variant: Variant) -> Hashable:
         return (how.mode, how.group_size, variant.overrides, learned, variant.experts)
     if variant.goal is not None:
         return ("goal", variant.group_size, learned, variant.experts)
+    if variant.gguf is not None:
+        return ("gguf", variant.gguf.of)
     return ("recipe", variant.group_size, learned, variant.experts) if variant.recipe else None
 
 

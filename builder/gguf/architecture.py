@@ -103,19 +103,24 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 def architecture(config: Mapping[str, Any], names: Sequence[str], rows: int) -> Architecture:
     """A model of config.json with these tensors, whose embedding has `rows` rows. Raises Unwritable."""
     kind = str(config.get("model_type"))
-    if kind not in _NAMES:
-        raise Unwritable(f'model_type "{kind}" cannot be written (possible: {", ".join(ARCHITECTURES)})')
-    name = _NAMES[kind]
+    name, tensors = tensors_of(kind, names)
     text = {**config, **config.get("text_config", {})} if kind == "gemma3" else {**config}
     settings = settings_of(name, text, rows)
     heads, groups = int(text["num_attention_heads"]), key_heads(text)
-    tensors = tuple(_tensor(name, each) for each in names if not each.endswith(".inv_freq"))
     lacking = {"token_embd.weight", "output_norm.weight"} - {tensor.name for tensor in tensors}
     if lacking:
         raise Unwritable(
             f"its tensors have other names than llama.cpp knows ({sorted(lacking)[0]} is missing)"
         )
     return Architecture(name, settings, tensors, heads, groups, rows, constants(name, text))
+
+
+def tensors_of(kind: str, names: Sequence[str]) -> tuple[str, tuple[Tensor, ...]]:
+    """What llama.cpp calls a model type, and the tensors of these names. Raises Unwritable."""
+    if kind not in _NAMES:
+        raise Unwritable(f'model_type "{kind}" cannot be written (possible: {", ".join(ARCHITECTURES)})')
+    name = _NAMES[kind]
+    return name, tuple(_tensor(name, each) for each in names if not each.endswith(".inv_freq"))
 
 
 def _tensor(architecture: str, source: str) -> Tensor:

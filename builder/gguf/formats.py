@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from builder.gguf.architecture import Architecture, Tensor
 from builder.gguf.settings import Unwritable
-from builder.gguf.weights import Weight, Weights
+from builder.gguf.weights import Rows, Weight
 from builder.spec.destinations import EXACT
+from builder.weights.structure import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,18 +50,37 @@ def _exact(weight: Weight) -> str:
     return _AFFINE[bits]
 
 
-def data(kind: str, tensor: Tensor, weight: Weight, weights: Weights, made: Architecture) -> Iterator[bytes]:
+Quantize = Callable[[str, str, "Array", int], bytes]  # tensor, type, rows and the place of the first -> bytes
+
+
+def by_package(name: str, kind: str, values: Array, at: int) -> bytes:
+    """The bytes of some rows, by the package gguf."""
+    from gguf import GGMLQuantizationType, quants
+
+    made: bytes = quants.quantize(values, GGMLQuantizationType[kind]).tobytes()
+    return made
+
+
+def data(
+    kind: str,
+    tensor: Tensor,
+    weight: Weight,
+    weights: Rows,
+    made: Architecture,
+    quantize: Quantize = by_package,
+) -> Iterator[bytes]:
     """The bytes of a tensor, portion by portion. Raises Unwritable for scales that a GGUF cannot hold."""
     heads = {"as is": 0, "query": made.heads, "key": made.key_heads}[tensor.order]
     is_bias = len(weight.shape) == 1
     unit = weight.rows // heads if heads and not is_bias else 1
+    if len(weight.shape) == 3:  # experts, whole
+        unit = weight.shape[1]
     if weight.affine is not None:
         for codes, scales, biases in weights.codes(weight, unit):
             rows = [_ordered(part, unit) if heads else part for part in (codes, scales, biases)]
             yield _repacked(kind, weight, *rows)
         return
-    from gguf import GGMLQuantizationType, quants
-
+    at = 0
     for values in weights.values(weight, unit):
         if heads and is_bias:
             ordered = _ordered(values.reshape(-1, 1), values.size // heads).reshape(1, -1)
@@ -68,7 +88,8 @@ def data(kind: str, tensor: Tensor, weight: Weight, weights: Weights, made: Arch
             ordered = _ordered(values, unit) if heads else values
         if tensor.plus:
             ordered = ordered + ordered.dtype.type(tensor.plus)
-        yield quants.quantize(ordered, GGMLQuantizationType[kind]).tobytes()
+        yield quantize(tensor.name, kind, ordered, at)
+        at += len(values)
 
 
 def _ordered(values: Array, size: int) -> Array:
@@ -103,7 +124,4 @@ def _repacked(kind: str, weight: Weight, codes: Array, scales: Array, biases: Ar
 
 def nbytes(kind: str, weight: Weight) -> int:
     """The size of a weight in a type."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    size, count = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    return int(weight.rows * weight.columns // size * count)
+    return TensorSpec(weight.name, kind, weight.shape).nbytes

@@ -1,9 +1,10 @@
-"""The tensors of a folder that mlx-lm loads, read row by row: as float32, or as codes with scales."""
+"""The tensors of a folder of mlx-lm, or of a block, read row by row: as float32, or as codes with scales."""
 
 from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.gguf.settings import Unwritable
 from builder.weights.safetensors import TensorInfo, read_header
+from builder.weights.shards import RawTensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +49,45 @@ class Weight:
         return math.prod(self.shape[:-1])
 
 
-class Weights:
+class Rows(ABC):
+    """Tensors that are read row by row."""
+
+    def values(self, weight: Weight, unit: int = 1) -> Iterator[Array]:
+        """Float32 [rows, columns] of a weight that is not quantized, in portions of whole units of rows."""
+        for start, stop in _portions(weight, unit):
+            yield _single(self.rows(weight.name, weight.rows, start, stop), weight.dtype)
+
+    def codes(self, weight: Weight, unit: int = 1) -> Iterator[tuple[Array, Array, Array]]:
+        """Codes uint8 [rows, columns], scales and biases float32 [rows, groups], in such portions."""
+        assert weight.affine is not None
+        path = weight.name.removesuffix(".weight")
+        for start, stop in _portions(weight, unit):
+            packed = self.rows(weight.name, weight.rows, start, stop)
+            scales, biases = (
+                _single(self.rows(f"{path}.{part}", weight.rows, start, stop), weight.dtype)
+                for part in ("scales", "biases")
+            )
+            yield unpacked(packed, weight.affine.bits), scales, biases
+
+    @abstractmethod
+    def rows(self, name: str, count: int, start: int, stop: int) -> Array:
+        """Some rows of a tensor that has `count` rows, as they are stored."""
+
+
+class Held(Rows):
+    """The tensors of one block, which are in memory."""
+
+    def __init__(self, shard: Mapping[str, RawTensor]) -> None:
+        self._shard = shard
+
+    def rows(self, name: str, count: int, start: int, stop: int) -> Array:
+        import numpy as np
+
+        tensor = self._shard[name]
+        return np.frombuffer(tensor.data, _ITEMS[tensor.dtype]).reshape(count, -1)[start:stop]
+
+
+class Weights(Rows):
     """All weights of a folder. Raises Unwritable for a quantization that is not affine."""
 
     def __init__(self, folder: Path, label: str) -> None:
@@ -79,32 +119,15 @@ class Weights:
         shape = (*info.shape[:-1], info.shape[-1] * 32 // bits)
         return Weight(name, shape, self._where[f"{path}.scales"][1].dtype, Affine(bits, group))
 
-    def values(self, weight: Weight, unit: int = 1) -> Iterator[Array]:
-        """Float32 [rows, columns] of a weight that is not quantized, in portions of whole units of rows."""
-        for start, stop in _portions(weight, unit):
-            yield _single(self._rows(weight.name, weight.rows, start, stop), weight.dtype)
-
-    def codes(self, weight: Weight, unit: int = 1) -> Iterator[tuple[Array, Array, Array]]:
-        """Codes uint8 [rows, columns], scales and biases float32 [rows, groups], in such portions."""
-        assert weight.affine is not None
-        path = weight.name.removesuffix(".weight")
-        for start, stop in _portions(weight, unit):
-            packed = self._rows(weight.name, weight.rows, start, stop)
-            scales, biases = (
-                _single(self._rows(f"{path}.{part}", weight.rows, start, stop), weight.dtype)
-                for part in ("scales", "biases")
-            )
-            yield unpacked(packed, weight.affine.bits), scales, biases
-
-    def _rows(self, name: str, rows: int, start: int, stop: int) -> Array:
+    def rows(self, name: str, count: int, start: int, stop: int) -> Array:
         import numpy as np
 
         file, info = self._where[name]
         item = np.dtype(_ITEMS[info.dtype])
-        columns = (info.end - info.start) // item.itemsize // rows
+        columns = (info.end - info.start) // item.itemsize // count
         at = info.start + start * columns * item.itemsize
-        count = (stop - start) * columns
-        return np.fromfile(file, dtype=item, count=count, offset=at).reshape(stop - start, columns)
+        wanted = (stop - start) * columns
+        return np.fromfile(file, dtype=item, count=wanted, offset=at).reshape(stop - start, columns)
 
 
 def unpacked(packed: Array, bits: int) -> Array:

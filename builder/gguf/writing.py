@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError, SourceError
+from builder.gguf import splits
 from builder.gguf.architecture import (
     Architecture,
     GgufRefused,
     Tensor,
     architecture,
 )
-from builder.gguf.formats import data, nbytes, type_of
+from builder.gguf.formats import Quantize, by_package, data, nbytes
+from builder.gguf.kquants import kinds_of
+from builder.gguf.layout import Made
+from builder.gguf.mixes import MIXES
 from builder.gguf.settings import Unwritable
 from builder.gguf.vocabulary import Vocabulary, vocabulary
-from builder.gguf.weights import Weight, Weights
+from builder.gguf.weights import Rows, Weight, Weights
 from builder.spec.destinations import EXACT
 
 WRITER = "gguf/1"  # part of the key: change it when the same folder gives other bytes
 _EMBEDDING = "embed_tokens.weight"
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+_FILE_TYPES |= {name: number for name, (_, number) in MIXES.items()}
 
 
 class GgufMissing(BuildError):
@@ -40,7 +45,7 @@ class Written:
 
     architecture: Architecture
     vocabulary: Vocabulary
-    tensors: tuple[tuple[Tensor, Weight, str], ...]
+    tensors: tuple[Made, ...]
 
     @property
     def nbytes(self) -> int:
@@ -60,8 +65,11 @@ class Written:
         return 8 * self.nbytes / sum(weight.rows * weight.columns for _, weight, _ in self.tensors)
 
 
-def planned(folder: Path, target: str, wanted: str) -> tuple[Written, Weights]:
-    """What a GGUF of this folder would be. Raises GgufRefused, GgufMissing."""
+def planned(folder: Path, target: str, wanted: str, *, weighed: bool = False) -> tuple[Written, Weights]:
+    """What a GGUF of this folder would be. `weighed`: with an importance matrix.
+
+    Raises GgufRefused, GgufMissing.
+    """
     if find_spec("gguf") is None:
         raise GgufMissing()
     try:
@@ -69,10 +77,9 @@ def planned(folder: Path, target: str, wanted: str) -> tuple[Written, Weights]:
         rows = next((w.shape[0] for name, w in weights.found.items() if name.endswith(_EMBEDDING)), 0)
         made = architecture(weights.config, [*weights.found], rows)
         tokens = vocabulary(folder, rows)
-        tensors = tuple(
-            (tensor, weights.found[tensor.source], type_of(wanted, tensor, weights.found[tensor.source]))
-            for tensor in sorted(made.tensors, key=_place)
-        )
+        plain = [(tensor, weights.found[tensor.source]) for tensor in sorted(made.tensors, key=_place)]
+        kinds = kinds_of(wanted, plain, made, weighed=weighed)
+        tensors = tuple((*pair, kind) for pair, kind in zip(plain, kinds, strict=True))
     except (Unwritable, SourceError) as error:
         raise GgufRefused(target=target, what=str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
@@ -80,28 +87,84 @@ def planned(folder: Path, target: str, wanted: str) -> tuple[Written, Weights]:
     return Written(made, tokens, tensors), weights
 
 
+Read = Callable[[Tensor, Weight, str], Iterable[bytes]]  # the bytes of a tensor of some type, in portions
+
+
+def reader(made: Written, weights: Rows, quantize: Quantize = by_package) -> Read:
+    """Converts the weights as they are read."""
+    return lambda tensor, weight, kind: data(kind, tensor, weight, weights, made.architecture, quantize)
+
+
 def write(
     file: Path,
     made: Written,
-    weights: Weights,
+    weights: Rows,
     *,
     target: str,
     wanted: str,
     about: Mapping[str, str],
     step: Callable[[int], None],
+    quantize: Quantize = by_package,
 ) -> None:
     """Writes the file. `about` are general keys such as the licence. `step` gets the bytes of each portion.
 
     Raises GgufRefused, OSError.
     """
-    import numpy as np
-    from gguf import GGMLQuantizationType, GGUFWriter
+    try:
+        write_all(file, made, reader(made, weights, quantize), wanted=wanted, about=about, step=step)
+    except Unwritable as error:
+        raise GgufRefused(target=target, what=str(error)) from error
+
+
+def write_all(
+    file: Path,
+    made: Written,
+    read: Read,
+    *,
+    wanted: str,
+    about: Mapping[str, str],
+    step: Callable[[int], None],
+) -> None:
+    """Writes the file, with the bytes that `read` gives. Raises OSError, and what `read` raises."""
+    from gguf import GGUFWriter
 
     writer: Any = GGUFWriter(file, made.architecture.name)
     _describe(writer, made, wanted, about)
+    try:
+        _write(writer, made, made.tensors, read, step)
+    finally:
+        writer.close()
+
+
+def write_head(file: Path, made: Written, *, wanted: str, files: int) -> None:
+    """Writes the first of several files: all but the tensors, which stand in the others. Raises OSError."""
+    from gguf import GGUFWriter
+
+    writer: Any = GGUFWriter(file, made.architecture.name)
+    _describe(writer, made, wanted, {"quantized_by": "modelkiln"})
+    writer.add_uint16(splits.NUMBER, 0)
+    writer.add_uint16(splits.COUNT, files)
+    writer.add_int32(splits.TENSORS, len(made.tensors) + len(made.architecture.constants))
+    try:
+        _write(writer, made, (), lambda *_: (), lambda _: None)
+    finally:
+        writer.close()
+
+
+def _write(
+    writer: Any,
+    made: Written,
+    tensors: Sequence[Made],
+    read: Read,
+    step: Callable[[int], None],
+) -> None:
+    """Everything behind the keys: the table of tensors, and their bytes."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+
     for name, values in made.architecture.constants.items():
         writer.add_tensor_info(name, (len(values),), np.dtype(np.float32), 4 * len(values))
-    for tensor, weight, kind in made.tensors:
+    for tensor, weight, kind in tensors:
         writer.add_tensor_info(
             tensor.name,
             weight.shape,
@@ -114,15 +177,10 @@ def write(
     writer.write_ti_data_to_file()
     out = writer.fout[0]
     writer.write_padding(out, out.tell())
-    try:
-        for values in made.architecture.constants.values():
-            _put(writer, out, [np.array(values, np.float32).tobytes()], step)
-        for tensor, weight, kind in made.tensors:
-            _put(writer, out, data(kind, tensor, weight, weights, made.architecture), step)
-    except Unwritable as error:
-        raise GgufRefused(target=target, what=str(error)) from error
-    finally:
-        writer.close()
+    for values in made.architecture.constants.values():
+        _put(writer, out, [np.array(values, np.float32).tobytes()], step)
+    for made_of in tensors:
+        _put(writer, out, read(*made_of), step)
 
 
 def _put(writer: Any, out: Any, portions: Any, step: Callable[[int], None]) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from builder.gguf import layout
 from builder.plan.types import Action, TargetPlan
 from builder.spec.quantizers import METHOD_SETTINGS, NEAREST
 from builder.store.types import Manifest
@@ -194,6 +195,10 @@ def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
     if (calibrated := variant.calibrated) is not None:
         settings |= {"samples": calibrated.samples, "sequence_length": calibrated.sequence_length}
         settings |= {"rounding": NEAREST} if calibrated.nearest else {}
+    if variant.gguf is not None:
+        types = layout.shares(layout.mix(tensor for action in plan.actions for tensor in action.tensors))
+        of = {"of": variant.gguf.of} if variant.gguf.of else {}
+        return settings | {"gguf": variant.gguf.type, **of, "types": types}
     if variant.experts is not None:
         settings |= {"experts": str(variant.experts.share), "criterion": variant.experts.criterion}
     if variant.goal is not None:

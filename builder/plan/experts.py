@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from builder.keys import Key, named_key
+from builder.plan.parts import measured_text
 from builder.plan.quantization import PlanError
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
 from builder.spec.types import Target
@@ -24,18 +25,12 @@ def routing_key(
     target: Target, base: BaseFacts, adapter: AdapterFacts | None, text: Calibration, toolchain: str
 ) -> Key:
     """The key of what is measured. No share, no criterion and no bits are in it."""
-    how = target.variant.calibrated
-    assert how is not None
     parts = {
         "routing": ROUTING,
         "base_digest": base.weights,
         "repairs": sorted(base.structure.repairs),
         "slices": sorted(adapter.slices.items()) if adapter else [],
-        "calibration_digest": text.digest,
-        "calibration_format": text.format,
-        "prompts_digest": base.identity.prompts,
-        "samples": how.samples,
-        "sequence_length": how.sequence_length,
+        **measured_text(target.variant, base, text),
         "toolchain": toolchain or None,
     }
     return named_key("routing/1", parts)

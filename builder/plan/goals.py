@@ -14,7 +14,7 @@ from builder.console.words import size_text
 from builder.keys import Key, named_key
 from builder.plan.allocation import Allocation
 from builder.plan.layout import layout_of
-from builder.plan.parts import rounding_of
+from builder.plan.parts import measured_text, rounding_of
 from builder.plan.quantization import PlanError
 from builder.plan.solver import allocate, item, nbytes, smoothed
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
@@ -89,8 +89,7 @@ def sensitivity_key(
 def _measured_parts(
     target: Target, base: BaseFacts, adapter: AdapterFacts | None, text: Calibration, toolchain: str
 ) -> dict[str, object]:
-    variant, how = target.variant, target.variant.calibrated
-    assert how is not None
+    variant = target.variant
     return {
         "rounding": rounding_of(base) if variant.rounds_for_text else NEAREST,
         "base_digest": base.weights,
@@ -103,11 +102,7 @@ def _measured_parts(
         "slices": sorted(adapter.slices.items()) if adapter else [],
         "dtype": variant.dtype or base.structure.default_dtype,
         "group_size": variant.group_size,
-        "calibration_digest": text.digest,
-        "calibration_format": text.format,
-        "prompts_digest": base.identity.prompts,
-        "samples": how.samples,
-        "sequence_length": how.sequence_length,
+        **measured_text(variant, base, text),
         "toolchain": toolchain or None,
     }
 
@@ -228,3 +223,27 @@ def with_allocation(target: Target, found: Allocation) -> Target:
     group = target.variant.group_size
     own = {path: Quantization(bits, found.groups.get(path, group)) for path, bits in found.chosen.items()}
     return with_bits(target, found.common, own)
+
+
+def share_key(
+    target: Target,
+    base: BaseFacts,
+    adapter: AdapterFacts | None,
+    text: Calibration,
+    toolchain: str,
+    questions: Key,
+) -> Key:
+    """The key of the share that is chosen. `base` has all experts."""
+    wanted = target.variant.experts
+    assert wanted is not None
+    search = allocation_key(target, base, adapter, text, toolchain, questions)
+    parts = {"search": search, "choices": list(wanted.choices), "criterion": wanted.criterion}
+    return named_key("share/1", parts)
+
+
+def with_share(target: Target, share: float) -> Target:
+    """The target with one share of the experts."""
+    wanted = target.variant.experts
+    assert wanted is not None
+    one = None if share == 1 else replace(wanted, share=share, choices=())
+    return Target(target.model, replace(target.variant, experts=one))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 
 from builder.keys import Key, make_key, named_key
-from builder.plan.layout import BlockLayout, Layout
+from builder.plan.layout import BlockLayout, Layout, layout_of
 from builder.plan.types import GENERATION
 from builder.sources.facts import BaseFacts, BaseIdentity, Calibration
-from builder.spec.types import Variant
+from builder.spec.types import Target, Variant
 
 
 def block_parts(
@@ -60,6 +61,19 @@ def rounded_parts(
         made[block] = {**parts[block], **own, "before_digest": before}
         before = named_key("before/1", {"before": before, "block": named_key("rounded/1", made[block])})
     return made
+
+
+def measured_text(variant: Variant, base: BaseFacts, text: Calibration) -> dict[str, object]:
+    """The text that something is measured with, and how it becomes tokens."""
+    how = variant.calibrated
+    assert how is not None
+    return {
+        "calibration_digest": text.digest,
+        "calibration_format": text.format,
+        "prompts_digest": base.identity.prompts,
+        "samples": how.samples,
+        "sequence_length": how.sequence_length,
+    }
 
 
 def rounding_of(base: BaseFacts) -> object:
@@ -135,3 +149,17 @@ def target_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:
 
 def measured_key(made: Sequence[object], config: Key, base: BaseIdentity) -> Key:
     return named_key("measured/1", {"made": made, "config": config, "prompts": base.prompts})
+
+
+def whole_keys(target: Target, base: BaseFacts, slices: Mapping[str, Key], toolchain: str) -> dict[str, Key]:
+    """Block -> the key of the same block with all experts, for the blocks that lose some."""
+    cut = base.pruned
+    if cut is None:
+        return {}
+    whole = replace(base, structure=cut.whole, pruned=None)
+    layout = layout_of(target, whole)
+    return {
+        b.block: named_key("block/2", block_parts(whole, b, slices.get(b.block), layout.dtype, toolchain))
+        for b in layout.blocks
+        if b.block in cut.kept
+    }

@@ -12,34 +12,46 @@ All keys are known before anything is built:
   target key   = H(its block keys or its learned key, its config key, the files copied from the base)
   measured key = H(the same, but of the copied files only those that make prompts)
 
-Every key is made of named parts, and the names and values go into the manifest: so `why` can name whatever
-changed. No key holds a name that a person gave: renaming a model or a variant makes nothing again.
+Every key is made of named parts, which the manifest keeps: so `why` can name whatever changed. No key holds a
+name that a person gave.
 
-A target is Unresolved if its base or adapter has not been fingerprinted yet, or if its declaration cannot be
-met. An Unresolved target says why, and does not affect other targets.
+A target is Unresolved if its base or adapter has not been fingerprinted yet, if something must be measured
+first, or if its declaration cannot be met. It says why, and does not affect other targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from builder.keys import Key, named_key
+from builder.keys import named_key
+from builder.plan import shares
 from builder.plan.experts import WAITS, pruned, routing_key
+from builder.plan.gguf import as_gguf
 from builder.plan.goals import (
     allocation_key,
     measured_with,
     sensitivity_key,
+    share_key,
     uniform,
     with_allocation,
     with_bits,
+    with_share,
 )
 from builder.plan.inputs import SETTINGS, adapter_in_words, in_words
 from builder.plan.layout import Layout, layout_of
 from builder.plan.methods import refusal
-from builder.plan.parts import block_parts, config_parts, layers_of, measured_key, rounded_parts, target_key
-from builder.plan.quantization import PlanError
+from builder.plan.parts import (
+    block_parts,
+    config_parts,
+    layers_of,
+    measured_key,
+    rounded_parts,
+    target_key,
+    whole_keys,
+)
+from builder.plan.quantization import PlanError, refuse_packed
 from builder.plan.types import Action, Plan, Sources, TargetPlan, Unresolved
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration, Unknown
 from builder.spec.quantizers import METHOD_SETTINGS
@@ -55,6 +67,8 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
     targets: dict[str, TargetPlan | Unresolved] = {}
 
     def plain(target: Target) -> TargetPlan | Unresolved:
+        if target.variant.experts is not None and target.variant.experts.choices:
+            return _plan_share(target, sources, plain)
         facts = facts_of(target, sources)
         if isinstance(facts, Unresolved):
             return facts
@@ -65,17 +79,21 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
         where = (target.model.base, target.variant.name)
         if where not in memo:
             memo[where] = layout_of(target, facts.base)
-        return _plan_target(target, facts, memo[where], sources.toolchain)
+        made = _plan_target(target, facts, memo[where], sources.toolchain)
+        return as_gguf(target, made) if target.variant.gguf else made
 
     def whole(target: Target, source: TargetPlan | Unresolved) -> TargetPlan | Unresolved:
         if isinstance(source, TargetPlan):
-            _refuse_packed(target, source.base)
+            refuse_packed(target, source.base)
         return plan_learned(target, source, sources.calibrations[target.variant.name])
 
     for target in spec.targets:
-        if target.variant.learned is None:
+        if target.variant.made_from is None:
             targets[target.name] = _or_refused(target, partial(plain, target))
     for target in spec.targets:
+        if (gguf := target.variant.gguf) is not None and gguf.of is not None:
+            source = targets[f"{target.model.name}_{gguf.of}"]
+            targets[target.name] = _or_refused(target, partial(as_gguf, target, source))
         if (learned := target.variant.learned) is not None:
             source = targets[f"{target.model.name}_{learned.source}"]
             targets[target.name] = _or_refused(target, partial(whole, target, source))
@@ -110,7 +128,7 @@ def whole_facts(target: Target, sources: Sources) -> Facts | Unresolved:
         return Unresolved(target, reason, adapter.error, adapter.short)
     if adapter is not None and adapter.tokenizer is not None:
         base = replace(base, identity=adapter.tokenizer.on(base.identity))
-    _refuse_packed(target, base)
+    refuse_packed(target, base)
     text = sources.calibrations[target.variant.name] if target.variant.calibrated else None
     if isinstance(text, Unknown):
         return Unresolved(target, text.reason, text.error)
@@ -119,7 +137,7 @@ def whole_facts(target: Target, sources: Sources) -> Facts | Unresolved:
 
 def _without_experts(target: Target, facts: Facts, sources: Sources) -> Facts | Unresolved:
     """The facts of a target that leaves experts out. Raises PlanError."""
-    if target.variant.experts is None:
+    if target.variant.experts is None or target.variant.experts.choices:
         return facts
     assert facts.text is not None
     if facts.base.structure.quantized:
@@ -162,30 +180,30 @@ def _plan_goal(target: Target, facts: Facts, sources: Sources) -> TargetPlan | U
     return replace(plan_alone(made, facts, sources.toolchain), chosen=(key, cost))
 
 
+def _plan_share(
+    target: Target, sources: Sources, plain: Callable[[Target], TargetPlan | Unresolved]
+) -> TargetPlan | Unresolved:
+    """A target that chooses its share of experts: planned like any other once that is chosen."""
+    facts = whole_facts(target, sources)
+    if isinstance(facts, Unresolved):
+        return facts
+    asked = sources.questions.get(target.model.name, Unknown("its questions are not known"))
+    if isinstance(asked, Unknown):
+        return Unresolved(target, asked.reason, asked.error)
+    assert facts.text is not None
+    key = share_key(target, facts.base, facts.adapter, facts.text, sources.toolchain, asked)
+    found = sources.shares(key)
+    if found is None:
+        return Unresolved(target, shares.WAITS, short="experts not searched")
+    plan = plain(with_share(target, found.share))
+    return replace(plan, chosen=(*plan.chosen, key)) if isinstance(plan, TargetPlan) else plan
+
+
 def _or_refused(target: Target, planned: Callable[[], TargetPlan | Unresolved]) -> TargetPlan | Unresolved:
     try:
         return planned()
     except PlanError as error:
         return Unresolved(target, error.message.rstrip("."), error)
-
-
-def _refuse_packed(target: Target, base: BaseFacts) -> None:
-    """Raises PlanError for a quantized base: mlx-lm would silently lose the adapter or keep the old bits."""
-    model = target.model
-    if not base.structure.quantized:
-        return
-    if model.adapter is not None:
-        what = f'adapter "{model.adapter}" would be rounded away: base "{model.base}" is quantized already.'
-    elif target.variant.is_quantized:
-        variant = target.variant.name
-        what = f'variant "{variant}" would keep the old bits: base "{model.base}" is quantized already.'
-    else:
-        return
-    raise PlanError(
-        table=f"model.{model.name}",
-        what=what,
-        hint=f"Set `dequantize = true` in [base.{model.base}], or take the original weights as the base.",
-    )
 
 
 def plan_learned(
@@ -256,7 +274,7 @@ def _plan_target(target: Target, facts: Facts, layout: Layout, toolchain: str) -
     if text is not None and for_text:
         parts = rounded_parts(parts, layers_of(layout.blocks), target.variant, base, text)
     kind = "rounded/1" if for_text else "block/2"
-    whole = {} if for_text else _whole_keys(target, facts, slices, toolchain)
+    whole = {} if for_text else whole_keys(target, facts.base, slices, toolchain)
     actions = tuple(
         Action(named_key(kind, parts[b.block]), b.block, b.file, b.tensors, b.size, whole.get(b.block))
         for b in layout.blocks
@@ -279,17 +297,3 @@ def _plan_target(target: Target, facts: Facts, layout: Layout, toolchain: str) -
         text.digest if text else None,
         idle=layout.idle,
     )
-
-
-def _whole_keys(target: Target, facts: Facts, slices: Mapping[str, Key], toolchain: str) -> dict[str, Key]:
-    """Block -> the key of the same block with all experts, for the blocks that lose some."""
-    cut = facts.base.pruned
-    if cut is None:
-        return {}
-    base = replace(facts.base, structure=cut.whole, pruned=None)
-    layout = layout_of(target, base)
-    return {
-        b.block: named_key("block/2", block_parts(base, b, slices.get(b.block), layout.dtype, toolchain))
-        for b in layout.blocks
-        if b.block in cut.kept
-    }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from builder.errors import BuildError
-from builder.spec.types import Quantization, Variant
+from builder.sources.facts import BaseFacts
+from builder.spec.types import Quantization, Target, Variant
 from builder.weights import overrides
 from builder.weights.structure import Structure
 
@@ -78,3 +79,22 @@ def resolve(structure: Structure, variant: Variant) -> tuple[dict[str, Quantizat
                 )
             chosen[module.path] = how
     return chosen, tuple(skipped)
+
+
+def refuse_packed(target: Target, base: BaseFacts) -> None:
+    """Raises PlanError for a quantized base: mlx-lm would silently lose the adapter or keep the old bits."""
+    model = target.model
+    if not base.structure.quantized:
+        return
+    if model.adapter is not None:
+        what = f'adapter "{model.adapter}" would be rounded away: base "{model.base}" is quantized already.'
+    elif target.variant.is_quantized or target.variant.gguf is not None:
+        variant = target.variant.name
+        what = f'variant "{variant}" would keep the old bits: base "{model.base}" is quantized already.'
+    else:
+        return
+    raise PlanError(
+        table=f"model.{model.name}",
+        what=what,
+        hint=f"Set `dequantize = true` in [base.{model.base}], or take the original weights as the base.",
+    )

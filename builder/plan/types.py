@@ -10,6 +10,7 @@ from builder.console.words import listed
 from builder.errors import BuildError
 from builder.keys import Digest, Key
 from builder.plan.allocation import Allocation
+from builder.plan.shares import Share
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration, Unknown
 from builder.spec.types import Quantization, Target
 from builder.weights import overrides
@@ -30,6 +31,7 @@ class Sources:
     calibrations: Mapping[str, Calibration | Unknown] = field(default_factory=dict)  # by variant
     allocations: Callable[[Key], Allocation | None] = lambda _: None  # what was chosen, by its key
     questions: Mapping[str, Key | Unknown] = field(default_factory=dict)  # of models that search a size
+    shares: Callable[[Key], Share | None] = lambda _: None  # the share of experts that was chosen, by its key
     routings: Callable[[Key], Routing | None] = lambda _: None  # what was measured of experts, by its key
 
 
@@ -43,6 +45,18 @@ class Action:
     tensors: tuple[TensorSpec, ...]
     size: int
     whole: Key | None = None  # the block that this one is cut out of, where experts are left out
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """What a target that is a GGUF has beside its blocks: `head` is the key of its first file, `file`.
+
+    `of` is the target whose blocks it holds. None: its blocks are made of base and adapter.
+    """
+
+    head: Key
+    file: str
+    of: str | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,7 @@ class TargetPlan:
     needs: str | None = None
     idle: tuple[overrides.Idle, ...] = ()
     chosen: tuple[Key, ...] = ()
+    gguf: GgufFile | None = None
 
     @property
     def name(self) -> str:
@@ -83,9 +98,10 @@ class TargetPlan:
 
     @cached_property
     def keys(self) -> tuple[Key, ...]:
-        """The keys of everything that is made for it: blocks or a whole-model step, and config.json."""
+        """The keys of everything that is made for it: blocks or a whole-model step, heads, config.json."""
         step = (self.learned,) if self.learned else ()
-        return (*(action.key for action in self.actions), *step, self.config)
+        head = (self.gguf.head,) if self.gguf else ()
+        return (*(action.key for action in self.actions), *step, *head, self.config)
 
     @cached_property
     def size(self) -> int:

@@ -122,7 +122,8 @@ def forecast(project: Project, names: Collection[str] = (), available: Available
     prepare: list[tuple[str, str]] = []
     refused: list[tuple[str, str]] = []
     todo: dict[tuple[str, str], list[tuple[TargetPlan, tuple[Action, ...]]]] = {}  # by pass
-    for name in dict.fromkeys([*chosen, *(step.source for step in learned.values())]):
+    read = [*(step.source for step in learned.values()), *_repacked(project, chosen)]
+    for name in dict.fromkeys([*chosen, *read]):
         if name in learned:
             continue
         if project.is_built(name):
@@ -176,8 +177,23 @@ def forecast(project: Project, names: Collection[str] = (), available: Available
 
 
 def _pass_of(plan: TargetPlan) -> tuple[str, str]:
-    """The model of a pass, and the name of a calibrated target, which has a pass of its own."""
-    return plan.target.model.name, plan.name if plan.target.variant.rounds_for_text else ""
+    """The model of a pass, and the name of a target that has a pass of its own."""
+    alone = plan.target.variant.rounds_for_text or plan.target.variant.made_from is not None
+    return plan.target.model.name, plan.name if alone else ""
+
+
+def _repacked(project: Project, names: Iterable[str]) -> list[str]:
+    """The targets whose blocks an exact GGUF needs and lacks."""
+    found = []
+    for name in names:
+        plan = None if project.is_built(name) else project.plan.targets[name]
+        if isinstance(plan, TargetPlan) and plan.gguf is not None and plan.gguf.of is not None:
+            source = project.plan.targets[plan.gguf.of]
+            assert isinstance(source, TargetPlan)  # the GGUF is planned from it
+            lacking = {action.block for action in missing_actions(project.store, plan)}
+            if any(action.block in lacking for action in missing_actions(project.store, source)):
+                found.append(source.name)
+    return found
 
 
 def _imports(project: Project, guessed: Iterable[TargetPlan]) -> int:

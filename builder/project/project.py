@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from builder.errors import BuildError, SourceChanged, SourceError
 from builder.keys import Key, digest_bytes
+from builder.plan import shares
 from builder.plan.allocation import Allocation, from_text
 from builder.plan.planning import make_plan
 from builder.plan.types import Plan, Sources
@@ -115,6 +116,7 @@ class Project:
             {v.name: self.sources.calibration(v) for v in self.spec.variants.values() if v.calibration},
             self.allocation,
             self._questions(),
+            self.share,
             self.routing,
         )
 
@@ -135,6 +137,13 @@ class Project:
         record = usable_record(self.store, key)
         with suppress(BuildError, OSError, ValueError, TypeError):
             return from_text(blobs.read(self.store, record.blob).decode()) if record else None
+        return None
+
+    def share(self, key: Key) -> shares.Share | None:
+        """The share of experts that was chosen for a target, if that is in the store."""
+        record = usable_record(self.store, key)
+        with suppress(BuildError, OSError, ValueError, TypeError, KeyError):
+            return shares.from_text(blobs.read(self.store, record.blob).decode()) if record else None
         return None
 
     def routing(self, key: Key) -> Routing | None:

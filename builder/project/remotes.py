@@ -76,6 +76,7 @@ def wanted_of(project: Project, plans: Iterable[TargetPlan], *, results: bool = 
 def records_of(plan: TargetPlan) -> frozenset[Key]:
     """The keys of the records that a target is made of."""
     made = {*(action.key for action in plan.actions), plan.config, *plan.measurements}
+    made |= {plan.gguf.head} if plan.gguf else set()
     return frozenset({*made, structure_key(plan.base.weights)})
 
 
@@ -224,8 +225,9 @@ def _is_planned(plan: TargetPlan, manifest: Manifest) -> bool:
     if plan.needs is not None:
         return True
     shards = {action.file: action.size for action in plan.actions}
+    first = plan.gguf.file if plan.gguf else INDEX
     sized = all(name in held and held[name].size == size for name, size in shards.items())
-    return sized and held.keys() == {*shards, CONFIG, INDEX, *(entry.name for entry in plan.base.aux)}
+    return sized and held.keys() == {*shards, CONFIG, first, *(entry.name for entry in plan.base.aux)}
 
 
 def records_from(plan: TargetPlan, manifest: Manifest) -> Iterator[Record]:
@@ -237,6 +239,8 @@ def records_from(plan: TargetPlan, manifest: Manifest) -> Iterator[Record]:
     for action in plan.actions:
         if entry := by_name.get(action.file):
             yield Record(action.key, "block", entry.blob, made)
+    if plan.gguf is not None and (entry := by_name.get(plan.gguf.file)):
+        yield Record(plan.gguf.head, "gguf head", entry.blob, made)
     if plan.needs is None and (entry := by_name.get(CONFIG)):
         yield Record(plan.config, "config", entry.blob, made)
 

@@ -25,6 +25,7 @@ from builder.store.care.inventory import survey
 from builder.store.care.policy import GcPlan, Policy
 from builder.store.holdings import whole_manifest
 
+PUBLISHED = "published"  # the files that publications made and their results, by the publication's name
 _TRIED: set[tuple[Path, Path, int]] = (
     set()
 )  # once a run: asked for every target, and the store may be read-only
@@ -66,6 +67,8 @@ def roots_of(project: Project) -> Roots:
                 keys |= measured_keys(project, plan, suite)
             except (BuildError, OSError) as error:
                 doubts.append(f"suite {suite.name}: {error}")
+    for name in project.spec.publications:
+        keys |= {Key(key) for key in (project.cache.get(PUBLISHED, name) or b"").decode().split()}
     for base in project.spec.bases.values():
         if isinstance(base.source, GgufSource):
             try:

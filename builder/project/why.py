@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from builder.plan import experts
+from builder.plan import experts, shares
 from builder.plan.allocation import explained
 from builder.plan.changes import Why, explain
 from builder.plan.types import TargetPlan, Unresolved
@@ -28,7 +28,9 @@ def why(project: Project, name: str) -> Why:
 def _experts(project: Project, plan: TargetPlan) -> tuple[str, ...]:
     """Why a target keeps the experts that it keeps."""
     routing = project.routing(plan.base.pruned.measured) if plan.base.pruned else None
-    return experts.explained(plan.target, routing) if routing else ()
+    chosen = project.share(plan.chosen[2]) if len(plan.chosen) > 2 else None
+    searched = shares.explained(chosen) if chosen else ()
+    return (*searched, *(experts.explained(plan.target, routing) if routing else ()))
 
 
 def _bits(project: Project, plan: TargetPlan) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from builder.evaluate.run import measured
 from builder.plan.types import TargetPlan
 from builder.project.opened import NotBuilt
 from builder.project.project import Project
-from builder.publish import bundle, card, evidence, ggufs
+from builder.publish import benchmarks, bundle, card, evidence, ggufs
 from builder.publish.bundle import ATTESTATION, CARD, Bundle, File
 from builder.publish.card import PLOT, Evidence
 from builder.publish.errors import PublishRefused
@@ -59,9 +59,10 @@ def gather(project: Project, publication: Publication, emit: Emit, *, dry: bool 
         raise PublishRefused(target=plan.name, what="; ".join(map(str, short)))
     base = project.spec.bases[model.base]
     found = evidence.licence(project, publication, base)
-    if publication.gguf:
+    counted, lacking = benchmarks.entries(publication.benchmarks, known)
+    if publication.gguf or plan.gguf:
         files, text, said, about = ggufs.gather(project, publication, plan, manifest, found, emit, dry=dry)
-        return _bundle(plan, files, text, about, [evidence.warning(found), *said])
+        return _bundle(plan, [*files, *counted], text, about, [evidence.warning(found), *said, *lacking])
     files = bundle.of_blobs(
         [
             (e.name, e.blob, blobs.path(project.store, e.blob.digest))
@@ -102,7 +103,7 @@ def gather(project: Project, publication: Publication, emit: Emit, *, dry: bool 
         )
     elif not model.require:
         notes.append(f"{plan.name} is published unmeasured: [model.{model.name}.require] names no condition")
-    return _bundle(plan, [*files, *drawn], text, manifest, notes)
+    return _bundle(plan, [*files, *drawn, *counted], text, manifest, [*notes, *lacking])
 
 
 def _bundle(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from builder.build.card import facts_table, origin
 from builder.console import markdown
 from builder.console.states import limit_text
-from builder.console.words import number, size_text
+from builder.console.words import listed, number, size_text
 from builder.evaluate.circumstances import told
 from builder.evaluate.results import Result, figure_of, figures, interval_text, missed
 from builder.publish.bundle import ATTESTATION
@@ -117,6 +117,13 @@ def _table(said: GgufEvidence) -> str:
             f"The file named `exact` holds the very weights of the MLX model `{variant}`, bit for bit. Both "
             "formats store a scale and an offset for each group. The other files are made of the unquantized "
             "model."
+        )
+    weighed = [file for file in said.files if file.gguf and file.gguf.text]
+    if weighed and weighed[0].gguf:
+        names = listed([f"`{file.name}`" for file in weighed], "and")
+        parts.append(
+            f"llama.cpp quantized {names} with an importance matrix: how large the inputs of each weight are "
+            f"on {weighed[0].gguf.text}."
         )
     return "\n\n".join(parts)
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from builder.console.events import Emit
-from builder.evaluate.gguf import UNSCORED, evaluate_gguf, measured_gguf
+from builder.evaluate.gguf import evaluate_gguf, keys_of_gguf, measured_gguf
 from builder.evaluate.results import Missed, Result, missed
 from builder.evaluate.run import measured
 from builder.plan.types import TargetPlan
 from builder.project.opened import NotBuilt
 from builder.project.project import Project
+from builder.project.roots import PUBLISHED, register
 from builder.publish import bundle, evidence, gguf_card, ollama
 from builder.publish.bundle import File
 from builder.publish.errors import PlaceRefused, PublishRefused
 from builder.publish.evidence import Licence
-from builder.publish.gguf.making import Gguf, known, make, unmade
+from builder.publish.gguf.joining import join, known_joined, unjoined
+from builder.publish.gguf.making import Gguf
+from builder.publish.gguf.mixing import gguf_of, mix_in_words, outlook
 from builder.publish.gguf_card import GgufFile
 from builder.spec.destinations import EXACT, HubPlace, OllamaPlace, Publication
+from builder.spec.types import UNSCORED
 from builder.store import blobs
 from builder.store.types import FileEntry, Manifest
 
@@ -32,6 +36,7 @@ class _Made:
     gguf: Gguf | None
     results: Mapping[str, Result]
     misses: tuple[Missed, ...]
+    mix: str  # what a mixture of types really came out as
 
 
 def gather(
@@ -46,7 +51,13 @@ def gather(
 ) -> tuple[list[File], str, list[str], Manifest]:
     """The files, the card, the notes, and the manifest that the attestation is about. Raises BuildError."""
     model = plan.target.model
-    made = [_made(project, publication, plan, wanted, found, emit, dry=dry) for wanted in publication.gguf]
+    if plan.gguf:
+        made = [_joined(project, plan, found, emit, dry=dry)]
+    else:
+        types = publication.gguf
+        made = [_made(project, publication, plan, kind, found, emit, dry=dry) for kind in types]
+    if not dry:
+        _root(project, publication, plan, made)
     short = [f"{each.name}: {'; '.join(map(str, each.misses))}" for each in made if each.misses]
     if short and publication.override is None and not dry:
         hint = (
@@ -75,7 +86,8 @@ def gather(
         )
     )
     entries = tuple(FileEntry(each.name, each.gguf.blob) for each in made if each.gguf)
-    notes = [f"{line}" for line in short]
+    notes = [f"{each.name} has {each.mix}" for each in made if each.mix]
+    notes += short
     notes += (
         ["the GGUF files are not made yet, so their digests are not known"]
         if len(entries) < len(made)
@@ -83,9 +95,8 @@ def gather(
     )
     if not model.require:
         notes.append(f"the files are published unmeasured: [model.{model.name}.require] names no condition")
-    about = replace(
-        manifest, files=entries, settings={**manifest.settings, "gguf": ", ".join(publication.gguf)}
-    )
+    said = ", ".join(publication.gguf) or manifest.settings["gguf"]
+    about = replace(manifest, files=entries, settings={**manifest.settings, "gguf": said})
     return files, text, notes, about
 
 
@@ -100,13 +111,15 @@ def _made(
     dry: bool,
 ) -> _Made:
     source = plan if wanted == EXACT else _source(project, str(publication.source))
-    model = plan.target.model
-    about = {"name": model.name, "quantized_by": "modelkiln", **({"license": found.name} if found else {})}
-    gguf = known(project, source, wanted, about) if dry else make(project, source, wanted, about, emit)
-    size, usual = (gguf.blob.size, gguf.usual) if gguf else unmade(project, source, wanted)
-    name = f"{model.name}-exact-{usual}.gguf" if wanted == EXACT else f"{model.name}-{wanted}.gguf"
+    model, about = plan.target.model, _about(plan, found)
+    gguf = gguf_of(project, source, wanted, about, publication.calibrated, emit, dry=dry)
+    if gguf is not None:
+        size, usual, mix = gguf.blob.size, gguf.usual, mix_in_words(wanted, gguf.mix, gguf.bits_per_weight)
+    else:
+        size, usual, mix = outlook(project, source, wanted, publication.calibrated)
+    name = _name(plan, wanted, usual)
     if gguf is None:
-        return _Made(name, size, None, {}, ())
+        return _Made(name, size, None, {}, (), mix)
     results: dict[str, Result] = {}
     if model.suites:
         one = measured_gguf(project, source, gguf.blob)
@@ -114,7 +127,40 @@ def _made(
     if wanted == EXACT:  # what llama.cpp does not measure was measured of the very same weights
         own = measured(project, plan)
         results |= {suite: own[suite] for suite in own if project.spec.suites[suite].kind in UNSCORED}
-    return _Made(name, size, gguf, results, tuple(missed(model.require, results)))
+    return _Made(name, size, gguf, results, tuple(missed(model.require, results)), mix)
+
+
+def _joined(project: Project, plan: TargetPlan, found: Licence | None, emit: Emit, *, dry: bool) -> _Made:
+    """The one file of a target that is a GGUF already, and was measured as a target."""
+    about = _about(plan, found)
+    gguf = known_joined(project, plan, about) if dry else join(project, plan, about, emit)
+    size, usual = (gguf.blob.size, gguf.usual) if gguf else unjoined(plan)
+    results = measured(project, plan)
+    name = _name(plan, str(plan.target.variant.gguf and plan.target.variant.gguf.type), usual)
+    return _Made(name, size, gguf, results, tuple(missed(plan.target.model.require, results)), "")
+
+
+def _about(plan: TargetPlan, found: Licence | None) -> dict[str, str]:
+    """What a file says of itself beside what the model is."""
+    licence = {"license": found.name} if found else {}
+    return {"name": plan.target.model.name, "quantized_by": "modelkiln", **licence}
+
+
+def _name(plan: TargetPlan, wanted: str, usual: str) -> str:
+    model = plan.target.model.name
+    return f"{model}-exact-{usual}.gguf" if wanted == EXACT else f"{model}-{wanted}.gguf"
+
+
+def _root(project: Project, publication: Publication, plan: TargetPlan, made: Sequence[_Made]) -> None:
+    """Says to gc that the files of a publication are needed, and what was measured of them."""
+    keys = {each.gguf.key for each in made if each.gguf}
+    for each in made:
+        if each.gguf and not plan.gguf:
+            source = plan if each.gguf.wanted == EXACT else project.plan.targets[str(publication.source)]
+            assert isinstance(source, TargetPlan)  # the file was made of it
+            keys |= keys_of_gguf(project, source, each.gguf.blob)
+    project.cache.put(PUBLISHED, publication.name, " ".join(sorted(keys)).encode())
+    register(project)
 
 
 def _modelfile(to: OllamaPlace, name: str, system: str | None, found: Licence | None) -> File:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from builder.build.allocation import choose_bits
 from builder.build.blocks import Tally
 from builder.build.calibrated import build_calibrated
+from builder.build.exact import build_exact, lacks_source
 from builder.build.experts import measure_experts
 from builder.build.first_pass import first_pass
 from builder.build.intermediates import prune_intermediates
@@ -23,6 +24,7 @@ from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.state import reads_source, target_state
 from builder.release.scores import refresh
+from builder.release.shares import search_share
 from builder.release.smallest import search_size
 from builder.store import pins, views
 from builder.store.care import drop
@@ -63,6 +65,14 @@ def _deliver(
         _tell([learned], emit)
         prune_intermediates(project, emit, selected)
         return [*results, learned]
+    if wanted.gguf is not None and wanted.gguf.of is not None:
+        fetch(project, [wanted], emit)
+        lacks = lacks_source(project, wanted)
+        results = _deliver(project, wanted.gguf.of, selected, named, emit, None) if lacks else []
+        repacked = build_exact(project, wanted, emit)
+        _refresh(project, wanted)
+        _tell([repacked], emit)
+        return [*results, repacked]
     if wanted.target.variant.rounds_for_text:
         fetch(project, [wanted], emit)
         rounded = build_calibrated(project, wanted, emit)
@@ -73,7 +83,8 @@ def _deliver(
     read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}
     chosen = [wanted]
     for other in others:
-        in_a_pass = other.needs is None and not other.target.variant.rounds_for_text
+        variant = other.target.variant
+        in_a_pass = variant.made_from is None and not variant.rounds_for_text
         asked = in_a_pass and (other.name in selected or other.name in read)
         if asked and not target_state(project.store, other).built:
             chosen.append(other)
@@ -127,7 +138,18 @@ def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
     plan = project.plan.targets[name]
     if isinstance(plan, TargetPlan):
         return plan
-    if plan.target.variant.experts is not None and plan.error is None:
+    if (gguf := plan.target.variant.gguf) and gguf.of and plan.error is None:
+        _resolved(project, f"{plan.target.model.name}_{gguf.of}", emit)
+        project.forget_plan()
+    wanted = plan.target.variant.experts
+    if wanted is not None and wanted.choices and plan.error is None:
+        prepare_sources(project, plan.target, emit)
+        search_share(project, plan.target, emit)
+        project.forget_plan()
+        plan = project.plan.targets[name]
+        if isinstance(plan, TargetPlan):
+            return plan
+    elif wanted is not None and plan.error is None:
         prepare_sources(project, plan.target, emit)
         measure_experts(project, plan.target, emit)
         plan = project.plan.targets[name]

@@ -135,7 +135,12 @@ def _plain(project: Project, control: Model) -> Row | None:
     """The first known target of the control that is not quantized."""
     for variant in control.variants:
         plan = _control_target(project, control, project.spec.variants[variant])
-        if plan is not None and not (plan.target.variant.is_quantized or plan.target.variant.experts):
+        variant_of = plan.target.variant if plan is not None else None
+        if (
+            plan is not None
+            and variant_of
+            and not (variant_of.is_quantized or variant_of.gguf or variant_of.experts)
+        ):
             return _row(project, plan, _measured(project, plan), None)
     return None
 
@@ -208,6 +213,8 @@ def _control_target(project: Project, control: Model | None, variant: Variant) -
 
 def _bits(variant: Variant) -> int | None:
     """The bits of a weight. None where they differ between weights."""
+    if variant.gguf is not None:
+        return None
     if not variant.is_quantized:
         return 32 if variant.dtype == "float32" else 16
     if variant.quantization is None or variant.overrides:

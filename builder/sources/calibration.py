@@ -21,4 +21,9 @@ def calibration_of(variant: Variant, digest_of: Callable[[Path], Digest | None])
     digest = digest_of(path)
     if digest is None:
         return Unknown(f"variant {variant.name}: its calibration file {NOT_YET}")
-    return Calibration(digest, "jsonl" if path.suffix == ".jsonl" else "text")
+    return Calibration(digest, read_as(path))
+
+
+def read_as(path: Path) -> str:
+    """How a text is read, by its name: `jsonl` or `text`."""
+    return "jsonl" if path.suffix == ".jsonl" else "text"

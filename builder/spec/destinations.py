@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.console.words import listed, nearest, quoted
+from builder.spec.quantizers import Calibrated
 
 SCHEMES = ("hf", "lmstudio", "oci", "ollama")
 EXACT = "exact"
-GGUF_TYPES = (EXACT, "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+BLOCKWISE = (EXACT, "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # types of a variant
+GGUF_TYPES = BLOCKWISE
+# Mixtures of types, which llama.cpp's own library makes.
+K_QUANTS = (
+    *("Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS"),
+    *("Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
+)
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _LONGEST = 96  # characters of owner/name on the hub
 
@@ -73,11 +80,22 @@ _OCI = (
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """A figure that counts for a task of a benchmark, which is a dataset of the hub."""
+
+    suite: str
+    figure: str
+    dataset: str
+    task: str
+
+
+@dataclass(frozen=True)
 class Publication:
     """What goes where. `gguf` are the types of GGUF files to send instead of the target's own files. "exact"
     is made of the target, other types of the unquantized target `source` of its model.
 
-    `target` is the name of a target, or "production" for what the release shows.
+    `target` is the name of a target, or "production" for what the release shows. `calibrated`: what the
+    importance matrix is made of that K-quants are quantized with, or None.
 
     `link` allows hard links in a folder. `override` is the reason why a target is published that misses its
     requirements. `license`, `base_model` and `datasets` are what the card says where the base says nothing.
@@ -90,10 +108,12 @@ class Publication:
     link: bool = False
     gguf: tuple[str, ...] = ()
     source: str | None = None
+    calibrated: Calibrated | None = None
     override: str | None = None
     license: str | None = None
     base_model: str | None = None
     datasets: tuple[str, ...] = ()
+    benchmarks: tuple[Benchmark, ...] = ()
 
 
 def destination(text: str, folder: Path) -> Destination | str:

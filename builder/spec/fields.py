@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from builder.spec.destinations import GGUF_TYPES
+from builder.spec.destinations import BLOCKWISE, GGUF_TYPES, K_QUANTS
 from builder.spec.quantizers import CRITERIA, METHODS, ROUNDINGS
 from builder.spec.sharing import DEVICES, PUSHES
 from builder.spec.training import KEEPS, OPTIMIZERS, SCHEDULES, TYPES, Training
@@ -20,7 +20,8 @@ from builder.spec.types import CHECKS, DTYPES, METRICS, MODES, RECIPES, TOKENIZE
 # name: the name of a declared table, of the kind that `refers` says. names: a list of such names, not empty.
 # path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
 # texts: a table of label = "text", where a dotted label needs no quotes. strings: a list of texts, not empty.
-# numbers: a list of numbers, not empty. table: a table with the keys in `entry`.
+# numbers: a list of numbers, not empty. shares: a number, or such a list. table: a table with the keys in
+# `entry`.
 Kind = Literal[
     "string",
     "path",
@@ -31,6 +32,7 @@ Kind = Literal[
     "integer",
     "number",
     "numbers",
+    "shares",
     "size",
     "globs",
     "texts",
@@ -427,9 +429,10 @@ VARIANT = Table(
         ),
         Field(
             "experts",
-            "number",
+            "shares",
             "For a mixture of experts: the share of the experts of each layer that is kept. The text says "
-            "which ones: `calibration` is needed beside it.",
+            'which ones: `calibration` is needed beside it. With `target = "smallest"` a list, such as '
+            "`[1.0, 0.875, 0.75]`: the share with which the fewest bytes meet the requirements.",
             example="experts = 0.75",
             excludes=("method",),
         ),
@@ -513,6 +516,36 @@ VARIANT = Table(
             "For `method` dynamic: the bits per weight that it aims at.",
             example="target_bpw = 5.0",
             needs=("method",),
+        ),
+        Field(
+            "gguf",
+            "string",
+            "The variant is a GGUF for llama.cpp with weights of this type. It is made block by block of the "
+            'base and the adapter. `"exact"` has the very weights of the variant that `of` names.',
+            choices=BLOCKWISE,
+            example='gguf = "Q8_0"',
+            excludes=(
+                "dtype",
+                "bits",
+                "group_size",
+                "mode",
+                "recipe",
+                "target",
+                "method",
+                "calibration",
+                "experts",
+                "intermediate",
+                "overrides",
+            ),
+        ),
+        Field(
+            "of",
+            "name",
+            'For `gguf = "exact"`: the variant with the same weights, of 4 or 5 bits. It is built when it is '
+            "needed.",
+            refers="variant",
+            example='of = "5bit"',
+            needs=("gguf",),
         ),
         Field(
             "intermediate",
@@ -708,9 +741,31 @@ PUBLISH = Table(
             "strings",
             "Send GGUF files instead. `exact`: the target's very weights, which must have 4 or 5 bits. Other "
             "types are made of the model's unquantized variant. Each file is measured with llama.cpp and "
-            "must meet the requirements.",
-            choices=GGUF_TYPES,
+            "must meet the requirements. From `Q6_K` on they are mixtures that llama.cpp makes.",
+            choices=(*GGUF_TYPES, *K_QUANTS),
             example='gguf = ["exact", "Q8_0"]',
+        ),
+        Field(
+            "calibration",
+            "path",
+            "For K-quants: a text, such as the training data. llama.cpp quantizes with an importance matrix: "
+            "how large the inputs of each weight are on this text.",
+            example='calibration = "data/train.jsonl"',
+            needs=("gguf",),
+        ),
+        Field(
+            "samples",
+            "integer",
+            "How many pieces of the calibration text are used at most. Default: 32.",
+            example="samples = 32",
+            needs=("calibration",),
+        ),
+        Field(
+            "sequence_length",
+            "integer",
+            "Tokens in each piece of the calibration text. Default: 256.",
+            example="sequence_length = 256",
+            needs=("calibration",),
         ),
         Field(
             "to",
@@ -760,6 +815,14 @@ PUBLISH = Table(
             "strings",
             "The repositories of the training data, for the card.",
             example='datasets = ["OWNER/NAME"]',
+        ),
+        Field(
+            "benchmarks",
+            "texts",
+            "For `hf://`: figures that count for a benchmark of the hub, a dataset with tasks. The hub shows "
+            "them beside the model and on the page of the benchmark.",
+            example='"routing.greedy" = "OWNER/DATASET:TASK"',
+            excludes=("gguf",),
         ),
     ),
     one_of=("target", "model"),

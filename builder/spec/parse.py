@@ -12,6 +12,7 @@ from builder.console.words import listed, nearest, quoted, shown, suggestion
 from builder.spec.adapters import adapter
 from builder.spec.experts import experts
 from builder.spec.fields import FIELDS
+from builder.spec.gguf import check_source, gguf_kind
 from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
 from builder.spec.publishing import publications
@@ -64,7 +65,7 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
     store = _path(_setting(declared, "store", "path"), file.parent)
     folders = (file.parent, store)
     adapters = {n: adapter(n, v, folders, variants, problems) for n, v in declared["adapter"].items()}
-    published = publications(declared, _target_names(declared), file.parent, store, problems)
+    published = publications(declared, _target_names(declared), *folders, suites, problems)
     remotes = {name: remote(name, v, file.parent, problems) for name, v in declared["remote"].items()}
     problems.raise_any()
     return Spec(
@@ -130,21 +131,6 @@ def _undeclared(kind: str, name: str, names: Mapping[str, Values]) -> str:
     return f"{what} (declared: {listed(sorted(names))})" if names else f"{what}; add a table [{kind}.NAME]"
 
 
-def _check_source(variant: str, model: str, values: Values, declared: Declared, problems: Problems) -> None:
-    """Checks that a learned variant is made from an unquantized variant of the same model."""
-    own = declared["variant"].get(variant)
-    source = own.given.get("from") if own and own.says("method") else None
-    other = declared["variant"].get(source) if source else None
-    if other is None:
-        return
-    if any(other.says(key) for key in ("bits", "mode", "recipe", "method")):
-        what = f"variant {quoted(variant)} is made from {quoted(str(source))}, which is quantized"
-        problems.add(values.place.key("variants"), f"{what}; name an unquantized variant in `from`")
-    elif source not in values.given.get("variants", ()):
-        what = f"variant {quoted(variant)} is made from {quoted(str(source))}, which this model does not list"
-        problems.add(values.place.key("variants"), f"{what}; add it to variants")
-
-
 def _check_targets(declared: Declared, problems: Problems) -> None:
     """Checks that the name of each target is unique, so that model:NAME and clean:NAME mean one thing."""
     made: dict[str, tuple[str, str, str]] = {}
@@ -152,7 +138,7 @@ def _check_targets(declared: Declared, problems: Problems) -> None:
         for index, variant in enumerate(values.given.get("variants", ())):
             if variant is None:
                 continue
-            _check_source(variant, model, values, declared, problems)
+            check_source(variant, model, values, declared, problems)
             name = f"{model}_{variant}"
             other, other_model, other_variant = made.setdefault(name.lower(), (name, model, variant))
             if (other_model, other_variant) == (model, variant):
@@ -244,6 +230,7 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
         intermediate=values.given.get("intermediate", False),
         learned=made,
         goal=goal(values, problems),
+        gguf=gguf_kind(values, problems),
         experts=experts(values, problems),
         calibrated=None if values.says("method") else calibrated(values, problems),
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from builder.console.words import quoted, suggestion
+from builder.console.words import listed, quoted, suggestion
 from builder.spec.destinations import (
     EXACT,
     GGUF_TYPES,
+    K_QUANTS,
+    Benchmark,
     Destination,
     FolderPlace,
     HubPlace,
@@ -17,18 +19,27 @@ from builder.spec.destinations import (
     destination,
     is_repository,
 )
+from builder.spec.learned import calibrated
 from builder.spec.problems import Problems
 from builder.spec.shape import Declared, Values
+from builder.spec.suites import metric_of
+from builder.spec.types import Metric, Suite
 
 PRODUCTION = "production"
 _ONLY_FOR: dict[str, tuple[type[Destination], str]] = {
     "private": (HubPlace, "hf://"),
+    "benchmarks": (HubPlace, "hf://"),
     "link": (FolderPlace, "a folder or lmstudio://"),
 }
 
 
 def publications(
-    declared: Declared, targets: Iterable[str], folder: Path, store: Path, problems: Problems
+    declared: Declared,
+    targets: Iterable[str],
+    folder: Path,
+    store: Path,
+    suites: Mapping[str, Suite],
+    problems: Problems,
 ) -> dict[str, Publication]:
     """What every table declares. After a problem the values do not matter, because the parse fails."""
     known = [*targets, *([PRODUCTION] if _released(declared) else [])]
@@ -42,7 +53,11 @@ def publications(
         _check_card(values, problems)
         if place is None:
             continue
-        if isinstance(place, OllamaPlace) and len(values.given.get("gguf", ())) != 1:
+        is_gguf = _is_gguf(_production(declared) if target == PRODUCTION else target, declared)
+        if is_gguf and values.says("gguf"):
+            what = f"gguf: {quoted(target)} is a GGUF already; remove it"
+            problems.add(values.place.key("gguf"), what)
+        if isinstance(place, OllamaPlace) and not is_gguf and len(values.given.get("gguf", ())) != 1:
             what = 'Ollama takes one GGUF file; write, for example, gguf = ["exact"]'
             problems.add(values.place.key("to"), what)
         for key, (kind, where) in _ONLY_FOR.items():
@@ -55,7 +70,12 @@ def publications(
         rest = {key: values.given[key] for key in _PLAIN if key in values.given}
         rest["datasets"] = tuple(each for each in values.given.get("datasets", ()) if each)
         rest["gguf"] = tuple(each for each in values.given.get("gguf", ()) if each)
-        made[name] = Publication(name, target, place, source=source, **rest)
+        rest["benchmarks"] = _benchmarks(values, target, declared, suites, problems)
+        text = calibrated(values, problems)
+        if text and not set(rest["gguf"]) & set(K_QUANTS):
+            what = f"calibration is for K-quants, and gguf names none of them ({listed(K_QUANTS)})"
+            problems.add(values.place.key("calibration"), what)
+        made[name] = Publication(name, target, place, source=source, calibrated=text, **rest)
     return made
 
 
@@ -118,8 +138,8 @@ def _source(values: Values, target: str, declared: Declared, problems: Problems)
     """The unquantized target that GGUF files are made of. None where none is needed."""
     kinds = values.given.get("gguf", ())
     for index, kind in enumerate(kinds):
-        if kind is not None and kind not in GGUF_TYPES:
-            what = f"gguf: {quoted(kind)} cannot be written{suggestion(kind, GGUF_TYPES)}"
+        if kind is not None and kind not in (*GGUF_TYPES, *K_QUANTS):
+            what = f"gguf: {quoted(kind)} cannot be written{suggestion(kind, (*GGUF_TYPES, *K_QUANTS))}"
             problems.add(values.place.key("gguf", index), what)
     if all(kind == EXACT for kind in kinds):
         return None
@@ -141,6 +161,14 @@ def _production(declared: Declared) -> str:
     return str(values.get("production")) if values else ""
 
 
+def _is_gguf(target: str, declared: Declared) -> bool:
+    for model, values in declared["model"].items():
+        for name in values.given.get("variants", ()):
+            if f"{model}_{name}" == target and (variant := declared["variant"].get(name)):
+                return variant.says("gguf")
+    return False
+
+
 def _model_of(target: str, declared: Declared) -> str | None:
     for model, values in declared["model"].items():
         if target in [f"{model}_{variant}" for variant in values.given.get("variants", ())]:
@@ -148,13 +176,37 @@ def _model_of(target: str, declared: Declared) -> str | None:
     return None
 
 
+_SMALLER = ("bits", "mode", "recipe", "method", "target", "experts", "gguf")
+
+
 def _unquantized(model: str, declared: Declared) -> str | None:
-    """The first variant of a model that is not quantized."""
+    """The first variant of a model that is not quantized, and has all experts."""
     for name in declared["model"][model].given.get("variants", ()) if model in declared["model"] else ():
         variant = declared["variant"].get(name)
-        if variant and not any(variant.says(key) for key in ("bits", "mode", "recipe", "method", "target")):
+        if variant and not any(variant.says(key) for key in _SMALLER):
             return str(name)
     return None
+
+
+def _benchmarks(
+    values: Values, target: str, declared: Declared, suites: Mapping[str, Suite], problems: Problems
+) -> tuple[Benchmark, ...]:
+    """Which figures count for a benchmark. After a problem the value does not matter."""
+    model = _model_of(_production(declared) if target == PRODUCTION else target, declared)
+    measured = declared["model"][model].given.get("suites", ()) if model else ()
+    found = []
+    for label, text in values.given.get("benchmarks", {}).items():
+        place = values.place.key("benchmarks", label)
+        metric = metric_of(label, [each for each in measured if each is not None], suites)
+        dataset, _, task = text.partition(":")
+        if not isinstance(metric, Metric):
+            problems.add(place, metric)
+        elif not task or not is_repository(dataset):
+            what = f"benchmarks: {quoted(text)} is not a task of a dataset; write OWNER/DATASET:TASK"
+            problems.add(place, what)
+        else:
+            found.append(Benchmark(metric.suite, metric.name, dataset, task))
+    return tuple(found)
 
 
 def _check_card(values: Values, problems: Problems) -> None:

@@ -1,4 +1,4 @@
-"""The quantizers that need a text: what artifacts.toml says of them, as frozen values."""
+"""What artifacts.toml says of quantizers that need a text, and of files for llama.cpp, as frozen values."""
 
 from __future__ import annotations
 
@@ -82,14 +82,25 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
+class GgufKind:
+    """Files for llama.cpp with weights of this type. `of`: for "exact", the variant with these weights."""
+
+    type: str
+    of: str | None = None
+
+
+@dataclass(frozen=True)
 class Experts:
     """Which share of the experts of each layer a variant keeps, and by what criterion they are chosen.
 
-    What experts do for a text is measured with the settings of `Calibrated`.
+    What experts do for a text is measured with the settings of `Calibrated`. With `choices` the share is
+    searched: `share` is not used then.
     """
 
     share: float
     criterion: str = CRITERIA[0]
+    choices: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.share:g} of the experts by {self.criterion}"
+        shares = " or ".join(f"{share:g}" for share in self.choices or (self.share,))
+        return f"{shares} of the experts by {self.criterion}"

@@ -26,6 +26,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "bool": {"type": "boolean"},
     "integer": {"type": "integer"},
     "number": {"type": "number"},
+    "shares": {"type": ["number", "array"], "items": {"type": "number"}, "minItems": 1},
     "numbers": {"type": "array", "items": {"type": "number"}, "minItems": 1},
     "size": {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)? ?[A-Za-z]{1,3}$"},
 }

@@ -176,9 +176,12 @@ def _check_field(field: Field, content: Any, values: Values, problems: Problems)
             return
         what = f"{{ {field.example} }}"
         wrong = f"{field.name}: expected a table such as {what}, found {found(content)}"
-    elif field.kind == "numbers":
-        numbers = isinstance(content, list) and content and all(map(_is_number, content))
+    elif field.kind in ("numbers", "shares"):
+        some = [content] if field.kind == "shares" and _is_number(content) else content
+        numbers = isinstance(some, list) and some and all(map(_is_number, some))
         wrong = None if numbers else f"{field.name}: expected a list of numbers such as {field.example}"
+        if field.kind == "shares" and wrong:
+            wrong = f"{field.name}: expected a number such as {field.example}, or a list of numbers"
     elif field.kind == "texts":
         texts, wrong = _texts(field, content)
         values.given[field.name] = texts

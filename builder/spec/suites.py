@@ -111,7 +111,7 @@ def _condition(
 ) -> Condition | None:
     place = values.place.key("require", key)
     measured = [each for each in values.given.get("suites", ()) if each is not None]
-    metric = _metric(key, measured, suites)
+    metric = metric_of(key, measured, suites)
     if not isinstance(metric, Metric):
         problems.add(place, metric)
         return None
@@ -127,7 +127,7 @@ def _condition(
     return Condition(metric, operator, value)
 
 
-def _metric(key: str, measured: Sequence[str], suites: Mapping[str, Suite]) -> Metric | str:
+def metric_of(key: str, measured: Sequence[str], suites: Mapping[str, Suite]) -> Metric | str:
     """The metric that a key names, or what is wrong with the key.
 
     Names may hold dots, so a key such as "a.b.c" can be read in two ways. The declared suites and the figures

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from builder.spec.destinations import Publication
-from builder.spec.quantizers import Calibrated, Experts, Goal, Learned
+from builder.spec.quantizers import Calibrated, Experts, GgufKind, Goal, Learned
 from builder.spec.settings import BuildSettings
 from builder.spec.sharing import Remote
 from builder.spec.training import Training
@@ -106,8 +106,7 @@ class Override:
 
 @dataclass(frozen=True)
 class Variant:
-    """How weights are stored. At most one of `quantization` and `recipe` is given, and of `learned` and
-    `calibrated`.
+    """How weights are stored. `quantization` excludes `recipe`, `learned` excludes `calibrated`, `gguf` all.
 
     With `goal` each weight gets its own bits, so that the model costs least for its size. With `experts`
     some experts of each layer are left out. `dtype` None keeps the dtype of the base. `recipe` is a mixed
@@ -124,6 +123,7 @@ class Variant:
     learned: Learned | None = None
     calibrated: Calibrated | None = None
     goal: Goal | None = None
+    gguf: GgufKind | None = None
     experts: Experts | None = None
 
     @property
@@ -133,8 +133,13 @@ class Variant:
         return made_for.calibration if made_for else None
 
     @property
+    def made_from(self) -> str | None:
+        """The variant whose weights it reads, or None."""
+        return self.learned.source if self.learned else self.gguf.of if self.gguf else None
+
+    @property
     def rounds_for_text(self) -> bool:
-        """Whether its blocks are rounded one after the other for a text. Others are made in a common pass."""
+        """Whether its blocks are rounded one after the other for a text."""
         return self.calibrated is not None and not self.calibrated.nearest
 
     @property
@@ -149,6 +154,7 @@ class Variant:
 
 SuitePart = Literal["all", "search", "rest"]
 SuiteKind = Literal["choice", "exact", "generate", "perplexity", "fidelity", "command"]
+UNSCORED: tuple[SuiteKind, ...] = ("generate", "command")  # they need more than the log-probs of an answer
 CHECKS = ("exact", "regex", "json", "tool_call")
 
 # The figures that each kind of suite measures. True: more is better. A command chooses its own figures.
@@ -263,23 +269,19 @@ class Spec:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        return tuple(
-            Target(model, self.variants[name]) for model in self.models.values() for name in model.variants
-        )
+        return tuple(Target(m, self.variants[name]) for m in self.models.values() for name in m.variants)
 
     def suites_of(self, target: Target) -> tuple[Suite, ...]:
-        """The suites that measure a target, in the order of its model.
-
-        A target that searched its size is measured by the questions that took no part in the search.
-        """
-        return tuple(part_of(self.suites[name], target, "rest") for name in target.model.suites)
+        """The suites that measure a target, with the questions that took no part in a search of its size."""
+        left_out = UNSCORED if target.variant.gguf else ()
+        asked = (self.suites[name] for name in target.model.suites)
+        return tuple(part_of(suite, target, "rest") for suite in asked if suite.kind not in left_out)
 
     def search_suites(self, target: Target) -> tuple[Suite, ...]:
         """What a target that searches its size is judged by meanwhile: the suites of its requirements."""
         names = {condition.suite for condition in target.model.require}
-        return tuple(
-            part_of(self.suites[name], target, "search") for name in target.model.suites if name in names
-        )
+        asked = (self.suites[name] for name in target.model.suites if name in names)
+        return tuple(part_of(suite, target, "search") for suite in asked)
 
     def target(self, name: str) -> Target:
         """The target of that name. Raises KeyError."""

@@ -35,8 +35,12 @@ def describe_target(target: Target) -> str:
 def describe_variant(variant: Variant) -> str:
     """How a variant stores weights."""
     kind = f", {variant.dtype}" if variant.dtype else ""
+    if variant.experts is not None:
+        kind += f", {variant.experts}"
     if variant.calibrated is not None:
         kind += ", calibrated" if variant.rounds_for_text else ", rounded to nearest"
+    if variant.gguf is not None:
+        return f"GGUF {variant.gguf.type}{f' of {variant.gguf.of}' if variant.gguf.of else ''}"
     if variant.goal is not None:
         return f"{variant.goal}, group size {variant.group_size}{kind}"
     if variant.recipe is not None:
@@ -45,7 +49,8 @@ def describe_variant(variant: Variant) -> str:
         bits, size = variant.quantization.bits, variant.quantization.group_size
         return f"{learned.method} from {learned.source}, {bits}-bit, group size {size}"
     if variant.quantization is None:
-        return variant.dtype or "unquantized"
+        left = f", {variant.experts}" if variant.experts else ""
+        return f"{variant.dtype or 'unquantized'}{left}"
     how = variant.quantization
     mode = "" if how.mode == "affine" else f" {how.mode}"
     return f"{how.bits}-bit{mode}, group size {how.group_size}{kind}"

@@ -21,6 +21,10 @@ ITEM_SIZE: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+# Elements and bytes of one block of the types of a GGUF that store several numbers together.
+PACKED: Mapping[str, tuple[int, int]] = {
+    "Q8_0": (32, 34), "Q5_1": (32, 24), "Q5_0": (32, 22), "Q4_1": (32, 20), "Q4_0": (32, 18),
+}  # fmt: skip
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 CODE_OF_DTYPE: Mapping[str, str] = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
@@ -39,7 +43,7 @@ def block_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, safetensors dtype code and shape of one tensor of a shard."""
+    """Name, type and shape of one tensor of a shard. The type is a code of safetensors, or a type of GGUF."""
 
     name: str
     dtype: str
@@ -51,7 +55,8 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        return self.elements * ITEM_SIZE[self.dtype]
+        count, size = PACKED.get(self.dtype) or (1, ITEM_SIZE[self.dtype])
+        return self.elements // count * size
 
 
 @dataclass(frozen=True)

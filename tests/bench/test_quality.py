@@ -145,3 +145,13 @@ def test_a_mixture_of_experts_is_trained_from_a_seed(
     text = quality_models.rendered(one, quality_models.TRAIN)[0]
     first = json.loads(quality_models.TRAIN.read_text().splitlines()[0])["messages"]
     assert text.endswith(f"assistant: {first[-1]['content']}<|eos|>\n")
+
+
+def test_methods_of_mlx_lm_get_the_first_texts_and_an_eighth_more() -> None:
+    class Letters:
+        def encode(self, text: str) -> list[str]:
+            return list(text)
+
+    texts = ["abcdefgh"] * 10
+    assert len(quality.first_of(texts, Letters(), samples=7, length=4)) == 5  # 7 + 1 + 1 pieces
+    assert quality.first_of(texts, Letters(), samples=32, length=4) == texts

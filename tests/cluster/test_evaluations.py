@@ -68,6 +68,7 @@ def test_a_search_measures_on_the_workers(tmp_path: Path) -> None:
         again = client.builder("--cluster", machines.address, "eval", "m_4bit", "m_5bit")
         assert again.code == 0, again.text
         assert "\nmeasuring" not in f"\n{again.err}"
+    assert ran.err.count("measuring the unquantized m ") == 1, "what targets are compared with is made once"
     found = figures(client)
     assert ("m_4bit", "fidelity") in found
     alone = Sandbox(tmp_path / "alone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from builder.publish import folder
 from tests.conftest import ROOT, wait_until
 from tests.publish.fake_hub import FakeHub, fake_hub
+from tests.publish.test_oci import registry_of
 from tests.toy import DECLARATION, build, make_toy, prepared
 
 PUBLISH = """
@@ -113,6 +115,36 @@ def test_killed_at_each_step_of_a_folder(tmp_path: Path) -> None:
     assert len(shown) == len(targets), "never anything but the former and the new content"
     assert start(root, "disk").wait() == 0
     assert {path.name for path in root.iterdir() if path.name.startswith(".out")} == set()
+
+
+@pytest.mark.slow
+def test_killed_while_a_registry_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for moment in ("POST /v2/me/m/blobs/uploads/", "PUT /v2/me/m/blobs/", "PUT /v2/me/m/manifests/"):
+        where = tmp_path / moment[:4].strip().lower() / moment.rpartition("/v2/me/m/")[2].strip("/")
+        _registry_killed_at(where, moment)
+
+
+def _registry_killed_at(where: Path, moment: str) -> None:
+    with registry_of(moment) as server:
+        file = make_toy(where / "project", DECLARATION + PUBLISH)
+        file.write_text(file.read_text().replace("hf://me/toy", f"oci://{server.address}/me/m:v1"))
+        build(prepared(file), "m_4bit")
+        (where / "docker").mkdir()
+        auths = {"auths": {server.address: {"auth": server.login}}}
+        (where / "docker/config.json").write_text(json.dumps(auths))
+        env = {"DOCKER_CONFIG": str(where / "docker")}
+        run = start(file.parent, "hub", env=env)
+        assert wait_until(server.reached.is_set, run) is None
+        run.send_signal(signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+        assert not server.manifests, "no tag leads to what was sent"
+        sent = dict(server.blobs)
+        server.holds = ""
+        server.released.set()
+        assert start(file.parent, "hub", env=env).wait() == 0
+        assert [*server.manifests] == ["v1"]
+        again = [each for each in server.puts if each in sent]
+        assert len(again) == len(sent), "what was there was not sent again"
 
 
 def content(place: Path) -> dict[str, bytes]:

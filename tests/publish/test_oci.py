@@ -12,6 +12,8 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,51 @@ class _Server(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+@dataclass
+class Held:
+    """A stand-in registry that stops at the first request that begins like `holds`, until it is released."""
+
+    holds: str
+    address: str = ""
+    login: str = _Server.login
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    manifests: dict[str, bytes] = field(default_factory=dict)
+    puts: list[str] = field(default_factory=list)  # digests of blobs as they were sent
+    reached: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def registry_of(holds: str) -> Iterator[Held]:
+    """A registry that holds requests."""
+    held = Held(holds)
+
+    class Holding(_Server):
+        blobs, manifests = held.blobs, held.manifests
+
+        def do_GET(self) -> None:
+            line = f"{self.command} {self.path}"
+            if self.command == "PUT" and "/blobs/" in self.path:
+                held.puts.append(self.path.partition("digest=")[2])
+            if held.holds and line.startswith(held.holds):
+                held.reached.set()
+                held.released.wait()
+                return
+            super().do_GET()
+
+        do_POST = do_PUT = do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Holding)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    held.address = f"127.0.0.1:{server.server_address[1]}"
+    try:
+        yield held
+    finally:
+        held.released.set()
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_login_and_what_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ TEXT = 'calibration = "text.txt"\n'
 
 def parsed(folder: Path, settings: str) -> Variant:
     file = folder / "artifacts.toml"
-    file.write_text(
-        '[base.b]\npath = "base"\n[variant.f16]\n[variant.v]\n'
-        f'{settings}\n[model.m]\nbase = "b"\nvariants = ["f16", "v"]\n'
-    )
+    model = 'base = "b"\nvariants = ["f16", "v"]\nsuites = ["s"]\nrequire."s.kl" = "<= 1"\n'
+    suite = 'kind = "fidelity"\ndata = "text.txt"\n'
+    head = '[base.b]\npath = "base"\n[variant.f16]\n[variant.v]\n'
+    file.write_text(f"{head}{settings}\n[model.m]\n{model}[suite.s]\n{suite}")
     return parse_spec(file).variants["v"]
 
 
@@ -32,6 +32,7 @@ def parsed(folder: Path, settings: str) -> Variant:
         ('experts = 0.5\nbits = 5\nrounding = "nearest"\n', Experts(0.5), False),
         ('experts = 0.5\ntarget = "4.7bpw"\n', Experts(0.5), False),
         ('experts = 0.5\nmode = "mxfp4"\n', Experts(0.5), False),
+        ('target = "smallest"\nexperts = [0.75, 1, 0.75]\n', Experts(0.75, choices=(1.0, 0.75)), False),
         ("bits = 5\n", None, True),
     ],
 )
@@ -50,7 +51,14 @@ def test_a_variant_with_a_share(tmp_path: Path, settings: str, experts: Experts 
         (TEXT + "experts = 0", "experts = 0 is not a share between 0 and 1"),
         (TEXT + "experts = -0.5", "is not a share between 0 and 1"),
         (TEXT + "experts = nan", "is not a share between 0 and 1"),
-        (TEXT + 'experts = "most"', "experts"),
+        (
+            TEXT + 'experts = "most"',
+            "experts: expected a number such as experts = 0.75, or a list",
+        ),
+        (TEXT + "experts = []", "experts: expected a number such as"),
+        (TEXT + "experts = [1.0, 0.5]", 'needs target = "smallest" beside it, which searches among them'),
+        (TEXT + 'target = "smallest"\nexperts = [0.5, 1.5]', "1.5 is not a share above 0 and up to 1"),
+        (TEXT + 'target = "smallest"\nexperts = [0.5]', "one share leaves nothing to search"),
         (TEXT + 'experts = 0.5\ncriterion = "random"', 'criterion = "random" is not possible'),
         (TEXT + 'bits = 4\ncriterion = "reap"', "criterion needs experts beside it"),
         (TEXT + 'experts = 0.5\nrounding = "calibrated"', "this variant rounds nothing; remove it"),

@@ -40,15 +40,30 @@ class Sum:
 
     def copy(self) -> Sum:
         """A sum of its own of the same inputs. The array is shared until one of the two adds something."""
-        return Sum(self.total, self.count)
+        return type(self)(self.total, self.count)
+
+
+@dataclass
+class Squares(Sum):
+    """The sum of the squares of each column alone [columns]: the diagonal of what `Sum` collects."""
+
+    def add(self, inputs: mx.array) -> None:
+        """Adds inputs [tokens, columns]."""
+        part = mx.square(inputs.astype(mx.float32)).sum(axis=0)
+        self.total = part if self.total is None else self.total + part
+        self.count += inputs.shape[0]
 
 
 @dataclass
 class Seen:
-    """What linear layers were given: by path, and for a stack of experts by path and expert."""
+    """What linear layers were given: by path, and for a stack of experts by path and expert.
+
+    `kind`: what is collected of the inputs.
+    """
 
     plain: dict[str, Sum] = field(default_factory=dict)
     experts: dict[str, dict[int, Sum]] = field(default_factory=dict)
+    kind: type[Sum] = Sum
 
     def open(self) -> list[mx.array]:
         """The sums, for whoever computes them piece by piece: else the inputs stay in memory."""
@@ -82,14 +97,15 @@ class _Last:
 
 
 @contextmanager
-def taps(root: nn.Module, under: str = "") -> Iterator[Seen]:
+def taps(root: nn.Module, under: str = "", kind: type[Sum] = Sum) -> Iterator[Seen]:
     """Notes the inputs of every linear layer under `root`, whose path is `under`, while the block runs.
 
-    Layers that are given the very same arrays (query, key and value) share one array of sums.
+    `kind`: what is collected of them. Layers that are given the very same arrays (query, key and value) share
+    one array of sums.
     """
     from mlx_lm.models.switch_layers import SwitchLinear
 
-    seen = Seen()
+    seen = Seen(kind=kind)
     last = _Last()
     former: list[tuple[nn.Module, Any]] = []
     start = f"{under}." if under else ""
@@ -98,14 +114,14 @@ def taps(root: nn.Module, under: str = "") -> Iterator[Seen]:
         if last.was(path, x, None):
             seen.plain[path] = seen.plain[last.path].copy()
         else:
-            seen.plain.setdefault(path, Sum()).add(x.reshape(-1, x.shape[-1]))
+            seen.plain.setdefault(path, kind()).add(x.reshape(-1, x.shape[-1]))
         last.note(path, x, None)
 
     def by_expert(path: str, x: Any, indices: Any) -> None:
         if last.was(path, x, indices):
             seen.experts[path] = {number: each.copy() for number, each in seen.experts[last.path].items()}
         else:
-            _by_expert(x, indices, seen.experts.setdefault(path, {}))
+            _by_expert(x, indices, seen.experts.setdefault(path, {}), kind)
         last.note(path, x, indices)
 
     def linear(kind: Any, path: str) -> Any:
@@ -141,7 +157,7 @@ def taps(root: nn.Module, under: str = "") -> Iterator[Seen]:
             module.__class__ = kind
 
 
-def _by_expert(x: mx.array, indices: mx.array, sums: dict[int, Sum]) -> None:
+def _by_expert(x: mx.array, indices: mx.array, sums: dict[int, Sum], kind: type[Sum]) -> None:
     """Adds the inputs of a stack of experts: x [..., 1, columns] for the experts `indices` [...].
 
     Before the experts are sorted, x has one row for each token, and indices a number for each of its experts.
@@ -152,4 +168,4 @@ def _by_expert(x: mx.array, indices: mx.array, sums: dict[int, Sum]) -> None:
     order = np.argsort(chosen, kind="stable")
     numbers, starts = np.unique(chosen[order], return_index=True)
     for number, some in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-        sums.setdefault(number, Sum()).add(rows[mx.array(some)])
+        sums.setdefault(number, kind()).add(rows[mx.array(some)])

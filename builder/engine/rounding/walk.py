@@ -47,13 +47,13 @@ class Run:
     layer: nn.Module | None = None
     shelf: Shelf = field(default_factory=Shelf)
 
-    def __call__(self) -> Any:
-        """What the layer returns. Raises EngineError."""
+    def __call__(self, also: Callable[[], list[mx.array]] = list) -> Any:
+        """What the layer returns. `also` gives more to compute with each piece. Raises EngineError."""
         made: list[Any] = []
         stored: Growing | None = None
         with self._explained(), ExitStack() as open_now:
             for some in self._computed():
-                mx.eval(some)
+                mx.eval(some, also())
                 mx.clear_cache()
                 if not made and stored is None and (shape := self._too_large(some[0])) is not None:
                     stored = open_now.enter_context(self.shelf.grow(shape))

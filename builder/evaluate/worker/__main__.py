@@ -71,14 +71,8 @@ def on_cpu() -> bool:
 def _parts(request: Mapping[str, Any], suites: Sequence[Any]) -> dict[str, Any]:
     from builder.evaluate.worker import measure
     from builder.evaluate.worker.questions import answer_asks, read_rows
-    from builder.evaluate.worker.tokens import tokenizer_of, tokenizer_of_files
 
-    trusted = request["base"]["trust_remote_code"]
-    if request["directory"] is None and request["tokenizer"]:
-        tokenizer = tokenizer_of_files(request["tokenizer"], trust_remote_code=trusted)
-    else:
-        directory = Path(request["directory"] or request["base"]["directory"])
-        tokenizer = tokenizer_of(directory, trust_remote_code=trusted)
+    tokenizer = _tokenizer(request)
     parts: dict[str, Any] = {}
     for suite in suites:
         rows = read_rows(suite)
@@ -88,6 +82,17 @@ def _parts(request: Mapping[str, Any], suites: Sequence[Any]) -> dict[str, Any]:
             file = request["references"].get(suite.name)
             parts[suite.name] = measure.part(suite, rows, tokenizer, Path(file) if file else None)
     return parts
+
+
+def _tokenizer(request: Mapping[str, Any]) -> Any:
+    """The tokenizer of the target: of its folder, else of its base or adapter."""
+    from builder.evaluate.worker.tokens import tokenizer_of, tokenizer_of_files
+
+    trusted = request["base"]["trust_remote_code"]
+    if request["directory"] is None and request["tokenizer"]:
+        return tokenizer_of_files(request["tokenizer"], trust_remote_code=trusted)
+    directory = Path(request["directory"] or request["base"]["directory"])
+    return tokenizer_of(directory, trust_remote_code=trusted)
 
 
 def _generate(request: Mapping[str, Any], suite: Any) -> Any:
@@ -138,10 +143,8 @@ def _in_llama(request: Mapping[str, Any], parts: Mapping[str, Any], tell: Step) 
     """The results of a GGUF. Its tokens must be those of the folder's tokenizer."""
     from builder.evaluate.worker.llama import LlamaCpp, longest, score
     from builder.evaluate.worker.measure import answer
-    from builder.evaluate.worker.tokens import tokenizer_of
 
-    trusted = request["base"]["trust_remote_code"]
-    tokenizer = tokenizer_of(Path(request["directory"]), trust_remote_code=trusted)
+    tokenizer = _tokenizer(request)
     asks = [ask for part in parts.values() for ask in part.asks]
     model = LlamaCpp(Path(request["gguf"]), longest(asks))
     try:
@@ -154,7 +157,7 @@ def _in_llama(request: Mapping[str, Any], parts: Mapping[str, Any], tell: Step) 
 
 def _llama() -> dict[str, str]:
     """What measured, beside the circumstances of a worker."""
-    from builder.evaluate.worker.llama import TESTED
+    from builder.gguf.library import TESTED
 
     return {"llama_cpp": TESTED, "precision": "as stored"}
 

@@ -9,28 +9,18 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError
 from builder.evaluate.process import Step
 from builder.evaluate.worker.questions import Ask
+from builder.gguf.library import TESTED, LlamaMissing, library
 from builder.spec.rows import shared
 
-PACKAGE = "xllamacpp"
-TESTED = "2026.10.11549"
 _DEFAULTS = (512, 2048, 512, 1)  # of a context: n_ctx, n_batch, n_ubatch, n_seq_max
 _MOST = 8192  # tokens of the longest text
 _CHECKED = 50  # texts whose tokens are compared
-
-
-class LlamaMissing(BuildError):
-    """measuring a GGUF needs llama.cpp from the package xllamacpp {tested}, and {found}."""
-
-    exit_code = 2
-    hint = 'Install the extra: pip install "modelkiln[gguf]".'
 
 
 class LlamaFailed(BuildError):
@@ -175,18 +165,7 @@ def longest(asks: Sequence[Ask]) -> int:
 
 def _library() -> Any:
     """The library, with the types of the functions that are used. Raises LlamaMissing."""
-    try:
-        found = version(PACKAGE)
-    except PackageNotFoundError:
-        raise LlamaMissing(tested=TESTED, found="it is not installed") from None
-    if found != TESTED:
-        raise LlamaMissing(tested=TESTED, found=f"{found} is installed")
-    spec = find_spec(PACKAGE)
-    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
-    files = [file for place in places for file in sorted(place.glob("xllamacpp*.so"))]
-    if not files:
-        raise LlamaMissing(tested=TESTED, found="its library is not where it should be")
-    lib: Any = ctypes.CDLL(str(files[0]))
+    lib = library()
     lib.llama_log_set.argtypes = [_LOG, ctypes.c_void_p]
     lib.llama_log_set(_LOGGER, None)
     pointer, number = ctypes.c_void_p, ctypes.c_int32

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from builder.console.events import Emit, Note, Writing
 from builder.console.words import size_text
-from builder.gguf.writing import WRITER, planned, write
+from builder.gguf.formats import Quantize, by_package
+from builder.gguf.layout import shares
+from builder.gguf.weights import Weights
+from builder.gguf.writing import WRITER, Written, planned, write
 from builder.keys import Key, make_key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
@@ -23,12 +26,14 @@ from builder.store.types import Blob, Record
 class Gguf:
     """One file. `mix` is type -> share of all weights. `usual` is the type that most weights have."""
 
+    key: Key
     wanted: str
     blob: Blob
     mix: Mapping[str, float]
     bits_per_weight: float
     architecture: str
     context: int
+    text: str = ""  # that its importance matrix is of
 
     @property
     def usual(self) -> str:
@@ -37,22 +42,13 @@ class Gguf:
     @property
     def shares(self) -> str:
         """The mix as text: "Q4_1 79 %, Q8_0 21 %"."""
-        return ", ".join(f"{kind} {100 * share:.3g} %" for kind, share in self.mix.items() if share >= 5e-4)
+        return shares(self.mix)
 
 
 def known(project: Project, plan: TargetPlan, wanted: str, about: Mapping[str, str]) -> Gguf | None:
     """The GGUF of a target, if the store has it."""
     record = usable_record(project.store, _key(plan, wanted, about))
-    return _from(record, wanted) if record is not None else None
-
-
-def unmade(project: Project, plan: TargetPlan, wanted: str) -> tuple[int, str]:
-    """The bytes of the weights of a GGUF that is not made, and the type that most of them have.
-
-    Raises GgufRefused, GgufMissing.
-    """
-    made, _ = planned(project.store.models / plan.name, plan.name, wanted)
-    return made.nbytes, next(iter(made.mix))
+    return from_record(record, wanted) if record is not None else None
 
 
 def make(project: Project, plan: TargetPlan, wanted: str, about: Mapping[str, str], emit: Emit) -> Gguf:
@@ -60,20 +56,23 @@ def make(project: Project, plan: TargetPlan, wanted: str, about: Mapping[str, st
     key = _key(plan, wanted, about)
     record = usable_record(project.store, key)
     if record is None:
-        record = _write(project, plan, wanted, about, key, emit)
-    return _from(record, wanted)
+        made, weights = planned(project.store.models / plan.name, plan.name, wanted)
+        record = written(project, plan, wanted, about, key, (made, weights), by_package, "", emit)
+    return from_record(record, wanted)
 
 
-def _from(record: Record, wanted: str) -> Gguf:
+def from_record(record: Record, wanted: str) -> Gguf:
     said = record.provenance
     mix: dict[str, float] = json.loads(str(said["mix"]))
     return Gguf(
+        record.key,
         wanted,
         record.blob,
         mix,
         float(said["bits_per_weight"]),
         str(said["architecture"]),
         int(said["context"]),
+        str(said.get("text", "")),
     )
 
 
@@ -81,10 +80,22 @@ def _key(plan: TargetPlan, wanted: str, about: Mapping[str, str]) -> Key:
     return make_key(WRITER, plan.key, wanted, sorted(about.items()), version_of("gguf"))
 
 
-def _write(
-    project: Project, plan: TargetPlan, wanted: str, about: Mapping[str, str], key: Key, emit: Emit
+def written(
+    project: Project,
+    plan: TargetPlan,
+    wanted: str,
+    about: Mapping[str, str],
+    key: Key,
+    what: tuple[Written, Weights],
+    quantize: Quantize,
+    text: str,
+    emit: Emit,
 ) -> Record:
-    made, weights = planned(project.store.models / plan.name, plan.name, wanted)
+    """Writes a file that is planned, and its record. `text`: what its importance matrix is of, or empty.
+
+    Raises BuildError.
+    """
+    made, weights = what
     name = f"{plan.name} as GGUF {wanted}"
     emit(Note(f"writing {name}, {size_text(made.nbytes)}"))
     done = 0
@@ -96,14 +107,20 @@ def _write(
 
     with tmp.new_folder(project.store) as folder, durable.explained(folder):
         file = folder / "model.gguf"
-        write(file, made, weights, target=plan.name, wanted=wanted, about=about, step=step)
+        write(file, made, weights, target=plan.name, wanted=wanted, about=about, step=step, quantize=quantize)
         blob = blobs.ingest_file(project.store, file)
+    record = record_of(key, blob, made, text)
+    records.write(project.store, record)
+    return record
+
+
+def record_of(key: Key, blob: Blob, made: Written, text: str = "") -> Record:
+    """The record of a file, with what a card says of it."""
     said: dict[str, str | int | float | bool] = {
         "mix": json.dumps(made.mix),
         "bits_per_weight": round(made.bits_per_weight, 4),
         "architecture": made.architecture.name,
         "context": int(made.architecture.settings["context_length"]),
+        **({"text": text} if text else {}),
     }
-    record = Record(key, "gguf", blob, said)
-    records.write(project.store, record)
-    return record
+    return Record(key, "gguf", blob, said)

@@ -10,9 +10,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from builder.evaluate.worker.llama import LlamaCpp, LlamaFailed, LlamaMissing
+from builder.evaluate.worker.llama import LlamaCpp, LlamaFailed
 from builder.gguf.architecture import GgufRefused
 from builder.gguf.formats import nbytes, type_of
+from builder.gguf.library import LlamaMissing
 from builder.gguf.settings import Unwritable
 from builder.gguf.vocabulary import vocabulary
 from builder.gguf.weights import unpacked
@@ -53,7 +54,15 @@ def read(file: Path) -> dict[str, Any]:
 def write_all(folder: Path, wanted: str) -> tuple[Path, Any]:
     made, weights = planned(folder, "m", wanted)
     file = folder.parent / f"{wanted}.gguf"
-    write(file, made, weights, target="m", wanted=wanted, about={"name": "m"}, step=lambda count: None)
+    write(
+        file,
+        made,
+        weights,
+        target="m",
+        wanted=wanted,
+        about={"name": "m"},
+        step=lambda count: None,
+    )
     return file, made
 
 
@@ -151,10 +160,10 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("builder.gguf.writing.find_spec", lambda name: None)
     with pytest.raises(GgufMissing, match="needs the package `gguf`, which is not installed"):
         planned(tmp_path, "t", "exact")
-    monkeypatch.setattr("builder.evaluate.worker.llama.PACKAGE", "no-such-package")
+    monkeypatch.setattr("builder.gguf.library.PACKAGE", "no-such-package")
     with pytest.raises(LlamaMissing, match="and it is not installed"):
         LlamaCpp(tmp_path / "model.gguf", 10)
-    monkeypatch.setattr("builder.evaluate.worker.llama.PACKAGE", "gguf")
+    monkeypatch.setattr("builder.gguf.library.PACKAGE", "gguf")
     with pytest.raises(LlamaMissing, match="is installed"):
         LlamaCpp(tmp_path / "model.gguf", 10)
 

@@ -1,0 +1,62 @@
+"""What the tensors of one block become in a GGUF: names, types and sizes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from builder.gguf.architecture import Tensor, tensors_of
+from builder.gguf.formats import type_of
+from builder.gguf.settings import Unwritable
+from builder.gguf.weights import Affine, Weight
+from builder.spec.types import Quantization
+from builder.weights.structure import TensorSpec
+
+Made = tuple[Tensor, Weight, str]  # a tensor of the GGUF, the weight that it is made of, its type
+
+
+def made_of(
+    model_type: str, wanted: str, tensors: Sequence[TensorSpec], quantization: Mapping[str, Quantization]
+) -> tuple[Made, ...]:
+    """The tensors of a GGUF that these tensors of a shard become. Raises Unwritable."""
+    weights = _weights(tensors, quantization)
+    _, named = tensors_of(model_type, [*weights])
+    return tuple((each, weights[each.source], type_of(wanted, each, weights[each.source])) for each in named)
+
+
+def specs(made: Iterable[Made]) -> tuple[TensorSpec, ...]:
+    """Names, types and shapes of the tensors, sorted by name as a file holds them."""
+    found = (TensorSpec(tensor.name, kind, weight.shape) for tensor, weight, kind in made)
+    return tuple(sorted(found, key=lambda spec: spec.name))
+
+
+def mix(tensors: Iterable[TensorSpec]) -> dict[str, float]:
+    """Type -> its share of all elements, largest first."""
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.elements
+    total = sum(counts.values())
+    return {kind: counts[kind] / total for kind in sorted(counts, key=lambda kind: -counts[kind])}
+
+
+def shares(found: Mapping[str, float]) -> str:
+    """A mix as text: "Q4_1 79 %, Q8_0 21 %"."""
+    return ", ".join(f"{kind} {100 * share:.3g} %" for kind, share in found.items() if share >= 5e-4)
+
+
+def _weights(tensors: Sequence[TensorSpec], quantization: Mapping[str, Quantization]) -> dict[str, Weight]:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    found = {}
+    for name, tensor in by_name.items():
+        path, _, leaf = name.rpartition(".")
+        how = quantization.get(path)
+        if how is None:
+            found[name] = Weight(name, tensor.shape, tensor.dtype, None)
+        elif leaf == "weight":
+            if how.mode != "affine":
+                raise Unwritable(f'"{path}" is quantized in mode {how.mode}')
+            shape = (*tensor.shape[:-1], tensor.shape[-1] * 32 // how.bits)
+            affine = Affine(how.bits, how.group_size)
+            found[name] = Weight(name, shape, by_name[f"{path}.scales"].dtype, affine)
+        elif leaf not in ("scales", "biases"):
+            found[name] = Weight(name, tensor.shape, tensor.dtype, None)
+    return found

@@ -1,0 +1,87 @@
+"""Searches the share of experts with which a target meets what its model requires in the fewest bytes."""
+
+from __future__ import annotations
+
+from builder.build.experts import measure_experts
+from builder.build.waiting import waiting
+from builder.console.events import Emit, Note
+from builder.errors import SourceChanged
+from builder.plan.goals import share_key, with_allocation, with_share
+from builder.plan.planning import facts_of, plan_alone, whole_facts
+from builder.plan.shares import Share, TriedShare, explained
+from builder.plan.types import TargetPlan, Unresolved
+from builder.project.project import Project
+from builder.project.roots import keys_of
+from builder.project.toolchain import made_by
+from builder.release.smallest import NoSizePasses, search_size
+from builder.sources.facts import Unknown
+from builder.spec.types import Target
+from builder.store import blobs, records
+from builder.store.care import drop
+from builder.store.locks import acquire
+from builder.store.types import Record
+
+
+def search_share(project: Project, target: Target, emit: Emit) -> Share:
+    """What was chosen. Measures nothing where it is in the store. Raises BuildError, NoSizePasses."""
+    sources, wanted = project.planned_from(), target.variant.experts
+    facts, questions = whole_facts(target, sources), sources.questions[target.model.name]
+    if isinstance(facts, Unresolved) or isinstance(questions, Unknown):
+        reason = facts.reason if isinstance(facts, Unresolved) else "its questions are not known"
+        raise SourceChanged(source=f"model:{target.name}", path=reason)
+    assert facts.text is not None
+    assert wanted is not None
+    key = share_key(target, facts.base, facts.adapter, facts.text, sources.toolchain, questions)
+    with acquire(project.store, [key], waiting(target.name, emit), "share-"):
+        if (known := project.share(key)) is not None:
+            return known
+        found = _searched(project, target, wanted.choices, emit)
+        blob = blobs.ingest(project.store, [found.to_text().encode()])
+        records.write(project.store, Record(key, "share", blob, {**made_by(), "target": target.name}))
+    project.forget_plan()
+    return found
+
+
+def _searched(project: Project, target: Target, choices: tuple[float, ...], emit: Emit) -> Share:
+    tried: list[TriedShare] = []
+    best: TargetPlan | None = None
+    chosen, failed = 0.0, None
+    for share in choices:
+        one = with_share(target, share)
+        emit(Note(f"{target.name}: the smallest size with {share:g} of the experts"))
+        try:
+            plan = _smallest(project, one, emit)
+        except NoSizePasses as error:
+            tried.append(TriedShare(share, 0.0, 0, "no size passes"))
+            failed = error
+            continue
+        tried.append(TriedShare(share, plan.bits_per_weight, plan.size))
+        if best is None or plan.size < best.size:
+            best, plan, chosen = plan, best or plan, share
+        if plan is not best:
+            _drop(project, target, plan, best)
+    if best is None:
+        assert failed is not None
+        raise failed
+    found = Share(chosen, tuple(tried))
+    for line in explained(found):
+        emit(Note(f"{target.name}: {line}"))
+    return found
+
+
+def _smallest(project: Project, target: Target, emit: Emit) -> TargetPlan:
+    """The smallest plan of one share that passes. Raises NoSizePasses."""
+    if target.variant.experts is not None:
+        measure_experts(project, target, emit)
+    allocation = search_size(project, target, emit)
+    sources = project.planned_from()
+    facts = facts_of(target, sources)
+    if isinstance(facts, Unresolved):
+        raise SourceChanged(source=f"model:{target.name}", path=facts.reason)
+    return plan_alone(with_allocation(target, allocation), facts, sources.toolchain)
+
+
+def _drop(project: Project, target: Target, loser: TargetPlan, best: TargetPlan) -> None:
+    """Frees the disk of a share that lost. Records stay."""
+    folder = project.spec.file.parent
+    drop.drop(project.store, {f"{target.name}.search": [loser.key]}, folder, keep=keys_of(best))

@@ -1,0 +1,85 @@
+"""A target that searches its size and its share of experts: real builds of a tiny mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from builder.build.prepare import prepare_base
+from builder.console.events import Event, Note
+from builder.plan.types import TargetPlan
+from builder.project.project import Project
+from builder.project.why import why
+from builder.release import smallest
+from builder.release.delivery import deliver
+from tests.build.test_calibrated import words
+from tests.conftest import Sandbox
+from tests.engine.test_routing import never
+from tests.mixture import make_mixture
+from tests.release.test_smallest import questions
+
+Make = Callable[..., Sandbox]
+DECLARATION = """
+[base.mix]
+path = "base"
+
+[suite.same]
+kind = "fidelity"
+data = "rows.jsonl"
+
+[variant.least]
+target = "smallest"
+rounding = "nearest"
+group_size = 32
+experts = [1.0, 0.75]
+calibration = "text.jsonl"
+samples = 6
+sequence_length = 32
+
+[model.m]
+base = "mix"
+variants = ["least"]
+suites = ["same"]
+
+[model.m.require]
+"same.kl" = "<= 0.01"
+"""
+
+
+def deliver_least(box: Sandbox) -> list[str]:
+    heard: list[Event] = []
+    loaded = Project.load(box.toml)
+    prepare_base(loaded, loaded.spec.bases["mix"], heard.append)
+    deliver(loaded, "m_least", {"m_least"}, (), heard.append)
+    return [event.text for event in heard if isinstance(event, Note)]
+
+
+@pytest.mark.slow
+def test_experts_that_are_never_chosen_are_left_out_by_a_search(
+    sandbox: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smallest, "between", lambda small, large: ())  # whole bits only
+    box = sandbox(DECLARATION)
+    make_mixture(box.root / "base", never)
+    (box.root / "text.jsonl").write_text(words(0))
+    (box.root / "rows.jsonl").write_text(questions())
+    said = deliver_least(box)
+    assert any("the smallest size with 0.75 of the experts" in line for line in said)
+    project = Project.load(box.toml)
+    plan = project.plan.targets["m_least"]
+    assert isinstance(plan, TargetPlan)
+    assert plan.base.pruned is not None
+    assert plan.base.pruned.keep == 6
+    lines = why(project, "m_least").bits
+    assert lines[0].startswith("with 1 of the experts ")
+    assert lines[1].startswith("with 0.75 of the experts ")
+    assert lines[1].endswith(": chosen")
+    assert lines[2].startswith("keeps 6 of 8 experts in each layer by REAP")
+    assert not any(
+        "the smallest size with" in line for line in deliver_least(box)
+    )  # nothing is searched again
+    assert box.doit("gc", "--grace", "0", "--yes").code == 0
+    assert project.plan.targets["m_least"] == Project.load(box.toml).plan.targets["m_least"]
+    box.edit("[1.0, 0.75]", "[1.0, 0.75, 0.5]")
+    assert not isinstance(Project.load(box.toml).plan.targets["m_least"], TargetPlan)

@@ -24,6 +24,8 @@ ITEM_SIZE: Mapping[str, int] = {
 # Elements and bytes of one block of the types of a GGUF that store several numbers together.
 PACKED: Mapping[str, tuple[int, int]] = {
     "Q8_0": (32, 34), "Q5_1": (32, 24), "Q5_0": (32, 22), "Q4_1": (32, 20), "Q4_0": (32, 18),
+    "Q6_K": (256, 210), "Q5_K": (256, 176), "Q4_K": (256, 144), "Q3_K": (256, 110), "Q2_K": (256, 84),
+    "IQ4_NL": (32, 18), "IQ4_XS": (256, 136),
 }  # fmt: skip
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 CODE_OF_DTYPE: Mapping[str, str] = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}

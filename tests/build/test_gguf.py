@@ -25,7 +25,7 @@ from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.spec.parse import parse_spec
 from builder.weights.shards import RawTensor
-from builder.weights.structure import TensorSpec
+from builder.weights.structure import PACKED, TensorSpec
 from tests.build.test_one_pass import blob_digest, built
 from tests.conftest import Sandbox, make_sandbox, wait_until
 from tests.publish.gguf.models import write_tokenizer
@@ -195,6 +195,11 @@ def test_a_full_disk_leaves_no_half_file(box: Sandbox, monkeypatch: pytest.Monke
         joining.join(project, plan, {}, silent)
     assert joining.known_joined(project, plan, {}) is None
     assert not [*(box.root / "store/tmp").rglob("*.gguf")]
+
+
+def test_the_sizes_of_types_are_those_of_the_package() -> None:
+    for kind, size in PACKED.items():
+        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]] == size
 
 
 def test_a_split_is_as_large_as_planned() -> None:

@@ -12,13 +12,14 @@ from tests.publish.gguf import agreement
 from tests.publish.gguf.agreement import agreements, logprobs, written
 from tests.publish.gguf.models import CONFIGS
 
-__all__ = ["divergence", "logprobs", "of_llama", "written"]
+__all__ = ["TOKENS", "divergence", "logprobs", "of_llama", "written"]
 
 pytest.importorskip("gguf")
 pytest.importorskip("xllamacpp")
+TOKENS = tuple((7 * i * i + 3 * i + 1) % 256 for i in range(40))
 
 
-def of_llama(file: Path, tokens: tuple[int, ...]) -> Any:
+def of_llama(file: Path, tokens: tuple[int, ...] = TOKENS) -> Any:
     return agreement.of_llama(file, [tokens])[0]
 
 

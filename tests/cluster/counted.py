@@ -14,9 +14,9 @@ _compute = getattr(blocks, "uncounted", blocks._compute)  # dask may load a prel
 blocks.uncounted = _compute  # type: ignore[attr-defined]
 
 
-def noted(stream: Any, block: str, wanted: Mapping[Any, Any]) -> Any:
+def noted(stream: Any, block: str, wanted: Mapping[Any, Any], *others: Any) -> Any:
     time.sleep(float(os.environ.get("KILN_TEST_PAUSE", "0")))
-    made = _compute(stream, block, wanted)
+    made = _compute(stream, block, wanted, *others)
     with Path(os.environ["KILN_TEST_COUNT"]).open("a") as file:
         file.writelines(f"{os.getpid()} {key}\n" for key in wanted)
     return made

@@ -1,7 +1,7 @@
 """What several workers gain: 1, 2 and 4 workers as processes on this machine, and a calculation for 1 to 64.
 
     python bench/cluster.py [--workers 1 2 4] [--rows 24] [--json FILE]      measures, with the example
-    python bench/cluster.py --calculate [--block 3.9] [--measure 1000] [--overhead 0.5]
+    python bench/cluster.py --calculate [--block 3.9] [--measure 1000] [--overhead 0.7]
 
 Each worker is a checkout with a store of its own. All of them publish into one folder. The base is imported
 and fingerprinted before the clock starts. The workers share the cores of this machine, so what they gain here
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--calculate", action="store_true")
     parser.add_argument("--block", type=float, default=3.9, help="seconds of a pass for each GB of the base")
     parser.add_argument("--measure", type=float, default=1000.0, help="seconds of one evaluation at 30B")
-    parser.add_argument("--overhead", type=float, default=0.5, help="seconds of a job that has nothing to do")
+    parser.add_argument("--overhead", type=float, default=0.7, help="seconds of a job that has nothing to do")
     parser.add_argument("--suites", type=int, default=4)
     asked = parser.parse_args()
     if asked.calculate:
@@ -172,7 +172,11 @@ def quiet(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
 def calculate(block: float, measure: float, overhead: float, suites: int) -> None:
     """block: seconds of a pass with four variants for each GB. measure: of one evaluation of the 30B."""
     models = (shape("30B", 30.5e9, 48, measure), shape("480B", 480e9, 62, measure * 480 / 30.5))
-    print("seconds, by workers" + "".join(f"{count:>9}" for count in WORKERS) + "  store is the limit from")
+    print(
+        f"{'seconds, by workers':35}"
+        + "".join(f"{count:>9}" for count in WORKERS)
+        + "  store is the limit from"
+    )
     for model in models:
         for line, speed in (("1 Gbit/s", 125e6), ("10 Gbit/s", 1.25e9)):
             for what, tasks in (

@@ -51,6 +51,11 @@ def declared(samples: int = SAMPLES, length: int = LENGTH) -> dict[str, str]:
     sizes = ("4.25", "4.7", "5.0")
     found |= {f"target_{size}": f'target = "{size}bpw"\ngroup_size = 64\n{text}' for size in sizes}
     found |= {f"bits_{size}": f'{found[f"target_{size}"]}\nrounding = "nearest"' for size in sizes}
+    found |= {
+        f"experts_{share}_{criterion}": f'bits = 5\nexperts = {share}\ncriterion = "{criterion}"\n{text}'
+        for share in (0.875, 0.75, 0.5)
+        for criterion in ("reap", "ean", "frequency")
+    }
     found |= {name: f'method = "{name}"\n{method}' for name in ("gptq", "awq", "dwq")}
     return found | {"dynamic": f'method = "dynamic"\n{method}\nhigh_bits = 5\ntarget_bpw = 4.7'}
 
@@ -272,6 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running build ends too
     variants = chosen(options.only)
+    if options.model != "moe":  # the others have no experts
+        variants = [variant for variant in variants if not variant.startswith("experts")]
     options.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.cache) as scratch:
         folder = (options.folder or Path(scratch)).resolve()

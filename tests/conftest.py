@@ -42,6 +42,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Tests run side by side. More threads for each would only wait for one another.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# On a GPU mlx would multiply float32 with 10 bits of each number. Many tests compare with float64.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

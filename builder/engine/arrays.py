@@ -46,6 +46,14 @@ def stored(array: mx.array) -> npt.NDArray[Any]:
     return np.array(view, copy=False)
 
 
+def in_rows(array: mx.array) -> mx.array:
+    """The array with its rows one after the other in memory, lazy, and as it is where they are.
+
+    On CUDA, mx.quantize reads a transposed matrix as if it was not transposed (mlx 0.32).
+    """
+    return mx.contiguous(array)
+
+
 _INFINITY = {mx.bfloat16: 0x7F80, mx.float16: 0x7C00, mx.float32: 0x7F800000}
 
 

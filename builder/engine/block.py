@@ -17,15 +17,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from builder.engine.arrays import (
-    Values,
-    are_finite,
-    as_stored,
-    from_numpy,
-    from_stored,
-    is_finite,
-    raw,
-)
+from builder.engine import arrays
+from builder.engine.arrays import Values, are_finite, as_stored, from_numpy, from_stored, is_finite, raw
 from builder.engine.fusing import DTYPES, THREADS, fuse, lend
 from builder.engine.kernels import agreement
 from builder.engine.kernels import cpu as kernels
@@ -221,7 +214,8 @@ class Block:
     def quantized(self, path: str, values: Values, how: Quantization) -> dict[str, mx.array]:
         """The tensors that `to_quantized` of the module at `path` makes, under full names."""
         module = copy.copy(self.modules[path])
-        module.update({leaf: values.array(f"{path}.{leaf}") for leaf in module if f"{path}.{leaf}" in values})
+        own = {leaf: values.array(f"{path}.{leaf}") for leaf in module if f"{path}.{leaf}" in values}
+        module.update({leaf: arrays.in_rows(array) for leaf, array in own.items()})
         made = module.to_quantized(group_size=how.group_size, bits=how.bits, mode=how.mode)
         return {f"{path}.{leaf}": array for leaf, array in tree_flatten(made.parameters())}
 
@@ -248,10 +242,10 @@ class Block:
             checked.add(name)
             made = dict(zip(settings, results, strict=True))
             for variant, how in wanted.items():
-                arrays = made[how.bits, how.group_size]
-                out[variant][name] = from_numpy(arrays.weight, "uint32")
-                out[variant][f"{path}.scales"] = from_numpy(arrays.scales, dtype)
-                out[variant][f"{path}.biases"] = from_numpy(arrays.biases, dtype)
+                parts = made[how.bits, how.group_size]
+                out[variant][name] = from_numpy(parts.weight, "uint32")
+                out[variant][f"{path}.scales"] = from_numpy(parts.scales, dtype)
+                out[variant][f"{path}.biases"] = from_numpy(parts.biases, dtype)
         return checked
 
     def _exact(self, path: str, values: Values, recipes: Mapping[str, Recipe]) -> dict[str, Quantization]:

@@ -78,6 +78,11 @@ def by_matrix(calls: Sequence[mx.array], stored: Stored) -> list[mx.array]:
     return outs
 
 
+def given(x: mx.array, indices: mx.array, sorted_indices: bool = False) -> Call:
+    """The arguments of mlx-lm's call of a stack of experts. Whether they are sorted does not matter."""
+    return x, indices
+
+
 class _Part:
     """One call: its inputs as rows, and which rows go to which expert."""
 

@@ -24,12 +24,21 @@ _EVERY_S = 0.25
 KEEP_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 }
+# mlx multiplies float32 on a GPU with 10 bits of each number (TF32), unless it is told not to. Scores are
+# compared with those of other devices. What is generated is generated as it is served.
+FLOAT32 = {"MLX_ENABLE_TF32": "0"}
 
 
 class EvaluationFailed(BuildError):
     """eval:{target}: {what}"""
 
     exit_code = 2
+
+
+def wanted_environment(request: Mapping[str, Any]) -> dict[str, str]:
+    """Variables of the environment of a worker, where the user has not set them."""
+    served = any(suite["kind"] == "generate" for suite in request.get("suites", ()))
+    return {**(KEEP_MEMORY if request.get("layerwise") else {}), **({} if served else FLOAT32)}
 
 
 def ask(target: str, request: Mapping[str, Any], emit: Emit, running: str = "") -> dict[str, Any]:
@@ -43,7 +52,7 @@ def ask(target: str, request: Mapping[str, Any], emit: Emit, running: str = "") 
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     said: list[str] = []
     stopped: list[BaseException] = []
-    env = {**KEEP_MEMORY, **os.environ} if request.get("layerwise") else None
+    env = {**wanted_environment(request), **os.environ}
     with subprocess.Popen(command, text=True, errors="replace", env=env, **pipes) as process:  # type: ignore[call-overload]
         tell = _ending(process, emit, stopped)
         listener = Thread(target=_listen, args=(process.stderr, said, running or target, tell), daemon=True)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from builder.engine.arrays import in_rows
 from builder.engine.loading import load_base
 from builder.spec.training import Packed, Training
 from builder.training.request import Request, TrainingInvalid
@@ -88,6 +89,7 @@ def _quantize(model: nn.Module, on: Packed) -> None:
         weight = getattr(module, "weight", None)
         if weight is None or weight.shape[-1] % on.group_size != 0:
             return False
+        module.weight = in_rows(weight)
         return predicate(path, module) if predicate else True
 
     nn.quantize(model, group_size=on.group_size, bits=on.bits, mode=on.mode, class_predicate=chosen)

@@ -16,7 +16,7 @@ from builder.cluster.checks import (
     setting_problems,
     version_problems,
 )
-from builder.cluster.jobs import block_jobs, distinct, job_from, runs, suites_job, target_job
+from builder.cluster.jobs import block_jobs, distinct, job_from, reference_job, runs, suites_job, target_job
 from builder.evaluate.threshold import candidates, search
 from builder.keys import make_key
 from builder.plan.types import TargetPlan
@@ -134,3 +134,10 @@ def test_rounds_of_candidates_end_with_what_a_search_finds(passing: list[bool], 
     assert search(order, lambda name: pytest.fail(f"{name} is asked"), known).found is not None or not any(
         known.values()
     )
+
+
+def test_suites_wait_for_what_they_are_compared_with() -> None:
+    """Both targets wait for one job, whose name does not depend on the target that asked."""
+    reference = reference_job("m_4bit", "fidelity", K1)
+    assert reference.id == reference_job("m_8bit", "fidelity", K1).id
+    assert suites_job("m_8bit", {"fidelity": K2}, [reference]).after == (reference.id,)

@@ -59,7 +59,11 @@ def deliver_least(box: Sandbox) -> list[str]:
 def test_experts_that_are_never_chosen_are_left_out_by_a_search(
     sandbox: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smallest, "between", lambda small, large: ())  # whole bits only
+    every = smallest.rungs
+    monkeypatch.setattr(smallest, "between", lambda small, large: ())
+    monkeypatch.setattr(  # 4 or 8 bits, and nothing between
+        smallest, "rungs", lambda target, base: {b: n for b, n in every(target, base).items() if b in (4, 8)}
+    )
     box = sandbox(DECLARATION)
     make_mixture(box.root / "base", never)
     (box.root / "text.jsonl").write_text(words(0))

@@ -15,7 +15,7 @@ from builder.report.facts import Kind, ModelReport, Report, Row
 from builder.report.frontier import frontier, kind_of, sentences
 from builder.report.plots import plots
 from builder.report.tables import beside_line
-from builder.spec.quantizers import Calibrated, Goal, Learned
+from builder.spec.quantizers import Calibrated, Experts, Goal, Learned
 from builder.spec.types import Metric, Override, Quantization, Variant
 from tests.report.test_page import report
 
@@ -38,6 +38,8 @@ VARIANTS: Mapping[str, Variant] = {
     "head8": dataclasses.replace(FOUR, overrides=(Override("lm_head", Quantization(8, 64)),)),
     "gptq": dataclasses.replace(FOUR, learned=Learned("gptq", "f16", TEXT)),
     "cal": dataclasses.replace(FOUR, calibrated=Calibrated(TEXT)),
+    "fewer": dataclasses.replace(FOUR, experts=Experts(0.75), calibrated=Calibrated(TEXT, nearest=True)),
+    "fewer16": Variant("fewer16", experts=Experts(0.75), calibrated=Calibrated(TEXT, nearest=True)),
     "small": Variant("small", goal=Goal(4.7), calibrated=Calibrated(TEXT)),
 }
 ROWS = tuple(1 + 0.01 * (at % 7) for at in range(60))
@@ -54,6 +56,8 @@ ROWS = tuple(1 + 0.01 * (at % 7) for at in range(60))
         ("gptq", "learned"),
         ("cal", "calibrated"),
         ("small", "chosen bits"),
+        ("fewer", "fewer experts"),
+        ("fewer16", "fewer experts"),
     ],
 )
 def test_the_kind_of_a_variant(name: str, kind: Kind | None) -> None:

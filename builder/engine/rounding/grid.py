@@ -23,14 +23,17 @@ def least_scale(stored: mx.Dtype) -> float:
 def fitted(
     codes: mx.array, slope: mx.array, moments: mx.array, scale: mx.array, bias: mx.array, stored: mx.Dtype
 ) -> tuple[mx.array, mx.array]:
-    """The scale and bias [rows] of one group of least error for its codes. The former where none is better.
+    """The scale and bias [weights, rows] of least error for the codes of one group.
 
-    codes: float32 [rows, group]. slope: half the derivative of the error by the values of the group.
+    The former where none is better.
+
+    codes: float32 [weights, rows, group]. slope: half the derivative of the error by the values of the group.
+    moments: [weights, group, group].
     """
     moved = codes @ moments
-    ones = moments.sum()
-    cc, c1 = (codes * moved).sum(1), moved.sum(1)
-    cg, g1 = (codes * slope).sum(1), slope.sum(1)
+    ones = moments.sum((1, 2))[:, None]
+    cc, c1 = (codes * moved).sum(-1), moved.sum(-1)
+    cg, g1 = (codes * slope).sum(-1), slope.sum(-1)
     below = cc * ones - c1 * c1
     solved = below > 1e-6 * cc * ones
     wanted = scale + mx.where(solved, (g1 * c1 - cg * ones) / mx.where(solved, below, 1), 0)
@@ -44,37 +47,44 @@ def fitted(
 
 
 def searched(
-    values: mx.array, importance: mx.array, levels: float, stored: mx.Dtype
+    values: mx.array, importance: mx.array, levels: mx.array, stored: mx.Dtype
 ) -> tuple[mx.array, mx.array]:
-    """The scale and bias [rows] of least weighted error for the values of one group [rows, group]."""
-    low, high = values.min(1), values.max(1)
+    """The scale and bias [weights, rows] of least weighted error for the values of one group.
+
+    values: [weights, rows, group]. importance: [weights, group]. All shrunken ranges are tried at once.
+    """
+    low, high = values.min(-1), values.max(-1)
     middle, span = low / 2 + high / 2, high / levels - low / levels
-    total, mean = importance.sum(), (importance * values).sum(1)
     least = least_scale(stored)
+    first_scale, first_bias = (
+        mx.where(span > 0, mx.maximum(as_stored(span, stored), least), 1),
+        as_stored(low, stored),
+    )
+    shrink = 1 - mx.arange(STEPS) * (0.6 / STEPS)
+    bias = middle[..., None] - shrink * (middle - low)[..., None]  # [weights, rows, steps]
+    scale = shrink * span[..., None]
+    scale = mx.where(scale <= 0, 1, scale)
+    weighted = importance[:, None] * values
+    total, mean = importance.sum(-1)[:, None, None], weighted.sum(-1)[..., None]
+    each, heavy, values = importance[:, None, None], weighted[..., None, :], values[..., None, :]
 
-    def kept(number: mx.array) -> mx.array:
-        return as_stored(number, stored)
+    def codes() -> mx.array:
+        return mx.clip(mx.round((values - bias[..., None]) / scale[..., None]), 0, levels)
 
-    best = mx.full(low.shape, mx.inf)
-    best_scale, best_bias = mx.where(span > 0, mx.maximum(kept(span), least), 1), kept(low)
-    for step in range(STEPS):
-        shrink = 1 - step * 0.6 / STEPS
-        bias = middle - shrink * (middle - low)
-        scale = shrink * span
-        scale = mx.where(scale <= 0, 1, scale)
-        for _ in range(TURNS):
-            code = mx.clip(mx.round((values - bias[:, None]) / scale[:, None]), 0, levels)
-            c1, c2 = (importance * code).sum(1), (importance * code * code).sum(1)
-            cw = (importance * code * values).sum(1)
-            below = total * c2 - c1 * c1
-            solved = below > 1e-6 * total * c2
-            scale = mx.where(solved, (total * cw - c1 * mean) / mx.where(solved, below, 1), scale)
-            bias = mx.where(solved, (mean - scale * c1) / total, bias)
-        scale, bias = mx.maximum(kept(scale), least), kept(bias)
-        code = mx.clip(mx.round((values - bias[:, None]) / scale[:, None]), 0, levels)
-        off = values - bias[:, None] - scale[:, None] * code
-        loss = (importance * off * off).sum(1)
-        better = (loss < best) & (span > 0)
-        best = mx.where(better, loss, best)
-        best_scale, best_bias = mx.where(better, scale, best_scale), mx.where(better, bias, best_bias)
-    return best_scale, best_bias
+    for _ in range(TURNS):
+        code = codes()
+        c1, c2, cw = (each * code).sum(-1), (each * code * code).sum(-1), (heavy * code).sum(-1)
+        below = total * c2 - c1 * c1
+        solved = below > 1e-6 * total * c2
+        scale = mx.where(solved, (total * cw - c1 * mean) / mx.where(solved, below, 1), scale)
+        bias = mx.where(solved, (mean - scale * c1) / total, bias)
+    scale, bias = mx.maximum(as_stored(scale, stored), least), as_stored(bias, stored)
+    off = values - bias[..., None] - scale[..., None] * codes()
+    loss = mx.where(span[..., None] > 0, (each * off * off).sum(-1), mx.inf)
+    best = mx.argmin(loss, -1, keepdims=True)
+
+    def chosen(array: mx.array) -> mx.array:
+        return mx.take_along_axis(array, best, -1).squeeze(-1)
+
+    better = chosen(loss) < mx.inf
+    return mx.where(better, chosen(scale), first_scale), mx.where(better, chosen(bias), first_bias)

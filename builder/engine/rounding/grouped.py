@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from builder.engine.experts import by_expert
+from builder.engine.experts import by_expert, given
 from builder.engine.layers import intercepted
 from builder.engine.stored import Stored
 
@@ -31,14 +31,9 @@ def experts_together(layer: nn.Module | None) -> AbstractContextManager[None]:
 
 def _product(stack: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     plain = forward(*args, **kwargs)  # not computed, but whoever watches the inputs is told
-    x, indices = _given(*args, **kwargs)
+    x, indices = given(*args, **kwargs)
     try:
         (made,) = by_expert([(x, indices)], Stored(stack.weight))
     except ValueError:  # a model that compiles or differentiates this part of itself
         return plain
     return made + mx.expand_dims(stack["bias"][indices], -2) if "bias" in stack else made
-
-
-def _given(x: mx.array, indices: mx.array, sorted_indices: bool = False) -> tuple[mx.array, mx.array]:
-    """The arguments of a stack of experts. Whether they are sorted does not matter."""
-    return x, indices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -10,9 +10,11 @@ import mlx.nn as nn
 import numpy as np
 
 from builder.engine.arrays import Values, raw
+from builder.engine.blas import numpy_on_one_thread
 from builder.engine.block import Block, Shard, check_finite
 from builder.engine.rounding.moments import Floats, Seen, Sum
-from builder.engine.rounding.weight import as_numpy, round_weight
+from builder.engine.rounding.stacks import packed, round_stack
+from builder.engine.rounding.weight import SWEEPS, as_numpy, compiles, round_weight
 from builder.engine.survival import measure, to_text
 from builder.errors import EngineError
 from builder.spec.types import Quantization
@@ -97,45 +99,65 @@ def _quantized(
         made = block.quantized(path, values, how)
         mx.eval(made)
         return {tensor: raw(array) for tensor, array in made.items()}
-    dtype = weight.dtype
     if weight.ndim == 3:
-        parts = _experts(path, weight, seen, count)
+        inputs = _of_experts(path, weight, seen, count)
     else:
-        moments = seen.plain[path].mean if path in seen.plain else None
-        parts = [(weight, moments)]
+        inputs = iter([seen.plain[path].mean if path in seen.plain else None])
     linear = not isinstance(block.modules[path], nn.Embedding)
     if linear:
-        count.blind += sum(known is None for _, known in parts)
-    codes, scales, biases = [], [], []
-    for part, moments in parts:
-        rounded = round_weight(as_numpy(part), moments, how, dtype, again=linear)  # no gain for embeddings
-        codes.append(rounded.packed(how.bits))
-        scales.append(rounded.scales)
-        biases.append(rounded.biases)
+        inputs = _counted(inputs, count)
+    make = _by_loops if compiles() else _by_mlx
+    codes, scales, biases = make(
+        weight.reshape(-1, *weight.shape[-2:]), inputs, how, linear
+    )  # not again: no gain for embeddings
     shape = weight.shape[:-1]
     made = {
-        name: mx.array(np.stack(codes)).reshape(*shape, -1),
-        f"{path}.scales": mx.array(np.stack(scales)).reshape(*shape, -1).astype(dtype),
-        f"{path}.biases": mx.array(np.stack(biases)).reshape(*shape, -1).astype(dtype),
+        name: codes.reshape(*shape, -1),
+        f"{path}.scales": scales.reshape(*shape, -1).astype(weight.dtype),
+        f"{path}.biases": biases.reshape(*shape, -1).astype(weight.dtype),
     }
     rest = {n: values.array(n) for n in values if n.rpartition(".")[0] == path and n != name}
     mx.eval(made, rest)
     return {tensor: raw(array) for tensor, array in {**made, **rest}.items()}
 
 
-def _experts(path: str, weight: mx.array, seen: Seen, count: _Count) -> list[tuple[mx.array, Floats | None]]:
-    """Each expert's weight and the moments of its inputs, or of all inputs where it saw too few."""
+Tensors = tuple[mx.array, mx.array, mx.array]  # packed codes, scales and biases of a stack of weights
+Inputs = Iterator[Floats | None]  # the moments of the inputs of each weight of a stack
+
+
+def _by_loops(weight: mx.array, inputs: Inputs, how: Quantization, again: bool) -> Tensors:
+    codes, scales, biases = [], [], []
+    for part, moments in zip(weight, inputs, strict=True):
+        rounded = round_weight(as_numpy(part), moments, how, weight.dtype, again=again)
+        codes.append(rounded.packed(how.bits))
+        scales.append(rounded.scales)
+        biases.append(rounded.biases)
+    return mx.array(np.stack(codes)), mx.array(np.stack(scales)), mx.array(np.stack(biases))
+
+
+def _by_mlx(weight: mx.array, inputs: Inputs, how: Quantization, again: bool) -> Tensors:
+    with numpy_on_one_thread():
+        made = round_stack(weight, inputs, how, weight.dtype, SWEEPS if again else 0)
+    return packed(made.codes, how.bits), made.scales, made.biases
+
+
+def _counted(inputs: Inputs, count: _Count) -> Inputs:
+    for known in inputs:
+        count.blind += known is None
+        yield known
+
+
+def _of_experts(path: str, weight: mx.array, seen: Seen, count: _Count) -> Inputs:
+    """The moments of the inputs of each expert, or of all inputs where it saw too few."""
     sums = seen.experts.get(path, {})
     everything = Sum()
     for each in sums.values():
         if each.total is not None:
             everything.total = each.total if everything.total is None else everything.total + each.total
             everything.count += each.count
-    found = []
     for number in range(weight.shape[0]):
         own = sums.get(number)
         if own is None or own.count < LEAST * weight.shape[-1]:
             count.unseen += 1
             own = everything
-        found.append((weight[number], own.mean))
-    return found
+        yield own.mean

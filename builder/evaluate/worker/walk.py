@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from builder.engine.experts import by_expert, by_matrix
+from builder.engine.experts import by_expert, by_matrix, given
 from builder.engine.layers import OnCall, intercepted, listed_layers
 from builder.engine.loading import one_line
 from builder.evaluate.process import Step
@@ -95,7 +95,7 @@ class Walk:
         if self._called is not None:
             self._called[1].append(stack)
             return forward(*args, **kwargs)
-        x, indices = _given(*args, **kwargs)
+        x, indices = given(*args, **kwargs)
         out = self._ask(Multiply(stack, x, indices))
         return out + mx.expand_dims(stack["bias"][indices], -2) if "bias" in stack else out
 
@@ -209,11 +209,6 @@ class Walk:
 
 
 _NOTHING = Gather(([0], [0]))  # of what all sequences begin with, no position is scored
-
-
-def _given(x: mx.array, indices: mx.array, sorted_indices: bool = False) -> tuple[mx.array, mx.array]:
-    """The arguments of a stack of experts. Whether they are sorted does not matter."""
-    return x, indices
 
 
 def _empty(module: nn.Module) -> None:

@@ -20,8 +20,9 @@ from builder.publish.evidence import Licence
 from builder.publish.gguf.joining import join, known_joined, unjoined
 from builder.publish.gguf.making import Gguf
 from builder.publish.gguf.mixing import gguf_of, mix_in_words, outlook
+from builder.publish.gguf.streaming import plan_of, stream
 from builder.publish.gguf_card import GgufFile
-from builder.spec.destinations import EXACT, HubPlace, OllamaPlace, Publication
+from builder.spec.destinations import BLOCKWISE, EXACT, HubPlace, OllamaPlace, Publication
 from builder.spec.types import UNSCORED
 from builder.store import blobs
 from builder.store.types import FileEntry, Manifest
@@ -110,13 +111,19 @@ def _made(
     *,
     dry: bool,
 ) -> _Made:
-    source = plan if wanted == EXACT else _source(project, str(publication.source))
-    model, about = plan.target.model, _about(plan, found)
-    gguf = gguf_of(project, source, wanted, about, publication.calibrated, emit, dry=dry)
-    if gguf is not None:
-        size, usual, mix = gguf.blob.size, gguf.usual, mix_in_words(wanted, gguf.mix, gguf.bits_per_weight)
+    model, about, mix = plan.target.model, _about(plan, found), ""
+    if wanted in BLOCKWISE and wanted != EXACT:
+        source = plan_of(project, str(publication.source), wanted)
+        gguf = known_joined(project, source, about) if dry else stream(project, source, about, emit)
+        size, usual = (gguf.blob.size, gguf.usual) if gguf else unjoined(source)
     else:
-        size, usual, mix = outlook(project, source, wanted, publication.calibrated)
+        source = plan if wanted == EXACT else _source(project, str(publication.source))
+        gguf = gguf_of(project, source, wanted, about, publication.calibrated, emit, dry=dry)
+        if gguf is not None:
+            size, usual = gguf.blob.size, gguf.usual
+            mix = mix_in_words(wanted, gguf.mix, gguf.bits_per_weight)
+        else:
+            size, usual, mix = outlook(project, source, wanted, publication.calibrated)
     name = _name(plan, wanted, usual)
     if gguf is None:
         return _Made(name, size, None, {}, (), mix)
@@ -154,6 +161,7 @@ def _name(plan: TargetPlan, wanted: str, usual: str) -> str:
 def _root(project: Project, publication: Publication, plan: TargetPlan, made: Sequence[_Made]) -> None:
     """Says to gc that the files of a publication are needed, and what was measured of them."""
     keys = {each.gguf.key for each in made if each.gguf}
+    keys |= {each.gguf.importance for each in made if each.gguf and each.gguf.importance}
     for each in made:
         if each.gguf and not plan.gguf:
             source = plan if each.gguf.wanted == EXACT else project.plan.targets[str(publication.source)]

@@ -413,7 +413,7 @@ VARIANT = Table(
             "target",
             "string",
             'A size: "4.7bpw" (bits per weight) or "18GB" (bytes of the weights). Each weight gets its own '
-            "bits, so that the model is never larger and its answers change least. "
+            "bits and groups, so that the model is never larger and its answers change least. "
             '"smallest" searches the fewest bytes that meet what the model requires.',
             example='target = "4.7bpw"',
             excludes=("bits", "mode", "recipe", "method", "overrides"),
@@ -740,8 +740,9 @@ PUBLISH = Table(
             "gguf",
             "strings",
             "Send GGUF files instead. `exact`: the target's very weights, which must have 4 or 5 bits. Other "
-            "types are made of the model's unquantized variant. Each file is measured with llama.cpp and "
-            "must meet the requirements. From `Q6_K` on they are mixtures that llama.cpp makes.",
+            "types are made of base and adapter, for which the model needs an unquantized variant. Each file "
+            "is measured with llama.cpp and must meet the requirements. From `Q6_K` on, llama.cpp makes "
+            "mixtures of types of that variant.",
             choices=(*GGUF_TYPES, *K_QUANTS),
             example='gguf = ["exact", "Q8_0"]',
         ),

@@ -34,6 +34,7 @@ class Gguf:
     architecture: str
     context: int
     text: str = ""  # that its importance matrix is of
+    importance: Key | None = None  # of that matrix
 
     @property
     def usual(self) -> str:
@@ -57,7 +58,7 @@ def make(project: Project, plan: TargetPlan, wanted: str, about: Mapping[str, st
     record = usable_record(project.store, key)
     if record is None:
         made, weights = planned(project.store.models / plan.name, plan.name, wanted)
-        record = written(project, plan, wanted, about, key, (made, weights), by_package, "", emit)
+        record = written(project, plan, wanted, about, key, (made, weights), by_package, {}, emit)
     return from_record(record, wanted)
 
 
@@ -73,6 +74,7 @@ def from_record(record: Record, wanted: str) -> Gguf:
         str(said["architecture"]),
         int(said["context"]),
         str(said.get("text", "")),
+        Key(str(said["importance"])) if "importance" in said else None,
     )
 
 
@@ -88,10 +90,10 @@ def written(
     key: Key,
     what: tuple[Written, Weights],
     quantize: Quantize,
-    text: str,
+    weighed: Mapping[str, str],
     emit: Emit,
 ) -> Record:
-    """Writes a file that is planned, and its record. `text`: what its importance matrix is of, or empty.
+    """Writes a file that is planned, and its record. `weighed`: `text` and key (`importance`) of its matrix.
 
     Raises BuildError.
     """
@@ -109,18 +111,18 @@ def written(
         file = folder / "model.gguf"
         write(file, made, weights, target=plan.name, wanted=wanted, about=about, step=step, quantize=quantize)
         blob = blobs.ingest_file(project.store, file)
-    record = record_of(key, blob, made, text)
+    record = record_of(key, blob, made, weighed)
     records.write(project.store, record)
     return record
 
 
-def record_of(key: Key, blob: Blob, made: Written, text: str = "") -> Record:
+def record_of(key: Key, blob: Blob, made: Written, weighed: Mapping[str, str] | None = None) -> Record:
     """The record of a file, with what a card says of it."""
     said: dict[str, str | int | float | bool] = {
         "mix": json.dumps(made.mix),
         "bits_per_weight": round(made.bits_per_weight, 4),
         "architecture": made.architecture.name,
         "context": int(made.architecture.settings["context_length"]),
-        **({"text": text} if text else {}),
+        **(weighed or {}),
     }
     return Record(key, "gguf", blob, said)

@@ -85,19 +85,20 @@ def _made(
     what = planned(project.store.models / plan.name, plan.name, wanted, weighed=how is not None)
     tensors = what[0].tensors
     means: Mapping[str, Any] = {}
-    text = ""
+    said: dict[str, str] = {}
     if how is not None:
         names = {t.source.removesuffix(".weight"): t.name for t, w, _ in tensors if len(w.shape) > 1}
         found = importance_of(project, plan, how, names, emit)
         assert found.blob is not None
-        means, text = imatrix.read(blobs.path(project.store, found.blob.digest)), found.text
+        means = imatrix.read(blobs.path(project.store, found.blob.digest))
+        said = {"text": found.text, "importance": found.key}
     key = _key(plan, wanted, about, weighed)
     with Quantizer() as quantizer:
         try:
             quantize = by_llama(quantizer, tensors, means)
         except Unwritable as error:
             raise GgufRefused(target=plan.name, what=str(error)) from error
-        return written(project, plan, wanted, about, key, what, quantize, text, emit)
+        return written(project, plan, wanted, about, key, what, quantize, said, emit)
 
 
 def _key(plan: TargetPlan, wanted: str, about: Mapping[str, str], weighed: Key | None) -> Key:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 from builder.build.blocks import Tally
 from builder.build.calibrated import open_sequences, round_blocks
-from builder.build.one_pass import make_missing, open_adapter, open_base
+from builder.build.measuring import Comparison, measured_costs
 from builder.build.sharing import fetch, fetch_records
-from builder.build.shelves import shelf
 from builder.build.waiting import waiting
-from builder.console.events import Emit, Learning, Note
+from builder.console.events import Emit, Note
 from builder.console.words import count
-from builder.errors import BuildError, SourceChanged
+from builder.errors import SourceChanged
 from builder.keys import Key
 from builder.plan.allocation import Allocation
-from builder.plan.goals import allocation_key, chosen_bits, sensitivity_key, uniform, with_bits
+from builder.plan.goals import (
+    allocation_key,
+    choices,
+    measured_with,
+    sensitivity_key,
+    shared,
+    uniform,
+    with_bits,
+)
 from builder.plan.planning import Facts, facts_of, plan_alone
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project import preflight
@@ -27,19 +28,10 @@ from builder.project.project import Project
 from builder.project.roots import keys_of
 from builder.project.state import missing_actions
 from builder.project.toolchain import made_by
-from builder.project.watch import unchanged
 from builder.spec.types import Target
 from builder.store import blobs, records
-from builder.store.disk import durable
-from builder.store.holdings import usable_record
 from builder.store.locks import acquire, build_session
 from builder.store.types import Record
-
-if TYPE_CHECKING:
-    from builder.engine.rounding.sensitivity import Sensitivity
-    from builder.engine.rounding.text import Piece
-
-SEQUENCES = 16  # of the calibration text, that the gradient is taken of
 
 
 def choose_bits(project: Project, target: Target, emit: Emit) -> Allocation:
@@ -63,7 +55,7 @@ def fetch_bits(project: Project, target: Target, facts: Facts, emit: Emit) -> Ke
     assert facts.text is not None
     toolchain = project.planned_from().toolchain
     key = allocation_key(target, facts.base, facts.adapter, facts.text, toolchain)
-    made = uniform(target, facts.base)
+    made = measured_with(uniform(target, facts.base))
     cost = sensitivity_key(made, facts.base, facts.adapter, facts.text, toolchain)
     fetch_records(project, [key, cost], emit)
     return key
@@ -76,103 +68,52 @@ def keep(project: Project, key: Key, found: Allocation, name: str) -> None:
 
 
 def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit: Emit) -> Allocation:
-    """Rounds with the same bits everywhere, measures, gives more bits, rounds again, and compares."""
+    """Measures what each weight costs with the same bits everywhere, and compares ways to share the bytes."""
     how, text = made.variant.quantization, facts.text
     assert how is not None
     assert text is not None
     common = plan_alone(made, facts, toolchain)
     emit(Note(f"{made.name}: {how.bits} bits for every weight fit. What each weight costs there is measured"))
-    fetch(project, [common], emit)
-    preflight.check(project, common, missing_actions(project.store, common), [common])
+    if made.variant.rounds_for_text:
+        fetch(project, [common], emit)
     with build_session(project.store, list(keys_of(common))):
         _make(project, common, emit)
         used, apart = open_sequences(project, common)
-        key = sensitivity_key(made, facts.base, facts.adapter, text, toolchain)
-        cost = _cost(project, common, key, used[:SEQUENCES], emit)
-        more = chosen_bits(made, facts.base, cost)
-        better = plan_alone(with_bits(made, how.bits, more), facts, toolchain)
-        with build_session(project.store, list(keys_of(better))):
-            _make(project, better, emit)
-            before, after, held = _compared(project, common, better, apart, emit)
-    kept = bool(more) and after < before
+        plain = measured_with(made)
+        key = sensitivity_key(plain, facts.base, facts.adapter, text, toolchain)
+        source = plan_alone(plain, facts, toolchain)
+        known = measured_costs(project, source, key, used, choices(made, facts.base), emit)
+        ways = shared(made, facts.base, known)
+        plans = {
+            name: plan_alone(with_bits(made, how.bits, own), facts, toolchain) for name, own in ways.items()
+        }
+        compared = Comparison(project, common, apart, emit)
+        before, found = compared.divergence(common, "the same bits"), dict[str, float]()
+        for name, plan in plans.items():
+            with build_session(project.store, list(keys_of(plan))):
+                _make(project, plan, emit)
+                found[name] = compared.divergence(plan, f"its own bits, way {len(found) + 1} of {len(plans)}")
+    best = min(found, key=lambda name: found[name], default="")
+    own, after = ways.get(best, {}), found.get(best, before)
+    kept = after < before
     said = f"{made.name}: KL on other text {before:.4f} with {how.bits} bits for every weight"
     which = "the second" if kept else "the first"
-    emit(Note(f"{said}, {after:.4f} with more bits for {count(len(more), 'weight')}: {which} is kept"))
+    emit(Note(f"{said}, {after:.4f} with own bits for {count(len(own), 'weight')}: {which} is kept"))
     return Allocation(
-        how.bits, dict(sorted(more.items())), dict(sorted(cost.items())), before, after, held, kept
+        how.bits,
+        {path: each.bits for path, each in sorted(own.items())},
+        {path: known.cost_with(path, how) for path in sorted(known.cost)},
+        before,
+        after,
+        compared.held,
+        kept,
+        groups={p: each.group_size for p, each in sorted(own.items()) if each.group_size != how.group_size},
+        ways=found,
     )
 
 
 def _make(project: Project, plan: TargetPlan, emit: Emit) -> None:
-    """The blocks of a plan, without its view. Raises BuildError."""
+    """The blocks of a plan, where measuring it needs them. Raises BuildError."""
     if plan.target.variant.rounds_for_text:
+        preflight.check(project, plan, missing_actions(project.store, plan), [plan])
         round_blocks(project, plan, Tally(), emit)
-    else:
-        make_missing(project, [plan], Tally(), emit)
-
-
-def _cost(
-    project: Project, plan: TargetPlan, key: Key, used: Sequence[Piece], emit: Emit
-) -> Mapping[str, float]:
-    """What each weight costs on the sequences that are rounded for, measured once for all sizes."""
-    from builder.engine.blas import accelerated
-
-    record = usable_record(project.store, key)
-    if record is not None:
-        with suppress(BuildError, OSError, ValueError):
-            found: dict[str, float] = json.loads(blobs.read(project.store, record.blob))
-            return found
-    with unchanged(project, plan), accelerated(threads=1), durable.explained(project.store.root):
-        cost = _sensitivity(project, plan, used, "gradient", emit).shares().cost
-    blob = blobs.ingest(project.store, [json.dumps(dict(sorted(cost.items()))).encode()])
-    records.write(project.store, Record(key, "sensitivity", blob, {**made_by(), "target": plan.name}))
-    return cost
-
-
-def _compared(
-    project: Project, common: TargetPlan, better: TargetPlan, apart: Sequence[Piece], emit: Emit
-) -> tuple[float, float, int]:
-    """The divergences of both on `apart`, which nothing was rounded for, and how many tokens they are of."""
-    from builder.engine.blas import accelerated
-
-    with unchanged(project, better), accelerated(threads=1), durable.explained(project.store.root):
-        before = _sensitivity(project, common, apart, "comparison with the same bits", emit)
-        after = _sensitivity(project, better, apart, "comparison with its own bits", emit)
-        return before.divergence(), after.divergence(), round(before.count)
-
-
-def _sensitivity(
-    project: Project, plan: TargetPlan, pieces: Sequence[Piece], part: str, emit: Emit
-) -> Sensitivity:
-    """What measures a plan whose blocks are in the store. `part` says in words what is measured."""
-    import mlx.core as mx
-
-    from builder.engine.rounding.points import Opened
-    from builder.engine.rounding.sensitivity import Sensitivity
-    from builder.engine.stream import cut
-
-    def opened() -> Opened:
-        model, _ = open_base(project, plan)
-        return Opened(model, cut(model, open_adapter(project, plan), compiled=False))
-
-    def step(done: int, total: int) -> None:
-        emit(Learning(plan.name, part, done, total, None))
-
-    dtype: Any = getattr(mx, plan.dtype) if plan.dtype else None
-    return Sensitivity(
-        opened,
-        _files(project, plan),
-        plan.quantization,
-        dtype,
-        mx.array([piece.tokens for piece in pieces]),
-        mx.array([piece.counted for piece in pieces], dtype=mx.float32),
-        plan.name,
-        step,
-        shelf(project, plan),
-    )
-
-
-def _files(project: Project, plan: TargetPlan) -> dict[str, Path]:
-    """Block -> its shard in the store. The session of the build keeps them."""
-    found = {action.block: usable_record(project.store, action.key) for action in plan.actions}
-    return {block: blobs.path(project.store, record.blob.digest) for block, record in found.items() if record}

@@ -1,27 +1,62 @@
 """Targets that ask for a size: from `target = "4.7bpw"` to the bits of each weight. Pure.
 
-A target with a goal is rounded with the same bits everywhere first: the most that fit. What that costs is
-measured, and what is left of the budget goes to the weights where more bits save most. No weight gets fewer:
-at the size of the example, taking bits from some weights cost more than it was estimated to.
+A target with a goal has the same bits everywhere first: the most that fit. What each weight costs there is
+measured. Then the bytes are shared in several ways (`WAYS`), which differ in how much they trust what was
+measured. All of them are compared by true KL, and the best is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from builder.console.words import size_text
 from builder.keys import Key, named_key
-from builder.plan.allocation import Allocation, allocate, items, nbytes
+from builder.plan.allocation import Allocation
 from builder.plan.layout import layout_of
 from builder.plan.parts import measured_text, rounding_of
 from builder.plan.quantization import PlanError
+from builder.plan.solver import allocate, item, nbytes, smoothed
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
 from builder.spec.quantizers import NEAREST, Goal
 from builder.spec.types import MODES, Override, Quantization, Target
 
 _BITS = MODES["affine"][0]
-ALLOCATION = 1  # of the rules by which bits are chosen. Another number chooses again
+ALLOCATION = 2  # of the rules by which bits are chosen. Another number chooses again
+SENSITIVITY = 2  # of how costs are measured
+_GROUPS = (32, 64, 128)
+_MEASURED = 4  # bits with which costs of plain rounding are measured
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to share the bytes. `own`: how much a measured cost counts beside the mean of its kind.
+
+    takes: whether weights may get fewer bits than the common ones.
+    """
+
+    own: float
+    takes: bool
+
+
+WAYS: Mapping[str, Way] = {"all": Way(0.8, True), "more": Way(0.8, False), "kinds": Way(0.4, True)}
+_DEAR = ("all", "more")  # the ways that are tried where each must be rounded for a text
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`cost`: what each weight costs in the setting `at`. `errors`: of each setting that it may have."""
+
+    cost: Mapping[str, float]
+    errors: Mapping[str, Mapping[Quantization, float]]
+    at: Quantization
+
+    def cost_with(self, path: str, how: Quantization) -> float:
+        """What a weight costs in another setting."""
+        known = self.errors.get(path, {})
+        if how == self.at or not known.get(self.at):
+            return self.cost[path]
+        return self.cost[path] * known[how] / known[self.at]
 
 
 def allocation_key(
@@ -48,7 +83,7 @@ def sensitivity_key(
     how = target.variant.quantization
     assert how is not None
     parts = _measured_parts(target, base, adapter, text, toolchain)
-    return named_key("sensitivity/1", {**parts, "bits": how.bits})
+    return named_key("sensitivity/1", {**parts, "bits": how.bits, "sensitivity": SENSITIVITY})
 
 
 def _measured_parts(
@@ -107,31 +142,75 @@ def sized(target: Target, nbytes: int) -> Target:
     return Target(target.model, replace(target.variant, goal=Goal(nbytes=nbytes)))
 
 
-def with_bits(target: Target, common: int, more: Mapping[str, int]) -> Target:
-    """The target with `common` bits, and with the bits in `more` for those paths."""
+def with_bits(target: Target, common: int, own: Mapping[str, Quantization]) -> Target:
+    """The target with `common` bits, and with the settings in `own` for those paths."""
     variant = target.variant
-    group = variant.group_size
-    chosen = tuple(Override(path, Quantization(bits, group)) for path, bits in sorted(more.items()))
-    return Target(target.model, replace(variant, quantization=Quantization(common, group), overrides=chosen))
+    chosen = tuple(Override(path, how) for path, how in sorted(own.items()))
+    usual = Quantization(common, variant.group_size)
+    return Target(target.model, replace(variant, quantization=usual, overrides=chosen))
 
 
-def chosen_bits(made: Target, base: BaseFacts, cost: Mapping[str, float]) -> dict[str, int]:
-    """The paths that get more than the common bits, within the goal's budget.
+def measured_with(made: Target) -> Target:
+    """The target that costs are measured of: with the common bits, or for plain rounding one for all sizes.
 
-    made: the target that `uniform` gave. cost: what each path costs in nats for each token.
+    made: the target that `uniform` gave.
     """
-    how, goal = made.variant.quantization, made.variant.goal
+    return made if made.variant.rounds_for_text else with_bits(made, _MEASURED, {})
+
+
+def choices(made: Target, base: BaseFacts) -> dict[str, tuple[Quantization, ...]]:
+    """Path -> the settings that it may have, of all weights that have the common bits of `made`."""
+    how = made.variant.quantization
+    widths = {p.tensor.name.removesuffix(".weight"): p.tensor.shape[-1] for p in base.structure.parameters}
+    found = {}
+    for path, each in layout_of(made, base).quantization.items():
+        if each == how:
+            groups = [group for group in sorted({*_GROUPS, how.group_size}) if widths[path] % group == 0]
+            found[path] = tuple(Quantization(bits, group) for bits in _BITS for group in groups)
+    return found
+
+
+def shared(made: Target, base: BaseFacts, measured: Measured) -> dict[str, dict[str, Quantization]]:
+    """Way -> the paths that do not have the common setting, within the goal's budget. Ways that differ only.
+
+    made: the target that `uniform` gave.
+    """
+    variant = made.variant
+    how, goal = variant.quantization, variant.goal
     assert how is not None
     assert goal is not None
-    sizes = {p.tensor.name.removesuffix(".weight"): p.tensor for p in base.structure.parameters}
-    quantized = layout_of(made, base).quantization
-    elements = {path: sizes[path].elements for path, each in quantized.items() if each == how}
-    left = goal.budget(base.structure.parameter_count) - tensor_bytes(made, base)
-    spent = sum(nbytes(size, how.bits, how.group_size) for size in elements.values())
-    found = items(cost, elements, dict.fromkeys(elements, how.bits))
-    choices = [bits for bits in _BITS if bits >= how.bits]
-    bits = allocate(found, choices, how.group_size, spent + left)
-    return {path: each for path, each in bits.items() if each != how.bits}
+    sizes = {p.tensor.name.removesuffix(".weight"): p.tensor.elements for p in base.structure.parameters}
+    elements = {path: sizes[path] for path in choices(made, base)}
+    spent = sum(nbytes(size, how) for size in elements.values())
+    budget = spent + goal.budget(base.structure.parameter_count) - tensor_bytes(made, base)
+    found: dict[str, dict[str, Quantization]] = {}
+    for name, way in WAYS.items():
+        if variant.rounds_for_text and name not in _DEAR:
+            continue
+        cost = smoothed(measured.cost, elements, way.own)
+        items = [
+            item(
+                path,
+                size,
+                cost[path],
+                measured.errors[path][measured.at],
+                _allowed(measured.errors[path], how, way.takes),
+            )
+            for path, size in elements.items()
+        ]
+        own = {path: each for path, each in allocate(items, budget).items() if each != how}
+        if own and own not in found.values():
+            found[name] = own
+    return found
+
+
+def _allowed(
+    errors: Mapping[Quantization, float], how: Quantization, takes: bool
+) -> dict[Quantization, float]:
+    """The settings that a way may choose. A weight that the common setting stores exactly keeps it."""
+    if errors[how] == 0:
+        return {how: 0.0}
+    return {each: error for each, error in errors.items() if each.bits >= how.bits - takes}
 
 
 def tensor_bytes(target: Target, base: BaseFacts) -> int:
@@ -141,7 +220,9 @@ def tensor_bytes(target: Target, base: BaseFacts) -> int:
 
 def with_allocation(target: Target, found: Allocation) -> Target:
     """The target as it was chosen."""
-    return with_bits(target, found.common, found.chosen)
+    group = target.variant.group_size
+    own = {path: Quantization(bits, found.groups.get(path, group)) for path, bits in found.chosen.items()}
+    return with_bits(target, found.common, own)
 
 
 def share_key(

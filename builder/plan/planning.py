@@ -31,6 +31,7 @@ from builder.plan.experts import WAITS, pruned, routing_key
 from builder.plan.gguf import as_gguf
 from builder.plan.goals import (
     allocation_key,
+    measured_with,
     sensitivity_key,
     share_key,
     uniform,
@@ -174,7 +175,7 @@ def _plan_goal(target: Target, facts: Facts, sources: Sources) -> TargetPlan | U
     if found is None:
         return Unresolved(target, waits)
     made = with_allocation(target, found)
-    plain = with_bits(target, found.common, {})
+    plain = measured_with(with_bits(target, found.common, {}))
     cost = sensitivity_key(plain, facts.base, facts.adapter, facts.text, sources.toolchain)
     return replace(plan_alone(made, facts, sources.toolchain), chosen=(key, cost))
 

@@ -413,7 +413,7 @@ VARIANT = Table(
             "target",
             "string",
             'A size: "4.7bpw" (bits per weight) or "18GB" (bytes of the weights). Each weight gets its own '
-            "bits, so that the model is never larger and its answers change least. "
+            "bits and groups, so that the model is never larger and its answers change least. "
             '"smallest" searches the fewest bytes that meet what the model requires.',
             example='target = "4.7bpw"',
             excludes=("bits", "mode", "recipe", "method", "overrides"),

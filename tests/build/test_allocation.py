@@ -44,11 +44,15 @@ def test_a_target_is_never_larger_than_it_asks_for(project: Sandbox) -> None:
     view = project.view("m_small")
     config = json.loads((view / "config.json").read_text())["quantization"]
     own = {path: how["bits"] for path, how in config.items() if isinstance(how, dict)}
+    groups = {path: how["group_size"] for path, how in config.items() if isinstance(how, dict)}
     chosen = Project.load(project.toml).allocation(plan.chosen[0])
     assert chosen is not None
     assert own == dict(chosen.chosen)
     assert chosen.kept == (chosen.divergence < chosen.uniform_divergence)
-    assert all(bits > config["bits"] for bits in own.values())
+    assert chosen.divergence == min(chosen.ways.values())
+    assert {path: size for path, size in groups.items() if size != config["group_size"]} == (
+        dict(chosen.groups) if chosen.kept else {}
+    )
     assert made == 0  # choosing has made every block
     assert any("is kept" in event.text for event in heard if isinstance(event, Note))
     from mlx_lm import load
@@ -142,7 +146,10 @@ def test_bits_alone_are_chosen_for_plain_rounding_and_share_its_blocks(project: 
     assert not any(getattr(event, "part", "") == "blocks" for event in heard)  # nothing is rounded for a text
     plain = "\n".join(
         ["[variant.plain]", f"bits = {chosen.common}", "group_size = 32", "[variant.plain.overrides]"]
-        + [f'"{path}" = {{ bits = {bits}, group_size = 32 }}' for path, bits in chosen.chosen.items()]
+        + [
+            f'"{path}" = {{ bits = {bits}, group_size = {chosen.groups.get(path, 32)} }}'
+            for path, bits in chosen.chosen.items()
+        ]
     )
     project.toml.write_text(project.toml.read_text().replace('"small"]', '"small", "plain"]') + plain + "\n")
     other = Project.load(project.toml).plan.targets["m_plain"]

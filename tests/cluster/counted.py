@@ -14,9 +14,10 @@ _compute = getattr(blocks, "uncounted", blocks._compute)  # dask may load a prel
 blocks.uncounted = _compute  # type: ignore[attr-defined]
 
 
-def noted(stream: Any, block: str, wanted: Mapping[Any, Any]) -> Any:
+def noted(*given: Any) -> Any:
+    wanted: Mapping[Any, Any] = given[-1]
     time.sleep(float(os.environ.get("KILN_TEST_PAUSE", "0")))
-    made = _compute(stream, block, wanted)
+    made = _compute(*given)
     with Path(os.environ["KILN_TEST_COUNT"]).open("a") as file:
         file.writelines(f"{os.getpid()} {key}\n" for key in wanted)
     return made

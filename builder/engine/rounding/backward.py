@@ -1,7 +1,7 @@
-"""The gradients of what comes after the layers, of one layer, and of what comes before the layers.
+"""The slopes of what comes after the layers, of one layer, and of what comes before the layers.
 
-Each takes the gradient of what it returns and gives the gradient of its inputs, with the cost of each of its
-paths: <gradient, what rounding adds to the weight>. `place` says at which part of the rounding errors.
+A slope is <gradient, what rounding adds to the weight>, one number for each path and sequence. Each function
+takes the gradient of what it returns and gives the gradient of its inputs, with the slopes of its paths.
 """
 
 from __future__ import annotations
@@ -11,123 +11,112 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
 
-from builder.engine.rounding.points import (
-    Weights,
-    added,
-    after_layers,
-    at_place,
-    at_places,
-    logprobs,
-    numbers,
-)
+from builder.engine.rounding.points import Weights, after_layers, at_place, at_places, logprobs
 from builder.engine.rounding.stream import put
 from builder.engine.rounding.walk import Run, walk
+
+Slopes = dict[str, npt.NDArray[np.float64]]  # path -> [sequences]
 
 
 class _Stop(Exception):
     """The first layer was reached."""
 
 
-def head_gradient(
+def head_slopes(
     model: Any,
-    exact: Any,
-    exact_last: mx.array,
     last: mx.array,
     outer: Weights,
     moved: Weights,
-    place: float,
     tokens: mx.array,
     counted: mx.array,
-) -> tuple[dict[str, float], mx.array]:
-    """What comes after the layers: the costs of its paths, and the gradient of what the layers return."""
-    costs: dict[str, float] = {}
-    flows = []
+    seed: int,
+) -> tuple[Slopes, mx.array]:
+    """What comes after the layers, and the gradient of what the layers return.
+
+    What is differentiated: the sum of sqrt(p) * z * log p over all tokens of the vocabulary, at each place
+    that counts. p is what the model says there, and z is drawn from a normal distribution.
+    """
+    flows, made = [], []
     names = sorted(moved)
     for at in range(tokens.shape[0]):
-        some, counts = tokens[at : at + 1], counted[at : at + 1]
-        wanted = mx.stop_gradient(logprobs(after_layers(exact, some, exact_last[at : at + 1])))
-        mx.eval(wanted)
+        some, counts = tokens[at : at + 1], counted[at : at + 1, :, None]
+        drawn = mx.random.key(seed + at)
 
-        def loss(
-            hidden: mx.array,
-            sizes: mx.array,
-            some: Any = some,
-            counts: Any = counts,
-            wanted: Any = wanted,
+        def drawn_sum(
+            hidden: mx.array, sizes: mx.array, some: Any = some, counts: Any = counts, drawn: Any = drawn
         ) -> Any:
-            put(model, "", at_places(outer, moved, names, place + sizes))
+            put(model, "", at_places(outer, moved, names, sizes))
             logs = logprobs(after_layers(model, some, hidden))
-            return ((mx.exp(wanted) * (wanted - logs)).sum(-1) * counts).sum()
+            weights = mx.stop_gradient(mx.exp(logs / 2)) * mx.random.normal(logs.shape, key=drawn)
+            return (weights * logs * counts).sum()
 
-        _, (flow, sizes) = mx.value_and_grad(loss, (0, 1))(last[at : at + 1], mx.zeros(len(names)))
+        flow, sizes = mx.grad(drawn_sum, (0, 1))(last[at : at + 1], mx.zeros(len(names)))
         mx.eval(flow, sizes)
         flows.append(flow)
-        costs = added(costs, dict(zip(names, numbers(sizes), strict=True)))
+        made.append(sizes)
         mx.clear_cache()
-    put(model, "", at_place(outer, moved, place))
-    return {name.removesuffix(".weight"): value for name, value in costs.items()}, mx.concatenate(flows)
+    put(model, "", at_place(outer, moved, 0.0))
+    return _by_path(names, made), mx.concatenate(flows)
 
 
-def layer_gradient(
-    layer: nn.Module,
-    path: str,
-    run: Run,
-    flow: mx.array,
-    weights: tuple[Weights, Weights],
-    place: float,
-) -> tuple[mx.array, dict[str, float]]:
-    """The gradient of the inputs of a layer, and the costs of its paths."""
-    exact, moved = weights
+def layer_slopes(
+    layer: nn.Module, path: str, run: Run, flow: mx.array, exact: Weights, moved: Weights
+) -> tuple[mx.array, Slopes]:
+    """The gradient of the inputs of a layer, and the slopes of its paths."""
     mx.eval(exact, moved)
     names = sorted(moved)
     flows: list[mx.array] = []
-    sums: list[mx.array] = []
+    made: list[mx.array] = []
+    run.size = 1  # the slopes of each sequence are squared
     pieces = run.pieces()
     while some := [each for _, each in zip(run.streams, pieces, strict=False)]:
         open_now: list[mx.array] = []
         for stream, (args, kwargs) in zip(run.streams, some, strict=False):
-            at = len(flows) * run.size
+            at = len(flows)
 
             def piece(hidden: mx.array, sizes: mx.array, args: Any = args, kwargs: Any = kwargs) -> mx.array:
-                put(layer, path, at_places(exact, moved, names, place + sizes))
-                made: mx.array = run.forward(hidden, *args[1:], **kwargs)
-                return made
+                put(layer, path, at_places(exact, moved, names, sizes))
+                out: mx.array = run.forward(hidden, *args[1:], **kwargs)
+                return out
 
             with mx.stream(stream):
-                _, (back, sizes) = mx.vjp(piece, [args[0], mx.zeros(len(names))], [flow[at : at + run.size]])
+                _, (back, sizes) = mx.vjp(piece, [args[0], mx.zeros(len(names))], [flow[at : at + 1]])
             flows.append(back)
-            sums.append(sizes)
+            made.append(sizes)
             open_now += [back, sizes]
         mx.eval(open_now)
         mx.clear_cache()
-    total = numbers(mx.stack(sums).sum(0)) if names else []
-    found = {n.removesuffix(".weight"): value for n, value in zip(names, total, strict=True)}
-    return mx.concatenate(flows), found
+    return mx.concatenate(flows), _by_path(names, made)
 
 
-def embedding_gradient(
-    model: Any,
-    flow: mx.array,
-    outer: Weights,
-    moved: Weights,
-    place: float,
-    tokens: mx.array,
-) -> dict[str, float]:
+def embedding_slopes(model: Any, flow: mx.array, outer: Weights, moved: Weights, tokens: mx.array) -> Slopes:
     """What comes before the layers."""
     names = sorted(moved)
+    made = []
+    for at in range(tokens.shape[0]):
 
-    def before(sizes: mx.array) -> mx.array:
-        put(model, "", at_places(outer, moved, names, place + sizes))
-        reached: list[mx.array] = []
+        def before(sizes: mx.array, some: Any = tokens[at : at + 1]) -> mx.array:
+            put(model, "", at_places(outer, moved, names, sizes))
+            reached: list[mx.array] = []
 
-        def visit(path: str, layer: nn.Module, run: Run) -> Any:
-            reached.append(run.args[0])
-            raise _Stop
+            def visit(path: str, layer: nn.Module, run: Run) -> Any:
+                reached.append(run.args[0])
+                raise _Stop
 
-        with suppress(_Stop):
-            walk(model, tokens, visit, settled=False)
-        return reached[0]
+            with suppress(_Stop):
+                walk(model, some, visit, settled=False)
+            return reached[0]
 
-    _, (sizes,) = mx.vjp(before, [mx.zeros(len(names))], [flow])
-    return {n.removesuffix(".weight"): value for n, value in zip(names, numbers(sizes), strict=True)}
+        _, (sizes,) = mx.vjp(before, [mx.zeros(len(names))], [flow[at : at + 1]])
+        mx.eval(sizes)
+        made.append(sizes)
+    return _by_path(names, made)
+
+
+def _by_path(names: list[str], made: list[mx.array]) -> Slopes:
+    """Of arrays [names], one for each sequence."""
+    table = np.array(mx.stack(made)).astype(np.float64)
+    return {name.removesuffix(".weight"): table[:, at] for at, name in enumerate(names)}

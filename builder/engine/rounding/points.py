@@ -24,17 +24,6 @@ class Opened:
     blocks: Mapping[str, Block]
 
 
-@dataclass(frozen=True)
-class Shares:
-    """`cost`: nats per token that the rounded model is away from the exact one, by path of a weight.
-
-    Some costs are below zero: such a rounding makes up for another one.
-    """
-
-    cost: Mapping[str, float]
-    tokens: int
-
-
 def after_layers(model: Any, tokens: mx.array, hidden: mx.array) -> mx.array:
     """The logits that a model makes of what its layers returned, [sequences, length, vocabulary]."""
     left = [len(layer_paths(model))]
@@ -57,10 +46,6 @@ def at_place(exact: Weights, moved: Weights, place: float) -> dict[str, mx.array
 
 def at_places(exact: Weights, moved: Weights, names: Sequence[str], places: mx.array) -> dict[str, mx.array]:
     return {**exact, **{name: exact[name] + places[at] * moved[name] for at, name in enumerate(names)}}
-
-
-def added(some: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
-    return {name: some.get(name, 0.0) + more.get(name, 0.0) for name in {**some, **more}}
 
 
 def numbers(array: mx.array) -> list[float]:

@@ -1,10 +1,11 @@
-"""What the rounding of each weight costs: its share of the divergence of the rounded model.
+"""What the rounding of each weight costs, and how far the rounded model is from the exact one.
 
-Let W be the exact weights and D what rounding adds to them. KL(W || W + tD) goes from 0 at t = 0 to the cost
-of the rounded model at t = 1, and its derivative is the sum over all weights of <gradient, D>. So the
-integral of one weight's term from 0 to 1 is that weight's share, and the shares add up to the cost (Aumann
-and Shapley). A second-order estimate at W itself ranks the weights, but misses the cost where errors are
-large: it summed to 0.05 where 0.29 was measured. Two points of Gauss and Legendre stand for the integral.
+To second order, rounding a weight by D costs half of D's square in the Fisher information: the curvature of
+KL at the exact model. Let p be what the model says, z drawn from a normal distribution for each token of the
+vocabulary, and g the gradient of the sum of sqrt(p) * z * log p. Then the mean of the outer product of g is
+the Fisher information. So the mean of <g, D>^2 over sequences, halved, is what rounding this weight alone
+costs. It is never below zero, and a weight's cost does not depend on how other weights are rounded. Drawing
+tokens instead of z has the same mean, but a model that is sure of itself draws the same ones nearly always.
 
 The gradient is streamed. The model runs forward, and the inputs of each layer are kept. Then one layer after
 the other is run again and differentiated, from the last to the first, with one layer's weights in memory.
@@ -12,7 +13,7 @@ the other is run again and differentiated, from the last to the first, with one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from builder.engine.loading import one_line
-from builder.engine.rounding.backward import embedding_gradient, head_gradient, layer_gradient
-from builder.engine.rounding.points import (
-    Opened,
-    Shares,
-    Weights,
-    added,
-    after_layers,
-    at_place,
-    logprobs,
-    numbers,
-)
+from builder.engine.rounding.backward import Slopes, embedding_slopes, head_slopes, layer_slopes
+from builder.engine.rounding.points import Opened, Weights, after_layers, at_place, logprobs, numbers
 from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import as_float32, empty, layer_paths, put, read_rounded
+from builder.engine.rounding.stream import exact as restored
 from builder.engine.rounding.walk import Run, walk
 from builder.errors import BuildError
 from builder.spec.types import Quantization
 
-POINTS = ((0.2113248654, 0.5), (0.7886751346, 0.5))  # Gauss-Legendre on [0, 1]: place and weight
+SEED = 0  # of what is drawn
 Step = Callable[[int, int], None]
 
 
@@ -51,10 +44,13 @@ class NotDifferentiable(BuildError):
 
 @dataclass
 class Sensitivity:
-    """Measures the shares of every path in `quantization`, as it is rounded in `files` (block -> shard)."""
+    """Measures the weights in `quantization`, as they are rounded in `files` (block -> shard).
+
+    files: None rounds to nearest in memory, as mlx does.
+    """
 
     open: Callable[[], Opened]
-    files: Mapping[str, Path]
+    files: Mapping[str, Path] | None
     quantization: Mapping[str, Quantization]
     dtype: mx.Dtype | None
     tokens: mx.array
@@ -63,38 +59,43 @@ class Sensitivity:
     step: Step = lambda done, total: None
     shelf: Shelf = field(default_factory=Shelf)  # keeps what layers return
 
-    def shares(self) -> Shares:
-        """Raises NotDifferentiable, EngineError."""
-        exact = self.open()
-        layers = layer_paths(exact.model)
-        total = (1 + 2 * len(POINTS)) * len(layers)
-        self._done, self._total = 0, total
-        outer = self._outer(exact, layers)
-        put(exact.model, "", outer)
-        last, _ = self._forward(exact, layers, 0.0)
-        costs = dict.fromkeys(self.quantization, 0.0)
+    def costs(self) -> dict[str, float]:
+        """Path -> nats for each token that rounding this weight costs.
+
+        Raises NotDifferentiable, EngineError.
+        """
+        exact, again = self.open(), self.open()
+        self._done, self._total = 0, 2 * len(layer_paths(exact.model))
+        outer = self._outer(exact)
+        last, calls = self._forward(exact, 0.0)
         try:
-            for place, weight in POINTS:
-                found = self._at(place, exact.model, last, outer, layers)
-                for path, value in found.items():
-                    costs[path] += weight * value
+            slopes = self._slopes(exact.model, again, outer, last, calls)
         except (ValueError, RuntimeError, NotImplementedError) as error:  # an operation without a gradient
             raise self._refused(one_line(error)) from error
-        return Shares({path: value / self.count for path, value in costs.items()}, round(self.count))
+        squares = {path: float((each**2).sum()) for path, each in slopes.items()}
+        return {path: squares.get(path, 0.0) / 2 / self.count for path in self.quantization}
 
-    def divergence(self) -> float:
-        """KL of the exact model to the rounded one: the mean over the tokens that count, in nats."""
+    def exact(self) -> mx.array:
+        """What the last layer of the exact model returns: once, for all models that are compared with it."""
+        opened = self.open()
+        self._done, self._total = 0, len(layer_paths(opened.model))
+        self._outer(opened)
+        return self._forward(opened, 0.0)[0]
+
+    def divergence(self, last: mx.array) -> float:
+        """KL of the exact model to the rounded one: the mean over the tokens that count, in nats.
+
+        last: what `exact` gave, for the same text.
+        """
         exact, other = self.open(), self.open()
-        layers = layer_paths(exact.model)
-        self._done, self._total = 0, 2 * len(layers)
-        outer = self._outer(exact, layers)
-        put(exact.model, "", outer)
-        put(other.model, "", at_place(outer, self._moved_outside(outer, layers), 1.0))
-        ours, theirs = self._forward(other, layers, 1.0)[0], self._forward(exact, layers, 0.0)[0]
+        self._done, self._total = 0, len(layer_paths(other.model))
+        outer = self._outer(exact)
+        put(other.model, "", at_place(outer, self._moved_outside(other), 1.0))
+        ours = self._forward(other, 1.0)[0]
         total = 0.0
         for at in range(self.tokens.shape[0]):
             some = self.tokens[at : at + 1]
-            wanted = logprobs(after_layers(exact.model, some, theirs[at : at + 1]))
+            wanted = logprobs(after_layers(exact.model, some, last[at : at + 1]))
             logs = logprobs(after_layers(other.model, some, ours[at : at + 1]))
             lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * self.counted[at : at + 1]
             total += numbers(lost.sum()[None])[0]
@@ -108,9 +109,7 @@ class Sensitivity:
 
     # -- forward -------------------------------------------------------------------------------------
 
-    def _forward(
-        self, opened: Opened, layers: frozenset[str], place: float
-    ) -> tuple[mx.array, list[tuple[str, Run]]]:
+    def _forward(self, opened: Opened, place: float) -> tuple[mx.array, list[tuple[str, Run]]]:
         """What the last layer returns at a point, and the calls of the layers with their inputs."""
         calls: list[tuple[str, Run]] = []
         last: list[mx.array] = []
@@ -143,51 +142,54 @@ class Sensitivity:
     def _weights(self, opened: Opened, path: str) -> tuple[Weights, Weights]:
         """The exact weights of a block, and what rounding adds to those that it changes. Float32, lazy."""
         block = opened.blocks[path]
-        exact = as_float32(block.values(self.dtype))
-        rounded = read_rounded(self.files[path], self.quantization)
+        values = block.values(self.dtype)
+        exact = as_float32(values)
         names = [n for n in exact if n.rpartition(".")[0] in self.quantization and n.endswith(".weight")]
+        if self.files is not None:
+            rounded = read_rounded(self.files[path], self.quantization)
+        else:
+            rounded = {}
+            for name in names:
+                own = name.removesuffix(".weight")
+                made = block.quantized(own, values, self.quantization[own])
+                rounded |= restored(made, self.quantization)
         return exact, {name: rounded[name] - exact[name] for name in names}
 
-    def _outer(self, opened: Opened, layers: frozenset[str]) -> dict[str, mx.array]:
-        """The exact weights outside of the layers."""
+    def _outer(self, opened: Opened) -> dict[str, mx.array]:
+        """The exact weights outside of the layers, which the model gets."""
+        layers = layer_paths(opened.model)
         found: dict[str, mx.array] = {}
         for name, block in opened.blocks.items():
             if name not in layers:
                 found |= as_float32(block.values(self.dtype))
         mx.eval(found)
+        put(opened.model, "", found)
         return found
 
     # -- backward ------------------------------------------------------------------------------------
 
-    def _at(
-        self, place: float, exact: Any, exact_last: mx.array, outer: Weights, layers: frozenset[str]
-    ) -> dict[str, float]:
-        """<gradient, D> of each path, where the rounding errors are `place` of their size."""
-        opened = self.open()
-        moved = self._moved_outside(outer, layers)
-        put(opened.model, "", at_place(outer, moved, place))
-        last, calls = self._forward(opened, layers, place)
-        costs, flow = head_gradient(
-            opened.model, exact, exact_last, last, outer, moved, place, self.tokens, self.counted
-        )
-        again = self.open()
-        modules = dict(opened.model.named_modules())
+    def _slopes(
+        self, model: Any, again: Opened, outer: Weights, last: mx.array, calls: Sequence[tuple[str, Run]]
+    ) -> Slopes:
+        """<gradient, D> of each path, for each sequence."""
+        moved = self._moved_outside(again)
+        found, flow = head_slopes(model, last, outer, moved, self.tokens, self.counted, SEED)
+        modules = dict(model.named_modules())
         for path, run in reversed(calls):
-            weights = self._weights(again, path)
-            flow, found = layer_gradient(modules[path], path, run, flow, weights, place)
+            flow, own = layer_slopes(modules[path], path, run, flow, *self._weights(again, path))
             empty(modules[path])
             again.blocks[path].forget()
-            costs = added(costs, found)
+            found |= own
             self._tell()
-        return added(costs, embedding_gradient(opened.model, flow, outer, moved, place, self.tokens))
+        first = embedding_slopes(model, flow, outer, moved, self.tokens)
+        return found | {path: found[path] + each if path in found else each for path, each in first.items()}
 
-    def _moved_outside(self, outer: Weights, layers: frozenset[str]) -> dict[str, mx.array]:
+    def _moved_outside(self, opened: Opened) -> dict[str, mx.array]:
         moved: dict[str, mx.array] = {}
-        for name, file in self.files.items():
-            if name not in layers:
-                for tensor, array in read_rounded(file, self.quantization).items():
-                    if tensor.rpartition(".")[0] in self.quantization and tensor.endswith(".weight"):
-                        moved[tensor] = array - outer[tensor]
+        layers = layer_paths(opened.model)
+        for path in opened.blocks:
+            if path not in layers:
+                moved |= self._weights(opened, path)[1]
         mx.eval(moved)
         return moved
 

@@ -20,9 +20,8 @@ from builder.publish.evidence import Licence
 from builder.publish.gguf.joining import join, known_joined, unjoined
 from builder.publish.gguf.making import Gguf
 from builder.publish.gguf.mixing import gguf_of, mix_in_words, outlook
-from builder.publish.gguf.streaming import plan_of, stream
 from builder.publish.gguf_card import GgufFile
-from builder.spec.destinations import BLOCKWISE, EXACT, HubPlace, OllamaPlace, Publication
+from builder.spec.destinations import EXACT, HubPlace, OllamaPlace, Publication
 from builder.spec.types import UNSCORED
 from builder.store import blobs
 from builder.store.types import FileEntry, Manifest
@@ -111,19 +110,13 @@ def _made(
     *,
     dry: bool,
 ) -> _Made:
-    model, about, mix = plan.target.model, _about(plan, found), ""
-    if wanted in BLOCKWISE and wanted != EXACT:
-        source = plan_of(project, str(publication.source), wanted)
-        gguf = known_joined(project, source, about) if dry else stream(project, source, about, emit)
-        size, usual = (gguf.blob.size, gguf.usual) if gguf else unjoined(source)
+    source = plan if wanted == EXACT else _source(project, str(publication.source))
+    model, about = plan.target.model, _about(plan, found)
+    gguf = gguf_of(project, source, wanted, about, publication.calibrated, emit, dry=dry)
+    if gguf is not None:
+        size, usual, mix = gguf.blob.size, gguf.usual, mix_in_words(wanted, gguf.mix, gguf.bits_per_weight)
     else:
-        source = plan if wanted == EXACT else _source(project, str(publication.source))
-        gguf = gguf_of(project, source, wanted, about, publication.calibrated, emit, dry=dry)
-        if gguf is not None:
-            size, usual = gguf.blob.size, gguf.usual
-            mix = mix_in_words(wanted, gguf.mix, gguf.bits_per_weight)
-        else:
-            size, usual, mix = outlook(project, source, wanted, publication.calibrated)
+        size, usual, mix = outlook(project, source, wanted, publication.calibrated)
     name = _name(plan, wanted, usual)
     if gguf is None:
         return _Made(name, size, None, {}, (), mix)

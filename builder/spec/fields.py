@@ -740,9 +740,8 @@ PUBLISH = Table(
             "gguf",
             "strings",
             "Send GGUF files instead. `exact`: the target's very weights, which must have 4 or 5 bits. Other "
-            "types are made of base and adapter, for which the model needs an unquantized variant. Each file "
-            "is measured with llama.cpp and must meet the requirements. From `Q6_K` on, llama.cpp makes "
-            "mixtures of types of that variant.",
+            "types are made of the model's unquantized variant. Each file is measured with llama.cpp and "
+            "must meet the requirements. From `Q6_K` on they are mixtures that llama.cpp makes.",
             choices=(*GGUF_TYPES, *K_QUANTS),
             example='gguf = ["exact", "Q8_0"]',
         ),

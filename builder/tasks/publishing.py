@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from builder.spec.destinations import BLOCKWISE, EXACT, Publication
+from builder.spec.destinations import EXACT, Publication
 from builder.spec.publishing import PRODUCTION
 from builder.tasks.steps import Step
 
@@ -35,8 +35,7 @@ class Publish(Step):
 
 def needed(project: Project, publication: Publication) -> list[str]:
     """The tasks that must run before. A release is not moved by publishing it."""
-    whole = publication.source and any(kind not in BLOCKWISE for kind in publication.gguf)
-    source = [f"model:{publication.source}"] if whole else []  # other types are made without it
+    source = [f"model:{publication.source}"] if publication.source else []
     if publication.target == PRODUCTION:
         return source
     required = project.spec.target(publication.target).model.require

@@ -32,6 +32,7 @@ CODE = (
     "store/*.py",
     "store/disk/*.py",
     "weights/*.py",
+    "gguf/*.py",
     "sources/**/*.py",
     "plan/*.py",
     "project/*.py",

@@ -78,7 +78,7 @@ def _alone(project: Project, publication: Publication, emit: Emit) -> Iterator[N
     key = make_key("publish", str(publication.to))
     waiting = lambda: emit(Note(f"waiting for another run that publishes to {publication.to}"))  # noqa: E731
     with (
-        acquire(project.store, [key], waiting),
+        acquire(project.store, [key], waiting, "publication-"),
         build_session(project.store, keys_of(planned(project, publication))),
     ):
         yield

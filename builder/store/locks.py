@@ -1,8 +1,8 @@
 """Who may build what, and who is building: locks that die with their process.
 
-Order, so that nothing can deadlock: the stripes of a share, of experts, of a search, of a choice, and of what
-is built, in this order, and each kind sorted; or `measuring`, under which no stripe is taken. Then `gc_lock`,
-which is held for moments only, and under which no other lock is taken.
+Order, so that nothing can deadlock: the stripes of a publication, of a share, of experts, of a search, of a
+choice, and of what is built, in this order, and each kind sorted; or `measuring`, under which no stripe is
+taken. Then `gc_lock`, which is held for moments only, and under which no other lock is taken.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from builder.store.layout import Store
 if TYPE_CHECKING:
     from filelock import FileLock
 
-Kind = Literal["", "choice-", "search-", "routing-", "share-"]
+Kind = Literal["", "choice-", "search-", "routing-", "share-", "publication-"]
 STRIPES = 64  # each is a file descriptor while it is held, and macOS starts processes with 256
 _POLL_S = 0.02
 _HELD: set[Path] = set()  # the locks that threads of this process hold

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -124,9 +125,11 @@ def test_threads_of_one_process_wait_without_a_word(store: Store) -> None:
 def test_a_search_may_choose_and_build_under_any_key(store: Store) -> None:
     """Keys share stripes. So what is held while other keys are built has stripes of its own."""
     key = make_key("any")
-    search, choice = (locks.acquire(store, [key], kind=kind) for kind in ("search-", "choice-"))
-    with search, choice, locks.acquire(store, [key]), locks.gc_lock(store):
-        pass
+    kinds: tuple[locks.Kind, ...] = ("publication-", "share-", "routing-", "search-", "choice-", "")
+    with ExitStack() as held:
+        for kind in kinds:
+            held.enter_context(locks.acquire(store, [key], kind=kind))
+        held.enter_context(locks.gc_lock(store))
     with locks.acquire(store, [key], kind="search-"), locks.measuring(store):
         pass
 

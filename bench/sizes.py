@@ -4,7 +4,7 @@
 
 The models are the example's base (135M parameters, 30 layers) and two that are cut from it: layers of the
 middle are left out, and nothing heals the cut but the fine-tune itself. Each gets the same recipe, trained
-here, and the same variants. bench/README.md says how to read the table.
+here, and the same variants. docs/sizes.md says how to read the table.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_a_search_measures_on_the_workers(tmp_path: Path) -> None:
         ran = client.builder("--cluster", machines.address, "threshold:m")
         assert ran.code == 0, ran.text
         assert "is the smallest" in ran.out
-        # On a very busy machine one target was left to the client once, so not all of them must be measured there.
+        # On a very busy machine one target was left to the client once.
         assert f"\n{ran.err}".count("\nmeasuring m_") < 2, "the workers measured nothing"
         again = client.builder("--cluster", machines.address, "eval", "m_4bit", "m_5bit")
         assert again.code == 0, again.text

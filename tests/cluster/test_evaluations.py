@@ -43,7 +43,8 @@ def figures(box: Sandbox) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_search_measures_on_the_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("one",), ("one", "two")], ids=["one round after the other", "at once"])
+def test_a_search_measures_on_the_workers(tmp_path: Path, names: tuple[str, ...]) -> None:
     """threshold builds and measures there. The client finds the results, and eval has nothing to do."""
     client = make_project(tmp_path / "client")
     client.toml.write_text(client.toml.read_text() + SUITES)
@@ -54,18 +55,17 @@ def test_a_search_measures_on_the_workers(tmp_path: Path) -> None:
         rows.append({"messages": asked, "label": answer})
     (client.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert client.builder("remote", "init").code == 0
-    for name in ("alone", "one", "two"):
+    for name in ("alone", *names):
         shutil.copytree(
             client.root, tmp_path / name, ignore=shutil.ignore_patterns("store", ".modelkiln.db*")
         )
     with Machines(tmp_path / "machines") as machines:
-        for name in ("one", "two"):
+        for name in names:
             machines.worker(tmp_path / name, name)
         ran = client.builder("--cluster", machines.address, "threshold:m")
         assert ran.code == 0, ran.text
         assert "is the smallest" in ran.out
-        # On a very busy machine one target was left to the client once.
-        assert f"\n{ran.err}".count("\nmeasuring m_") < 2, "the workers measured nothing"
+        assert "\nmeasuring" not in f"\n{ran.err}", "something was measured here"
         again = client.builder("--cluster", machines.address, "eval", "m_4bit", "m_5bit")
         assert again.code == 0, again.text
         assert "\nmeasuring" not in f"\n{again.err}"

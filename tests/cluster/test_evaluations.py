@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from tests.cluster.machines import Machines
 from tests.commands.test_status import make_project
 from tests.conftest import Sandbox
+from tests.tiny import yes_or_no
 
 SUITES = """
 suites = ["routing", "fidelity"]
@@ -48,20 +48,12 @@ def test_a_search_measures_on_the_workers(tmp_path: Path, names: tuple[str, ...]
     """threshold builds and measures there. The client finds the results, and eval has nothing to do."""
     client = make_project(tmp_path / "client")
     client.toml.write_text(client.toml.read_text() + SUITES)
-    rows = []
-    for number in range(6):
-        answer = "yes" if number % 2 else "no"
-        asked = [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": answer}]
-        rows.append({"messages": asked, "label": answer})
-    (client.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (client.root / "rows.jsonl").write_text(yes_or_no())
     assert client.builder("remote", "init").code == 0
-    for name in ("alone", *names):
-        shutil.copytree(
-            client.root, tmp_path / name, ignore=shutil.ignore_patterns("store", ".modelkiln.db*")
-        )
+    alone = client.clone("alone")
     with Machines(tmp_path / "machines") as machines:
         for name in names:
-            machines.worker(tmp_path / name, name)
+            machines.worker(client.clone(name).root, name)
         ran = client.builder("--cluster", machines.address, "threshold:m")
         assert ran.code == 0, ran.text
         assert "is the smallest" in ran.out
@@ -72,8 +64,8 @@ def test_a_search_measures_on_the_workers(tmp_path: Path, names: tuple[str, ...]
     assert ran.err.count("measuring the unquantized m ") == 1, "what targets are compared with is made once"
     found = figures(client)
     assert ("m_4bit", "fidelity") in found
-    alone = Sandbox(tmp_path / "alone")
     ran = alone.builder("eval", "--no-remote", "m_4bit")
     assert ran.code == 0, ran.text
+    assert ("m_4bit", "fidelity") in figures(alone)
     for key, value in figures(alone).items():
         assert found[key] == value

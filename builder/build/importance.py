@@ -20,6 +20,7 @@ from builder.gguf import imatrix
 from builder.keys import Key, named_key
 from builder.plan.types import TargetPlan
 from builder.project import hashing
+from builder.project.peaks import walking_memory
 from builder.project.project import Project
 from builder.project.roots import keys_of
 from builder.project.toolchain import made_by
@@ -97,7 +98,7 @@ def _made(
     variant = replace(plan.target.variant, calibrated=how)
     told = replace(plan, target=Target(plan.target.model, variant), calibration=digest)
     with unchanged(project, plan) as check:
-        found = _run(project, plan, mx.array([p.tokens for p in open_sequences(project, told)[0]]), emit)
+        found = _run(project, told, mx.array([p.tokens for p in open_sequences(project, told)[0]]), emit)
         check()
     entries = [(names[path], each.sums, each.counts) for path, each in found.items() if path in names]
     with tmp.new_folder(project.store) as folder, durable.explained(folder):
@@ -114,6 +115,7 @@ def _made(
 
 
 def _run(project: Project, plan: TargetPlan, tokens: mx.array, emit: Emit) -> dict[str, Squared]:
+    """`plan` has the text."""
     import mlx.core as mx
 
     from builder.engine.blas import accelerated
@@ -130,7 +132,7 @@ def _run(project: Project, plan: TargetPlan, tokens: mx.array, emit: Emit) -> di
             dtype,
             tokens,
             step,
-            shelf(project, plan),
+            shelf(project, walking_memory(plan)),
         )
 
 

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from builder.engine.block import Block
 from builder.engine.rounding.points import Opened, after_layers, logprobs, numbers
+from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import empty, layer_paths, put
 from builder.engine.rounding.walk import Run, walk
 from builder.engine.routing import floats
@@ -17,10 +18,13 @@ from builder.engine.routing import floats
 Step = Callable[[int, int], None]
 
 
-def divergence(whole: Opened, other: Opened, tokens: mx.array, counted: mx.array, step: Step) -> float | None:
+def divergence(
+    whole: Opened, other: Opened, tokens: mx.array, counted: mx.array, step: Step, shelf: Shelf | None = None
+) -> float | None:
     """KL of the whole model to the other one: the mean over the tokens that count, in nats.
 
-    `counted` [sequences, length] is 1 where what is predicted counts. Neither model can be used afterwards.
+    `counted` [sequences, length] is 1 where what is predicted counts.
+    `shelf` keeps the hidden states. Neither model can be used afterwards.
     None for a model whose layers return more than one hidden state for each token.
     """
     layers = len(layer_paths(whole.model))
@@ -31,21 +35,22 @@ def divergence(whole: Opened, other: Opened, tokens: mx.array, counted: mx.array
         done += 1
         step(done, 2 * layers)
 
-    ours, theirs = (_last(each, tokens, tell) for each in (other, whole))
+    kept = shelf or Shelf()
+    ours, theirs = (_last(each, tokens, tell, kept) for each in (other, whole))
     if ours is None or theirs is None:
         return None
     total = 0.0
     for at in range(tokens.shape[0]):
-        some = tokens[at : at + 1]
-        wanted = logprobs(after_layers(whole.model, some, theirs[at : at + 1]))
-        logs = logprobs(after_layers(other.model, some, ours[at : at + 1]))
-        lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * counted[at : at + 1]
+        one = slice(at, at + 1)
+        wanted = logprobs(after_layers(whole.model, tokens[one], kept.part(theirs, one)))
+        logs = logprobs(after_layers(other.model, tokens[one], kept.part(ours, one)))
+        lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * counted[one]
         total += numbers(lost.sum()[None])[0]
         mx.clear_cache()
     return total / numbers(counted.sum()[None])[0]
 
 
-def _last(opened: Opened, tokens: mx.array, tell: Callable[[], None]) -> mx.array | None:
+def _last(opened: Opened, tokens: mx.array, tell: Callable[[], None], shelf: Shelf | None) -> mx.array | None:
     """What the last layer returns. None where the layers do not form one chain of hidden states."""
     layers = layer_paths(opened.model)
     blocks: Mapping[str, Block] = opened.blocks
@@ -69,5 +74,5 @@ def _last(opened: Opened, tokens: mx.array, tell: Callable[[], None]) -> mx.arra
         tell()
         return made
 
-    walk(opened.model, tokens, visit)
+    walk(opened.model, tokens, visit, shelf=shelf)
     return last[-1] if chain and last else None

@@ -94,10 +94,11 @@ class Sensitivity:
         ours = self._forward(other, 1.0)[0]
         total = 0.0
         for at in range(self.tokens.shape[0]):
-            some = self.tokens[at : at + 1]
-            wanted = logprobs(after_layers(exact.model, some, last[at : at + 1]))
-            logs = logprobs(after_layers(other.model, some, ours[at : at + 1]))
-            lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * self.counted[at : at + 1]
+            one = slice(at, at + 1)
+            some = self.tokens[one]
+            wanted = logprobs(after_layers(exact.model, some, self.shelf.part(last, one)))
+            logs = logprobs(after_layers(other.model, some, self.shelf.part(ours, one)))
+            lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * self.counted[one]
             total += numbers(lost.sum()[None])[0]
             mx.clear_cache()
         return total / self.count

@@ -17,7 +17,8 @@ from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.errors import SourceMissing
 from builder.gguf import imatrix
-from builder.keys import Key, named_key
+from builder.keys import Digest, Key, named_key
+from builder.plan.parts import measured_base, measured_text
 from builder.plan.types import TargetPlan
 from builder.project import hashing
 from builder.project.peaks import walking_memory
@@ -26,6 +27,7 @@ from builder.project.roots import keys_of
 from builder.project.toolchain import made_by
 from builder.project.watch import unchanged
 from builder.sources.calibration import read_as
+from builder.sources.facts import Calibration
 from builder.spec.quantizers import Calibrated
 from builder.spec.types import Target
 from builder.store import blobs, records, tmp
@@ -146,21 +148,15 @@ def _in_words(how: Calibrated) -> str:
     return f"{how.calibration.name}, at most {how.samples} x {how.sequence_length} tokens"
 
 
-def _key(plan: TargetPlan, how: Calibrated, digest: str) -> Key:
+def _key(plan: TargetPlan, how: Calibrated, digest: Digest) -> Key:
     """Everything that the activations depend on, and how they are written."""
-    base, adapter = plan.base, plan.adapter
+    base = plan.base
     return named_key(
         "imatrix/1",
         {
             "version": [_VERSION, imatrix.FORMAT],
-            "base_digest": base.weights,
-            "repairs": sorted(base.structure.repairs),
-            "slices": sorted(adapter.slices.items()) if adapter else [],
+            **measured_base(base, plan.adapter),
             "dtype": plan.dtype or base.structure.default_dtype,
-            "calibration_digest": digest,
-            "calibration_format": read_as(how.calibration),
-            "prompts_digest": base.identity.prompts,
-            "samples": how.samples,
-            "sequence_length": how.sequence_length,
+            **measured_text(how, base, Calibration(digest, read_as(how.calibration))),
         },
     )

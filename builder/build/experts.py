@@ -108,7 +108,7 @@ def _with_tenth(
 
     from builder.engine.without_tenth import divergence
 
-    base = a_tenth_less(plan.target, plan.base, found, key)
+    base = a_tenth_less(plan.base, found, key)
     if base is None:
         return found
 

@@ -106,7 +106,7 @@ def _with_tenth(
     """Adds what the model loses without a tenth of its experts."""
     import mlx.core as mx
 
-    from builder.engine.without_tenth import divergence
+    from builder.engine.without_tenth import lost
 
     base = a_tenth_less(plan.base, found, key)
     if base is None:
@@ -121,8 +121,8 @@ def _with_tenth(
     if not held:
         return found
     whole, less = _opened(project, plan), _opened(project, replace(plan, base=base))
-    lost = divergence(whole, less, tokens, counted, step)
-    return found if lost is None else replace(found, tenth=lost, held=held)
+    tenth = lost(whole, less, tokens, counted, step)
+    return found if tenth is None else replace(found, tenth=tenth, held=held)
 
 
 def _opened(project: Project, plan: TargetPlan) -> Opened:

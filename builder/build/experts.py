@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from builder.build.calibrated import open_sequences
+from builder.build.measuring import opened
 from builder.build.one_pass import open_adapter, open_base
 from builder.build.sharing import fetch_records
 from builder.build.waiting import waiting
@@ -27,7 +28,6 @@ from builder.store.types import Record
 from builder.weights.experts import Routing
 
 if TYPE_CHECKING:
-    from builder.engine.rounding.points import Opened
     from builder.engine.rounding.text import Piece
 
 HELD = 8  # sequences of other text, on which the loss of a tenth is measured
@@ -120,14 +120,6 @@ def _with_tenth(
     held = sum(sum(piece.counted) for piece in pieces)
     if not held:
         return found
-    whole, less = _opened(project, plan), _opened(project, replace(plan, base=base))
+    whole, less = opened(project, plan), opened(project, replace(plan, base=base))
     tenth = lost(whole, less, tokens, counted, step)
     return found if tenth is None else replace(found, tenth=tenth, held=held)
-
-
-def _opened(project: Project, plan: TargetPlan) -> Opened:
-    from builder.engine.rounding.points import Opened
-    from builder.engine.stream import cut
-
-    model, _ = open_base(project, plan)
-    return Opened(model, cut(model, open_adapter(project, plan), compiled=False))

@@ -54,7 +54,7 @@ def measured_costs(
     calibrated = plan.target.variant.rounds_for_text
     with unchanged(project, plan), accelerated(threads=1), durable.explained(project.store.root):
         cost = _sensitivity(project, plan, used, "gradient", emit).costs()
-        found = Measured(cost, errors(_opened(project, plan), choices, _dtype(plan), calibrated), at)
+        found = Measured(cost, errors(opened(project, plan), choices, _dtype(plan), calibrated), at)
     blob = blobs.ingest(project.store, [_to_text(found).encode()])
     records.write(project.store, Record(key, "sensitivity", blob, {**made_by(), "target": plan.name}))
     return found
@@ -81,7 +81,8 @@ class Comparison:
             return _sensitivity(self.project, plan, self.apart, named, self.emit).divergence(self._exact)
 
 
-def _opened(project: Project, plan: TargetPlan) -> Opened:
+def opened(project: Project, plan: TargetPlan) -> Opened:
+    """The exact model of a plan, lazy."""
     from builder.engine.rounding.points import Opened
     from builder.engine.stream import cut
 
@@ -107,7 +108,7 @@ def _sensitivity(
         emit(Learning(plan.name, part, done, total, None))
 
     return Sensitivity(
-        lambda: _opened(project, plan),
+        lambda: opened(project, plan),
         _files(project, plan) if plan.target.variant.rounds_for_text else None,
         plan.quantization,
         _dtype(plan),

@@ -121,9 +121,9 @@ def _sensitivity(
 
 
 def _files(project: Project, plan: TargetPlan) -> dict[str, Path]:
-    """Block -> its shard in the store. The session of the build keeps them."""
+    """Block -> its shard in the store. The session of the build keeps them. Raises StoreError."""
     found = {action.block: usable_record(project.store, action.key) for action in plan.actions}
-    return {block: blobs.path(project.store, record.blob.digest) for block, record in found.items() if record}
+    return {block: blobs.checked(project.store, record.blob) for block, record in found.items() if record}
 
 
 def _to_text(found: Measured) -> str:

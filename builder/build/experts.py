@@ -18,13 +18,11 @@ from builder.keys import Key
 from builder.plan.experts import a_tenth_less, kept_of, routing_key, tenth_in_words
 from builder.plan.planning import Facts, plan_alone, whole_facts
 from builder.plan.types import TargetPlan, Unresolved
+from builder.project.measurements import keep
 from builder.project.project import Project
-from builder.project.toolchain import made_by
 from builder.project.watch import unchanged
 from builder.spec.types import Target
-from builder.store import blobs, records
 from builder.store.locks import acquire, build_session
-from builder.store.types import Record
 from builder.weights.experts import Routing
 
 if TYPE_CHECKING:
@@ -43,9 +41,7 @@ def measure_experts(project: Project, target: Target, emit: Emit) -> Routing:
         found = project.routing(key)
         if found is None:
             found = _measured(project, target, key, emit)
-            blob = blobs.ingest(project.store, [found.to_text().encode()])
-            record = Record(key, "routing", blob, {**made_by(), "target": target.name})
-            records.write(project.store, record)
+            keep(project.store, key, "routing", found.to_text(), target.name)
     kept_of(target, found)
     project.forget_plan()
     return found

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from builder.build.calibrated import open_sequences
+from builder.build.measuring import opened
 from builder.build.one_pass import open_adapter, open_base
 from builder.build.sharing import fetch_records
 from builder.build.shelves import shelf
@@ -28,7 +29,6 @@ from builder.store.locks import acquire, build_session
 from builder.weights.experts import Routing
 
 if TYPE_CHECKING:
-    from builder.engine.rounding.points import Opened
     from builder.engine.rounding.shelf import Shelf
     from builder.engine.rounding.text import Piece
 
@@ -113,9 +113,9 @@ def _with_tenth(
     """Adds what the model loses without a tenth of its experts."""
     import mlx.core as mx
 
-    from builder.engine.without_tenth import divergence
+    from builder.engine.without_tenth import lost
 
-    base = a_tenth_less(plan.target, plan.base, found, key)
+    base = a_tenth_less(plan.base, found, key)
     if base is None:
         return found
 
@@ -127,14 +127,6 @@ def _with_tenth(
     held = sum(sum(piece.counted) for piece in pieces)
     if not held:
         return found
-    whole, less = _opened(project, plan), _opened(project, replace(plan, base=base))
-    lost = divergence(whole, less, tokens, counted, step, kept)
-    return found if lost is None else replace(found, tenth=lost, held=held)
-
-
-def _opened(project: Project, plan: TargetPlan) -> Opened:
-    from builder.engine.rounding.points import Opened
-    from builder.engine.stream import cut
-
-    model, _ = open_base(project, plan)
-    return Opened(model, cut(model, open_adapter(project, plan), compiled=False))
+    whole, less = opened(project, plan), opened(project, replace(plan, base=base))
+    tenth = lost(whole, less, tokens, counted, step, kept)
+    return found if tenth is None else replace(found, tenth=tenth, held=held)

@@ -51,7 +51,7 @@ def measured_costs(
     calibrated = plan.target.variant.rounds_for_text
     with unchanged(project, plan), accelerated(threads=1), durable.explained(project.store.root):
         cost = _sensitivity(project, plan, used, "gradient", emit, _shelf(project, plan)).costs()
-        found = Measured(cost, errors(_opened(project, plan), choices, _dtype(plan), calibrated), at)
+        found = Measured(cost, errors(opened(project, plan), choices, _dtype(plan), calibrated), at)
     keep(project.store, key, "sensitivity", _to_text(found), plan.name)
     return found
 
@@ -85,7 +85,8 @@ def _shelf(project: Project, plan: TargetPlan) -> Shelf:
     return shelf(project, walking_memory(plan))
 
 
-def _opened(project: Project, plan: TargetPlan) -> Opened:
+def opened(project: Project, plan: TargetPlan) -> Opened:
+    """The exact model of a plan, lazy."""
     from builder.engine.rounding.points import Opened
     from builder.engine.stream import cut
 
@@ -111,7 +112,7 @@ def _sensitivity(
         emit(Learning(plan.name, part, done, total, None))
 
     return Sensitivity(
-        lambda: _opened(project, plan),
+        lambda: opened(project, plan),
         _files(project, plan) if plan.target.variant.rounds_for_text else None,
         plan.quantization,
         _dtype(plan),

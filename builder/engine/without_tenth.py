@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from builder.engine.block import Block
-from builder.engine.rounding.points import Opened, after_layers, logprobs, numbers
+from builder.engine.rounding.points import Opened, divergence
 from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import empty, layer_paths, put
 from builder.engine.rounding.walk import Run, walk
@@ -18,14 +18,14 @@ from builder.engine.routing import floats
 Step = Callable[[int, int], None]
 
 
-def divergence(
-    whole: Opened, other: Opened, tokens: mx.array, counted: mx.array, step: Step, shelf: Shelf | None = None
+def lost(
+    whole: Opened, other: Opened, tokens: mx.array, counted: mx.array, step: Step, shelf: Shelf
 ) -> float | None:
     """KL of the whole model to the other one: the mean over the tokens that count, in nats.
 
-    `counted` [sequences, length] is 1 where what is predicted counts.
-    `shelf` keeps the hidden states. Neither model can be used afterwards.
-    None for a model whose layers return more than one hidden state for each token.
+    `counted` [sequences, length] is 1 where what is predicted counts. `shelf` keeps the hidden states.
+    Neither model can be used afterwards. None for a model whose layers return more than one hidden state for
+    each token.
     """
     layers = len(layer_paths(whole.model))
     done = 0
@@ -35,22 +35,13 @@ def divergence(
         done += 1
         step(done, 2 * layers)
 
-    kept = shelf or Shelf()
-    ours, theirs = (_last(each, tokens, tell, kept) for each in (other, whole))
+    ours, theirs = (_last(each, tokens, tell, shelf) for each in (other, whole))
     if ours is None or theirs is None:
         return None
-    total = 0.0
-    for at in range(tokens.shape[0]):
-        one = slice(at, at + 1)
-        wanted = logprobs(after_layers(whole.model, tokens[one], kept.part(theirs, one)))
-        logs = logprobs(after_layers(other.model, tokens[one], kept.part(ours, one)))
-        lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * counted[one]
-        total += numbers(lost.sum()[None])[0]
-        mx.clear_cache()
-    return total / numbers(counted.sum()[None])[0]
+    return divergence((whole.model, theirs), (other.model, ours), tokens, counted, shelf)
 
 
-def _last(opened: Opened, tokens: mx.array, tell: Callable[[], None], shelf: Shelf | None) -> mx.array | None:
+def _last(opened: Opened, tokens: mx.array, tell: Callable[[], None], shelf: Shelf) -> mx.array | None:
     """What the last layer returns. None where the layers do not form one chain of hidden states."""
     layers = layer_paths(opened.model)
     blocks: Mapping[str, Block] = opened.blocks

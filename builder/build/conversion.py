@@ -151,4 +151,4 @@ def described(store: Store, ledger: Ledger, plan: TargetPlan, made: Converter) -
 
 def _copy(store: Store, blob: Blob, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(blobs.path(store, blob.digest), to)
+    shutil.copyfile(blobs.checked(store, blob), to)

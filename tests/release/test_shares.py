@@ -7,13 +7,16 @@ from collections.abc import Callable
 import pytest
 
 from builder.build.prepare import prepare_base
-from builder.console.events import Event, Note
+from builder.build.sharing import share
+from builder.console.events import Event, Note, silent
+from builder.errors import BuildError
 from builder.plan.quantization import PlanError
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.why import why
 from builder.release import shares, smallest
 from builder.release.delivery import deliver
+from builder.release.shares import search_share
 from tests.build.test_calibrated import words
 from tests.conftest import Sandbox
 from tests.engine.test_routing import never
@@ -48,6 +51,20 @@ suites = ["same"]
 """
 
 
+REMOTE = """
+[remote.team]
+url = "../remote"
+push = "always"
+"""
+
+
+def filled(box: Sandbox) -> Sandbox:
+    make_mixture(box.root / "base", never)
+    (box.root / "text.jsonl").write_text(words(0))
+    (box.root / "rows.jsonl").write_text(questions())
+    return box
+
+
 def deliver_least(box: Sandbox) -> list[str]:
     heard: list[Event] = []
     loaded = Project.load(box.toml)
@@ -65,10 +82,8 @@ def test_experts_that_are_never_chosen_are_left_out_by_a_search(
     monkeypatch.setattr(  # 4 or 8 bits, and nothing between
         smallest, "rungs", lambda target, base: {b: n for b, n in every(target, base).items() if b in (4, 8)}
     )
-    box = sandbox(DECLARATION)
-    make_mixture(box.root / "base", never)
-    (box.root / "text.jsonl").write_text(words(0))
-    (box.root / "rows.jsonl").write_text(questions())
+    box = filled(sandbox(DECLARATION + REMOTE))
+    assert box.builder("remote", "init").code == 0
     said = deliver_least(box)
     assert any("the smallest size with 0.75 of the experts" in line for line in said)
     project = Project.load(box.toml)
@@ -84,6 +99,12 @@ def test_experts_that_are_never_chosen_are_left_out_by_a_search(
     assert not any(
         "the smallest size with" in line for line in deliver_least(box)
     )  # nothing is searched again
+    share(project, [plan], "always", silent)
+    ben = box.clone("ben")
+    told = deliver_least(ben)
+    assert any("pulled" in line for line in told)
+    assert not any("the smallest size with" in line or "are measured with" in line for line in told)
+    assert Project.load(ben.toml).plan.targets["m_least"].key == plan.key
     assert box.doit("gc", "--grace", "0", "--yes").code == 0
     assert project.plan.targets["m_least"] == Project.load(box.toml).plan.targets["m_least"]
     box.edit("[1.0, 0.75]", "[1.0, 0.75, 0.5]")
@@ -96,10 +117,17 @@ def test_a_share_that_the_router_cannot_have_is_refused_before_a_size_is_searche
 ) -> None:
     searched: list[object] = []
     monkeypatch.setattr(shares, "search_size", lambda *asked: searched.append(asked))
-    box = sandbox(DECLARATION.replace("[1.0, 0.75]", "[1.0, 0.1]"))
-    make_mixture(box.root / "base", never)
-    (box.root / "text.jsonl").write_text(words(0))
-    (box.root / "rows.jsonl").write_text(questions())
+    box = filled(sandbox(DECLARATION.replace("[1.0, 0.75]", "[1.0, 0.1]")))
     with pytest.raises(PlanError, match=r"experts = 0.1 keeps 1 of 8 experts in each layer, but the router"):
         deliver_least(box)
     assert not searched
+
+
+def test_questions_that_are_not_there_are_named(sandbox: Make) -> None:
+    box = filled(sandbox(DECLARATION))
+    (box.root / "rows.jsonl").unlink()
+    project = Project.load(box.toml)
+    prepare_base(project, project.spec.bases["mix"], silent)
+    with pytest.raises(BuildError, match="rows.jsonl") as caught:
+        search_share(project, project.spec.target("m_least"), silent)
+    assert "\n" not in caught.value.message

@@ -73,7 +73,7 @@ def test_an_exact_gguf_is_repacked_by_a_worker(tmp_path: Path, monkeypatch: pyte
         "declaration": box.toml.read_text(),
         "session": "elsewhere",
         "remote": "team",
-        "versions": versions,
+        "versions": connection.versions_here(),
     }
     for name, jobs in (("one", blocks), ("two", [last])):
         monkeypatch.setenv(worker.FOLDER, str(box.clone(name).root))

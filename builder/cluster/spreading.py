@@ -96,12 +96,18 @@ def build_jobs(project: Project, plans: Sequence[TargetPlan | Unresolved], width
 
 def _jobs_of_model(project: Project, todo: Sequence[TargetPlan | Unresolved], width: int) -> list[Job]:
     store, planned = project.store, [plan for plan in todo if isinstance(plan, TargetPlan)]
-    read = [project.plan.targets[str(plan.needs)] for plan in planned if reads_source(store, plan)]
+    reading = [plan for plan in planned if reads_source(store, plan)]
+    read = [project.plan.targets[name] for plan in reading for name in plan.reads]
     passes = {p.name: p for p in [*planned, *read] if isinstance(p, TargetPlan) and _in_a_pass(p)}
     missing = {name: missing_actions(store, plan) for name, plan in passes.items()}
     blocks = block_jobs([*passes.values()], missing, width)
-    rounded = [target_job(p.name, [p.key]) for p in planned if p.target.variant.rounds_for_text]
-    learned = [target_job(p.name, [p.key], blocks) for p in planned if p.needs is not None]
+    alone = {p.name: p for p in [*planned, *read] if isinstance(p, TargetPlan) and _is_missing(project, p)}
+    rounded = [target_job(p.name, [p.key]) for p in alone.values() if p.target.variant.rounds_for_text]
+    learned = [
+        target_job(p.name, [p.key], [*blocks, *(rounded if p.start else ())])
+        for p in planned
+        if p.needs is not None
+    ]
     searched: list[Job] = []
     for plan in todo:
         if isinstance(plan, Unresolved):  # one after the other: they may need the same costs of weights

@@ -94,7 +94,7 @@ def _run(project: Project, plan: TargetPlan, read: Sequence[TargetPlan], emit: E
                 raise SourceNotBuilt(target=plan.name, source=source.name)
             views.materialize(store, scratch / name, manifest)  # links or clones where the disk has them
             shown.append(Shown(store, scratch / name, manifest))
-        _call(project, plan, scratch, emit)
+        _call(project, plan, scratch / "source", scratch, emit)
         for each, source in zip(shown, read, strict=True):
             if not each.is_shown:
                 raise SourceChanged(source=f"model:{source.name}", path=each.folder)
@@ -175,13 +175,13 @@ def _config(project: Project, source: TargetPlan, step: Manifest) -> bytes:
     return json.dumps(dict(sorted({**config, **chosen}.items())), indent=4).encode()
 
 
-def _call(project: Project, plan: TargetPlan, scratch: Path, emit: Emit) -> None:
+def _call(project: Project, plan: TargetPlan, source: Path, scratch: Path, emit: Emit) -> None:
     """Run the method with `scratch` as its home and working folder. Raises StepFailed."""
     learned, how = _learned(plan), plan.target.variant.quantization
     text = _calibration(plan, learned, scratch)
     settings = {k: v for k, v in asdict(learned).items() if k not in ("source", "start", "calibration")}
     request = LearnedRequest(
-        source=str(scratch.resolve() / "source"),
+        source=str(source.resolve()),
         start=str(scratch.resolve() / "start") if plan.start else None,
         out=str(scratch.resolve() / "out"),
         calibration=str(text),

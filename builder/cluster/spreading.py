@@ -93,14 +93,20 @@ def build_jobs(project: Project, plans: Sequence[TargetPlan | Unresolved], width
 def _jobs_of_model(project: Project, todo: Sequence[TargetPlan | Unresolved], width: int) -> list[Job]:
     store, planned = project.store, [plan for plan in todo if isinstance(plan, TargetPlan)]
     exact = [plan for plan in planned if _is_exact(plan)]
-    read = [project.plan.targets[str(plan.needs)] for plan in planned if reads_source(store, plan)]
+    reading = [plan for plan in planned if reads_source(store, plan)]
+    read = [project.plan.targets[name] for plan in reading for name in plan.reads]
     read += [source_of(project, plan) for plan in exact if lacks_source(project, plan)]
     made = {p.name: p for p in [*planned, *read] if isinstance(p, TargetPlan)}
     passes = {name: plan for name, plan in made.items() if _in_a_pass(plan)}
     missing = {name: missing_actions(store, plan) for name, plan in passes.items()}
     blocks = block_jobs([*passes.values()], missing, width)
-    rounded = [target_job(p.name, [p.key]) for p in made.values() if _is_rounded(p)]
-    learned = [target_job(p.name, [p.key], blocks) for p in planned if p.needs is not None]
+    alone = [plan for plan in made.values() if _is_rounded(plan) and _is_missing(project, plan)]
+    rounded = [target_job(p.name, [p.key]) for p in alone]
+    learned = [
+        target_job(p.name, [p.key], [*blocks, *(rounded if p.start else ())])
+        for p in planned
+        if p.needs is not None
+    ]
     repacked = [target_job(p.name, [p.key], [*blocks, *rounded]) for p in exact]
     searched: list[Job] = []
     for plan in todo:

@@ -17,14 +17,17 @@ from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.errors import SourceMissing
 from builder.gguf import imatrix
-from builder.keys import Key, named_key
+from builder.keys import Digest, Key, named_key
+from builder.plan.parts import measured_base, measured_text
 from builder.plan.types import TargetPlan
 from builder.project import hashing
+from builder.project.peaks import walking_memory
 from builder.project.project import Project
 from builder.project.roots import keys_of
 from builder.project.toolchain import made_by
 from builder.project.watch import unchanged
 from builder.sources.calibration import read_as
+from builder.sources.facts import Calibration
 from builder.spec.quantizers import Calibrated
 from builder.spec.types import Target
 from builder.store import blobs, records, tmp
@@ -97,7 +100,7 @@ def _made(
     variant = replace(plan.target.variant, calibrated=how)
     told = replace(plan, target=Target(plan.target.model, variant), calibration=digest)
     with unchanged(project, plan) as check:
-        found = _run(project, plan, mx.array([p.tokens for p in open_sequences(project, told)[0]]), emit)
+        found = _run(project, told, mx.array([p.tokens for p in open_sequences(project, told)[0]]), emit)
         check()
     entries = [(names[path], each.sums, each.counts) for path, each in found.items() if path in names]
     with tmp.new_folder(project.store) as folder, durable.explained(folder):
@@ -114,6 +117,7 @@ def _made(
 
 
 def _run(project: Project, plan: TargetPlan, tokens: mx.array, emit: Emit) -> dict[str, Squared]:
+    """`plan` has the text."""
     import mlx.core as mx
 
     from builder.engine.blas import accelerated
@@ -130,7 +134,7 @@ def _run(project: Project, plan: TargetPlan, tokens: mx.array, emit: Emit) -> di
             dtype,
             tokens,
             step,
-            shelf(project, plan),
+            shelf(project, walking_memory(plan)),
         )
 
 
@@ -144,21 +148,15 @@ def _in_words(how: Calibrated) -> str:
     return f"{how.calibration.name}, at most {how.samples} x {how.sequence_length} tokens"
 
 
-def _key(plan: TargetPlan, how: Calibrated, digest: str) -> Key:
+def _key(plan: TargetPlan, how: Calibrated, digest: Digest) -> Key:
     """Everything that the activations depend on, and how they are written."""
-    base, adapter = plan.base, plan.adapter
+    base = plan.base
     return named_key(
         "imatrix/1",
         {
             "version": [_VERSION, imatrix.FORMAT],
-            "base_digest": base.weights,
-            "repairs": sorted(base.structure.repairs),
-            "slices": sorted(adapter.slices.items()) if adapter else [],
+            **measured_base(base, plan.adapter),
             "dtype": plan.dtype or base.structure.default_dtype,
-            "calibration_digest": digest,
-            "calibration_format": read_as(how.calibration),
-            "prompts_digest": base.identity.prompts,
-            "samples": how.samples,
-            "sequence_length": how.sequence_length,
+            **measured_text(how, base, Calibration(digest, read_as(how.calibration))),
         },
     )

@@ -20,6 +20,7 @@ from builder.build.blocks import Tally, make_blocks
 from builder.build.conversion import converter, make_head
 from builder.build.cutting import cut_blocks
 from builder.build.feed import Feed
+from builder.build.hashing import hashed_beside
 from builder.build.ledger import Ledger
 from builder.build.manifests import manifest_of
 from builder.build.reading import Reading, by_blocks
@@ -143,12 +144,16 @@ def make_missing(
             make_head(project.store, ledger, target, converters[target.name], on_wait)
         fused = peaks.copies(project, lacking)
         ahead = peaks.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
-        with Feed(reading.jobs, reading.rooms, ahead, table, direct=reading.direct) as feed:
+        with (
+            hashed_beside(reading.beside, table) as hashed,
+            Feed(reading.jobs, reading.rooms, ahead, table, direct=reading.direct) as feed,
+        ):
             order = reading.order
             what = (ledger, lacking, todo, stream, converters)
             make_blocks(*what, feed, order, ahead, check, tally, on_wait, emit)
             if read is not None:
                 feed.finish()
+            hashed()
     seconds = time.perf_counter() - started
     if unique:
         speed.note(project.cache, speed.Pass(sum(source[block] for block in blocks), size, seconds))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from builder.build.conversion import Converter, encoded
@@ -34,10 +35,14 @@ WRITERS = 3  # shards that are hashed and written at a time: while one waits for
 
 @dataclass
 class Tally:
-    """Which keys this pass made, and for which target: a shared block counts once. The seconds it took."""
+    """Which keys this pass made, and for which target: a shared block counts once. The seconds it took.
+
+    `waits`: held once the run has said that it waits for another one.
+    """
 
     made: dict[Key, str] = field(default_factory=dict)
     seconds: float = 0.0
+    waits: Lock = field(default_factory=Lock)
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ def _record(project: Project, look: _Look, digests: dict[Path, Digest], tally: T
     if (worn := look.plans[0].target.model.adapter) is not None:
         prepare_adapter(project, project.spec.adapters[worn], emit)
     done = []
-    on_wait = waiting(look.plans[0].target.model.name, emit)
+    on_wait = waiting(look.plans[0].target.model.name, emit, tally.waits)
     for provisional in look.plans:
         plan = project.plan.targets[provisional.name]
         if not isinstance(plan, TargetPlan) or len(plan.keys) != len(provisional.keys):

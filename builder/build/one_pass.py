@@ -126,7 +126,7 @@ def make_missing(
     size = sum(action.size for action in unique.values())
     source = targets[0].base.whole.block_nbytes
     started = time.perf_counter()
-    on_wait = waiting(model, emit)
+    on_wait = waiting(model, emit, tally.waits)
     blocks = {action.block for action in unique.values()}
     table = f"base.{targets[0].target.model.base}"
     with unchanged(project, targets[0]) as check:
@@ -274,7 +274,7 @@ def finish(project: Project, target: TargetPlan, tally: Tally, seconds: float, e
     """Manifest, then view."""
     store = project.store
     made = sum(tally.made.get(action.key) == target.name for action in target.actions)
-    with acquire(store, [target.key], waiting(target.name, emit)):
+    with acquire(store, [target.key], waiting(target.name, emit, tally.waits)):
         manifest = records.read_manifest(store, target.key)
         if manifest is None or not holds(store, manifest):
             manifest = records.write_manifest(store, manifest_of(store, target, made))

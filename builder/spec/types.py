@@ -133,9 +133,10 @@ class Variant:
         return made_for.calibration if made_for else None
 
     @property
-    def made_from(self) -> str | None:
-        """The variant whose weights it reads, or None."""
-        return self.learned.source if self.learned else self.gguf.of if self.gguf else None
+    def made_from(self) -> tuple[str, ...]:
+        """The variants whose weights it reads."""
+        named = (self.learned.source, self.learned.start) if self.learned else ()
+        return tuple(name for name in (*named, self.gguf.of if self.gguf else None) if name)
 
     @property
     def rounds_for_text(self) -> bool:
@@ -144,7 +145,8 @@ class Variant:
 
     @property
     def is_quantized(self) -> bool:
-        return self.quantization is not None or self.recipe is not None or self.goal is not None
+        how = (self.quantization, self.recipe, self.goal, self.learned)
+        return any(each is not None for each in how)
 
     @property
     def common_group(self) -> int:

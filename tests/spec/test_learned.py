@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from builder.errors import SpecError
 from builder.spec.parse import parse_spec
 from builder.spec.quantizers import Calibrated, Goal
+from tests.spec.refused import problems
 
 HEAD = """\
 [base.b]
@@ -24,12 +24,11 @@ calibration = "text.txt"
 """
 
 
-def problems(settings: str) -> str:
-    try:
-        parse_spec(Path("artifacts.toml"), (HEAD + settings).encode())
-    except SpecError as error:
-        return str(error)
-    return ""
+STARTED = """\
+method = "dwq"
+start = "s"
+[variant.s]
+"""
 
 
 @pytest.mark.parametrize(
@@ -55,7 +54,7 @@ def problems(settings: str) -> str:
     ],
 )
 def test_a_number_that_a_method_cannot_use(settings: str, says: str) -> None:
-    assert says in problems(settings)
+    assert says in problems(HEAD + settings)
 
 
 @pytest.mark.parametrize(
@@ -68,20 +67,12 @@ def test_a_number_that_a_method_cannot_use(settings: str, says: str) -> None:
     ],
 )
 def test_a_number_that_a_method_can_use(settings: str) -> None:
-    assert problems(settings) == ""
+    assert problems(HEAD + settings) == ""
 
 
 # -- calibrated rounding -----------------------------------------------------------------------------------
 
 CALIBRATED = HEAD.replace('from = "f16"\ncalibration = "text.txt"\n', "")
-
-
-def problems_of(settings: str) -> str:
-    try:
-        parse_spec(Path("artifacts.toml"), (CALIBRATED + settings).encode())
-    except SpecError as error:
-        return str(error)
-    return ""
 
 
 TEXT = 'calibration = "text.txt"\n'
@@ -113,7 +104,7 @@ BESIDE = "bits, recipe, target, method or experts"
     ],
 )
 def test_a_calibrated_variant_that_cannot_be_meant(settings: str, says: str) -> None:
-    assert says in problems_of(settings)
+    assert says in problems(CALIBRATED + settings)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +143,7 @@ def test_a_calibrated_variant(settings: str, samples: int, length: int) -> None:
     ],
 )
 def test_a_size_that_cannot_be_meant(settings: str, says: str) -> None:
-    assert says in problems_of(settings)
+    assert says in problems(CALIBRATED + settings)
 
 
 @pytest.mark.parametrize(
@@ -196,16 +187,13 @@ suites = ["own", "same"]
 
 
 def test_a_size_that_is_searched_needs_something_to_meet() -> None:
-    with pytest.raises(SpecError) as error:
-        parse_spec(Path("artifacts.toml"), SEARCHES.encode())
-    assert 'variant "v" searches its size, but this model requires nothing; add [model.m.require]' in str(
-        error.value
+    assert (
+        'variant "v" searches its size, but this model requires nothing; add [model.m.require]'
+        in problems(SEARCHES)
     )
-    own = SEARCHES + '[model.m.require]\n"own.score" = ">= 1"\n"same.kl" = "<= 1"\n'
-    with pytest.raises(SpecError) as error:
-        parse_spec(Path("artifacts.toml"), own.encode())
-    assert str(error.value).count("searches its size") == 1
-    assert '"own.score" comes from a command, which asks everything' in str(error.value)
+    own = problems(SEARCHES + '[model.m.require]\n"own.score" = ">= 1"\n"same.kl" = "<= 1"\n')
+    assert own.count("searches its size") == 1
+    assert '"own.score" comes from a command, which asks everything' in own
 
 
 def test_a_size_that_is_searched_halves_the_suites_of_its_target_alone() -> None:
@@ -218,3 +206,50 @@ def test_a_size_that_is_searched_halves_the_suites_of_its_target_alone() -> None
     assert [suite.part for suite in spec.suites_of(searched)] == ["all", "rest"]
     assert [(suite.name, suite.part) for suite in spec.search_suites(searched)] == [("same", "search")]
     assert {suite.part for suite in spec.suites_of(other)} == {"all"}
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        ('dtype = "bfloat16"', 'variant "v" starts from "s", which is not quantized; name an affine variant'),
+        ('mode = "mxfp4"', 'starts from "s", whose mode "mxfp4" has no biases; name an affine variant'),
+        ('gguf = "Q8_0"', 'starts from "s", which is a GGUF; name an affine variant'),
+        (
+            'method = "gptq"\nfrom = "f16"\ncalibration = "text.txt"\nbits = 4',
+            'starts from "s", which is made whole; name an affine variant, with `bits`, `recipe` or `target`',
+        ),
+        (
+            'bits = 4\nexperts = 0.5\ncalibration = "text.txt"',
+            'starts from "s", which keeps fewer experts; name a variant with all experts in `start`',
+        ),
+        ("bits = 4", 'variant "v" starts from "s", which this model does not list; add it to variants'),
+    ],
+)
+def test_a_variant_whose_scales_cannot_be_tuned(start: str, says: str) -> None:
+    found = problems(HEAD + STARTED + start).splitlines()
+    listed = "does not list" in says
+    assert [line for line in found if says in line], found
+    assert len(found) == 1 or listed
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ('method = "dwq"\nstart = "v"', 'starts from "v", which is this variant itself; name another one'),
+        ('method = "dwq"\nstart = "f61"', 'variant "f61" is not declared; did you mean "f16"?'),
+        ('method = "gptq"\nstart = "f16"', 'start is not for method "gptq" but for dwq; remove it'),
+        ('method = "dwq"\nstart = "f16"\nbits = 4', "start"),
+        ('start = "f16"', "method"),
+    ],
+)
+def test_a_start_that_cannot_be(settings: str, says: str) -> None:
+    found = problems(HEAD + settings)
+    assert says in found, found
+
+
+def test_a_start_has_the_bits() -> None:
+    text = HEAD.replace('"v"]', '"v", "s"]') + STARTED + "bits = 3\n"
+    spec = parse_spec(Path("artifacts.toml"), text.encode())
+    variant = spec.variants["v"]
+    assert variant.made_from == ("f16", "s")
+    assert (variant.quantization, variant.is_quantized, variant.learned is not None) == (None, True, True)

@@ -17,7 +17,7 @@ from builder.publish import bundle, evidence, gguf_card, ollama
 from builder.publish.bundle import File
 from builder.publish.errors import PlaceRefused, PublishRefused
 from builder.publish.evidence import Licence
-from builder.publish.gguf.joining import join, known_joined, unjoined
+from builder.publish.gguf.joining import join, known_joined, unjoined, wanted_type
 from builder.publish.gguf.making import Gguf
 from builder.publish.gguf.mixing import gguf_of, mix_in_words, outlook
 from builder.publish.gguf_card import GgufFile
@@ -136,7 +136,7 @@ def _joined(project: Project, plan: TargetPlan, found: Licence | None, emit: Emi
     gguf = known_joined(project, plan, about) if dry else join(project, plan, about, emit)
     size, usual = (gguf.blob.size, gguf.usual) if gguf else unjoined(plan)
     results = measured(project, plan)
-    name = _name(plan, str(plan.target.variant.gguf and plan.target.variant.gguf.type), usual)
+    name = _name(plan, wanted_type(plan), usual)
     return _Made(name, size, gguf, results, tuple(missed(plan.target.model.require, results)), "")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from builder.build.conversion import converter, described
 from builder.build.ledger import Ledger
 from builder.build.manifests import BlobMissing
-from builder.console.events import Emit, Note, Writing
+from builder.console.events import Emit, Note
 from builder.console.words import size_text
 from builder.gguf import layout, splits
 from builder.gguf.architecture import Tensor
@@ -18,9 +18,8 @@ from builder.keys import Key, make_key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.toolchain import version_of
-from builder.publish.gguf.making import Gguf, from_record, record_of
-from builder.store import blobs, records, tmp
-from builder.store.disk import durable
+from builder.publish.gguf.making import Gguf, from_record, stored
+from builder.store import blobs
 from builder.store.holdings import usable_record
 from builder.store.types import Record
 
@@ -30,7 +29,7 @@ _PIECE = 1 << 22
 def known_joined(project: Project, plan: TargetPlan, about: Mapping[str, str]) -> Gguf | None:
     """The one file of a target, if the store has it."""
     record = usable_record(project.store, _key(plan, about))
-    return from_record(record, _wanted(plan)) if record is not None else None
+    return from_record(record, wanted_type(plan)) if record is not None else None
 
 
 def unjoined(plan: TargetPlan) -> tuple[int, str]:
@@ -44,17 +43,9 @@ def join(project: Project, plan: TargetPlan, about: Mapping[str, str], emit: Emi
     found = known_joined(project, plan, about)
     if found is not None:
         return found
-    store = project.store
-    ledger = Ledger(store)
-    written = described(store, ledger, plan, converter(project, ledger, plan))
+    ledger = Ledger(project.store)
+    written = described(project.store, ledger, plan, converter(project, ledger, plan))
     emit(Note(f"joining the files of {plan.name}, {size_text(written.nbytes)}"))
-    done = 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        emit(Writing(plan.name, min(done, written.nbytes), written.nbytes))
-
     places = _places(project, plan)
 
     def read(tensor: Tensor, weight: Weight, kind: str) -> Iterator[bytes]:
@@ -64,13 +55,11 @@ def join(project: Project, plan: TargetPlan, about: Mapping[str, str], emit: Emi
             for start in range(0, extent.nbytes, _PIECE):
                 yield file.read(min(_PIECE, extent.nbytes - start))
 
-    with tmp.new_folder(store) as folder, durable.explained(folder):
-        file = folder / "model.gguf"
-        write_all(file, written, read, wanted=_wanted(plan), about=about, step=step)
-        blob = blobs.ingest_file(store, file)
-    record = record_of(_key(plan, about), blob, written)
-    records.write(store, record)
-    return from_record(record, _wanted(plan))
+    def fill(file: Path, step: Callable[[int], None]) -> None:
+        write_all(file, written, read, wanted=wanted_type(plan), about=about, step=step)
+
+    record = stored(project, plan.name, _key(plan, about), written, fill, {}, emit)
+    return from_record(record, wanted_type(plan))
 
 
 def _places(project: Project, plan: TargetPlan) -> dict[str, tuple[Path, splits.Extent]]:
@@ -86,7 +75,8 @@ def _places(project: Project, plan: TargetPlan) -> dict[str, tuple[Path, splits.
     return found
 
 
-def _wanted(plan: TargetPlan) -> str:
+def wanted_type(plan: TargetPlan) -> str:
+    """The type of GGUF that the variant of a target declares."""
     assert plan.target.variant.gguf is not None
     return plan.target.variant.gguf.type
 

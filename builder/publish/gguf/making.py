@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from builder.console.events import Emit, Note, Writing
 from builder.console.words import size_text
@@ -100,6 +101,25 @@ def written(
     made, weights = what
     name = f"{plan.name} as GGUF {wanted}"
     emit(Note(f"writing {name}, {size_text(made.nbytes)}"))
+
+    def fill(file: Path, step: Callable[[int], None]) -> None:
+        write(file, made, weights, target=plan.name, wanted=wanted, about=about, step=step, quantize=quantize)
+
+    return stored(project, name, key, made, fill, weighed, emit)
+
+
+def stored(
+    project: Project,
+    name: str,
+    key: Key,
+    made: Written,
+    fill: Callable[[Path, Callable[[int], None]], None],
+    weighed: Mapping[str, str],
+    emit: Emit,
+) -> Record:
+    """Keeps the file that `fill` writes, and its record. `fill` calls its second argument with the bytes of
+    each portion. Events call the file `name`. Raises BuildError.
+    """
     done = 0
 
     def step(count: int) -> None:
@@ -109,20 +129,20 @@ def written(
 
     with tmp.new_folder(project.store) as folder, durable.explained(folder):
         file = folder / "model.gguf"
-        write(file, made, weights, target=plan.name, wanted=wanted, about=about, step=step, quantize=quantize)
+        fill(file, step)
         blob = blobs.ingest_file(project.store, file)
-    record = record_of(key, blob, made, weighed)
+    record = _record_of(key, blob, made, weighed)
     records.write(project.store, record)
     return record
 
 
-def record_of(key: Key, blob: Blob, made: Written, weighed: Mapping[str, str] | None = None) -> Record:
+def _record_of(key: Key, blob: Blob, made: Written, weighed: Mapping[str, str]) -> Record:
     """The record of a file, with what a card says of it."""
     said: dict[str, str | int | float | bool] = {
         "mix": json.dumps(made.mix),
         "bits_per_weight": round(made.bits_per_weight, 4),
         "architecture": made.architecture.name,
         "context": int(made.architecture.settings["context_length"]),
-        **(weighed or {}),
+        **weighed,
     }
     return Record(key, "gguf", blob, said)

@@ -245,7 +245,8 @@ def _pass(
     base, budget = project.spec.bases[plans[0].target.model.base], project.spec.build.memory
     rounding = rounding_memory(plans[0])
     if budget is None or rounding < budget:  # then hidden states may stay in memory
-        rounding = min(rounding_memory(plans[0], 3), budget or rounding_memory(plans[0], 3))
+        most = rounding_memory(plans[0], 3)
+        rounding = min(most, budget or most)
     begun = begun_bytes(base) if estimated and not rounding else None
     return PassForecast(
         model,

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from statistics import mode
 from types import MappingProxyType
 
 from builder.errors import BuildError
@@ -172,18 +171,14 @@ def rounding_memory(plan: TargetPlan, states: int = 1) -> int:
     if how is None or how.nearest:
         return 0
     structure = plan.base.structure
-    shapes = {name: [p.tensor.shape for p in each] for name, each in structure.by_block.items()}
-    elements = {name: sum(map(prod, each)) for name, each in shapes.items()}
-    layers = {name for name in shapes if name.rpartition(".")[2].isdigit()}
+    elements, layers = structure.block_elements, structure.layers
     outside = sum(size for name, size in elements.items() if name not in layers)
     largest = max((elements[name] for name in layers), default=0)
-    experts = max(
-        (sum(s[0] * s[-1] ** 2 for s in each if len(s) == 3) for name, each in shapes.items()), default=0
-    )
-    widths = [shape[-1] for name in layers for shape in shapes[name] if len(shape) == 2]
-    hidden = how.samples * how.sequence_length * (mode(widths) if widths else 0)
+    shapes = ([p.tensor.shape for p in each] for each in structure.by_block.values())
+    experts = max((sum(s[0] * s[-1] ** 2 for s in each if len(s) == 3) for each in shapes), default=0)
+    hidden = how.samples * how.sequence_length * structure.width
     each = 6 if plan.target.variant.goal is None else 12
-    factors = _FACTORS * max(widths, default=0) ** 2
+    factors = _FACTORS * max(structure.widths, default=0) ** 2
     return RESIDENT + LOOPS + each * outside + 4 * (4 * largest + states * hidden + experts) + factors
 
 

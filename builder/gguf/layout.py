@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from builder.gguf.architecture import Tensor, tensors_of
 from builder.gguf.formats import type_of
-from builder.gguf.settings import Unwritable
-from builder.gguf.weights import Affine, Weight
+from builder.gguf.weights import Weight, affine_weight
 from builder.spec.types import Quantization
 from builder.weights.structure import TensorSpec
 
@@ -52,11 +51,7 @@ def _weights(tensors: Sequence[TensorSpec], quantization: Mapping[str, Quantizat
         if how is None:
             found[name] = Weight(name, tensor.shape, tensor.dtype, None)
         elif leaf == "weight":
-            if how.mode != "affine":
-                raise Unwritable(f'"{path}" is quantized in mode {how.mode}')
-            shape = (*tensor.shape[:-1], tensor.shape[-1] * 32 // how.bits)
-            affine = Affine(how.bits, how.group_size)
-            found[name] = Weight(name, shape, by_name[f"{path}.scales"].dtype, affine)
+            found[name] = affine_weight(name, tensor.shape, by_name[f"{path}.scales"].dtype, how)
         elif leaf not in ("scales", "biases"):
             found[name] = Weight(name, tensor.shape, tensor.dtype, None)
     return found

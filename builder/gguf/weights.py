@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.gguf.settings import Unwritable
+from builder.spec.types import Quantization
 from builder.weights.safetensors import TensorInfo, read_header
 from builder.weights.shards import RawTensor
 
@@ -47,6 +48,14 @@ class Weight:
     @property
     def rows(self) -> int:
         return math.prod(self.shape[:-1])
+
+
+def affine_weight(name: str, shape: tuple[int, ...], dtype: str, how: Quantization) -> Weight:
+    """A quantized weight, from the shape of its words and the type of its scales. Raises Unwritable."""
+    if how.mode != "affine":
+        raise Unwritable(f'"{name.removesuffix(".weight")}" is quantized in mode {how.mode}')
+    columns = shape[-1] * 32 // how.bits
+    return Weight(name, (*shape[:-1], columns), dtype, Affine(how.bits, how.group_size))
 
 
 class Rows(ABC):
@@ -111,13 +120,9 @@ class Weights(Rows):
                 raise Unwritable(f'tensor "{name}" is stored as {info.dtype}')
             return Weight(name, info.shape, info.dtype, None)
         own = self._how.get(path)
-        how = {**self._how, **own} if isinstance(own, dict) else self._how
-        mode = how.get("mode", "affine")
-        if mode != "affine":
-            raise Unwritable(f'"{path}" is quantized in mode {mode}')
-        bits, group = int(how["bits"]), int(how["group_size"])
-        shape = (*info.shape[:-1], info.shape[-1] * 32 // bits)
-        return Weight(name, shape, self._where[f"{path}.scales"][1].dtype, Affine(bits, group))
+        said = {**self._how, **own} if isinstance(own, dict) else self._how
+        how = Quantization(int(said["bits"]), int(said["group_size"]), said.get("mode", "affine"))
+        return affine_weight(name, info.shape, self._where[f"{path}.scales"][1].dtype, how)
 
     def rows(self, name: str, count: int, start: int, stop: int) -> Array:
         import numpy as np

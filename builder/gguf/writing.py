@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError, SourceError
-from builder.gguf import splits
+from builder.gguf import layout, splits
 from builder.gguf.architecture import (
     Architecture,
     GgufRefused,
@@ -25,6 +25,7 @@ from builder.gguf.settings import Unwritable
 from builder.gguf.vocabulary import Vocabulary, vocabulary
 from builder.gguf.weights import Rows, Weight, Weights
 from builder.spec.destinations import EXACT
+from builder.weights.structure import TensorSpec
 
 WRITER = "gguf/1"  # part of the key: change it when the same folder gives other bytes
 _EMBEDDING = "embed_tokens.weight"
@@ -54,11 +55,7 @@ class Written:
     @property
     def mix(self) -> dict[str, float]:
         """Type -> its share of all elements, largest first."""
-        counts: Counter[str] = Counter()
-        for _, weight, kind in self.tensors:
-            counts[kind] += weight.rows * weight.columns
-        total = counts.total()
-        return {kind: count / total for kind, count in counts.most_common()}
+        return layout.mix(TensorSpec(t.name, kind, w.shape) for t, w, kind in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
@@ -90,11 +87,6 @@ def planned(folder: Path, target: str, wanted: str, *, weighed: bool = False) ->
 Read = Callable[[Tensor, Weight, str], Iterable[bytes]]  # the bytes of a tensor of some type, in portions
 
 
-def reader(made: Written, weights: Rows, quantize: Quantize = by_package) -> Read:
-    """Converts the weights as they are read."""
-    return lambda tensor, weight, kind: data(kind, tensor, weight, weights, made.architecture, quantize)
-
-
 def write(
     file: Path,
     made: Written,
@@ -110,8 +102,12 @@ def write(
 
     Raises GgufRefused, OSError.
     """
+
+    def read(tensor: Tensor, weight: Weight, kind: str) -> Iterable[bytes]:
+        return data(kind, tensor, weight, weights, made.architecture, quantize)
+
     try:
-        write_all(file, made, reader(made, weights, quantize), wanted=wanted, about=about, step=step)
+        write_all(file, made, read, wanted=wanted, about=about, step=step)
     except Unwritable as error:
         raise GgufRefused(target=target, what=str(error)) from error
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from builder.spec.destinations import BLOCKWISE, GGUF_TYPES, K_QUANTS
+from builder.spec.destinations import BLOCKWISE, GGUF_TYPES
 from builder.spec.quantizers import CRITERIA, METHODS, ROUNDINGS
 from builder.spec.sharing import DEVICES, PUSHES
 from builder.spec.training import KEEPS, OPTIMIZERS, SCHEDULES, TYPES, Training
@@ -742,7 +742,7 @@ PUBLISH = Table(
             "Send GGUF files instead. `exact`: the target's very weights, which must have 4 or 5 bits. Other "
             "types are made of the model's unquantized variant. Each file is measured with llama.cpp and "
             "must meet the requirements. From `Q6_K` on they are mixtures that llama.cpp makes.",
-            choices=(*GGUF_TYPES, *K_QUANTS),
+            choices=GGUF_TYPES,
             example='gguf = ["exact", "Q8_0"]',
         ),
         Field(

@@ -17,7 +17,7 @@ from builder.build.one_pass import Built, build, copy_aux, finish, make_config, 
 from builder.build.shelves import shelf
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
-from builder.console.words import count, size_text
+from builder.console.words import count, one_line, size_text
 from builder.errors import EngineError, SourceChanged
 from builder.plan.remarks import remarked
 from builder.plan.types import CONFIG, Action, TargetPlan
@@ -193,8 +193,6 @@ def open_sequences(project: Project, plan: TargetPlan) -> tuple[list[Piece], lis
 def _tokenizer(project: Project, plan: TargetPlan, scratch: Path) -> Any:
     """The tokenizer that the target will have, from copies of its files."""
     from mlx_lm.utils import load_tokenizer
-
-    from builder.engine.loading import one_line
 
     places = {**copied_from(project, plan), CONFIG: base_folder(project, plan) / CONFIG}
     for name, place in places.items():

@@ -1,7 +1,7 @@
 """What several workers gain: 1, 2 and 4 workers as processes on this machine, and a calculation for 1 to 64.
 
     python bench/cluster.py [--workers 1 2 4] [--rows 24] [--json FILE]      measures, with the example
-    python bench/cluster.py --calculate [--block 3.9] [--measure 1000] [--overhead 0.7]
+    python bench/cluster.py --calculate [--block 2.2] [--measure 94] [--overhead 0.7]
 
 Each worker is a checkout with a store of its own. All of them publish into one folder. The base is imported
 and fingerprinted before the clock starts. The workers share the cores of this machine, so what they gain here
@@ -21,12 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from machines import WORKERS, Shape, limit, shape, simulate
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.machines import WORKERS, Shape, limit, shape, simulate  # noqa: E402
+
 TARGETS = ("phase8_4bit", "phase8_5bit", "phase8_6bit", "phase8_8bit")
 
 
@@ -36,8 +35,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--calculate", action="store_true")
-    parser.add_argument("--block", type=float, default=3.9, help="seconds of a pass for each GB of the base")
-    parser.add_argument("--measure", type=float, default=1000.0, help="seconds of one evaluation at 30B")
+    parser.add_argument("--block", type=float, default=2.2, help="seconds of a pass for each GB of the base")
+    parser.add_argument("--measure", type=float, default=94.0, help="seconds of one evaluation at 30B")
     parser.add_argument("--overhead", type=float, default=0.7, help="seconds of a job that has nothing to do")
     parser.add_argument("--suites", type=int, default=4)
     asked = parser.parse_args()
@@ -156,6 +155,8 @@ def scheduler(folder: Path, started: list[subprocess.Popen[bytes]]) -> str:
     command = [sys.executable, "-m", "dask", "scheduler", *options, "--scheduler-file", str(file)]
     started.append(quiet(command, folder))
     while not file.exists() or not file.read_text().endswith("}"):
+        if started[-1].poll() is not None:
+            sys.exit((folder / "log").read_text())
         time.sleep(0.1)
     return str(json.loads(file.read_text())["address"])
 

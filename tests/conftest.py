@@ -94,6 +94,12 @@ class Sandbox:
         assert old in text
         self.toml.write_text(text.replace(old, new))
 
+    def clone(self, name: str) -> Sandbox:
+        """What git would give another person, beside this folder. The base and the adapter are there too."""
+        folder = self.root.parent / name
+        shutil.copytree(self.root, folder, ignore=shutil.ignore_patterns("store", ".modelkiln.db*"))
+        return Sandbox(folder)
+
     def view(self, target: str) -> Path:
         """Of a store in the project's folder."""
         return self.root / "store" / "models" / target

@@ -106,6 +106,16 @@ def make_adapter(folder: Path, *, layers: tuple[int, ...] = (2, 3), rank: int = 
     return folder
 
 
+def yes_or_no(count: int = 6) -> str:
+    """Rows of a suite: questions that are answered with "no" and "yes" in turn."""
+    found = ""
+    for number in range(count):
+        answer = "yes" if number % 2 else "no"
+        asked = [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": answer}]
+        found += json.dumps({"messages": asked, "label": answer}) + "\n"
+    return found
+
+
 def save_adapter(folder: Path, tensors: dict[str, mx.array], rank: int = 4) -> None:
     mx.save_safetensors(str(folder / "adapters.safetensors"), tensors)
     (folder / "adapter_config.json").write_text(

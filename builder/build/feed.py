@@ -1,9 +1,8 @@
-"""Reads the weights of a pass: threads that ask the disk, and one that hashes and puts bytes into place.
+"""Reads the weights of a pass on two threads: one asks the disk, the other hashes and puts bytes into place.
 
-The disk always has two requests to work at, so it does not wait while a buffer changes hands. Every byte
-goes through a few buffers that are used again, and from there into the array that the block is computed from.
-The array of a block that is done is used again for a later block. So the kernel hands out little fresh
-memory, and nothing passes through the page cache.
+Every byte of the disk goes through a few buffers that are used again, and from there into the array that the
+block is computed from. The array of a block that is done is used again for a later block. So the kernel hands
+out little fresh memory, and nothing passes through the page cache.
 
 A block is in memory from its first piece to `done`. While one is computed, the next one is read, and no more
 than that. Where the files cut blocks, as the end of a shard does, parts of further blocks are there too.
@@ -14,7 +13,6 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,8 +29,7 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[Any]
 
-READERS = 2  # requests that the disk has at a time
-BUFFERS = 6
+BUFFERS = 4
 _SMALL = (
     1 << 20
 )  # bytes of a parameter with an array of its own: norms are not copied before they are written
@@ -47,15 +44,10 @@ class Job(NamedTuple):
 
 
 class _Full(NamedTuple):
-    """A buffer that a part of a file is read into, and how many bytes the file must have there."""
-
     job: Job
-    file: Uncached
     start: int
     buffer: mmap.mmap
-    got: Future[int]
-    least: int
-    last: bool
+    size: int
 
 
 class Feed:
@@ -90,8 +82,6 @@ class Feed:
         self._changed = threading.Condition()
         self._free: SimpleQueue[mmap.mmap | None] = SimpleQueue()
         self._full: SimpleQueue[_Full | None] = SimpleQueue()
-        self._files: set[Uncached] = set()
-        self._readers = ThreadPoolExecutor(READERS, "read")
         for _ in range(BUFFERS):
             self._free.put(mmap.mmap(-1, PIECE))
         self._threads = [
@@ -110,9 +100,6 @@ class Feed:
         self._free.put(None)
         for thread in self._threads:
             thread.join()
-        self._readers.shutdown()
-        for file in self._files:
-            file.close()
 
     def parameters(self, block: str) -> Collection[str]:
         """The parameters of a block that `take` gives."""
@@ -166,19 +153,26 @@ class Feed:
             file = Uncached(span.path, direct=self._direct)
         except OSError as error:
             raise self._unreadable(span.path, error) from error
-        self._files.add(file)
-        start = span.start // ALIGNED * ALIGNED
-        while start < span.end:
-            if job.hashed is None and self._is_unwanted(span):
-                return True  # reads of it may be under way: it is closed at the end
-            buffer = self._free.get()
-            if buffer is None:
-                return False
-            count = min(PIECE, -(-(span.end - start) // ALIGNED) * ALIGNED)
-            got = self._readers.submit(file.read, buffer, start, count)
-            least, last = min(count, span.end - start), start + count >= span.end
-            self._full.put(_Full(job, file, start, buffer, got, least, last))
-            start += count
+        try:
+            start = span.start // ALIGNED * ALIGNED
+            while start < span.end:
+                if job.hashed is None and self._is_unwanted(span):
+                    return True
+                buffer = self._free.get()
+                if buffer is None:
+                    return False
+                count = min(PIECE, -(-(span.end - start) // ALIGNED) * ALIGNED)
+                got = file.read(buffer, start, count)
+                self._full.put(_Full(job, start, buffer, got))
+                if got < min(count, span.end - start):
+                    raise SourceInvalid(
+                        table=self._table, path=span.path, what="became shorter while it was read"
+                    )
+                start += got
+        except OSError as error:
+            raise self._unreadable(span.path, error) from error
+        finally:
+            file.close()
         return True
 
     def _is_unwanted(self, span: Span) -> bool:
@@ -200,11 +194,10 @@ class Feed:
                 if full.job is not job:
                     job, waiting = full.job, list(reversed(full.job.span.pieces))
                     hasher = blake3.blake3(max_threads=hash_threads(job.span.end - job.span.start))
-                size = self._arrived(full)
-                with memoryview(full.buffer) as view, view[:size] as bytes_:
+                with memoryview(full.buffer) as view, view[: full.size] as bytes_:
                     if job.hashed is not None:
                         hasher.update(bytes_)
-                        if full.last:
+                        if full.start + full.size >= job.span.end:
                             job.hashed(Digest(hasher.hexdigest()))
                     source = np.frombuffer(bytes_, np.uint8)
                     if not self._place(source, full.start, waiting):
@@ -216,20 +209,6 @@ class Feed:
                 self._changed.notify_all()
         except BaseException as error:
             self._fail(error)
-
-    def _arrived(self, full: _Full) -> int:
-        """How many bytes a buffer holds, once the disk has given them. Raises SourceInvalid."""
-        path = full.job.span.path
-        try:
-            size = full.got.result()
-        except OSError as error:
-            raise self._unreadable(path, error) from error
-        if size < full.least:
-            raise SourceInvalid(table=self._table, path=path, what="became shorter while it was read")
-        if full.last:  # all reads before this one have ended
-            self._files.discard(full.file)
-            full.file.close()
-        return size
 
     def _place(self, source: Bytes, start: int, waiting: list[Piece]) -> bool:
         """Copies the parts of the pieces that a buffer holds. False when the feed is closed."""

@@ -171,6 +171,8 @@ def spread_evaluations(
             plans += [plan] if ready or target.name == name else []
     if jobs := evaluation_jobs(project, plans, emit):
         _run(project, plans, jobs, "eval", emit)
+        found = [key for job in jobs if job.kind == "suites" for key in job.keys]
+        fetch_results(project, found, emit)  # what is asked next depends on them
     _raise("eval", name)
 
 

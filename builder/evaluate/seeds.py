@@ -17,17 +17,19 @@ from builder.spec.types import Model
 class SeedsThreshold:
     """The outcome of `find_seeds_threshold`.
 
-    The names in `search` are those of variants. `verdicts` has the verdict of each target that was asked, by
-    variant and model. A variant is asked with one seed after the other, until it misses with one of them.
+    The names in `search` are those of variants. `judged` are the models of the seeds by name. A variant is
+    asked with one seed after the other, until it misses with one of them.
     """
 
-    models: tuple[str, ...]
+    judged: Mapping[str, Judged]
     search: Search
-    verdicts: Mapping[str, Mapping[str, Verdict]]
-    misses: Mapping[str, str]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(self.judged)
 
     def verdict(self, variant: str, model: str) -> Verdict:
-        return self.verdicts.get(variant, {}).get(model, "not measured")
+        return self.judged[model].verdict(f"{model}_{variant}")
 
 
 def find_seeds_threshold(
@@ -39,53 +41,37 @@ def find_seeds_threshold(
     variant misses with some seed, NothingToRequire without requirements, and other BuildErrors.
     """
     judged = {model.name: Judged(project, model.name) for model in models}
+    for each in judged.values():
+        each.known()
     first = next(iter(judged.values()))
-    variant_of = {plan.name: plan.target.variant for plan in first.plans.values()}
-    order = [variant_of[target].name for target in first.order]
-    variants = {variant.name: variant for variant in variant_of.values()}
-    verdicts: dict[str, dict[str, Verdict]] = {}
-
-    def told(variant: str, model: str, passed: bool) -> bool:
-        verdicts.setdefault(variant, {})[model] = "passes" if passed else "misses"
-        return passed
-
-    for model, each in judged.items():
-        for target, passed in each.known().items():
-            told(each.plans[target].target.variant.name, model, passed)
+    in_order = [first.plans[target].target.variant for target in first.order]
+    variants = {variant.name: variant for variant in in_order}
 
     def passes(variant: str) -> bool:
-        return all(ask(variant, model) for model in judged)
+        return all(ask(f"{model}_{variant}", each) for model, each in judged.items())
 
-    def ask(variant: str, model: str) -> bool:
-        if (known := verdicts.get(variant, {}).get(model)) is not None:
-            return known == "passes"
-        target, each = f"{model}_{variant}", judged[model]
-        deliver(target)
-        return told(variant, model, each.judge(target, evaluate(project, each.plans[target], emit)))
+    def ask(target: str, each: Judged) -> bool:
+        if each.verdict(target) == "not measured":
+            deliver(target)
+            each.judge(target, evaluate(project, each.plans[target], emit))
+        return each.verdict(target) == "passes"
 
-    found = search(order, passes, _known(verdicts, len(models)), lambda variant: family_of(variants[variant]))
-    misses = {
-        variant: "; ".join(
-            f"{model}: {', '.join(map(str, missed))}"
-            for model, each in judged.items()
-            if (missed := each.misses.get(f"{model}_{variant}"))
-        )
-        for variant in order
-    }
+    known = {}
+    for variant in variants:
+        verdicts = [each.verdict(f"{model}_{variant}") for model, each in judged.items()]
+        if "misses" in verdicts or "not measured" not in verdicts:
+            known[variant] = "misses" not in verdicts
+    found = search([*variants], passes, known, lambda variant: family_of(variants[variant]))
     if found.found is None:
-        raise NonePasses(model=name, name=order[-1], what=misses[order[-1]])
-    return SeedsThreshold(tuple(judged), found, verdicts, misses)
+        largest = [*variants][-1]
+        raise NonePasses(model=name, name=largest, what=_missed(judged, largest))
+    return SeedsThreshold(judged, found)
 
 
-def _known(verdicts: Mapping[str, Mapping[str, Verdict]], seeds: int) -> dict[str, bool]:
-    """What the verdicts of single seeds say about all of them. Nothing where one of them is open."""
-    found = {}
-    for variant, of_seed in verdicts.items():
-        if "misses" in of_seed.values():
-            found[variant] = False
-        elif len(of_seed) == seeds:
-            found[variant] = True
-    return found
+def _missed(judged: Mapping[str, Judged], variant: str) -> str:
+    """What a variant misses with each seed that was asked."""
+    short = {model: each.misses.get(f"{model}_{variant}", ()) for model, each in judged.items()}
+    return "; ".join(f"{model}: {', '.join(map(str, missed))}" for model, missed in short.items() if missed)
 
 
 def answer(search: Search) -> str:

@@ -238,6 +238,11 @@ class Judged:
         self.misses: dict[str, Sequence[Missed]] = {}
         self.open: dict[str, Sequence[Doubt]] = {}
 
+    def verdict(self, name: str) -> Verdict:
+        """What is known of a target."""
+        short = self.misses.get(name)
+        return "not measured" if short is None else "misses" if short else "passes"
+
     def judge(self, name: str, results: Mapping[str, Result]) -> bool:
         self.misses[name], self.open[name] = missed(self.require, results), doubts(self.require, results)
         return not self.misses[name]

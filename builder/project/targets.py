@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from builder.console.words import listed, suggestion
 from builder.errors import BuildError
 from builder.project.project import Project
-from builder.spec.seeds import models_of
+from builder.spec.seeds import of_all_seeds
 from builder.spec.types import Target
 
 
@@ -40,7 +40,7 @@ def find_targets(project: Project, names: Iterable[str]) -> tuple[str, ...]:
     Raises UnknownTarget.
     """
     declared = {target.name: target for target in project.spec.targets}
-    seeded = _of_all_seeds(project)
+    seeded = of_all_seeds(project.spec)
     found: dict[str, None] = {}
     for typed in names:
         name = typed.removeprefix("model:")
@@ -58,13 +58,3 @@ def find_targets(project: Project, names: Iterable[str]) -> tuple[str, ...]:
 
 def _shown(targets: Iterable[Target], model: str) -> list[str]:
     return [each.name for each in targets if each.model.name == model and not each.variant.intermediate]
-
-
-def _of_all_seeds(project: Project) -> dict[str, list[str]]:
-    """What stands for all seeds of a model, or of a target -> the names of these targets."""
-    found: dict[str, list[str]] = {}
-    for name, models in models_of(project.spec.models.values()).items():
-        found[name] = [each for model in models for each in _shown(project.spec.targets, model.name)]
-        for variant in models[0].variants:
-            found[f"{name}_{variant}"] = [f"{model.name}_{variant}" for model in models]
-    return found

@@ -73,30 +73,32 @@ def places(
     return found
 
 
-def apart(heights: Sequence[float], distance: float) -> list[float]:
-    """Heights at least `distance` from each other, near the given heights and in the same order."""
+def apart(
+    heights: Sequence[float], distance: float, ends: tuple[float, float] = (-math.inf, math.inf)
+) -> list[float]:
+    """Heights at least `distance` from each other, near the given heights and in the same order.
+
+    Each text is `distance` high and stays between `ends`, if there is room for all of them.
+    """
+
+    def low(group: Sequence[int]) -> float:
+        """The lower end of a group of texts around the middle of their heights."""
+        size = len(group) * distance
+        middle = sum(heights[index] for index in group) / len(group)
+        return min(max(middle - size / 2, ends[0]), ends[1] - size)
+
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     found = [0.0] * len(heights)
     groups: list[list[int]] = []
     for index in order:
         groups.append([index])
-        while len(groups) > 1 and _low(groups[-1], heights, distance) < _high(groups[-2], heights, distance):
+        while len(groups) > 1 and low(groups[-1]) < low(groups[-2]) + len(groups[-2]) * distance:
             last = groups.pop()
             groups[-1] += last
     for group in groups:
-        low = _low(group, heights, distance) + distance / 2
         for place, index in enumerate(group):
-            found[index] = low + place * distance
+            found[index] = low(group) + (place + 0.5) * distance
     return found
-
-
-def _low(group: Sequence[int], heights: Sequence[float], distance: float) -> float:
-    """The lower end of a group of texts around the middle of their heights."""
-    return sum(heights[index] for index in group) / len(group) - len(group) * distance / 2
-
-
-def _high(group: Sequence[int], heights: Sequence[float], distance: float) -> float:
-    return _low(group, heights, distance) + len(group) * distance
 
 
 def _place(

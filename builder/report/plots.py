@@ -100,7 +100,7 @@ def _ends(figure: Any, axes: Axes, names: Sequence[str], ends: Sequence[tuple[in
     axes.set_xlim(-0.04 * span, span + span * room / (1 - room))
     figure.draw_without_rendering()  # settles where everything stands
     points = [axes.transData.transform(end) for end in ends]
-    heights = apart([float(y) for _, y in points], 11)
+    heights = apart([float(y) for _, y in points], 11, (0, float(figure.bbox.height)))
     for name, (x, y), height in zip(names, points, heights, strict=True):
         axes.annotate(
             name,

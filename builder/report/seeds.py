@@ -10,6 +10,7 @@ from builder.console.words import count, size_text
 from builder.report.cells import accuracy, divergence, heading, number_text
 from builder.report.facts import ModelReport, Row, SeedsReport, SeedsRow, Spread
 from builder.report.tables import Table
+from builder.spec.seeds import models_of
 from builder.spec.types import Metric
 
 RANGE = "A figure is the mean over the seeds, with the smallest and the largest value of one seed."
@@ -27,24 +28,16 @@ class SeedsSection:
 
 def of_seeds(models: Iterable[ModelReport]) -> tuple[SeedsReport, ...]:
     """The models with several seeds that are shown with more than one of them."""
-    return tuple(_report(name, family) for name, family in _families(models).items() if len(family) > 1)
+    return tuple(_report(name, family) for name, family in models_of(models).items() if len(family) > 1)
 
 
 def sections(models: Sequence[ModelReport]) -> list[SeedsSection]:
     """A headline and a table for each model with several seeds of which something is built."""
-    families = _families(models)
-    return [
-        SeedsSection(each.name, _headline(each, families[each.name][0]), each.chosen, _table(each, families))
-        for each in of_seeds(models)
-        if each.rows
-    ]
-
-
-def _families(models: Iterable[ModelReport]) -> dict[str, list[ModelReport]]:
-    found: dict[str, list[ModelReport]] = {}
-    for model in models:
-        if model.seed_of is not None:
-            found.setdefault(model.seed_of, []).append(model)
+    found = []
+    for name, family in models_of(models).items():
+        if len(family) > 1 and (each := _report(name, family)).rows:
+            table = _table(each, family)
+            found.append(SeedsSection(name, _headline(each, family[0]), each.chosen, table))
     return found
 
 
@@ -80,8 +73,7 @@ def _headline(report: SeedsReport, model: ModelReport) -> str:
     return f"{report.chosen} is the smallest that passes with all {seeds}: {size_text(size)}"
 
 
-def _table(report: SeedsReport, families: dict[str, list[ModelReport]]) -> Table:
-    family = families[report.name]
+def _table(report: SeedsReport, family: Sequence[ModelReport]) -> Table:
     model = max(family, key=lambda each: len(each.metrics))
     asked = [metric for metric in model.required if metric in model.metrics][:3]
     shown = asked or [metric for metric in (accuracy(model), divergence(model)) if metric]

@@ -6,11 +6,12 @@ The tables are copied before anything else looks at them. So an adapter of one s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol, TypeVar
 
 from builder.console.words import quoted
 from builder.spec.problems import Problems
 from builder.spec.shape import Declared, Values
-from builder.spec.types import Model
+from builder.spec.types import Spec
 
 SEED_OF = "seed of"  # the model that a model of one seed was declared as. No key of a file has a space
 
@@ -62,9 +63,19 @@ def _variants(model: Values) -> list[str]:
     return [name for name in model.given.get("variants", ()) if name is not None]
 
 
-def models_of(models: Iterable[Model]) -> Mapping[str, tuple[Model, ...]]:
+class Seeded(Protocol):
+    """A model, or a report of it."""
+
+    @property
+    def seed_of(self) -> str | None: ...
+
+
+_Seeded = TypeVar("_Seeded", bound=Seeded)
+
+
+def models_of(models: Iterable[_Seeded]) -> Mapping[str, tuple[_Seeded, ...]]:
     """The models of each declared model that has several seeds, in the order of the seeds."""
-    found: dict[str, tuple[Model, ...]] = {}
+    found: dict[str, tuple[_Seeded, ...]] = {}
     for model in models:
         if model.seed_of is not None:
             found[model.seed_of] = (*found.get(model.seed_of, ()), model)
@@ -97,6 +108,21 @@ def _check_free(
     if name in names:
         what = f"one seed of it is the {kind} {quoted(name)}, which is declared too; rename one"
         problems.add(values.place, what)
+
+
+def of_all_seeds(spec: Spec) -> Mapping[str, tuple[str, ...]]:
+    """What stands for all seeds of a model, or of one of its targets -> the names of these targets.
+
+    The name of a model does not stand for its intermediates.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name, models in models_of(spec.models.values()).items():
+        variants = models[0].variants
+        shown = [variant for variant in variants if not spec.variants[variant].intermediate]
+        found[name] = tuple(f"{model.name}_{variant}" for model in models for variant in shown)
+        for variant in variants:
+            found[f"{name}_{variant}"] = tuple(f"{model.name}_{variant}" for model in models)
+    return found
 
 
 def seed_name(model: str) -> str:

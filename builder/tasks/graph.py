@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from builder.console.words import from_here, stand_in
 from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.result_keys import needs_directory
-from builder.spec.seeds import models_of
+from builder.spec.seeds import models_of, of_all_seeds
 from builder.spec.types import Model, Spec, Target
 from builder.tasks.descriptions import describe_adapter, describe_base, describe_target
 from builder.tasks.publishing import Publish, needed
@@ -157,21 +157,9 @@ def _model_task(project: Project, target: Target) -> Task:
 
 def _seed_groups(spec: Spec, kind: str) -> Iterator[Task]:
     """Where `seeds` made several models of one: its name and the names of its targets stand for all seeds."""
-    for name, models in models_of(spec.models.values()).items():
-        if kind == "eval" and not models[0].suites:
-            continue
-        shown = [v for v in models[0].variants if not spec.variants[v].intermediate]
-        yield _alias(f"{kind}:{name}", f"{name} with every seed", _each(kind, models, shown))
-        for variant in models[0].variants:
-            yield _alias(
-                f"{kind}:{name}_{variant}",
-                f"{name}_{variant} with every seed",
-                _each(kind, models, [variant]),
-            )
-
-
-def _each(kind: str, models: Sequence[Model], variants: Sequence[str]) -> list[str]:
-    return [f"{kind}:{model.name}_{variant}" for model in models for variant in variants]
+    for name, targets in of_all_seeds(spec).items():
+        if kind == "model" or all(spec.target(target).model.suites for target in targets):
+            yield _alias(f"{kind}:{name}", f"{name} with every seed", [f"{kind}:{each}" for each in targets])
 
 
 def _eval_tasks(project: Project) -> Iterator[Task]:

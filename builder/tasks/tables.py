@@ -10,7 +10,7 @@ from builder.console.words import from_here, number, size_text
 from builder.evaluate.results import Result, figures, interval_text, missed, passing
 from builder.evaluate.seeds import SeedsThreshold
 from builder.evaluate.seeds import answer as answer_of_seeds
-from builder.evaluate.threshold import Threshold, answer
+from builder.evaluate.threshold import Search, Threshold, answer
 from builder.project.project import Project
 from builder.project.status import status_of
 from builder.spec.seeds import seed_name
@@ -77,9 +77,7 @@ def print_threshold(project: Project, found: Threshold) -> None:
         left=("target", "result", "why"),
         unimportant=("bits/weight",),
     )
-    print(answer(found.search))
-    for small, large in found.search.exceptions:
-        print(f"size does not order them: {small} passes, {large} is larger and does not")
+    _print_answer(answer(found.search), found.search)
 
 
 def print_seeds_threshold(project: Project, found: SeedsThreshold) -> None:
@@ -91,6 +89,10 @@ def print_seeds_threshold(project: Project, found: SeedsThreshold) -> None:
         verdicts = [found.verdict(variant, model) for model in found.models]
         rows.append([variant, size_text(status.size), *verdicts])
     print_table(("variant", "size", *seeds), rows, left=("variant", *seeds))
-    print(answer_of_seeds(found.search))
-    for small, large in found.search.exceptions:
+    _print_answer(answer_of_seeds(found.search), found.search)
+
+
+def _print_answer(said: str, search: Search) -> None:
+    print(said)
+    for small, large in search.exceptions:
         print(f"size does not order them: {small} passes, {large} is larger and does not")

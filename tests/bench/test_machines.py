@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-from machines import Task, limit, shape, simulate
+from bench.machines import Task, limit, shape, simulate
 
 FREE = 1e18  # a store that costs nothing
 

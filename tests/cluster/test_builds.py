@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 
 from tests.cluster.machines import Machines
 from tests.commands.test_status import make_project
-from tests.conftest import PATIENCE, ROOT, Sandbox
+from tests.conftest import PATIENCE, ROOT, Sandbox, wait_until
 
 REMOTE = '\n[remote.team]\nurl = "../remote"\n'
 TARGETS = ("m_4bit", "m_5bit")
@@ -47,13 +46,6 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
         yield found
 
 
-def other(client: Sandbox, name: str) -> Path:
-    """The same checkout on another machine, with a store of its own."""
-    folder = client.root.parent / name
-    shutil.copytree(client.root, folder, ignore=shutil.ignore_patterns("store", ".modelkiln.db*"))
-    return folder
-
-
 def counting(folder: Path, pause: float = 0) -> dict[str, str]:
     """The environment of workers that note which blocks they compute."""
     preload = json.dumps([str(Path(__file__).with_name("counted.py"))])  # not imported here
@@ -81,7 +73,7 @@ def test_a_cluster_makes_the_bytes_of_one_machine(
 ) -> None:
     """Two workers with stores of their own publish into a folder. No block is made twice, none here."""
     for name in ("one", "two"):
-        machines.worker(other(client, name), name, counting(tmp_path))
+        machines.worker(client.clone(name).root, name, counting(tmp_path))
     ran = client.builder("--cluster", machines.address, "build", *TARGETS)
     assert ran.code == 0, ran.text
     for target in TARGETS:
@@ -99,10 +91,10 @@ def test_a_killed_worker_costs_its_unfinished_blocks(
 ) -> None:
     """kill -9 in the middle of a run of blocks: what it had finished is not made again."""
     env = counting(tmp_path, pause=0.4)
-    victim = machines.worker(other(client, "one"), "one", env)
+    victim = machines.worker(client.clone("one").root, "one", env)
     running = start(client, machines.address)
-    wait_for(lambda: sum(computed(tmp_path).values()) >= 3, running)
-    machines.worker(other(client, "two"), "two", env)
+    wait_until(lambda: sum(computed(tmp_path).values()) >= 3, running)
+    machines.worker(client.clone("two").root, "two", env)
     victim.kill()
     before = set(computed(tmp_path))
     out, err = running.communicate(timeout=PATIENCE)
@@ -120,9 +112,9 @@ def test_a_killed_worker_costs_its_unfinished_blocks(
 def test_ctrl_c_cancels_and_says_what_is_kept(client: Sandbox, machines: Machines, tmp_path: Path) -> None:
     """The workers stop at their next block. The same command goes on."""
     env = counting(tmp_path, pause=0.5)
-    worker = machines.worker(other(client, "one"), "one", env)
+    worker = machines.worker(client.clone("one").root, "one", env)
     running = start(client, machines.address)
-    wait_for(lambda: sum(computed(tmp_path).values()) >= 2, running)
+    wait_until(lambda: sum(computed(tmp_path).values()) >= 2, running)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130, out + err
@@ -175,14 +167,3 @@ def start(box: Sandbox, address: str, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_for(holds: object, running: subprocess.Popen[str]) -> None:
-    assert callable(holds)
-    until = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < until
-        if running.poll() is not None:
-            out, err = running.communicate()
-            raise AssertionError(out + err)
-        time.sleep(0.02)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from tests.cluster.machines import Machines
 from tests.commands.test_status import make_project
 from tests.conftest import Sandbox
+from tests.tiny import yes_or_no
 
 SUITES = """
 suites = ["routing", "fidelity"]
@@ -43,37 +43,29 @@ def figures(box: Sandbox) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_search_measures_on_the_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("one",), ("one", "two")], ids=["one round after the other", "at once"])
+def test_a_search_measures_on_the_workers(tmp_path: Path, names: tuple[str, ...]) -> None:
     """threshold builds and measures there. The client finds the results, and eval has nothing to do."""
     client = make_project(tmp_path / "client")
     client.toml.write_text(client.toml.read_text() + SUITES)
-    rows = []
-    for number in range(6):
-        answer = "yes" if number % 2 else "no"
-        asked = [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": answer}]
-        rows.append({"messages": asked, "label": answer})
-    (client.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (client.root / "rows.jsonl").write_text(yes_or_no())
     assert client.builder("remote", "init").code == 0
-    for name in ("alone", "one", "two"):
-        shutil.copytree(
-            client.root, tmp_path / name, ignore=shutil.ignore_patterns("store", ".modelkiln.db*")
-        )
+    alone = client.clone("alone")
     with Machines(tmp_path / "machines") as machines:
-        for name in ("one", "two"):
-            machines.worker(tmp_path / name, name)
+        for name in names:
+            machines.worker(client.clone(name).root, name)
         ran = client.builder("--cluster", machines.address, "threshold:m")
         assert ran.code == 0, ran.text
         assert "is the smallest" in ran.out
-        # On a very busy machine one target was left to the client once.
-        assert f"\n{ran.err}".count("\nmeasuring m_") < 2, "the workers measured nothing"
+        assert "\nmeasuring" not in f"\n{ran.err}", "something was measured here"
         again = client.builder("--cluster", machines.address, "eval", "m_4bit", "m_5bit")
         assert again.code == 0, again.text
         assert "\nmeasuring" not in f"\n{again.err}"
     assert ran.err.count("measuring the unquantized m ") == 1, "what targets are compared with is made once"
     found = figures(client)
     assert ("m_4bit", "fidelity") in found
-    alone = Sandbox(tmp_path / "alone")
     ran = alone.builder("eval", "--no-remote", "m_4bit")
     assert ran.code == 0, ran.text
+    assert ("m_4bit", "fidelity") in figures(alone)
     for key, value in figures(alone).items():
         assert found[key] == value

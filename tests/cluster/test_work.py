@@ -205,9 +205,7 @@ def test_targets_that_ask_for_a_size_are_made_elsewhere(
         "versions": connection.versions_here(),
     }
     for name, job in zip(("one", "two"), jobs, strict=True):
-        folder = box.root.parent / name
-        shutil.copytree(box.root, folder, ignore=shutil.ignore_patterns("store", ".modelkiln.db*"))
-        monkeypatch.setenv(worker.FOLDER, str(folder))
+        monkeypatch.setenv(worker.FOLDER, str(box.clone(name).root))
         worker._opened.cache_clear()
         answer = work(brief, json.loads(json.dumps(job.as_data())))
         assert answer["made"], answer

@@ -21,7 +21,7 @@ from builder.keys import make_key
 from builder.spec.types import Condition, Metric, Suite
 from builder.store.format import open_store
 from tests.conftest import Sandbox
-from tests.tiny import DECLARATION, make_adapter, make_base
+from tests.tiny import DECLARATION, make_adapter, make_base, yes_or_no
 
 SUITES = """
 suites = ["routing", "calls", "ppl", "fidelity", "said", "own"]
@@ -61,12 +61,7 @@ def project(sandbox: Callable[[str], Sandbox]) -> Sandbox:
     box = sandbox(DECLARATION + SUITES)
     make_base(box.root / "base")
     make_adapter(box.root / "adapter")
-    rows = []
-    for number in range(6):
-        answer = "yes" if number % 2 else "no"
-        asked = [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": answer}]
-        rows.append({"messages": asked, "label": answer})
-    (box.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (box.root / "rows.jsonl").write_text(yes_or_no())
     (box.root / "own.py").write_text(
         "import json, sys, pathlib\n"
         "print('loading')\n"

@@ -36,13 +36,6 @@ def ann(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     return box
 
 
-def clone(ann: Sandbox, name: str) -> Sandbox:
-    """What git would give another person. The base and the adapter are there too."""
-    folder = ann.root.parent / name
-    shutil.copytree(ann.root, folder, ignore=shutil.ignore_patterns("store", ".modelkiln.db*"))
-    return Sandbox(folder)
-
-
 def shards(box: Sandbox, target: str) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in box.view(target).iterdir() if file.name[0] != "."}
 
@@ -52,7 +45,7 @@ def events(text: str) -> list[dict[str, Any]]:
 
 
 def test_a_locked_run_of_a_fresh_clone_builds_nothing(ann: Sandbox) -> None:
-    ben = clone(ann, "ben")
+    ben = ann.clone("ben")
     ran = ben.doit("--locked", "--progress", "json", "model:m_5bit")
     assert ran.code == 0, ran.text
     kinds = [event["event"] for event in events(ran.err)]
@@ -68,7 +61,7 @@ def test_a_locked_run_of_a_fresh_clone_builds_nothing(ann: Sandbox) -> None:
 @pytest.mark.slow
 def test_only_blocks_that_nobody_has_are_built(ann: Sandbox) -> None:
     """m_4bit shares a block with m_5bit: that one is pulled, the others are made."""
-    cara = clone(ann, "cara")
+    cara = ann.clone("cara")
     forecast = json.loads(cara.doit("plan", "m_4bit", "--json").out)
     assert forecast["prepare"]  # its base was not read yet
     assert cara.doit("base:tiny", "adapter:tuned").code == 0
@@ -86,7 +79,7 @@ def test_only_blocks_that_nobody_has_are_built(ann: Sandbox) -> None:
 
 @pytest.mark.slow
 def test_no_remote_builds(ann: Sandbox) -> None:
-    dora = clone(ann, "dora")
+    dora = ann.clone("dora")
     ran = dora.doit("--no-remote", "--progress", "json", "model:m_5bit")
     assert ran.code == 0, ran.text
     kinds = [event["event"] for event in events(ran.err)]
@@ -96,7 +89,7 @@ def test_no_remote_builds(ann: Sandbox) -> None:
 
 def test_a_target_without_its_base_comes_by_the_lock(ann: Sandbox) -> None:
     """Nobody needs 57 GB of weights to run what CI has built of them."""
-    emil = clone(ann, "emil")
+    emil = ann.clone("emil")
     shutil.rmtree(emil.root / "base")
     shutil.rmtree(emil.root / "adapter")
     ran = emil.builder("pull", "m_5bit")
@@ -112,7 +105,7 @@ def test_a_target_without_its_base_comes_by_the_lock(ann: Sandbox) -> None:
 @pytest.mark.slow
 def test_bytes_of_another_device_are_taken_unless_one_says_no(ann: Sandbox) -> None:
     for device, comes in (("any", True), ("same", False)):
-        frida = clone(ann, f"frida-{device}")
+        frida = ann.clone(f"frida-{device}")
         frida.toml.write_text(f'[build]\ndevice = "{device}"\n' + frida.toml.read_text())
         text = "from builder.project import remotes\nremotes.device = lambda: 'cuda'\n"
         text += "import sys\nfrom builder.commands.main import main\nsys.exit(main(['pull', 'm_5bit']))"
@@ -133,7 +126,7 @@ def test_a_run_with_nothing_to_do_loads_nothing_of_it(ann: Sandbox) -> None:
         "       or m.startswith('builder.remote')])"
     )
     for declared in (REMOTE, ""):
-        gina = clone(ann, f"gina{len(declared)}")
+        gina = ann.clone(f"gina{len(declared)}")
         shutil.copytree(ann.root / "store", gina.root / "store", symlinks=True)
         gina.toml.write_text(gina.toml.read_text().replace(REMOTE, declared))
         assert fresh_python(code, str(gina.root)).splitlines()[-1] == "[]"
@@ -142,7 +135,7 @@ def test_a_run_with_nothing_to_do_loads_nothing_of_it(ann: Sandbox) -> None:
 @pytest.mark.slow
 def test_the_structure_of_a_base_travels(ann: Sandbox) -> None:
     """Who has the weights need not inspect them again."""
-    hans = clone(ann, "hans")
+    hans = ann.clone("hans")
     assert hans.doit("base:tiny").code == 0
     made = [Project.load(box.toml) for box in (ann, hans)]
     structures = [
@@ -161,13 +154,13 @@ def test_processes_that_are_forked_use_a_bucket(ann: Sandbox, s3: S3) -> None:
     them.
     """
     fork = f'\n[remote.team]\nurl = "s3://{BUCKET}/forks"\nendpoint = "{s3.endpoint}"\npush = "always"\n'
-    igor = clone(ann, "igor")
+    igor = ann.clone("igor")
     igor.toml.write_text(igor.toml.read_text().replace(REMOTE, fork))
     assert igor.builder("remote", "init").code == 0
     ran = igor.doit("-n", "2", "model:m_5bit", "model:m_4bit")
     assert ran.code == 0, ran.text
     assert "pushed for m_" in ran.err
-    june = clone(igor, "june")
+    june = igor.clone("june")
     shutil.rmtree(june.root / "store", ignore_errors=True)
     ran = june.doit("--locked", "-n", "2", "--progress", "json", "model:m_5bit", "model:m_4bit")
     assert ran.code == 0, ran.text
@@ -184,17 +177,17 @@ def test_a_trained_adapter_travels(tmp_path: Path) -> None:
     (kim.root / "data" / "train.jsonl").write_text(rows(9))
     (kim.root / "data" / "valid.jsonl").write_text(rows(4))
     assert kim.builder("remote", "init").code == 0
-    ran = clone(kim, "lea").builder("pull", "m_4bit")  # nobody has trained it yet, and a pull does not
+    ran = kim.clone("lea").builder("pull", "m_4bit")  # nobody has trained it yet, and a pull does not
     assert ran.code == 1
     assert "its adapter tuned is not trained. [NotPlanned]" in ran.err
     assert kim.doit().code == 0
     assert kim.builder("push").code == 0
-    mia = clone(kim, "mia")
+    mia = kim.clone("mia")
     ran = mia.doit("--progress", "json")
     assert ran.code == 0, ran.text
     kinds = {event["event"] for event in events(ran.err)}
     assert not kinds & {"BlockDone", "PassStarted", "Learning"}
     assert shards(mia, "m_4bit") == shards(kim, "m_4bit")
-    nora = clone(kim, "nora")
+    nora = kim.clone("nora")
     assert nora.builder("pull").code == 0
     assert shards(nora, "m_4bit") == shards(kim, "m_4bit")

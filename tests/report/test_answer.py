@@ -221,5 +221,7 @@ def test_names_cover_nothing() -> None:
 def test_names_at_the_ends_of_lines_stand_apart() -> None:
     assert apart([1, 30, 60], 10) == [1, 30, 60]
     assert apart([30, 31, 60], 10) == [25.5, 35.5, 60]
+    assert apart([58, 59], 10, (0, 60)) == [45, 55]
+    assert apart([1, 20], 10, (0, 60)) == [5, 20]
     low_to_high = sorted(apart([5, 5, 5, 14], 10))
     assert all(b - a >= 10 for a, b in pairwise(low_to_high))

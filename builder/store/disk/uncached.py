@@ -12,13 +12,11 @@ import errno
 import fcntl
 import mmap
 import os
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from builder.store.disk.direct import FLAG
+from builder.store.disk.direct import FLAG, switch
 
 ALIGNED = 4096  # a multiple of every sector size: where pieces begin
 PIECE = 1 << 23  # bytes of one read
@@ -27,24 +25,18 @@ _ENOUGH = 0.9  # the share of a piece in the page cache from which on the cache 
 
 
 class Uncached:
-    """One open file. `close` must be called once. Several threads may read at the same time."""
+    """One open file. `close` must be called once."""
 
     def __init__(self, path: Path, *, direct: bool = True) -> None:
         """direct: past the page cache, where the system can. Raises OSError."""
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self._fd).st_size
-        self._seek = Lock()
-        self._past = -1  # the same file, opened for reads past the page cache
+        self._direct = direct and bool(FLAG)
         self._mapped: mmap.mmap | None = None
-        self._direct = False  # whether `_past` may be used
         if direct and not FLAG and _NO_CACHE is not None:
             fcntl.fcntl(self._fd, _NO_CACHE, 1)  # macOS: reads what is cached, and caches nothing more
-        if direct and FLAG and self.size:
-            with suppress(OSError):  # a file system without the flag
-                self._past = os.open(path, os.O_RDONLY | os.O_CLOEXEC | FLAG)
-                if os.path.sameopenfile(self._past, self._fd):
-                    self._mapped = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
-                    self._direct = True
+        if self._direct and self.size:
+            self._mapped = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
 
     def read(self, buffer: mmap.mmap, start: int, count: int) -> int:
         """Reads into `buffer` from `start` on. Both numbers are multiples of ALIGNED.
@@ -52,36 +44,35 @@ class Uncached:
         Returns how many bytes there are: fewer at the end of the file. Raises OSError.
         """
         done, wanted = 0, min(count, self.size - start)
-        past = self._direct and not self._is_cached(start, wanted)
+        self._set(self._direct and not self._is_cached(start, wanted))
         while done < wanted:
             with memoryview(buffer) as whole, whole[done:count] as rest:
                 try:
-                    got = self._read_at(self._past if past else self._fd, rest, start + done)
+                    os.lseek(self._fd, start + done, os.SEEK_SET)  # not every macOS has preadv
+                    got = os.readv(self._fd, [rest])
                 except OSError as error:
-                    if not past or error.errno != errno.EINVAL:
+                    if not self._direct or error.errno != errno.EINVAL:
                         raise
-                    past = self._direct = False  # a file system that takes the flag and refuses the read
+                    self._direct = False  # a file system that takes the flag and refuses the read
+                    self._set(False)
                     continue
             if got == 0:
                 break
             done += got
-            past = past and done % ALIGNED == 0  # else the rest is not aligned any more
+            if done % ALIGNED:  # the rest is not aligned any more
+                self._set(False)
         return done
 
     def close(self) -> None:
         if self._mapped is not None:
             self._mapped.close()
             self._mapped = None
-        if self._past != -1:
-            os.close(self._past)
         os.close(self._fd)
 
-    def _read_at(self, fd: int, rest: memoryview, start: int) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(fd, [rest], start)
-        with self._seek:  # not every macOS has preadv
-            os.lseek(fd, start, os.SEEK_SET)
-            return os.readv(fd, [rest])
+    def _set(self, wanted: bool) -> None:
+        """A file system without the flag is read the ordinary way."""
+        if not switch(self._fd, wanted):
+            self._direct = False
 
     def _is_cached(self, start: int, count: int) -> bool:
         if self._mapped is None or count <= 0:

@@ -44,6 +44,7 @@ def test_the_numbers_of_the_model(tmp_path: Path, name: str, monkeypatch: pytest
     monkeypatch.setattr(grouped, "experts_together", None)
     monkeypatch.setattr("builder.engine.rounding.walk.experts_together", lambda _: grouped.nullcontext())
     _, plainly = walked()
+    assert any(each.experts for each in seen.values())
     for path, each in seen.items():
         for stack, sums in each.experts.items():
             other = plainly[path].experts[stack]

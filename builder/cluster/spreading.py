@@ -100,8 +100,9 @@ def _jobs_of_model(project: Project, todo: Sequence[TargetPlan | Unresolved], wi
     passes = {p.name: p for p in [*planned, *read] if isinstance(p, TargetPlan) and _in_a_pass(p)}
     missing = {name: missing_actions(store, plan) for name, plan in passes.items()}
     blocks = block_jobs([*passes.values()], missing, width)
-    rounded = [target_job(p.name, [p.key]) for p in planned if p.target.variant.rounds_for_text]
-    learned = [target_job(p.name, [p.key], blocks) for p in planned if p.needs is not None]
+    rounded = [target_job(p.name, [p.key]) for p in planned if _goes_by_text(p)]
+    made_of = [p for p in planned if p.target.variant.made_from is not None]
+    learned = [target_job(p.name, [p.key], [*blocks, *rounded]) for p in made_of]
     searched: list[Job] = []
     for plan in todo:
         if isinstance(plan, Unresolved):  # one after the other: they may need the same costs of weights
@@ -110,7 +111,13 @@ def _jobs_of_model(project: Project, todo: Sequence[TargetPlan | Unresolved], wi
 
 
 def _in_a_pass(plan: TargetPlan) -> bool:
-    return plan.needs is None and not plan.target.variant.rounds_for_text
+    return plan.target.variant.made_from is None and not _goes_by_text(plan)
+
+
+def _goes_by_text(plan: TargetPlan) -> bool:
+    """Whether a text runs through the model before or while blocks are made."""
+    variant = plan.target.variant
+    return variant.rounds_for_text or (variant.gguf is not None and variant.gguf.weighed is not None)
 
 
 def _is_missing(project: Project, plan: TargetPlan | Unresolved) -> bool:

@@ -14,6 +14,7 @@ from builder.gguf.settings import Unwritable
 from builder.spec.types import Quantization
 from builder.weights.safetensors import TensorInfo, read_header
 from builder.weights.shards import RawTensor
+from builder.weights.structure import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,6 +112,17 @@ class Weights(Rows):
         self.found = {
             name: self._weight(name, quantized) for name in sorted(self._where) if name not in parts
         }
+
+    @property
+    def stored(self) -> tuple[TensorSpec, ...]:
+        """All tensors as they are stored."""
+        return tuple(TensorSpec(each.name, each.dtype, each.shape) for _, each in self._where.values())
+
+    @property
+    def quantization(self) -> dict[str, Quantization]:
+        """Path -> how its weight is quantized."""
+        found = {name.removesuffix(".weight"): weight.affine for name, weight in self.found.items()}
+        return {path: Quantization(how.bits, how.group) for path, how in found.items() if how is not None}
 
     def _weight(self, name: str, quantized: set[str]) -> Weight:
         _, info = self._where[name]

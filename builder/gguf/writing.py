@@ -18,8 +18,7 @@ from builder.gguf.architecture import (
     architecture,
 )
 from builder.gguf.formats import Quantize, by_package, data, nbytes
-from builder.gguf.kquants import kinds_of
-from builder.gguf.layout import Made
+from builder.gguf.layout import Made, kinds_of
 from builder.gguf.mixes import MIXES
 from builder.gguf.settings import Unwritable
 from builder.gguf.vocabulary import Vocabulary, vocabulary
@@ -74,9 +73,9 @@ def planned(folder: Path, target: str, wanted: str, *, weighed: bool = False) ->
         rows = next((w.shape[0] for name, w in weights.found.items() if name.endswith(_EMBEDDING)), 0)
         made = architecture(weights.config, [*weights.found], rows)
         tokens = vocabulary(folder, rows)
-        plain = [(tensor, weights.found[tensor.source]) for tensor in sorted(made.tensors, key=_place)]
-        kinds = kinds_of(wanted, plain, made, weighed=weighed)
-        tensors = tuple((*pair, kind) for pair, kind in zip(plain, kinds, strict=True))
+        plain = [(tensor, weights.found[tensor.source]) for tensor in made.tensors]
+        kinds = kinds_of(wanted, plain, made.name, weighed=weighed)
+        tensors = tuple((tensor, weight, kinds[tensor.name]) for tensor, weight in plain)
     except (Unwritable, SourceError) as error:
         raise GgufRefused(target=target, what=str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
@@ -127,7 +126,8 @@ def write_all(
     writer: Any = GGUFWriter(file, made.architecture.name)
     _describe(writer, made, wanted, about)
     try:
-        _write(writer, made, made.tensors, read, step)
+        ordered = sorted(made.tensors, key=lambda each: _place(each[0]))
+        _write(writer, made, ordered, read, step)
     finally:
         writer.close()
 

@@ -65,7 +65,7 @@ def rounded_parts(
 
 def measured_text(variant: Variant, base: BaseFacts, text: Calibration) -> dict[str, object]:
     """The text that something is measured with, and how it becomes tokens."""
-    how = variant.calibrated
+    how = variant.text
     assert how is not None
     return {
         "calibration_digest": text.digest,

@@ -46,7 +46,7 @@ def estimated(project: Project, names: Iterable[str]) -> dict[str, TargetPlan]:
     known = {model.base: found.get(model.base, Unknown("")) for model in spec.models.values()}
     adapters = {name: _adapter(project, name) for name in spec.adapters}
     calibrations = {
-        name: Calibration(_NONE, "") if variant.calibrated else Unknown("")
+        name: Calibration(_NONE, "") if variant.text else Unknown("")
         for name, variant in spec.variants.items()
     }
     plans = make_plan(spec, Sources(known, adapters, "", calibrations)).resolved()

@@ -160,14 +160,14 @@ def deltas(plan: TargetPlan) -> Mapping[str, int]:
 
 
 def rounding_memory(plan: TargetPlan, states: int = 1) -> int:
-    """An upper estimate, in bytes, of a calibrated pass at its peak. 0 for a target that is not calibrated.
+    """An upper estimate, in bytes, of what a text needs at its peak. 0 for a target that is made without one.
 
     What lies outside of the layers stored and as codes, for a size that is asked for in float32, exact and
     rounded. The largest layer in float32, exact, rounded and as codes. The second moments of the inputs of
     experts, and what is factored for the widest weight. `states`: how often the hidden states of the text
     are in memory. They are once at least, and three times at most, if there is room.
     """
-    how = plan.target.variant.calibrated
+    how = plan.target.variant.text
     if how is None or how.nearest:
         return 0
     structure = plan.base.structure

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from builder.spec.destinations import BLOCKWISE, GGUF_TYPES
+from builder.spec.destinations import GGUF_TYPES
 from builder.spec.quantizers import CRITERIA, METHODS, ROUNDINGS
 from builder.spec.sharing import DEVICES, PUSHES
 from builder.spec.training import KEEPS, OPTIMIZERS, SCHEDULES, TYPES, Training
@@ -469,9 +469,10 @@ VARIANT = Table(
             "path",
             "A text, such as the training data: a .txt file, or a .jsonl of `text` or `messages`. With "
             "`bits` or `recipe`, weights are rounded so that the model's outputs on this text change least. "
-            "For `method`: the text that it learns from. For `experts`: the text to measure them with.",
+            "For `method`: the text that it learns from. For `experts`: the text to measure them with. For "
+            "K-quants (`gguf`): the text of the importance matrix that llama.cpp quantizes with.",
             example='calibration = "data/train.jsonl"',
-            needs=("bits", "recipe", "target", "method", "experts"),
+            needs=("bits", "recipe", "target", "method", "experts", "gguf"),
         ),
         Field(
             "seed",
@@ -521,8 +522,9 @@ VARIANT = Table(
             "gguf",
             "string",
             "The variant is a GGUF for llama.cpp with weights of this type. It is made block by block of the "
-            'base and the adapter. `"exact"` has the very weights of the variant that `of` names.',
-            choices=BLOCKWISE,
+            'base and the adapter. `"exact"` has the very weights of the variant that `of` names. From '
+            "`Q6_K` on, types are mixtures that llama.cpp makes.",
+            choices=GGUF_TYPES,
             example='gguf = "Q8_0"',
             excludes=(
                 "dtype",
@@ -532,7 +534,6 @@ VARIANT = Table(
                 "recipe",
                 "target",
                 "method",
-                "calibration",
                 "experts",
                 "intermediate",
                 "overrides",
@@ -740,8 +741,9 @@ PUBLISH = Table(
             "gguf",
             "strings",
             "Send GGUF files instead. `exact`: the target's very weights, which must have 4 or 5 bits. Other "
-            "types are made of the model's unquantized variant. Each file is measured with llama.cpp and "
-            "must meet the requirements. From `Q6_K` on they are mixtures that llama.cpp makes.",
+            "types are made of base and adapter, as the model's unquantized variant would be, which is not "
+            "written. Each file is measured with llama.cpp and must meet the requirements. From `Q6_K` on "
+            "they are mixtures that llama.cpp makes.",
             choices=GGUF_TYPES,
             example='gguf = ["exact", "Q8_0"]',
         ),

@@ -91,6 +91,9 @@ def _located(variant: Variant, folder: Path) -> Variant:
     path = _path(str(variant.calibration), folder)
     if variant.learned is not None:
         return replace(variant, learned=replace(variant.learned, calibration=path))
+    if variant.gguf is not None and variant.gguf.weighed is not None:
+        weighed = replace(variant.gguf.weighed, calibration=path)
+        return replace(variant, gguf=replace(variant.gguf, weighed=weighed))
     assert variant.calibrated is not None
     return replace(variant, calibrated=replace(variant.calibrated, calibration=path))
 
@@ -232,7 +235,7 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
         goal=goal(values, problems),
         gguf=gguf_kind(values, problems),
         experts=experts(values, problems),
-        calibrated=None if values.says("method") else calibrated(values, problems),
+        calibrated=None if values.says("method") or values.says("gguf") else calibrated(values, problems),
     )
 
 

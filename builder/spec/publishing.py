@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from builder.console.words import listed, quoted, suggestion
@@ -75,6 +76,8 @@ def publications(
         rest["gguf"] = tuple(each for each in values.given.get("gguf", ()) if each)
         rest["benchmarks"] = _benchmarks(values, model, declared, suites, problems)
         text = calibrated(values, problems)
+        if text is not None:
+            text = replace(text, calibration=folder / text.calibration.expanduser())
         if text and not set(rest["gguf"]) & set(K_QUANTS):
             what = f"calibration is for K-quants, and gguf names none of them ({listed(K_QUANTS)})"
             problems.add(values.place.key("calibration"), what)

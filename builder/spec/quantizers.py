@@ -83,10 +83,14 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class GgufKind:
-    """Files for llama.cpp with weights of this type. `of`: for "exact", the variant with these weights."""
+    """Files for llama.cpp with weights of this type. `of`: for "exact", the variant with these weights.
+
+    `weighed`: the text of the importance matrix that K-quants are made with.
+    """
 
     type: str
     of: str | None = None
+    weighed: Calibrated | None = None
 
 
 @dataclass(frozen=True)

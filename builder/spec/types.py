@@ -129,8 +129,13 @@ class Variant:
     @property
     def calibration(self) -> Path | None:
         """The text that the variant is made for, or None."""
-        made_for = self.learned or self.calibrated
+        made_for = self.learned or self.text
         return made_for.calibration if made_for else None
+
+    @property
+    def text(self) -> Calibrated | None:
+        """The text that something is measured with before the variant is made, or None."""
+        return self.gguf.weighed if self.gguf else self.calibrated
 
     @property
     def made_from(self) -> str | None:
@@ -274,8 +279,10 @@ class Spec:
     def suites_of(self, target: Target) -> tuple[Suite, ...]:
         """The suites that measure a target, with the questions that took no part in a search of its size."""
         left_out = UNSCORED if target.variant.gguf else ()
+        of = target.variant.gguf.of if target.variant.gguf else None
+        searched = Target(target.model, self.variants[of]) if of else target
         asked = (self.suites[name] for name in target.model.suites)
-        return tuple(part_of(suite, target, "rest") for suite in asked if suite.kind not in left_out)
+        return tuple(part_of(suite, searched, "rest") for suite in asked if suite.kind not in left_out)
 
     def search_suites(self, target: Target) -> tuple[Suite, ...]:
         """What a target that searches its size is judged by meanwhile: the suites of its requirements."""

@@ -25,14 +25,12 @@ from builder.plan.goals import (
 from builder.plan.planning import Facts, facts_of, plan_alone
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project import preflight
+from builder.project.measurements import keep
 from builder.project.project import Project
 from builder.project.roots import keys_of
 from builder.project.state import missing_actions
-from builder.project.toolchain import made_by
 from builder.spec.types import Target
-from builder.store import blobs, records
 from builder.store.locks import acquire, build_session
-from builder.store.types import Record
 
 
 def choose_bits(project: Project, target: Target, emit: Emit) -> Allocation:
@@ -47,7 +45,7 @@ def choose_bits(project: Project, target: Target, emit: Emit) -> Allocation:
         if (known := project.allocation(key)) is not None:
             return known
         found = _measured(project, made, facts, sources.toolchain, emit)
-        keep(project, key, found, target.name)
+        keep(store, key, "allocation", found.to_text(), target.name)
         return found
 
 
@@ -60,12 +58,6 @@ def fetch_bits(project: Project, target: Target, facts: Facts, emit: Emit) -> Ke
     cost = sensitivity_key(made, facts.base, facts.adapter, facts.text, toolchain)
     fetch_records(project, [key, cost], emit)
     return key
-
-
-def keep(project: Project, key: Key, found: Allocation, name: str) -> None:
-    """Puts what was chosen for the target `name` into the store. Raises StoreError."""
-    blob = blobs.ingest(project.store, [found.to_text().encode()])
-    records.write(project.store, Record(key, "allocation", blob, {**made_by(), "target": name}))
 
 
 def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit: Emit) -> Allocation:

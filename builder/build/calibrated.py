@@ -56,7 +56,7 @@ def build_calibrated(project: Project, plan: TargetPlan, emit: Emit) -> Built:
                 round_blocks(project, plan, tally, emit)
             _tell_special(project, plan, emit)
         copy_aux(project, plan)
-        return finish(project, plan, tally, time.perf_counter() - started)
+        return finish(project, plan, tally, time.perf_counter() - started, emit)
 
 
 def build_one(project: Project, plan: TargetPlan, emit: Emit) -> Built:
@@ -112,7 +112,7 @@ def _reader(project: Project, plan: TargetPlan) -> Callable[[str], Path | None]:
 
     def done(block: str) -> Path | None:
         record = usable_record(project.store, actions[block].key)
-        return blobs.path(project.store, record.blob.digest) if record else None
+        return blobs.checked(project.store, record.blob) if record else None
 
     return done
 

@@ -179,5 +179,5 @@ def settings_folder(store: Store, plan: TargetPlan, config: Blob) -> Iterator[Pa
         for name, blob in (*((e.name, e.blob) for e in plan.base.aux), (CONFIG, config)):
             place = folder / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(blobs.path(store, blob.digest), place)
+            shutil.copyfile(blobs.checked(store, blob), place)
         yield folder

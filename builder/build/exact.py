@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 from builder.build.blocks import Tally, check_shard
 from builder.build.conversion import Converter, converter, encoded, make_head
 from builder.build.learned import SourceNotBuilt
 from builder.build.ledger import Ledger
 from builder.build.one_pass import Built, copy_aux, finish, make_config
+from builder.build.stored import read_block
 from builder.build.waiting import waiting
 from builder.console.events import BlockDone, Emit, PassDone, PassStarted
 from builder.plan.types import Action, TargetPlan
@@ -22,8 +22,6 @@ from builder.store import blobs
 from builder.store.holdings import usable_record
 from builder.store.locks import acquire, build_session
 from builder.store.types import Record
-from builder.weights.safetensors import read_header
-from builder.weights.shards import RawTensor
 
 
 def build_exact(project: Project, plan: TargetPlan, emit: Emit) -> Built:
@@ -49,7 +47,7 @@ def build_exact(project: Project, plan: TargetPlan, emit: Emit) -> Built:
                 with acquire(store, [action.key], on_wait):
                     _repack(project, plan, source, action, made, tally, emit)
             emit(PassDone(name, time.perf_counter() - started))
-        return finish(project, plan, tally, time.perf_counter() - started)
+        return finish(project, plan, tally, time.perf_counter() - started, emit)
 
 
 def source_of(project: Project, plan: TargetPlan) -> TargetPlan:
@@ -84,18 +82,9 @@ def _repack(
     record = usable_record(store, key)
     if record is None:
         raise SourceNotBuilt(target=plan.name, source=source.name)
-    path = blobs.path(store, record.blob.digest)
-    shard = made.shard(action.block, _read(project, record, str(path)))
+    shard = made.shard(action.block, read_block(store, record, f"model.{source.name}"))
     check_shard(shard, action)
     blob = blobs.ingest(store, encoded(action, shard))
     Ledger(store).write(Record(action.key, "block", blob, {"block": action.block, **made_by()}))
     tally.made[action.key] = plan.name
     emit(BlockDone(plan.target.model.name, action.block, 1, blob.size))
-
-
-def _read(project: Project, record: Record, label: str) -> Mapping[str, RawTensor]:
-    """The tensors of a block in the store, in memory."""
-    content = blobs.read(project.store, record.blob)
-    header = read_header(blobs.path(project.store, record.blob.digest), label)
-    view = memoryview(content)
-    return {t.name: RawTensor(t.dtype, t.shape, view[t.start : t.end]) for t in header.tensors}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from builder.build.measuring import opened
 from builder.build.opening import open_adapter, open_base
 from builder.build.sequences import open_sequences
 from builder.build.sharing import fetch_records
@@ -17,17 +18,14 @@ from builder.keys import Key
 from builder.plan.experts import a_tenth_less, kept_of, routing_key, tenth_in_words
 from builder.plan.planning import Facts, plan_alone, whole_facts
 from builder.plan.types import TargetPlan, Unresolved
+from builder.project.measurements import keep
 from builder.project.project import Project
-from builder.project.toolchain import made_by
 from builder.project.watch import unchanged
 from builder.spec.types import Target
-from builder.store import blobs, records
 from builder.store.locks import acquire, build_session
-from builder.store.types import Record
 from builder.weights.experts import Routing
 
 if TYPE_CHECKING:
-    from builder.engine.rounding.points import Opened
     from builder.engine.rounding.text import Piece
 
 HELD = 8  # sequences of other text, on which the loss of a tenth is measured
@@ -43,9 +41,7 @@ def measure_experts(project: Project, target: Target, emit: Emit) -> Routing:
         found = project.routing(key)
         if found is None:
             found = _measured(project, target, key, emit)
-            blob = blobs.ingest(project.store, [found.to_text().encode()])
-            record = Record(key, "routing", blob, {**made_by(), "target": target.name})
-            records.write(project.store, record)
+            keep(project.store, key, "routing", found.to_text(), target.name)
     kept_of(target, found)
     project.forget_plan()
     return found
@@ -106,9 +102,9 @@ def _with_tenth(
     """Adds what the model loses without a tenth of its experts."""
     import mlx.core as mx
 
-    from builder.engine.without_tenth import divergence
+    from builder.engine.without_tenth import lost
 
-    base = a_tenth_less(plan.target, plan.base, found, key)
+    base = a_tenth_less(plan.base, found, key)
     if base is None:
         return found
 
@@ -120,14 +116,6 @@ def _with_tenth(
     held = sum(sum(piece.counted) for piece in pieces)
     if not held:
         return found
-    whole, less = _opened(project, plan), _opened(project, replace(plan, base=base))
-    lost = divergence(whole, less, tokens, counted, step)
-    return found if lost is None else replace(found, tenth=lost, held=held)
-
-
-def _opened(project: Project, plan: TargetPlan) -> Opened:
-    from builder.engine.rounding.points import Opened
-    from builder.engine.stream import cut
-
-    model, _ = open_base(project, plan)
-    return Opened(model, cut(model, open_adapter(project, plan), compiled=False))
+    whole, less = opened(project, plan), opened(project, replace(plan, base=base))
+    tenth = lost(whole, less, tokens, counted, step)
+    return found if tenth is None else replace(found, tenth=tenth, held=held)

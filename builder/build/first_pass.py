@@ -22,6 +22,7 @@ from builder.build.ledger import Provisional
 from builder.build.one_pass import make_missing
 from builder.build.prepare import fitted, prepare_adapter, prepare_base
 from builder.build.reading import Reading, by_files
+from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.errors import SourceChanged
 from builder.keys import Digest
@@ -248,6 +249,7 @@ def _record(project: Project, look: _Look, digests: dict[Path, Digest], tally: T
     if (worn := look.plans[0].target.model.adapter) is not None:
         prepare_adapter(project, project.spec.adapters[worn], emit)
     done = []
+    on_wait = waiting(look.plans[0].target.model.name, emit)
     for provisional in look.plans:
         plan = project.plan.targets[provisional.name]
         if not isinstance(plan, TargetPlan) or len(plan.keys) != len(provisional.keys):
@@ -255,7 +257,7 @@ def _record(project: Project, look: _Look, digests: dict[Path, Digest], tally: T
         for noted, key in zip(provisional.keys, plan.keys, strict=True):
             if (record := ledger.record(noted)) is None:
                 continue
-            with acquire(project.store, [key]):
+            with acquire(project.store, [key], on_wait):
                 if usable_record(project.store, key) is None:
                     records.write(project.store, Record(key, record.kind, record.blob, record.provenance))
             done.append(noted)

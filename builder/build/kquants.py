@@ -51,7 +51,7 @@ def with_quantizer(
 
 def _asking(store: Store, plan: TargetPlan, made: Converter, quantizer: Quantizer) -> Converter:
     record = usable_record(store, plan.gguf.importance) if plan.gguf and plan.gguf.importance else None
-    means = imatrix.read(blobs.path(store, record.blob.digest)) if record else {}
+    means = imatrix.read(blobs.checked(store, record.blob)) if record else {}
     try:
         return replace(made, quantize=by_llama(quantizer, made.tensors, means))
     except Unwritable as error:

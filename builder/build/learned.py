@@ -114,17 +114,17 @@ def _finish(
 
 def _assemble(project: Project, plan: TargetPlan, source: TargetPlan, step: Manifest, emit: Emit) -> Manifest:
     """config.json and the target's manifest, from what the step made and what the base brings."""
-    store = project.store
+    store, on_wait = project.store, waiting(plan.name, emit)
     if usable_record(store, plan.config) is None and usable_record(store, source.config) is None:
         make_config(project, source, emit)
-    with acquire(store, [plan.config]):
+    with acquire(store, [plan.config], on_wait):
         config = usable_record(store, plan.config)
         if config is None:
             blob = blobs.ingest(store, [_config(project, source, step)])
             config = Record(plan.config, "config", blob, made_by())
             records.write(store, config)
     copy_aux(project, plan)
-    with acquire(store, [plan.key]):
+    with acquire(store, [plan.key], on_wait):
         made = [entry for entry in step.files if entry.name != CONFIG]
         entries = sorted(
             [*made, FileEntry(CONFIG, config.blob), *plan.base.aux], key=lambda entry: entry.name

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.build.opening import open_adapter, open_base
 from builder.build.shelves import shelf
 from builder.console.events import Emit, Learning
-from builder.errors import BuildError
 from builder.keys import Key
 from builder.plan.goals import Measured
 from builder.plan.types import TargetPlan
+from builder.project.measurements import keep, known
 from builder.project.project import Project
-from builder.project.toolchain import made_by
 from builder.project.watch import unchanged
 from builder.spec.types import Quantization
-from builder.store import blobs, records
+from builder.store import blobs
 from builder.store.disk import durable
 from builder.store.holdings import usable_record
-from builder.store.types import Record
 
 if TYPE_CHECKING:
     from builder.engine.rounding.points import Opened
@@ -47,16 +44,13 @@ def measured_costs(
 
     at = plan.target.variant.quantization
     assert at is not None
-    record = usable_record(project.store, key)
-    if record is not None:
-        with suppress(BuildError, OSError, ValueError, KeyError):
-            return _from_text(blobs.read(project.store, record.blob).decode(), at)
+    if (former := known(project.store, key, lambda text: _from_text(text, at))) is not None:
+        return former
     calibrated = plan.target.variant.rounds_for_text
     with unchanged(project, plan), accelerated(threads=1), durable.explained(project.store.root):
         cost = _sensitivity(project, plan, used, "gradient", emit).costs()
-        found = Measured(cost, errors(_opened(project, plan), choices, _dtype(plan), calibrated), at)
-    blob = blobs.ingest(project.store, [_to_text(found).encode()])
-    records.write(project.store, Record(key, "sensitivity", blob, {**made_by(), "target": plan.name}))
+        found = Measured(cost, errors(opened(project, plan), choices, _dtype(plan), calibrated), at)
+    keep(project.store, key, "sensitivity", _to_text(found), plan.name)
     return found
 
 
@@ -81,7 +75,8 @@ class Comparison:
             return _sensitivity(self.project, plan, self.apart, named, self.emit).divergence(self._exact)
 
 
-def _opened(project: Project, plan: TargetPlan) -> Opened:
+def opened(project: Project, plan: TargetPlan) -> Opened:
+    """The exact model of a plan, lazy."""
     from builder.engine.rounding.points import Opened
     from builder.engine.stream import cut
 
@@ -107,7 +102,7 @@ def _sensitivity(
         emit(Learning(plan.name, part, done, total, None))
 
     return Sensitivity(
-        lambda: _opened(project, plan),
+        lambda: opened(project, plan),
         _files(project, plan) if plan.target.variant.rounds_for_text else None,
         plan.quantization,
         _dtype(plan),
@@ -120,9 +115,9 @@ def _sensitivity(
 
 
 def _files(project: Project, plan: TargetPlan) -> dict[str, Path]:
-    """Block -> its shard in the store. The session of the build keeps them."""
+    """Block -> its shard in the store. The session of the build keeps them. Raises StoreError."""
     found = {action.block: usable_record(project.store, action.key) for action in plan.actions}
-    return {block: blobs.path(project.store, record.blob.digest) for block, record in found.items() if record}
+    return {block: blobs.checked(project.store, record.blob) for block, record in found.items() if record}
 
 
 def _to_text(found: Measured) -> str:

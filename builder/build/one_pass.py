@@ -87,7 +87,7 @@ def build(
         for target in targets:
             copy_aux(project, target)
         seconds = tally.seconds + time.perf_counter() - start
-        return [finish(project, target, tally, seconds) for target in targets]
+        return [finish(project, target, tally, seconds, emit) for target in targets]
 
 
 # -- blocks ----------------------------------------------------------------------------------------------
@@ -215,11 +215,11 @@ def copy_aux(project: Project, target: TargetPlan) -> None:
             raise SourceChanged(source=f"base:{target.target.model.base}", path=places[entry.name])
 
 
-def finish(project: Project, target: TargetPlan, tally: Tally, seconds: float) -> Built:
+def finish(project: Project, target: TargetPlan, tally: Tally, seconds: float, emit: Emit) -> Built:
     """Manifest, then view."""
     store = project.store
     made = sum(tally.made.get(action.key) == target.name for action in target.actions)
-    with acquire(store, [target.key]):
+    with acquire(store, [target.key], waiting(target.name, emit)):
         manifest = records.read_manifest(store, target.key)
         if manifest is None or not holds(store, manifest):
             manifest = records.write_manifest(store, manifest_of(store, target, made))

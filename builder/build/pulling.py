@@ -15,6 +15,7 @@ from builder.build.experts import fetch_routing
 from builder.build.one_pass import finish
 from builder.build.prepare import prepare_adapter, prepare_base, prepare_calibration
 from builder.build.sharing import Opened, fetch_manifests, look_at, offered, settle, take
+from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.console.words import count
 from builder.errors import BuildError, SourceError
@@ -149,7 +150,7 @@ def _pull(
     if not dry_run and whole_manifest(store, plan.key) is not None:
         settle(project, plan)
         with build_session(store, [plan.key, *plan.keys]):
-            finish(project, plan, Tally(), 0.0)
+            finish(project, plan, Tally(), 0.0, emit)
         project.forget_plan()
     then = target_state(store, plan)
     said = BUILT if then.built else "not there"
@@ -189,7 +190,7 @@ def _pull_locked(
                 return PulledTarget(name, CAN, size, 0, found.remote.name)
             continue
         size = take(project, found, wanted, emit)
-        with build_session(store, [key]), acquire(store, [key]):
+        with build_session(store, [key]), acquire(store, [key], waiting(name, emit)):
             manifest = whole_manifest(store, key)
             if manifest is None:
                 continue

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from builder.engine.block import Block
-from builder.engine.rounding.points import Opened, after_layers, logprobs, numbers
+from builder.engine.rounding.points import Opened, divergence
 from builder.engine.rounding.stream import empty, layer_paths, put
 from builder.engine.rounding.walk import Run, walk
 from builder.engine.routing import floats
@@ -17,7 +17,7 @@ from builder.engine.routing import floats
 Step = Callable[[int, int], None]
 
 
-def divergence(whole: Opened, other: Opened, tokens: mx.array, counted: mx.array, step: Step) -> float | None:
+def lost(whole: Opened, other: Opened, tokens: mx.array, counted: mx.array, step: Step) -> float | None:
     """KL of the whole model to the other one: the mean over the tokens that count, in nats.
 
     `counted` [sequences, length] is 1 where what is predicted counts. Neither model can be used afterwards.
@@ -34,15 +34,7 @@ def divergence(whole: Opened, other: Opened, tokens: mx.array, counted: mx.array
     ours, theirs = (_last(each, tokens, tell) for each in (other, whole))
     if ours is None or theirs is None:
         return None
-    total = 0.0
-    for at in range(tokens.shape[0]):
-        some = tokens[at : at + 1]
-        wanted = logprobs(after_layers(whole.model, some, theirs[at : at + 1]))
-        logs = logprobs(after_layers(other.model, some, ours[at : at + 1]))
-        lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * counted[at : at + 1]
-        total += numbers(lost.sum()[None])[0]
-        mx.clear_cache()
-    return total / numbers(counted.sum()[None])[0]
+    return divergence((whole.model, theirs), (other.model, ours), tokens, counted)
 
 
 def _last(opened: Opened, tokens: mx.array, tell: Callable[[], None]) -> mx.array | None:

@@ -40,20 +40,14 @@ def pruned(target: Target, base: BaseFacts, found: Routing, key: Key) -> BaseFac
     """The base without the experts that the target leaves out. Raises PlanError."""
     wanted = target.variant.experts
     assert wanted is not None
-    keep = kept_of(target, found)
-    kept = found.kept(keep, wanted.criterion)
-    made = Pruned(found.setting, found.count, kept, found.places, base.structure, key)
-    return replace(base, structure=made.structure, pruned=made)
+    return _without(base, found, kept_of(target, found), wanted.criterion, key)
 
 
 def kept_of(target: Target, found: Routing) -> int:
     """How many experts of each layer stay. Raises PlanError for a number that the router cannot work with."""
     wanted = target.variant.experts
     assert wanted is not None
-    keep = round(wanted.share * found.count)
-    least = max(found.top_k, 1)
-    if found.groups > 1:  # a router of groups looks at the best two of each, and opens some of them
-        least = max(found.groups * 2, -(-found.top_k // found.open_groups) * found.groups)
+    keep, least = round(wanted.share * found.count), _least(found)
     said = f"experts = {wanted.share:g} keeps {keep} of {found.count} experts in each layer"
     if keep < least:
         raise PlanError(
@@ -77,14 +71,23 @@ def kept_of(target: Target, found: Routing) -> int:
     return keep
 
 
-def a_tenth_less(target: Target, base: BaseFacts, found: Routing, key: Key) -> BaseFacts | None:
+def a_tenth_less(base: BaseFacts, found: Routing, key: Key) -> BaseFacts | None:
     """The base without a tenth of its experts, by REAP. None where the router leaves no choice."""
     keep = found.count - max(1, found.count // TENTH)
     keep -= keep % found.groups
-    least = max(found.top_k, found.groups * 2 if found.groups > 1 else 1)
-    if keep < least:
-        return None
-    kept = found.kept(keep, "reap")
+    return None if keep < _least(found) else _without(base, found, keep, "reap", key)
+
+
+def _least(found: Routing) -> int:
+    """How many experts of each layer the router needs."""
+    if found.groups > 1:  # a router of groups looks at the best two of each, and opens some of them
+        return max(found.groups * 2, -(-found.top_k // found.open_groups) * found.groups)
+    return max(found.top_k, 1)
+
+
+def _without(base: BaseFacts, found: Routing, keep: int, criterion: str, key: Key) -> BaseFacts:
+    """The base with `keep` experts in each layer, the best by a criterion."""
+    kept = found.kept(keep, criterion)
     made = Pruned(found.setting, found.count, kept, found.places, base.structure, key)
     return replace(base, structure=made.structure, pruned=made)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,21 +15,20 @@ from typing import TypeVar
 
 from builder.errors import BuildError, SourceChanged, SourceError
 from builder.keys import Key, digest_bytes
-from builder.plan import shares
-from builder.plan.allocation import Allocation, from_text
+from builder.plan import allocation, shares
+from builder.plan.allocation import Allocation
 from builder.plan.planning import make_plan
 from builder.plan.types import Plan, Sources
 from builder.project import memo, store_memory
+from builder.project.measurements import known
 from builder.project.questions import judging_key
 from builder.project.toolchain import toolchain
 from builder.sources.catalog import Catalog
 from builder.sources.facts import Unknown
 from builder.spec.parse import parse_spec
 from builder.spec.types import Adapter, Spec
-from builder.store import blobs
 from builder.store.briefs import Seen
 from builder.store.format import open_store
-from builder.store.holdings import usable_record
 from builder.store.layout import Store
 from builder.store.statcache import StatCache
 from builder.weights import experts
@@ -134,24 +132,15 @@ class Project:
 
     def allocation(self, key: Key) -> Allocation | None:
         """What was chosen for a target that asks for a size, if that is in the store."""
-        record = usable_record(self.store, key)
-        with suppress(BuildError, OSError, ValueError, TypeError):
-            return from_text(blobs.read(self.store, record.blob).decode()) if record else None
-        return None
+        return known(self.store, key, allocation.from_text)
 
     def share(self, key: Key) -> shares.Share | None:
         """The share of experts that was chosen for a target, if that is in the store."""
-        record = usable_record(self.store, key)
-        with suppress(BuildError, OSError, ValueError, TypeError, KeyError):
-            return shares.from_text(blobs.read(self.store, record.blob).decode()) if record else None
-        return None
+        return known(self.store, key, shares.from_text)
 
     def routing(self, key: Key) -> Routing | None:
         """What was measured of the experts of a base, if that is in the store."""
-        record = usable_record(self.store, key)
-        with suppress(BuildError, OSError, ValueError, TypeError, KeyError):
-            return experts.from_text(blobs.read(self.store, record.blob).decode()) if record else None
-        return None
+        return known(self.store, key, experts.from_text)
 
 
 def store_of(spec: Spec, *, asked: bool = False) -> Store:

@@ -142,16 +142,13 @@ def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
         _resolved(project, f"{plan.target.model.name}_{gguf.of}", emit)
         project.forget_plan()
     wanted = plan.target.variant.experts
-    if wanted is not None and wanted.choices and plan.error is None:
+    if wanted is not None and plan.error is None:
         prepare_sources(project, plan.target, emit)
-        search_share(project, plan.target, emit)
+        if wanted.choices:
+            search_share(project, plan.target, emit)
+        else:
+            measure_experts(project, plan.target, emit)
         project.forget_plan()
-        plan = project.plan.targets[name]
-        if isinstance(plan, TargetPlan):
-            return plan
-    elif wanted is not None and plan.error is None:
-        prepare_sources(project, plan.target, emit)
-        measure_experts(project, plan.target, emit)
         plan = project.plan.targets[name]
         if isinstance(plan, TargetPlan):
             return plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from builder.build.experts import measure_experts
+from builder.build.sharing import fetch_records
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.errors import SourceChanged
@@ -10,34 +11,34 @@ from builder.plan.goals import share_key, with_allocation, with_share
 from builder.plan.planning import facts_of, plan_alone, whole_facts
 from builder.plan.shares import Share, TriedShare, explained
 from builder.plan.types import TargetPlan, Unresolved
+from builder.project.measurements import keep
 from builder.project.project import Project
 from builder.project.roots import keys_of
-from builder.project.toolchain import made_by
 from builder.release.smallest import NoSizePasses, search_size
 from builder.sources.facts import Unknown
 from builder.spec.types import Target
-from builder.store import blobs, records
 from builder.store.care import drop
 from builder.store.locks import acquire
-from builder.store.types import Record
 
 
 def search_share(project: Project, target: Target, emit: Emit) -> Share:
     """What was chosen. Measures nothing where it is in the store. Raises BuildError, NoSizePasses."""
     sources, wanted = project.planned_from(), target.variant.experts
     facts, questions = whole_facts(target, sources), sources.questions[target.model.name]
-    if isinstance(facts, Unresolved) or isinstance(questions, Unknown):
-        reason = facts.reason if isinstance(facts, Unresolved) else "its questions are not known"
-        raise SourceChanged(source=f"model:{target.name}", path=reason)
+    if isinstance(facts, Unresolved):
+        raise SourceChanged(source=f"model:{target.name}", path=facts.reason)
+    if isinstance(questions, Unknown):
+        raise questions.error or SourceChanged(source=f"model:{target.name}", path=questions.reason)
     assert facts.text is not None
     assert wanted is not None
     key = share_key(target, facts.base, facts.adapter, facts.text, sources.toolchain, questions)
+    fetch_records(project, [key], emit)
     with acquire(project.store, [key], waiting(target.name, emit), "share-"):
         if (known := project.share(key)) is not None:
+            _smallest(project, with_share(target, known.share), emit)  # pulls what it was chosen by
             return known
         found = _searched(project, target, wanted.choices, emit)
-        blob = blobs.ingest(project.store, [found.to_text().encode()])
-        records.write(project.store, Record(key, "share", blob, {**made_by(), "target": target.name}))
+        keep(project.store, key, "share", found.to_text(), target.name)
     project.forget_plan()
     return found
 

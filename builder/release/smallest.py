@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from builder.build.allocation import choose_bits, keep
+from builder.build.allocation import choose_bits
 from builder.build.calibrated import build_one
 from builder.build.sharing import fetch_records
 from builder.build.waiting import waiting
@@ -24,6 +24,7 @@ from builder.plan.allocation import Allocation, Tried
 from builder.plan.goals import allocation_key, between, rungs, sized, with_allocation
 from builder.plan.planning import Facts, facts_of, plan_alone
 from builder.plan.types import TargetPlan, Unresolved
+from builder.project.measurements import keep
 from builder.project.project import Project
 from builder.project.roots import keys_of
 from builder.sources.facts import Unknown
@@ -53,7 +54,7 @@ def search_size(project: Project, target: Target, emit: Emit) -> Allocation:
         if (known := project.allocation(key)) is not None:
             return known
         found = _Search(project, target, facts, sources.toolchain, emit).run()
-        keep(project, key, found, target.name)
+        keep(project.store, key, "allocation", found.to_text(), target.name)
     return found
 
 

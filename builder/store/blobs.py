@@ -90,10 +90,17 @@ def read(store: Store, blob: Blob) -> bytes:
     with durable.explained(place):
         data = place.read_bytes()
     if blake3.blake3(data).hexdigest() != blob.digest:
-        raise StoreError(
-            path=place, what="its bytes do not match its name", hint="Run `doit verify --repair`."
-        )
+        raise _damaged(place)
     return data
+
+
+def checked(store: Store, blob: Blob) -> Path:
+    """Where a (large) blob lies, after all of its bytes were hashed. Raises StoreError like `read`."""
+    place = path(store, blob.digest)
+    with durable.explained(place):
+        if hash_file(place) != blob:
+            raise _damaged(place)
+    return place
 
 
 def hash_file(place: Path, on_bytes: Callable[[int], None] | None = None) -> Blob:
@@ -134,6 +141,11 @@ def files(store: Store) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
                 for entry in entries:
                     if entry.name[:2] == shard.name and _NAME(entry.name):
                         yield from _stat(entry)
+
+
+def _damaged(place: Path) -> StoreError:
+    what = "its bytes do not match its name"
+    return StoreError(path=place, what=what, hint="Run `doit verify --repair`.")
 
 
 def _keep(store: Store, staged: tmp.Staged, blob: Blob) -> None:

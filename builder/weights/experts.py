@@ -110,8 +110,15 @@ class Pruned:
         """What is cut out of a block. None for a block that loses nothing."""
         if block not in self.kept:
             return None
-        own = sorted([name, axis] for name, axis in self.places.items() if block_of(name) == block)
-        return Digest(make_key("experts/1", [self.kept[block], own]))
+        return Digest(make_key("experts/1", [self.kept[block], self._cuts.get(block, [])]))
+
+    @cached_property
+    def _cuts(self) -> Mapping[str, list[list[str | int]]]:
+        """Block -> its tensors that are cut, and along which axis."""
+        found: dict[str, list[list[str | int]]] = {}
+        for name in sorted(self.places):
+            found.setdefault(block_of(name), []).append([name, self.places[name]])
+        return found
 
     def indices(self, name: str, size: int) -> tuple[int, ...] | None:
         """Which places of a tensor stay, of `size` along its axis. None for a tensor that stays as it is."""

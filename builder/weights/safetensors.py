@@ -5,12 +5,13 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import blake3
 
@@ -52,7 +53,15 @@ def read_header(path: Path, table: str) -> SafetensorsFile:
     """
     if not path.is_file():
         raise SourceMissing(table=table, path=path)
-    size, text = _read_text(path, table)
+    return _parsed(path, table, *_read_text(path, table))
+
+
+def header_of(content: bytes, path: Path, table: str) -> SafetensorsFile:
+    """The same of a file that is in memory. `path` says where it came from. Raises SourceInvalid."""
+    return _parsed(path, table, len(content), _header_text(io.BytesIO(content), len(content), path, table))
+
+
+def _parsed(path: Path, table: str, size: int, text: bytes) -> SafetensorsFile:
     length = len(text)
     try:
         header = json.loads(text, object_pairs_hook=_no_duplicates)
@@ -72,16 +81,20 @@ def _read_text(path: Path, table: str) -> tuple[int, bytes]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            head = file.read(8)
-            length = int.from_bytes(head, "little")
-            if len(head) < 8 or length > min(size - 8, MAX_HEADER):
-                _refuse(path, table, "is not a safetensors file (its header does not fit)")
-            text = file.read(length)
+            return size, _header_text(file, size, path, table)
     except OSError as error:
         _refuse(path, table, f"cannot be read ({error.strerror})")
+
+
+def _header_text(file: BinaryIO, size: int, path: Path, table: str) -> bytes:
+    head = file.read(8)
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > min(size - 8, MAX_HEADER):
+        _refuse(path, table, "is not a safetensors file (its header does not fit)")
+    text = file.read(length)
     if len(text) < length:
         _refuse(path, table, "became shorter while it was read")
-    return size, text
+    return text
 
 
 def digest_tensor(file: SafetensorsFile, tensor: TensorInfo) -> Digest:

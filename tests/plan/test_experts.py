@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from builder.plan.experts import explained, kept_of
+from builder.keys import Key
+from builder.plan.experts import a_tenth_less, explained, kept_of
 from builder.plan.quantization import PlanError
+from builder.sources.facts import BaseFacts
 from builder.spec.quantizers import Calibrated, Experts
 from builder.spec.types import Model, Target, Variant
 from builder.weights.experts import Experts as Seen
 from builder.weights.experts import Routing
+from tests.plan.test_key_parts import IDENTITY, TOY
 
 
 def routing(count: int = 128, top_k: int = 8, groups: int = 1, opened: int = 1) -> Routing:
@@ -64,6 +67,28 @@ def test_a_share_that_the_router_cannot_work_with(share: float, found: Routing, 
         kept_of(target(share), found)
     assert says in caught.value.message
     assert hint in caught.value.report
+
+
+@pytest.mark.parametrize(
+    ("found", "keep"),
+    [
+        (routing(), 116),
+        (routing(8, 8), None),  # a token goes to all experts
+        (routing(64, 8, groups=8, opened=4), 56),
+        (routing(64, 8, groups=8, opened=1), None),  # a token goes to all experts of one group
+        (routing(16, 1, groups=8, opened=1), None),  # the router looks at two of each group
+    ],
+)
+def test_a_tenth_is_left_out_where_the_router_can_work_without_it(found: Routing, keep: int | None) -> None:
+    """It needs as many experts as for a share that somebody asks for."""
+    less = a_tenth_less(BaseFacts(IDENTITY, TOY), found, Key("k"))
+    assert (less.pruned.keep if less and less.pruned else None) == keep
+    most = found.count - found.groups  # what a share may keep at most
+    if keep is None:
+        with pytest.raises(PlanError, match="but the router needs"):
+            kept_of(target(most / found.count), found)
+    else:
+        assert kept_of(target(keep / found.count), found) == keep
 
 
 def test_why_says_how_experts_were_chosen() -> None:

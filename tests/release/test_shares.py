@@ -7,12 +7,15 @@ from collections.abc import Callable
 import pytest
 
 from builder.build.prepare import prepare_base
-from builder.console.events import Event, Note
+from builder.build.sharing import share
+from builder.console.events import Event, Note, silent
+from builder.errors import BuildError
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.why import why
 from builder.release import smallest
 from builder.release.delivery import deliver
+from builder.release.shares import search_share
 from tests.build.test_calibrated import words
 from tests.conftest import Sandbox
 from tests.engine.test_routing import never
@@ -47,6 +50,20 @@ suites = ["same"]
 """
 
 
+REMOTE = """
+[remote.team]
+url = "../remote"
+push = "always"
+"""
+
+
+def filled(box: Sandbox) -> Sandbox:
+    make_mixture(box.root / "base", never)
+    (box.root / "text.jsonl").write_text(words(0))
+    (box.root / "rows.jsonl").write_text(questions())
+    return box
+
+
 def deliver_least(box: Sandbox) -> list[str]:
     heard: list[Event] = []
     loaded = Project.load(box.toml)
@@ -64,10 +81,8 @@ def test_experts_that_are_never_chosen_are_left_out_by_a_search(
     monkeypatch.setattr(  # 4 or 8 bits, and nothing between
         smallest, "rungs", lambda target, base: {b: n for b, n in every(target, base).items() if b in (4, 8)}
     )
-    box = sandbox(DECLARATION)
-    make_mixture(box.root / "base", never)
-    (box.root / "text.jsonl").write_text(words(0))
-    (box.root / "rows.jsonl").write_text(questions())
+    box = filled(sandbox(DECLARATION + REMOTE))
+    assert box.builder("remote", "init").code == 0
     said = deliver_least(box)
     assert any("the smallest size with 0.75 of the experts" in line for line in said)
     project = Project.load(box.toml)
@@ -83,7 +98,23 @@ def test_experts_that_are_never_chosen_are_left_out_by_a_search(
     assert not any(
         "the smallest size with" in line for line in deliver_least(box)
     )  # nothing is searched again
+    share(project, [plan], "always", silent)
+    ben = box.clone("ben")
+    told = deliver_least(ben)
+    assert any("pulled" in line for line in told)
+    assert not any("the smallest size with" in line or "are measured with" in line for line in told)
+    assert Project.load(ben.toml).plan.targets["m_least"].key == plan.key
     assert box.doit("gc", "--grace", "0", "--yes").code == 0
     assert project.plan.targets["m_least"] == Project.load(box.toml).plan.targets["m_least"]
     box.edit("[1.0, 0.75]", "[1.0, 0.75, 0.5]")
     assert not isinstance(Project.load(box.toml).plan.targets["m_least"], TargetPlan)
+
+
+def test_questions_that_are_not_there_are_named(sandbox: Make) -> None:
+    box = filled(sandbox(DECLARATION))
+    (box.root / "rows.jsonl").unlink()
+    project = Project.load(box.toml)
+    prepare_base(project, project.spec.bases["mix"], silent)
+    with pytest.raises(BuildError, match="rows.jsonl") as caught:
+        search_share(project, project.spec.target("m_least"), silent)
+    assert "\n" not in caught.value.message

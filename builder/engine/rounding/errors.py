@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from builder.engine.arrays import Values
+from builder.engine.rounding.lookup import unrounded
 from builder.engine.rounding.points import Opened
 from builder.engine.rounding.weight import as_numpy, round_weight
 from builder.spec.types import Quantization
@@ -56,7 +57,6 @@ def _error(rows: mx.array, how: Quantization, calibrated: bool) -> float:
         made: Any = round_weight(as_numpy(rows), None, how, rows.dtype).weight()
     else:
         codes, scales, biases = mx.quantize(rows, group_size=how.group_size, bits=how.bits)
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-        made = np.array(mx.dequantize(codes, scales, biases, group_size=how.group_size, bits=how.bits))
+        made = np.array(unrounded(codes, scales, biases, how))
     size = float((exact**2).sum(dtype=np.float64))
     return float(((made - exact) ** 2).sum(dtype=np.float64)) / size if size else 0.0

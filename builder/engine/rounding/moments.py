@@ -26,10 +26,12 @@ class Sum:
 
     def add(self, inputs: mx.array) -> None:
         """Adds inputs [tokens, columns]."""
-        rows = inputs.astype(mx.float32)
-        part = rows.T @ rows
+        part = self._of(inputs.astype(mx.float32))
         self.total = part if self.total is None else self.total + part
         self.count += inputs.shape[0]
+
+    def _of(self, rows: mx.array) -> mx.array:
+        return rows.T @ rows
 
     @property
     def mean(self) -> Floats | None:
@@ -47,23 +49,16 @@ class Sum:
 class Squares(Sum):
     """The sum of the squares of each column alone [columns]: the diagonal of what `Sum` collects."""
 
-    def add(self, inputs: mx.array) -> None:
-        """Adds inputs [tokens, columns]."""
-        part = mx.square(inputs.astype(mx.float32)).sum(axis=0)
-        self.total = part if self.total is None else self.total + part
-        self.count += inputs.shape[0]
+    def _of(self, rows: mx.array) -> mx.array:
+        return mx.square(rows).sum(axis=0)
 
 
 @dataclass
 class Seen:
-    """What linear layers were given: by path, and for a stack of experts by path and expert.
-
-    `kind`: what is collected of the inputs.
-    """
+    """What linear layers were given: by path, and for a stack of experts by path and expert."""
 
     plain: dict[str, Sum] = field(default_factory=dict)
     experts: dict[str, dict[int, Sum]] = field(default_factory=dict)
-    kind: type[Sum] = Sum
 
     def open(self) -> list[mx.array]:
         """The sums, for whoever computes them piece by piece: else the inputs stay in memory."""
@@ -105,7 +100,7 @@ def taps(root: nn.Module, under: str = "", kind: type[Sum] = Sum) -> Iterator[Se
     """
     from mlx_lm.models.switch_layers import SwitchLinear
 
-    seen = Seen(kind=kind)
+    seen = Seen()
     last = _Last()
     former: list[tuple[nn.Module, Any]] = []
     start = f"{under}." if under else ""

@@ -14,6 +14,7 @@ from builder.engine.rounding.stream import layer_paths
 from builder.engine.rounding.walk import Run, walk
 
 Weights = Mapping[str, mx.array]
+Ran = tuple[nn.Module, mx.array]  # a model whose layers ran, and what the last of them returned
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,23 @@ def after_layers(model: Any, tokens: mx.array, hidden: mx.array) -> mx.array:
 
     made: mx.array = walk(model, tokens, visit, settled=False)
     return made.astype(mx.float32)
+
+
+def divergence(exact: Ran, other: Ran, tokens: mx.array, counted: mx.array) -> float:
+    """KL of the exact model to the other one: the mean over the tokens that count, in nats.
+
+    `counted` [sequences, length] is 1 where what is predicted counts, else 0.
+    """
+    total = 0.0
+    for at in range(tokens.shape[0]):
+        some = slice(at, at + 1)
+        wanted, logs = (
+            logprobs(after_layers(model, tokens[some], last[some])) for model, last in (exact, other)
+        )
+        lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * counted[some]
+        total += numbers(lost.sum()[None])[0]
+        mx.clear_cache()
+    return total / numbers(counted.sum()[None])[0]
 
 
 def logprobs(logits: mx.array) -> mx.array:

@@ -23,7 +23,7 @@ import mlx.nn as nn
 
 from builder.console.words import one_line
 from builder.engine.rounding.backward import Slopes, embedding_slopes, head_slopes, layer_slopes
-from builder.engine.rounding.points import Opened, Weights, after_layers, at_place, logprobs, numbers
+from builder.engine.rounding.points import Opened, Weights, at_place, divergence, numbers
 from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import as_float32, empty, layer_paths, put, read_rounded
 from builder.engine.rounding.stream import exact as restored
@@ -92,15 +92,7 @@ class Sensitivity:
         outer = self._outer(exact)
         put(other.model, "", at_place(outer, self._moved_outside(other), 1.0))
         ours = self._forward(other, 1.0)[0]
-        total = 0.0
-        for at in range(self.tokens.shape[0]):
-            some = self.tokens[at : at + 1]
-            wanted = logprobs(after_layers(exact.model, some, last[at : at + 1]))
-            logs = logprobs(after_layers(other.model, some, ours[at : at + 1]))
-            lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * self.counted[at : at + 1]
-            total += numbers(lost.sum()[None])[0]
-            mx.clear_cache()
-        return total / self.count
+        return divergence((exact.model, last), (other.model, ours), self.tokens, self.counted)
 
     @property
     def count(self) -> float:

@@ -17,7 +17,8 @@ from builder.engine.conversion import changed_before
 from builder.engine.loading import adaptable_paths, load, quantized_modules
 from builder.engine.tracing import Trace, shortest
 from builder.errors import BuildError
-from builder.spec.types import DTYPES, RECIPES, Quantization
+from builder.spec.quantizers import RECIPES
+from builder.spec.types import DTYPES, Quantization
 from builder.weights.structure import Origin, Parameter, Quantizable, Structure, TensorSpec
 
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from builder.spec.destinations import GGUF_TYPES
-from builder.spec.quantizers import CRITERIA, METHODS, ROUNDINGS
+from builder.spec.quantizers import CRITERIA, METHODS, MODES, RECIPES, ROUNDINGS
 from builder.spec.sharing import DEVICES, PUSHES
 from builder.spec.training import KEEPS, OPTIMIZERS, SCHEDULES, TYPES, Training
-from builder.spec.types import CHECKS, DTYPES, METRICS, MODES, RECIPES, TOKENIZERS
+from builder.spec.types import CHECKS, DTYPES, METRICS, TOKENIZERS
 
 # name: the name of a declared table, of the kind that `refers` says. names: a list of such names, not empty.
 # path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.

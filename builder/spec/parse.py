@@ -16,6 +16,7 @@ from builder.spec.gguf import check_source, gguf_kind
 from builder.spec.learned import calibrated, goal, learned
 from builder.spec.problems import Place, Problems
 from builder.spec.publishing import publications
+from builder.spec.quantizers import MODES
 from builder.spec.remotes import remote
 from builder.spec.seeds import SEED_OF, with_seeds
 from builder.spec.settings import BuildSettings
@@ -23,7 +24,6 @@ from builder.spec.shape import Declared, Values, check_shape
 from builder.spec.suites import check_searched, conditions, suite
 from builder.spec.toml import read_toml
 from builder.spec.types import (
-    MODES,
     Base,
     BaseSource,
     Condition,

@@ -19,15 +19,6 @@ from builder.spec.training import Training
 
 TOKENIZERS = ("base", "adapter")
 DTYPES = ("float16", "bfloat16", "float32")
-RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
-
-# mode -> (allowed bits, allowed group sizes, default bits, default group size): what mx.quantize takes.
-MODES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
-    "affine": ((2, 3, 4, 5, 6, 8), (32, 64, 128), 4, 64),
-    "mxfp4": ((4,), (32,), 4, 32),
-    "nvfp4": ((4,), (16,), 4, 16),
-    "mxfp8": ((8,), (32,), 8, 32),
-}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from builder.store.types import Blob
 def evaluate_file(project: Project, target: TargetPlan, file: Blob, emit: Emit) -> dict[str, Result]:
     """Measures what is not known of a target, whose weights are in one file; all results, by suite.
 
-    Suites that generate or run a command are left out: llama.cpp only scores here. Raises BuildError.
+    Suites that run a command are left out. Raises BuildError.
     """
     asked = project.spec.suites_of(target.target)
     if len(known := measured(project, target)) == len(asked):

@@ -26,7 +26,7 @@ from builder.project.project import Project
 from builder.project.result_keys import PRECISION, needs_directory, reference_key, result_key
 from builder.project.roots import keys_of, register
 from builder.project.watch import Shown, base_folder, copied_from, unchanged
-from builder.spec.types import Suite, Target
+from builder.spec.types import UNSCORED, Suite, Target
 from builder.store import blobs, records
 from builder.store.holdings import usable_record
 from builder.store.locks import build_session, measuring
@@ -138,7 +138,7 @@ def measure(
         found[suite.name] = result
         results.write(project.store, result)
 
-    scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
+    scored = [suite for suite in todo if suite.kind not in UNSCORED]
     references = {s.name: reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
     generated = [[suite] for suite in todo if suite.kind == "generate"]
     for together in [scored, *generated] if scored else generated:  # all scored suites share one pass

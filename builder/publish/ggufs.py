@@ -24,7 +24,6 @@ from builder.publish.gguf.keeping import Gguf, mix_in_words
 from builder.publish.gguf.streaming import plan_of, stream
 from builder.publish.gguf_card import GgufFile
 from builder.spec.destinations import EXACT, HubPlace, OllamaPlace, Publication
-from builder.spec.types import UNSCORED
 from builder.store import blobs
 from builder.store.types import FileEntry, Manifest
 
@@ -125,9 +124,9 @@ def _made(
         known = dry or plan.gguf is not None  # a declared target was measured before
         results = measured(project, file) if known else evaluate_file(project, file, gguf.blob, emit)
     if gguf is not None and wanted == EXACT and not plan.gguf:
-        # What llama.cpp does not measure was measured of the very same weights.
+        # A command does not measure a GGUF. What it measured of the very same weights counts.
         own = measured(project, plan)
-        results |= {suite: own[suite] for suite in own if project.spec.suites[suite].kind in UNSCORED}
+        results |= {suite: own[suite] for suite in own if project.spec.suites[suite].kind == "command"}
     misses = tuple(missed(plan.target.model.require, results)) if gguf else ()
     return _Made(name, size, file, gguf, results, misses, said)
 

@@ -269,11 +269,11 @@ class Spec:
 
     def suites_of(self, target: Target) -> tuple[Suite, ...]:
         """The suites that measure a target, with the questions that took no part in a search of its size."""
-        left_out = UNSCORED if target.variant.gguf else ()
-        of = target.variant.gguf.of if target.variant.gguf else None
-        searched = Target(target.model, self.variants[of]) if of else target
+        gguf = target.variant.gguf
+        searched = Target(target.model, self.variants[gguf.of]) if gguf and gguf.of else target
         asked = (self.suites[name] for name in target.model.suites)
-        return tuple(part_of(suite, searched, "rest") for suite in asked if suite.kind not in left_out)
+        left_out = "command" if gguf else None  # it is given a directory that mlx-lm loads
+        return tuple(part_of(suite, searched, "rest") for suite in asked if suite.kind != left_out)
 
     def search_suites(self, target: Target) -> tuple[Suite, ...]:
         """What a target that searches its size is judged by meanwhile: the suites of its requirements."""

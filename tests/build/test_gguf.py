@@ -29,12 +29,13 @@ from builder.gguf.writing import planned, write
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.spec.parse import parse_spec
+from builder.spec.types import METRICS
 from builder.weights.shards import RawTensor
 from builder.weights.structure import PACKED, TensorSpec
 from tests.build.test_one_pass import blob_digest, built
 from tests.conftest import Sandbox, make_sandbox, wait_until
 from tests.publish.gguf.models import write_tokenizer
-from tests.tiny import BLOCKS, make_adapter, make_base
+from tests.tiny import BLOCKS, make_adapter, make_base, yes_or_no
 
 gguf = pytest.importorskip("gguf")
 DECLARATION = """
@@ -154,6 +155,11 @@ def test_what_is_made_by_block_is_what_is_made_of_a_folder(
     assert np.array_equal(*logits)
 
 
+def result_of(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text().rpartition("\n# b3")[0])
+    return found
+
+
 @pytest.mark.slow
 def test_every_command_knows_it(box: Sandbox) -> None:
     assert built(box.doit()) == {}
@@ -207,6 +213,29 @@ def test_what_is_declared_is_what_is_published(box: Sandbox, tmp_path: Path) -> 
         assert tensors([other.root / "all" / name]) == tensors(splits_of(other.view(target)))
     assert not other.view("m_plain").exists(), "no unquantized model is written"
     assert "all the same" in other.doit("publish:all").out
+
+
+@pytest.mark.slow
+def test_it_writes_what_mlx_writes(box: Sandbox, tmp_path: Path) -> None:
+    other = Sandbox(tmp_path / "project")
+    shutil.copytree(box.root, other.root)
+    (other.root / "rows.jsonl").write_text(yes_or_no(4))
+    suite = '[suite.says]\nkind = "generate"\ndata = "rows.jsonl"\nmax_tokens = 12\n\n'
+    other.edit("[variant.q4]", f'{suite}[variant.f32]\ngguf = "F32"\n\n[variant.q4]')
+    other.edit('"same"]', '"same", "f32"]\nsuites = ["says"]')
+    published = '[publish.said]\nmodel = "m"\nto = "said"\ngguf = ["F32"]\n'
+    other.toml.write_text(f"{other.toml.read_text()}\n{published}")
+    done = other.doit("eval:m_plain", "eval:m_f32")
+    assert done.code == 0, done.text
+    results = {r["target"]: r for r in map(result_of, (other.root / "store/evals").rglob("*.json"))}
+    said = [[sample["said"] for sample in results[name]["samples"]] for name in ("m_plain", "m_f32")]
+    assert said[0] == said[1]
+    assert any(said[0])
+    assert {name for name, _ in results["m_f32"]["figures"].items()} == set(METRICS["generate"])
+    sent = other.doit("publish:said")
+    assert sent.code == 0, sent.text
+    assert "measuring" not in sent.text, "the figures of the declared variant are those of the file"
+    assert "says.rate" in (other.root / "said/README.md").read_text()
 
 
 @pytest.mark.slow

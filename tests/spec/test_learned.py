@@ -85,7 +85,7 @@ def problems_of(settings: str) -> str:
 
 
 TEXT = 'calibration = "text.txt"\n'
-BESIDE = "bits, recipe, target, method or experts"
+BESIDE = "bits, recipe, target, method, experts or gguf"
 
 
 @pytest.mark.parametrize(

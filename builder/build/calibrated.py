@@ -22,6 +22,7 @@ from builder.console.words import count, size_text
 from builder.plan.remarks import remarked
 from builder.plan.types import Action, TargetPlan
 from builder.project import preflight
+from builder.project.peaks import rounding_memory
 from builder.project.project import Project
 from builder.project.roots import keys_of, register
 from builder.project.state import missing_actions
@@ -86,7 +87,9 @@ def round_blocks(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -
         if tied in plan.quantization and block_of(f"{tied}.weight") in {action.block for action in todo}:
             emit(Note(f"{plan.name}: the embedding is also the head, so the base runs once without rounding"))
             with durable.explained(project.store.root):
-                head = head_moments(open_base(project, plan)[0], tokens, tied, shelf(project, plan))
+                head = head_moments(
+                    open_base(project, plan)[0], tokens, tied, shelf(project, rounding_memory(plan))
+                )
         dtype = getattr(mx, plan.dtype) if plan.dtype else None
         rounding = Rounding(
             open_base(project, plan)[0],
@@ -98,7 +101,7 @@ def round_blocks(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -
             survival=project.spec.build.survival,
             tied=tied,
             head=head,
-            shelf=shelf(project, plan),
+            shelf=shelf(project, rounding_memory(plan)),
         )
         write = _writer(project, plan, tally, check, blas, emit)
         with durable.explained(project.store.root):

@@ -10,6 +10,7 @@ from builder.build.measuring import opened
 from builder.build.opening import open_adapter, open_base
 from builder.build.sequences import open_sequences
 from builder.build.sharing import fetch_records
+from builder.build.shelves import shelf
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count
@@ -19,13 +20,16 @@ from builder.plan.experts import a_tenth_less, kept_of, routing_key, tenth_in_wo
 from builder.plan.planning import Facts, plan_alone, whole_facts
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.measurements import keep
+from builder.project.peaks import walking_memory
 from builder.project.project import Project
 from builder.project.watch import unchanged
 from builder.spec.types import Target
+from builder.store.disk import durable
 from builder.store.locks import acquire, build_session
 from builder.weights.experts import Routing
 
 if TYPE_CHECKING:
+    from builder.engine.rounding.shelf import Shelf
     from builder.engine.rounding.text import Piece
 
 HELD = 8  # sequences of other text, on which the loss of a tenth is measured
@@ -78,7 +82,8 @@ def _measured(project: Project, target: Target, key: Key, emit: Emit) -> Routing
     def step(done: int, total: int) -> None:
         emit(Learning(name, "experts", done, total, None))
 
-    with build_session(project.store, [key]), unchanged(project, plan), accelerated(threads=1):
+    explained = durable.explained(project.store.root)
+    with build_session(project.store, [key]), unchanged(project, plan), accelerated(threads=1), explained:
         model, config = open_base(project, plan)
         places = find(model, config)
         used, apart = open_sequences(project, plan)
@@ -86,18 +91,24 @@ def _measured(project: Project, target: Target, key: Key, emit: Emit) -> Routing
         what = f"{count(places.count, 'expert')} in {count(len(places.stacks), 'layer')}"
         emit(Note(f"{name}: {what} are measured with {tokens.size} tokens"))
         blocks = cut(model, open_adapter(project, plan), compiled=False)
-        kind = facts.base.structure.model_type
+        kind, kept = facts.base.structure.model_type, shelf(project, walking_memory(plan, models=2))
         with numpy_on_one_thread():
-            found = measure(model, blocks, places, tokens, kind, step)
+            found = measure(model, blocks, places, tokens, kind, step, kept)
             del model, blocks
-            found = _with_tenth(project, plan, found, key, apart[:HELD], emit)
+            found = _with_tenth(project, plan, found, key, apart[:HELD], emit, kept)
     if found.tenth is not None:
         emit(Note(f"{name}: {tenth_in_words(found)}"))
     return found
 
 
 def _with_tenth(
-    project: Project, plan: TargetPlan, found: Routing, key: Key, pieces: Sequence[Piece], emit: Emit
+    project: Project,
+    plan: TargetPlan,
+    found: Routing,
+    key: Key,
+    pieces: Sequence[Piece],
+    emit: Emit,
+    kept: Shelf,
 ) -> Routing:
     """Adds what the model loses without a tenth of its experts."""
     import mlx.core as mx
@@ -117,5 +128,5 @@ def _with_tenth(
     if not held:
         return found
     whole, less = opened(project, plan), opened(project, replace(plan, base=base))
-    tenth = lost(whole, less, tokens, counted, step)
+    tenth = lost(whole, less, tokens, counted, step, kept)
     return found if tenth is None else replace(found, tenth=tenth, held=held)

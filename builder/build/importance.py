@@ -18,6 +18,7 @@ from builder.gguf import imatrix
 from builder.gguf.architecture import tensors_of
 from builder.keys import Key
 from builder.plan.types import TargetPlan
+from builder.project.peaks import walking_memory
 from builder.project.project import Project
 from builder.project.roots import keys_of
 from builder.project.toolchain import made_by
@@ -73,6 +74,7 @@ def _made(project: Project, plan: TargetPlan, key: Key, emit: Emit) -> Record:
 
 
 def _run(project: Project, plan: TargetPlan, tokens: mx.array, emit: Emit) -> dict[str, Squared]:
+    """`plan` has the text."""
     import mlx.core as mx
 
     from builder.engine.blas import accelerated
@@ -89,7 +91,7 @@ def _run(project: Project, plan: TargetPlan, tokens: mx.array, emit: Emit) -> di
             dtype,
             tokens,
             step,
-            shelf(project, plan),
+            shelf(project, walking_memory(plan)),
         )
 
 

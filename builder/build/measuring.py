@@ -14,6 +14,7 @@ from builder.keys import Key
 from builder.plan.goals import Measured
 from builder.plan.types import TargetPlan
 from builder.project.measurements import keep, known
+from builder.project.peaks import walking_memory
 from builder.project.project import Project
 from builder.project.watch import unchanged
 from builder.spec.types import Quantization
@@ -24,6 +25,7 @@ from builder.store.holdings import usable_record
 if TYPE_CHECKING:
     from builder.engine.rounding.points import Opened
     from builder.engine.rounding.sensitivity import Sensitivity
+    from builder.engine.rounding.shelf import Shelf
     from builder.engine.rounding.text import Piece
 
 
@@ -48,7 +50,7 @@ def measured_costs(
         return former
     calibrated = plan.target.variant.rounds_for_text
     with unchanged(project, plan), accelerated(threads=1), durable.explained(project.store.root):
-        cost = _sensitivity(project, plan, used, "gradient", emit).costs()
+        cost = _sensitivity(project, plan, used, "gradient", emit, _shelf(project, plan)).costs()
         found = Measured(cost, errors(opened(project, plan), choices, _dtype(plan), calibrated), at)
     keep(project.store, key, "sensitivity", _to_text(found), plan.name)
     return found
@@ -61,6 +63,7 @@ class Comparison:
         self.project, self.plan, self.apart, self.emit = project, plan, apart, emit
         self.held = sum(sum(piece.counted) for piece in apart)
         self._exact: Any = None  # what its last layer returns
+        self._shelf = _shelf(project, plan)  # keeps that too
 
     def divergence(self, plan: TargetPlan, what: str) -> float:
         """In nats for each token. `what` says in words what is compared. Raises BuildError."""
@@ -69,10 +72,17 @@ class Comparison:
         explained = durable.explained(self.project.store.root)
         with unchanged(self.project, plan), accelerated(threads=1), explained:
             if self._exact is None:
-                own = _sensitivity(self.project, self.plan, self.apart, "the exact model", self.emit)
+                own = self._measured(self.plan, "the exact model")
                 self._exact = own.exact()
             named = f"comparison with {what}"
-            return _sensitivity(self.project, plan, self.apart, named, self.emit).divergence(self._exact)
+            return self._measured(plan, named).divergence(self._exact)
+
+    def _measured(self, plan: TargetPlan, part: str) -> Sensitivity:
+        return _sensitivity(self.project, plan, self.apart, part, self.emit, self._shelf)
+
+
+def _shelf(project: Project, plan: TargetPlan) -> Shelf:
+    return shelf(project, walking_memory(plan))
 
 
 def opened(project: Project, plan: TargetPlan) -> Opened:
@@ -91,7 +101,7 @@ def _dtype(plan: TargetPlan) -> Any:
 
 
 def _sensitivity(
-    project: Project, plan: TargetPlan, pieces: Sequence[Piece], part: str, emit: Emit
+    project: Project, plan: TargetPlan, pieces: Sequence[Piece], part: str, emit: Emit, kept: Shelf
 ) -> Sensitivity:
     """What measures a plan. `part` says in words what is measured."""
     import mlx.core as mx
@@ -110,7 +120,7 @@ def _sensitivity(
         mx.array([piece.counted for piece in pieces], dtype=mx.float32),
         plan.name,
         step,
-        shelf(project, plan),
+        kept,
     )
 
 

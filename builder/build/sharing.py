@@ -121,14 +121,19 @@ def fetch(project: Project, plans: Sequence[TargetPlan], emit: Emit) -> None:
             settle(project, plan)
 
 
-def fetch_records(project: Project, keys: Iterable[Key], emit: Emit) -> None:
-    """Pulls single records: the structure of a base, costs of weights, log-probs of a reference."""
+def fetch_records(
+    project: Project, keys: Iterable[Key], emit: Emit, plans: Sequence[TargetPlan] = ()
+) -> None:
+    """Pulls single records: the structure of a base, costs of weights, log-probs of a reference, blocks.
+
+    plans: what blocks are compared with before they are taken.
+    """
     if not remotes_of(project):
         return
     from builder.remote.offer import Wanted
 
     missing = frozenset(key for key in keys if usable_record(project.store, key) is None)
-    bring(project, Wanted(records=missing), emit)
+    bring(project, Wanted(records=missing), emit, plans)
 
 
 def fetch_manifests(project: Project, keys: Iterable[Key], emit: Emit) -> None:

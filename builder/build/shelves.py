@@ -1,4 +1,4 @@
-"""Where a calibrated pass keeps the hidden states of its text: in memory, or else in the store's tmp/."""
+"""Where a pass over a text keeps the hidden states: in memory, or else in the store's tmp/."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.plan.types import TargetPlan
-from builder.project.peaks import memory_for, rounding_memory
+from builder.project.peaks import memory_for
 from builder.project.project import Project
 from builder.store import tmp
 
@@ -16,8 +15,11 @@ if TYPE_CHECKING:
     from builder.engine.rounding.shelf import Shelf
 
 
-def shelf(project: Project, plan: TargetPlan) -> Shelf:
-    """What the declared memory, or else the free memory, leaves beside the weights is for hidden states."""
+def shelf(project: Project, taken: int) -> Shelf:
+    """What the declared memory, or else the free memory, leaves is for hidden states.
+
+    taken: what the pass needs besides, in bytes (`rounding_memory`, `walking_memory`).
+    """
     from builder.engine.rounding.shelf import Shelf
 
     @contextmanager
@@ -25,4 +27,4 @@ def shelf(project: Project, plan: TargetPlan) -> Shelf:
         with tmp.new_file(project.store) as staged:
             yield staged.path
 
-    return Shelf(new_file, max(0, memory_for(project) - rounding_memory(plan)))
+    return Shelf(new_file, max(0, memory_for(project) - taken))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition, Thread
@@ -15,6 +16,8 @@ from builder.project.project import Project
 from builder.project.remotes import bundle_of
 from builder.spec.sharing import Remote
 from builder.store import records
+
+_REST = 9  # A look lists the whole store. So looks take a tenth of the time at most
 
 
 class Publisher:
@@ -45,12 +48,16 @@ class Publisher:
             raise self._error
 
     def _run(self) -> None:
+        rest = 0.0
         while True:
             with self._changed:
+                self._changed.wait_for(lambda: self._ended, rest)
                 self._changed.wait_for(lambda: self._waiting)
                 self._waiting, last = False, self._ended
             try:
+                began = time.monotonic()
                 new = kept(self._project) - self._sent
+                rest = _REST * (time.monotonic() - began)
                 if new:
                     send_keys(self._project, self._remote, new, self._emit)
                 self._sent |= new

@@ -91,7 +91,8 @@ def _follow(run: _Run, futures: Mapping[str, Any]) -> None:
         except Empty:
             for name in [name for name in left if futures[name].done()]:  # no callback came
                 run.said.put(("done", name))
-            alone = alone + _LOOK_S if not _has_workers(run.cluster) else 0.0
+            _check_connected(run.cluster)
+            alone = 0.0 if run.cluster.workers() else alone + _LOOK_S
             if alone >= _ALONE_S:
                 raise NoWorkers(address=run.cluster.address) from None
             continue
@@ -103,11 +104,10 @@ def _follow(run: _Run, futures: Mapping[str, Any]) -> None:
             run.emit(Spread(len(futures) - len(left), len(futures)))
 
 
-def _has_workers(cluster: Cluster) -> bool:
+def _check_connected(cluster: Cluster) -> None:
     """Raises ClusterUnreachable where the scheduler is gone."""
     if cluster.client.status not in ("running", "connecting"):
         raise ClusterUnreachable(address=cluster.address, what="the connection was lost")
-    return bool(cluster.client.scheduler_info(n_workers=-1)["workers"])
 
 
 def _tell(run: _Run, said: Mapping[str, Any]) -> None:
@@ -150,7 +150,13 @@ def _book(run: _Run, job: Job, future: Any) -> None:
         else:
             run.made[job.id] = tuple(answer["made"])
     if job.id in run.failed:
-        run.emit(Note(f"{job.what} failed: {run.failed[job.id].message.rstrip('.')}. The other jobs go on."))
+        run.emit(Note(_failure(job, run.failed[job.id])))
+
+
+def _failure(job: Job, error: BuildError) -> str:
+    """Names the job once: a JobFailed begins with it."""
+    what = error.message.removeprefix(f"{job.what}: ").rstrip(".")
+    return f"{job.what} failed: {what}. The other jobs go on."
 
 
 def _cancel(cluster: Cluster, futures: Mapping[str, Any]) -> None:

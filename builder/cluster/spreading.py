@@ -50,11 +50,6 @@ class _Known:
 _KNOWN = _Known()
 
 
-def is_spread() -> bool:
-    """Whether this run has a cluster."""
-    return bool(cluster_address())
-
-
 def cluster_of(emit: Emit) -> Cluster:
     """The cluster of this run, connected and checked once. Raises BuildError."""
     address = cluster_address()

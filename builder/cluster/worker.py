@@ -1,4 +1,4 @@
-"""What runs on a worker: dask calls `meet` and `work` with plain data, and gets keys and digests back.
+"""What runs on a worker: dask calls `meet` and `work` with plain data, and gets keys back.
 
 The declaration comes with each job, as its text. Sources do not: paths of the declaration are relative to the
 folder that the worker was started in, or that BUILDER_PROJECT names. What is made goes into the store there.
@@ -8,7 +8,6 @@ Where that is not the store of the person who asked, it is published into the re
 from __future__ import annotations
 
 import os
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from typing import Any
 from builder.build.blocks import Tally
 from builder.build.one_pass import make_missing
 from builder.build.prepare import prepare_target
-from builder.build.sharing import bring, fetch_records, look_again
+from builder.build.sharing import fetch_records, look_again
 from builder.cluster.checks import Worker, version_problems
 from builder.cluster.jobs import Job, job_from
 from builder.cluster.publisher import kept, publish_target, publishing
@@ -83,11 +82,11 @@ def meet(brief: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def work(brief: Mapping[str, Any], data: Mapping[str, Any], *after: object) -> dict[str, Any]:
-    """Does one job. Returns what was made and what there is, or a BuildError as plain data.
+    """Does one job. Returns the keys of what was made, or a BuildError as plain data.
 
     after: what other jobs returned, which must end before.
     """
-    job, started = job_from(data), time.perf_counter()
+    job = job_from(data)
     os.environ.pop(CLUSTER, None)
     try:
         with telling(job) as tell:
@@ -99,16 +98,11 @@ def work(brief: Mapping[str, Any], data: Mapping[str, Any], *after: object) -> d
             with publishing(project, remote, tell) as publisher:
                 tell.published_by(publisher)
                 made = _DO[job.kind](project, job, remote, tell)
-            return {
-                "made": [*made],
-                "records": _records(project, job),
-                "worker": tell.worker,
-                "seconds": time.perf_counter() - started,
-            }
+            return {"made": [*made]}
     except BuildError as error:
         return {"error": described_error(error)}
     except Stopped:
-        return {"made": [], "records": [], "worker": "", "seconds": time.perf_counter() - started}
+        return {"made": []}
     except Exception as error:  # a bug. As plain data, because not every exception can be sent
         traceback.print_exc()
         return {"bug": f"{type(error).__name__}: {error}"[:300]}
@@ -126,7 +120,7 @@ def _make_blocks(project: Project, job: Job, remote: Remote | None, tell: Teller
     plans = [replace(p, actions=tuple(a for a in p.actions if a.key in wanted)) for p in plans]
     with build_session(project.store, [key for plan in plans for key in plan.keys]):
         if remote is not None:
-            _fetch(project, wanted, plans, tell)
+            fetch_records(project, wanted, tell, plans)
         missing = {a.key: a for plan in plans for a in missing_actions(project.store, plan)}
         preflight.check(project, plans[0], missing.values(), plans)
         register(project)
@@ -204,20 +198,6 @@ def _require(job: Job, tell: Teller, target: str, wanted: set[Key], own: set[Key
         return
     what = "the questions of its suites" if job.suites else "its base, its adapter or its text"
     raise OtherInputs(worker=tell.worker, target=target, what=f"{what} are others there, or its settings")
-
-
-def _fetch(project: Project, keys: set[Key], plans: Sequence[TargetPlan], tell: Teller) -> None:
-    """What others, or a worker that died, have published of these blocks."""
-    from builder.remote.offer import Wanted
-
-    missing = frozenset(key for key in keys if usable_record(project.store, key) is None)
-    bring(project, Wanted(records=missing), tell, plans)
-
-
-def _records(project: Project, job: Job) -> list[tuple[str, str, int]]:
-    """Key, digest and size of what came out. Never bytes."""
-    found = ((key, usable_record(project.store, key)) for key in job.keys)
-    return [(key, record.blob.digest, record.blob.size) for key, record in found if record]
 
 
 # -- where -----------------------------------------------------------------------------------------------

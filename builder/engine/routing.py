@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten
 from builder.engine.block import Block
 from builder.engine.expert_places import NotPrunable, Places
 from builder.engine.layers import OnCall, intercepted
+from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import empty, layer_paths, put
 from builder.engine.rounding.walk import Run, walk
 from builder.weights.experts import Experts, Routing
@@ -31,12 +32,18 @@ Step = Callable[[int, int], None]
 
 
 def measure(
-    model: nn.Module, blocks: Mapping[str, Block], places: Places, tokens: mx.array, kind: str, step: Step
+    model: nn.Module,
+    blocks: Mapping[str, Block],
+    places: Places,
+    tokens: mx.array,
+    kind: str,
+    step: Step,
+    shelf: Shelf | None = None,
 ) -> Routing:
     """Runs the tokens [sequences, length] through the model, which cannot be used afterwards.
 
-    kind: the model type, for errors. step: is told how many of the layers are done. Raises NotPrunable,
-    EngineError.
+    kind: the model type, for errors. step: is told how many of the layers are done. `shelf` keeps the hidden
+    states. Raises NotPrunable, EngineError.
     """
     layers = layer_paths(model)
     for name, block in blocks.items():
@@ -59,7 +66,7 @@ def measure(
         step(done, len(layers))
         return made
 
-    walk(model, tokens, visit)
+    walk(model, tokens, visit, shelf=shelf)
     unseen = [block for block, watch in watched.items() if not watch.top_k]
     if unseen:
         raise NotPrunable(model_type=kind, what=f'the text does not reach the experts of "{unseen[0]}"')

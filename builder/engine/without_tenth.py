@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from builder.engine.block import Block
 from builder.engine.rounding.points import Opened, divergence
+from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import empty, layer_paths, put
 from builder.engine.rounding.walk import Run, walk
 from builder.engine.routing import floats
@@ -17,11 +18,14 @@ from builder.engine.routing import floats
 Step = Callable[[int, int], None]
 
 
-def lost(whole: Opened, other: Opened, tokens: mx.array, counted: mx.array, step: Step) -> float | None:
+def lost(
+    whole: Opened, other: Opened, tokens: mx.array, counted: mx.array, step: Step, shelf: Shelf
+) -> float | None:
     """KL of the whole model to the other one: the mean over the tokens that count, in nats.
 
-    `counted` [sequences, length] is 1 where what is predicted counts. Neither model can be used afterwards.
-    None for a model whose layers return more than one hidden state for each token.
+    `counted` [sequences, length] is 1 where what is predicted counts. `shelf` keeps the hidden states.
+    Neither model can be used afterwards. None for a model whose layers return more than one hidden state for
+    each token.
     """
     layers = len(layer_paths(whole.model))
     done = 0
@@ -31,13 +35,13 @@ def lost(whole: Opened, other: Opened, tokens: mx.array, counted: mx.array, step
         done += 1
         step(done, 2 * layers)
 
-    ours, theirs = (_last(each, tokens, tell) for each in (other, whole))
+    ours, theirs = (_last(each, tokens, tell, shelf) for each in (other, whole))
     if ours is None or theirs is None:
         return None
-    return divergence((whole.model, theirs), (other.model, ours), tokens, counted)
+    return divergence((whole.model, theirs), (other.model, ours), tokens, counted, shelf)
 
 
-def _last(opened: Opened, tokens: mx.array, tell: Callable[[], None]) -> mx.array | None:
+def _last(opened: Opened, tokens: mx.array, tell: Callable[[], None], shelf: Shelf) -> mx.array | None:
     """What the last layer returns. None where the layers do not form one chain of hidden states."""
     layers = layer_paths(opened.model)
     blocks: Mapping[str, Block] = opened.blocks
@@ -61,5 +65,5 @@ def _last(opened: Opened, tokens: mx.array, tell: Callable[[], None]) -> mx.arra
         tell()
         return made
 
-    walk(opened.model, tokens, visit)
+    walk(opened.model, tokens, visit, shelf=shelf)
     return last[-1] if chain and last else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from builder.keys import Key, named_key
-from builder.plan.parts import measured_text
+from builder.plan.parts import measured_base, measured_text
 from builder.plan.quantization import PlanError
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
 from builder.spec.types import Target
@@ -27,10 +27,8 @@ def routing_key(
     """The key of what is measured. No share, no criterion and no bits are in it."""
     parts = {
         "routing": ROUTING,
-        "base_digest": base.weights,
-        "repairs": sorted(base.structure.repairs),
-        "slices": sorted(adapter.slices.items()) if adapter else [],
-        **measured_text(target.variant, base, text),
+        **measured_base(base, adapter),
+        **measured_text(target.variant.calibrated, base, text),
         "toolchain": toolchain or None,
     }
     return named_key("routing/1", parts)

@@ -17,7 +17,7 @@ from builder.gguf.layout import Made
 from builder.gguf.mixes import MIXES
 from builder.gguf.settings import Unwritable
 from builder.keys import Key, make_key, named_key
-from builder.plan.parts import measured_key, measured_text, target_key
+from builder.plan.parts import measured_base, measured_key, measured_text, target_key
 from builder.plan.quantization import PlanError
 from builder.plan.types import Action, GgufFile, TargetPlan, Unresolved
 from builder.sources.facts import Calibration
@@ -81,16 +81,14 @@ def as_gguf(
 
 def importance_key(target: Target, source: TargetPlan, text: Calibration) -> Key:
     """Of an importance matrix: everything that the activations depend on, and how they are written."""
-    base, adapter = source.base, source.adapter
+    base = source.base
     return named_key(
         "imatrix/1",
         {
             "version": [SUMS, imatrix.FORMAT],
-            "base_digest": base.weights,
-            "repairs": sorted(base.structure.repairs),
-            "slices": sorted(adapter.slices.items()) if adapter else [],
+            **measured_base(base, source.adapter),
             "dtype": source.dtype or base.structure.default_dtype,
-            **measured_text(target.variant, base, text),
+            **measured_text(target.variant.text, base, text),
         },
     )
 

@@ -14,7 +14,7 @@ from builder.console.words import size_text
 from builder.keys import Key, named_key
 from builder.plan.allocation import Allocation
 from builder.plan.layout import layout_of
-from builder.plan.parts import measured_text, rounding_of
+from builder.plan.parts import measured_base, measured_text, rounding_of
 from builder.plan.quantization import PlanError
 from builder.plan.solver import allocate, item, nbytes, smoothed
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
@@ -92,17 +92,15 @@ def _measured_parts(
     variant = target.variant
     return {
         "rounding": rounding_of(base) if variant.rounds_for_text else NEAREST,
-        "base_digest": base.weights,
-        "repairs": sorted(base.structure.repairs),
+        **measured_base(base, adapter),
         **(
             {"experts": [[block, base.pruned.digest(block)] for block in base.pruned.kept]}
             if base.pruned
             else {}
         ),
-        "slices": sorted(adapter.slices.items()) if adapter else [],
         "dtype": variant.dtype or base.structure.default_dtype,
         "group_size": variant.group_size,
-        **measured_text(variant, base, text),
+        **measured_text(variant.calibrated, base, text),
         "toolchain": toolchain or None,
     }
 

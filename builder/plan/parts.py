@@ -8,7 +8,8 @@ from dataclasses import replace
 from builder.keys import Key, make_key, named_key
 from builder.plan.layout import BlockLayout, Layout, layout_of
 from builder.plan.types import GENERATION
-from builder.sources.facts import BaseFacts, BaseIdentity, Calibration
+from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration
+from builder.spec.quantizers import Calibrated
 from builder.spec.types import Target, Variant
 
 
@@ -63,10 +64,18 @@ def rounded_parts(
     return made
 
 
-def measured_text(variant: Variant, base: BaseFacts, text: Calibration) -> dict[str, object]:
+def measured_base(base: BaseFacts, adapter: AdapterFacts | None) -> dict[str, object]:
+    """The model that something is measured of: all weights of its base, and what the adapter changes."""
+    return {
+        "base_digest": base.weights,
+        "repairs": sorted(base.structure.repairs),
+        "slices": sorted(adapter.slices.items()) if adapter else [],
+    }
+
+
+def measured_text(how: Calibrated | None, base: BaseFacts, text: Calibration) -> dict[str, object]:
     """The text that something is measured with, and how it becomes tokens."""
-    how = variant.text
-    assert how is not None
+    assert how is not None, "it has no text"
     return {
         "calibration_digest": text.digest,
         "calibration_format": text.format,

@@ -162,24 +162,38 @@ def deltas(plan: TargetPlan) -> Mapping[str, int]:
 def rounding_memory(plan: TargetPlan, states: int = 1) -> int:
     """An upper estimate, in bytes, of what a text needs at its peak. 0 for a target that is made without one.
 
-    What lies outside of the layers stored and as codes, for a size that is asked for in float32, exact and
-    rounded. The largest layer in float32, exact, rounded and as codes. The second moments of the inputs of
-    experts, and what is factored for the widest weight. `states`: how often the hidden states of the text
-    are in memory. They are once at least, and three times at most, if there is room.
+    What a walk takes. Besides, the second moments of the inputs of experts, and what is factored for the
+    widest weight. `states`: how often the hidden states of the text are in memory. They are once at least,
+    and three times at most, if there is room.
     """
     how = plan.target.variant.text
     if how is None or how.nearest:
         return 0
+    if plan.gguf is not None:  # an importance matrix needs no more than a walk
+        return walking_memory(plan, states)
+    structure = plan.base.structure
+    shapes = ([p.tensor.shape for p in each] for each in structure.by_block.values())
+    experts = max((sum(s[0] * s[-1] ** 2 for s in each if len(s) == 3) for each in shapes), default=0)
+    factors = _FACTORS * max(structure.widths, default=0) ** 2
+    return walking_memory(plan, states) + 4 * experts + factors
+
+
+def walking_memory(plan: TargetPlan, states: int = 1, models: int = 1) -> int:
+    """An upper estimate, in bytes, of a pass that runs the text of a target through it, layer by layer.
+
+    What lies outside of the layers stored and as codes, for a size that is asked for in float32, exact and
+    rounded. The largest layer in float32, exact, rounded and as codes. `states` as for `rounding_memory`.
+    `models`: of how many models what lies outside of the layers is in memory.
+    """
+    how = plan.target.variant.text
+    assert how is not None, "it has no text"
     structure = plan.base.structure
     elements, layers = structure.block_elements, structure.layers
     outside = sum(size for name, size in elements.items() if name not in layers)
     largest = max((elements[name] for name in layers), default=0)
-    shapes = ([p.tensor.shape for p in each] for each in structure.by_block.values())
-    experts = max((sum(s[0] * s[-1] ** 2 for s in each if len(s) == 3) for each in shapes), default=0)
     hidden = how.samples * how.sequence_length * structure.width
-    each = 6 if plan.target.variant.goal is None else 12
-    factors = _FACTORS * max(structure.widths, default=0) ** 2
-    return RESIDENT + LOOPS + each * outside + 4 * (4 * largest + states * hidden + experts) + factors
+    each = 6 * models if plan.target.variant.goal is None else 12
+    return RESIDENT + LOOPS + each * outside + 4 * (4 * largest + states * hidden)
 
 
 def memory_for(project: Project) -> int:

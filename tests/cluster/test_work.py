@@ -1,9 +1,10 @@
-"""What a worker does with a job, called as dask calls it: plain data in, keys and digests out."""
+"""What a worker does with a job, called as dask calls it: plain data in, keys out."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,22 @@ import pytest
 
 from builder.build.prepare import prepare_sources, prepare_target
 from builder.build.sharing import fetch, look_again
-from builder.cluster import connection, worker
+from builder.cluster import connection, publisher, running, worker
 from builder.cluster.jobs import Job, block_jobs, job_from, target_job
 from builder.cluster.running import JobFailed
 from builder.cluster.spreading import build_jobs
 from builder.cluster.worker import meet, work
 from builder.console.events import Event, Learning, silent
-from builder.errors import BuildError, error_from
+from builder.errors import BuildError, StoreFull, error_from
+from builder.keys import Key, make_key
 from builder.plan.types import TargetPlan
+from builder.project.measurements import keep
 from builder.project.project import Project
 from builder.project.state import missing_actions
 from builder.release.delivery import deliver
 from builder.remote.connect import connect
 from builder.remote.setup import init
+from builder.store.holdings import usable_record
 from builder.store.locks import build_session
 from tests.build.test_calibrated import fill
 from tests.conftest import Sandbox
@@ -114,9 +118,9 @@ def test_what_another_worker_published_is_not_made_again(
     shutil.copytree(world.there, next_one, ignore=shutil.ignore_patterns("store"))
     monkeypatch.setenv(worker.FOLDER, str(next_one))
     look_again()
-    again = work(world.brief(), job)
-    assert again["made"] == []
-    assert len(again["records"]) == len(job_from(job).keys)
+    assert work(world.brief(), job) == {"made": []}
+    store = Project.load(next_one / "artifacts.toml").store
+    assert all(usable_record(store, key) for key in job_from(job).keys)
 
 
 def test_the_store_of_the_one_who_asks_needs_no_remote(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +165,43 @@ def test_a_bug_comes_back_as_words(world: World, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(worker._DO, "target", broken)  # type: ignore[arg-type]
     assert work(world.brief(), target_job("m_4bit").as_data())["bug"] == "RecursionError: deep"
     assert "The log of the worker" in str(JobFailed(job="m_4bit", what="RecursionError"))
+
+
+@pytest.mark.parametrize(
+    "error", [JobFailed(job="m_4bit", what="RuntimeError: deep"), StoreFull(path="x", what="full")]
+)
+def test_a_job_that_failed_is_named_once(error: BuildError) -> None:
+    said = running._failure(target_job("m_4bit"), error)
+    assert said.startswith("m_4bit failed: ")
+    assert said.count("m_4bit") == 1
+    assert said.endswith(". The other jobs go on.")
+
+
+def test_looking_for_what_is_new_takes_little_of_the_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look lists the whole store, and may take long. What is new is sent at the end at the latest."""
+    looks: list[float] = []
+    listed = publisher.kept
+
+    def slow(project: Project) -> set[Key]:
+        looks.append(time.monotonic())
+        time.sleep(0.05)
+        return listed(project)
+
+    monkeypatch.setattr(publisher, "kept", slow)
+    project, key = world.project, make_key("late")
+    with publisher.publishing(project, project.spec.remotes["team"], silent) as found:
+        assert found is not None
+        began = time.monotonic()
+        while time.monotonic() - began < 0.7:
+            found.poke()
+            time.sleep(0.005)
+        busy = len(looks)
+        keep(project.store, key, "routing", "text", "m_4bit")
+        found.poke()
+    assert busy <= 3  # the first, one at once, and one more after half a second
+    assert list((world.folder / "remote").glob(f"v1/actions/*/{key}"))
 
 
 GOALS = """

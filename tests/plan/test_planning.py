@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from builder.keys import Digest, Key
+from builder.plan.experts import routing_key
+from builder.plan.goals import allocation_key, sensitivity_key
 from builder.plan.planning import make_plan
 from builder.plan.quantization import PlanError
 from builder.plan.types import Plan, Sources, TargetPlan, Unresolved, nominal_size
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration, Unknown
 from builder.spec.parse import parse_spec
-from builder.spec.quantizers import Learned
-from builder.spec.types import Quantization, Spec, Variant
+from builder.spec.quantizers import Calibrated, Experts, Goal, Learned
+from builder.spec.types import Quantization, Spec, Target, Variant
 from builder.store.types import Blob, FileEntry
 from builder.weights.structure import (
     Parameter,
@@ -217,6 +219,27 @@ GOLDEN = {
 def test_golden_keys(spec: Spec) -> None:
     """A key that changes rebuilds everybody's models: change these only on purpose, with a new domain."""
     assert {found.name: found.key for found in plan(spec).resolved()} == GOLDEN
+
+
+GOLDEN_MEASURED = {
+    "routing": "a962f61564064c86e2b393adc12a91f3c4959bc0ddd096149ce9fb5599daab43",
+    "allocation": "ed83b4e604ff0922efbd8c2a7707c537ec265464bae83245e89e4b59a7c9fc50",
+    "sensitivity": "26daeaf4f0cdd77cc7977e1d62fd468f40f3e9ea87ca86d86b3a23a3c5c04691",
+}
+
+
+def test_golden_keys_of_what_is_measured(spec: Spec) -> None:
+    """A key that changes measures everything again."""
+    text = Calibration(Digest("c" * 64), "jsonl")
+    how = Calibrated(Path("text.jsonl"), 8, 32)
+    variant = Variant("small", calibrated=how, goal=Goal(5.0), experts=Experts(0.5, "reap"))
+    asked = Target(spec.models["m"], variant)
+    measured = replace(asked, variant=replace(variant, quantization=Quantization(5, 64)))
+    assert {
+        "routing": routing_key(asked, BASE, ADAPTER, text, ""),
+        "allocation": allocation_key(asked, BASE, ADAPTER, text, ""),
+        "sensitivity": sensitivity_key(measured, BASE, ADAPTER, text, ""),
+    } == GOLDEN_MEASURED
 
 
 def test_a_learned_target_is_put_in_order_by_its_bits(spec: Spec) -> None:

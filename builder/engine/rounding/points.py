@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from builder.engine.block import Block
+from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import layer_paths
 from builder.engine.rounding.walk import Run, walk
 
@@ -37,16 +38,18 @@ def after_layers(model: Any, tokens: mx.array, hidden: mx.array) -> mx.array:
     return made.astype(mx.float32)
 
 
-def divergence(exact: Ran, other: Ran, tokens: mx.array, counted: mx.array) -> float:
+def divergence(exact: Ran, other: Ran, tokens: mx.array, counted: mx.array, shelf: Shelf) -> float:
     """KL of the exact model to the other one: the mean over the tokens that count, in nats.
 
-    `counted` [sequences, length] is 1 where what is predicted counts, else 0.
+    `counted` [sequences, length] is 1 where what is predicted counts, else 0. `shelf` keeps what the last
+    layers returned.
     """
     total = 0.0
     for at in range(tokens.shape[0]):
         some = slice(at, at + 1)
         wanted, logs = (
-            logprobs(after_layers(model, tokens[some], last[some])) for model, last in (exact, other)
+            logprobs(after_layers(model, tokens[some], shelf.part(last, some)))
+            for model, last in (exact, other)
         )
         lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * counted[some]
         total += numbers(lost.sum()[None])[0]

@@ -92,7 +92,8 @@ class Sensitivity:
         outer = self._outer(exact)
         put(other.model, "", at_place(outer, self._moved_outside(other), 1.0))
         ours = self._forward(other, 1.0)[0]
-        return divergence((exact.model, last), (other.model, ours), self.tokens, self.counted)
+        ran = (exact.model, last), (other.model, ours)
+        return divergence(*ran, self.tokens, self.counted, self.shelf)
 
     @property
     def count(self) -> float:

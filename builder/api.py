@@ -193,11 +193,11 @@ class Project:
 
     def report(self, *models: str, out: str | Path | None = None) -> list[Path]:
         """Writes tables, plots and provenance of what was built and measured. Returns the files."""
-        from builder.commands.report import known_model, write
+        from builder.commands.report import known_models, write
         from builder.report.collect import collect
 
         self._project.forget_plan()
-        made = collect(self._project, [known_model(self._project, name) for name in models])
+        made = collect(self._project, known_models(self._project, models))
         return write(made, Path(out) if out else self._project.store.root / "report")
 
     # -- the store ---------------------------------------------------------------------------------------

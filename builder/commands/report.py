@@ -46,7 +46,7 @@ class Report(ProjectCommand):
         if len(tuple(project.plan.resolved())) < len(project.spec.targets):
             with showing() as emit:  # some sources look new, and only their digests tell their builds
                 fingerprint(project, emit)
-        report = collect(project, [known_model(project, name.removeprefix("model:")) for name in names])
+        report = collect(project, known_models(project, names))
         if options["json"]:
             from builder.report.document import as_json, document
             from builder.report.seeds import of_seeds
@@ -113,6 +113,18 @@ def show(report: Any) -> None:
         print_table(said.table.headings, said.table.rows, left=("variant",))
         print(seeds.RANGE)
         print()
+
+
+def known_models(project: Project, names: Sequence[str]) -> list[str]:
+    """The models of names. A declared name with several seeds means all of them. Raises UnknownModel."""
+    from builder.spec.seeds import models_of
+
+    seeded = models_of(project.spec.models.values())
+    found: dict[str, None] = {}
+    for name in (each.removeprefix("model:") for each in names):
+        family = [model.name for model in seeded.get(name, ())]
+        found |= dict.fromkeys(family or [known_model(project, name)])
+    return [*found]
 
 
 def known_model(project: Project, name: str) -> str:

@@ -10,7 +10,7 @@ from builder.console.states import Verdict
 from builder.evaluate.run import evaluate
 from builder.evaluate.threshold import Judged, NonePasses, Search, family_of, search
 from builder.project.project import Project
-from builder.spec.types import Model
+from builder.spec.types import Metric, Model
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,19 @@ class SeedsThreshold:
     def models(self) -> tuple[str, ...]:
         return tuple(self.judged)
 
+    @property
+    def required(self) -> tuple[Metric, ...]:
+        """The figures that are required, each once."""
+        first = next(iter(self.judged.values()))
+        return tuple(dict.fromkeys(condition.metric for condition in first.require))
+
     def verdict(self, variant: str, model: str) -> Verdict:
         return self.judged[model].verdict(f"{model}_{variant}")
+
+    def values(self, variant: str, metric: Metric) -> tuple[float, ...]:
+        """A figure of a variant with each seed that was measured."""
+        figures = (each.figures.get(f"{model}_{variant}", {}) for model, each in self.judged.items())
+        return tuple(found[metric] for found in figures if metric in found)
 
 
 def find_seeds_threshold(

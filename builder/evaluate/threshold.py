@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from builder.console.events import Emit
 from builder.errors import BuildError
 from builder.evaluate.process import EvaluationFailed
-from builder.evaluate.results import Doubt, Missed, Result, Verdict, doubts, missed
+from builder.evaluate.results import Doubt, Missed, Result, Verdict, doubts, figure_of, missed
 from builder.evaluate.run import evaluate, measured
 from builder.plan.types import TargetPlan, Unresolved, nominal_size
 from builder.project.project import Project
-from builder.spec.types import Variant
+from builder.spec.types import Metric, Variant
 from builder.store import records
 
 
@@ -237,6 +237,7 @@ class Judged:
         self.order = sorted(self.plans, key=lambda name: (_weight_bytes(project, self.plans[name]), name))
         self.misses: dict[str, Sequence[Missed]] = {}
         self.open: dict[str, Sequence[Doubt]] = {}
+        self.figures: dict[str, Mapping[Metric, float]] = {}  # of those that are required
 
     def verdict(self, name: str) -> Verdict:
         """What is known of a target."""
@@ -245,6 +246,8 @@ class Judged:
 
     def judge(self, name: str, results: Mapping[str, Result]) -> bool:
         self.misses[name], self.open[name] = missed(self.require, results), doubts(self.require, results)
+        found = {each.metric: figure_of(results, each.metric) for each in self.require}
+        self.figures[name] = {metric: figure.value for metric, figure in found.items() if figure}
         return not self.misses[name]
 
     def known(self) -> dict[str, bool]:

@@ -47,5 +47,10 @@ def explained(found: Share) -> tuple[str, ...]:
     for each in found.tried:
         what = f"{size_text(each.nbytes)} pass, with {each.bits_per_weight:.4g} bits per weight"
         kept = ": chosen" if each.share == found.share else ""
-        lines.append(f"with {each.share:g} of the experts {each.said or what}{kept}")
+        lines.append(f"with {in_words(each.share)} {each.said or what}{kept}")
     return tuple(lines)
+
+
+def in_words(share: float) -> str:
+    """A share as a sentence names it: "all experts", "0.75 of the experts"."""
+    return "all experts" if share == 1 else f"{share:g} of the experts"

@@ -9,7 +9,7 @@ from builder.console.events import Emit, Note
 from builder.errors import SourceChanged
 from builder.plan.goals import share_key, with_allocation, with_share
 from builder.plan.planning import facts_of, plan_alone, whole_facts
-from builder.plan.shares import Share, TriedShare, explained
+from builder.plan.shares import Share, TriedShare, explained, in_words
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.measurements import keep
 from builder.project.project import Project
@@ -47,9 +47,10 @@ def _searched(project: Project, target: Target, choices: tuple[float, ...], emit
     tried: list[TriedShare] = []
     best: TargetPlan | None = None
     chosen, failed = 0.0, None
+    _check(project, target, choices, emit)
     for share in choices:
         one = with_share(target, share)
-        emit(Note(f"{target.name}: the smallest size with {share:g} of the experts"))
+        emit(Note(f"{target.name}: the smallest size with {in_words(share)}"))
         try:
             plan = _smallest(project, one, emit)
         except NoSizePasses as error:
@@ -68,6 +69,13 @@ def _searched(project: Project, target: Target, choices: tuple[float, ...], emit
     for line in explained(found):
         emit(Note(f"{target.name}: {line}"))
     return found
+
+
+def _check(project: Project, target: Target, choices: tuple[float, ...], emit: Emit) -> None:
+    """Refuses a share that the router cannot have, before a size is searched. Raises PlanError."""
+    for share in choices:
+        if share < 1:
+            measure_experts(project, with_share(target, share), emit)
 
 
 def _smallest(project: Project, target: Target, emit: Emit) -> TargetPlan:

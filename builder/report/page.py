@@ -17,6 +17,7 @@ from builder.report.drawing import DARK, LIGHT, Plot
 from builder.report.facts import ModelReport, Report
 from builder.report.samples import Question
 from builder.report.tables import Table
+from builder.report.training_plot import CURVES
 
 NO_PLOTS = "There are no plots: `pip install matplotlib` adds them."
 _CLASSES = {MARKS["passes"]: "good", MARKS["misses"]: "bad"}
@@ -48,12 +49,17 @@ class Section:
         return self._wide[1:]
 
     @property
+    def curves(self) -> tuple[Plot, ...]:
+        """The curves of training, if the adapter was trained here."""
+        return tuple(plot for plot in self.plots if plot.name == CURVES)
+
+    @property
     def small(self) -> tuple[Plot, ...]:
-        return tuple(plot for plot in self.plots if plot not in self._wide)
+        return tuple(plot for plot in self.plots if plot not in (*self._wide, *self.curves))
 
     @property
     def _wide(self) -> tuple[Plot, ...]:
-        return tuple(plot for plot in self.plots if plot.narrow)
+        return tuple(plot for plot in self.plots if plot.narrow and plot.name != CURVES)
 
 
 def section(model: ModelReport, plots: Sequence[Plot]) -> Section:
@@ -141,6 +147,9 @@ def markdown(
         f"Made by modelkiln {report.version} from what the store holds.",
         "",
     ]
+    for said in seeds.sections(report.models):
+        lines += [f"## {said.name}, {said.table.title.lower()}", "", f"**{said.headline}.**", ""]
+        lines += [*markdown_table(said.table), "", seeds.RANGE, ""]
     for each in sections:
         lines += [f"## {each.facts.name}", "", f"**{each.answer.headline}.**", ""]
         lines += _paragraphs([*each.limits, each.about])
@@ -149,13 +158,10 @@ def markdown(
         lines += _plots(each, each.second, files)
         if each.questions:
             lines += ["### Sample answers", "", *samples.markdown(list(each.questions))]
-        lines += _plots(each, each.small, files)
+        lines += _plots(each, (*each.curves, *each.small), files)
         for table in each.tables:
             lines += [f"### {table.title}", "", *markdown_table(table), ""]
         lines += ["### What the figures mean", "", *_paragraphs(each.more)]
-    for said in seeds.sections(report.models):
-        lines += [f"## {said.name}, {said.table.title.lower()}", "", f"**{said.headline}.**", ""]
-        lines += [*markdown_table(said.table), "", seeds.RANGE, ""]
     lines += _paragraphs(hints)
     return "\n".join(lines)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from builder.report.drawing import INK, Plot, canvas, svg_of
-from builder.report.facts import ModelReport
+from typing import Any
 
+from builder.report.drawing import INK, Plot, canvas, svg_of
+from builder.report.facts import ModelReport, Trained
+from builder.report.points import FONT
+
+CURVES = "training"  # the name of this plot
 _TITLE = "Training"
 
 
@@ -13,7 +17,19 @@ def training_plot(model: ModelReport) -> Plot | None:
     made = model.training
     if made is None or len(made.train) < 2:
         return None
-    figure, axes = canvas()
+    losses = dict(made.valid)
+    said = f"The loss of the training rows over {made.steps} steps: {made.train[0][1]:.3g} at the first, "
+    said += f"{made.train[-1][1]:.3g} at the last."
+    if made.kept in losses:
+        said += f" Step {made.kept} is the adapter. Its validation loss is {losses[made.kept]:.3g}."
+    wide, narrow = _drawn(made, 5.2), _drawn(made, 4.6)
+    return Plot(
+        CURVES, _TITLE, said, svg_of(wide, CURVES, _TITLE, 1.4), svg_of(narrow, f"{CURVES}-narrow", _TITLE, 1)
+    )
+
+
+def _drawn(made: Trained, width: float) -> Any:
+    figure, axes = canvas(width, font=FONT)
     axes.plot(*zip(*made.train, strict=True), "-", linewidth=0.7, color=INK, label="training rows")
     if made.valid:
         axes.plot(
@@ -25,14 +41,9 @@ def training_plot(model: ModelReport) -> Plot | None:
             color=INK,
             label="validation rows",
         )
-    axes.axvline(made.kept, color=INK, linewidth=0.5, linestyle=":", label=f"kept: step {made.kept}")
+    axes.axvline(made.kept, color=INK, linewidth=0.9, linestyle=":", label=f"kept: step {made.kept}")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
-    losses = dict(made.valid)
-    said = f"The loss of the training rows over {made.steps} steps: {made.train[0][1]:.3g} at the first, "
-    said += f"{made.train[-1][1]:.3g} at the last."
-    if made.kept in losses:
-        said += f" Step {made.kept} is the adapter. Its validation loss is {losses[made.kept]:.3g}."
-    return Plot("training", _TITLE, said, svg_of(figure, "training", _TITLE))
+    axes.legend(frameon=False, labelcolor=INK, fontsize=FONT)
+    return figure

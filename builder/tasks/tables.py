@@ -81,15 +81,26 @@ def print_threshold(project: Project, found: Threshold) -> None:
 
 
 def print_seeds_threshold(project: Project, found: SeedsThreshold) -> None:
-    """Prints a table with one row for each variant and one column for each seed, and the answer."""
-    seeds = [seed_name(model) for model in found.models]
+    """Prints a table with one row for each variant, and the answer.
+
+    Each seed has a column with its verdict. Each required figure has one that says how far the seeds differ.
+    """
+    seeds, figures = [seed_name(model) for model in found.models], found.required
     rows = []
     for variant in found.search.order:
         status = status_of(project, project.spec.target(f"{found.models[0]}_{variant}"))
         verdicts = [found.verdict(variant, model) for model in found.models]
-        rows.append([variant, size_text(status.size), *verdicts])
-    print_table(("variant", "size", *seeds), rows, left=("variant", *seeds))
+        spreads = [_spread(found.values(variant, metric)) for metric in figures]
+        rows.append([variant, size_text(status.size), *verdicts, *spreads])
+    headings = ("variant", "size", *seeds, *map(str, figures))
+    print_table(headings, rows, left=("variant", *seeds), unimportant=("size",))
     _print_answer(answer_of_seeds(found.search), found.search)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The smallest and the largest of some values. "-" without any."""
+    ends = dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values))) if values else ("-",)
+    return " to ".join(ends)
 
 
 def _print_answer(said: str, search: Search) -> None:

@@ -10,10 +10,11 @@ from builder.build.prepare import prepare_base
 from builder.build.sharing import share
 from builder.console.events import Event, Note, silent
 from builder.errors import BuildError
+from builder.plan.quantization import PlanError
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.why import why
-from builder.release import smallest
+from builder.release import shares, smallest
 from builder.release.delivery import deliver
 from builder.release.shares import search_share
 from tests.build.test_calibrated import words
@@ -91,7 +92,7 @@ def test_experts_that_are_never_chosen_are_left_out_by_a_search(
     assert plan.base.pruned is not None
     assert plan.base.pruned.keep == 6
     lines = why(project, "m_least").bits
-    assert lines[0].startswith("with 1 of the experts ")
+    assert lines[0].startswith("with all experts ")
     assert lines[1].startswith("with 0.75 of the experts ")
     assert lines[1].endswith(": chosen")
     assert lines[2].startswith("keeps 6 of 8 experts in each layer by REAP")
@@ -108,6 +109,18 @@ def test_experts_that_are_never_chosen_are_left_out_by_a_search(
     assert project.plan.targets["m_least"] == Project.load(box.toml).plan.targets["m_least"]
     box.edit("[1.0, 0.75]", "[1.0, 0.75, 0.5]")
     assert not isinstance(Project.load(box.toml).plan.targets["m_least"], TargetPlan)
+
+
+@pytest.mark.slow
+def test_a_share_that_the_router_cannot_have_is_refused_before_a_size_is_searched(
+    sandbox: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[object] = []
+    monkeypatch.setattr(shares, "search_size", lambda *asked: searched.append(asked))
+    box = filled(sandbox(DECLARATION.replace("[1.0, 0.75]", "[1.0, 0.1]")))
+    with pytest.raises(PlanError, match=r"experts = 0.1 keeps 1 of 8 experts in each layer, but the router"):
+        deliver_least(box)
+    assert not searched
 
 
 def test_questions_that_are_not_there_are_named(sandbox: Make) -> None:

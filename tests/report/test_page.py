@@ -16,9 +16,12 @@ import pytest
 from builder.evaluate.comparison import Difference
 from builder.evaluate.results import MOST_SAMPLES
 from builder.evaluate.statistics import Figure
+from builder.project.project import Project
+from builder.report.collect import collect
 from builder.report.document import as_json
-from builder.report.facts import Compared, ModelReport, Provenance, Row
-from builder.report.page import summary
+from builder.report.facts import Compared, ModelReport, Provenance, Report, Row, Trained
+from builder.report.page import html, section, summary
+from builder.report.plots import plots
 from builder.report.tables import study, verdict
 from builder.spec.types import Metric
 from tests.conftest import Sandbox, make_sandbox
@@ -178,14 +181,41 @@ def test_the_page_of_the_study_looks_right(tmp_path: Path, width: int, name: str
     looks_right((ROOT / "docs" / name / "index.html").read_text(), tmp_path, width, dark=False)
 
 
-def looks_right(page: str, folder: Path, width: int, *, dark: bool) -> None:
+CURVE = Trained(
+    train=tuple((step, 4.5 / step + 0.1 * (step % 3)) for step in range(1, 121)),
+    valid=((0, 4.54), (40, 1.42), (80, 1.38), (120, 1.57)),
+    steps=120,
+    kept=80,
+    settings={"on": "4-bit, group size 64"},
+    seconds=400.0,
+    overlaps=("suite routing: 3 of 6 questions stand in train.jsonl",),
+    loss=1.38,
+    fused_loss=1.391,
+)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_of_a_trained_model_looks_right(measured: Sandbox, tmp_path: Path, width: int) -> None:
+    """Two seeds: their table stands before them, and each has its curves."""
+    [model] = collect(Project.load(measured.toml), ["m"]).models
+    seeds = [f"m-seed{seed}" for seed in range(2)]
+    models = tuple(dataclasses.replace(model, name=each, seed_of="m", training=CURVE) for each in seeds)
+    page = html(Report("1", models), [section(each, plots(each)) for each in models])
+    headings = re.findall(r"<h2>(.*)</h2>", page)
+    assert headings == ["m, all 2 seeds", *seeds]
+    assert page.count("Training: 120 steps, step 80 kept") == 2
+    assert "validation loss 1.38 there, and 1.39 fused into the unquantized base" in page
+    looks_right(page, tmp_path, width, dark=False, least=4)
+
+
+def looks_right(page: str, folder: Path, width: int, *, dark: bool, least: int = 2) -> None:
     for seen in looked_at(page, folder, width, dark=dark).values():
         assert seen["width"] == width
         assert seen["needed"] <= width, "the page scrolls sideways"
         assert seen["cut"] == [], "a table is cut off"
         assert seen["covered"] == [], "texts of a plot cover each other"
         assert seen["outside"] == [], "a text of a plot is cut off"
-        assert len(seen["plots"]) >= 2
+        assert len(seen["plots"]) >= least
         assert all(left >= 0 and right <= width and right - left > 200 for left, right, _ in seen["plots"])
         assert seen["text"] >= 10.5, "the text of the plot is too small"
         assert contrast(seen["ink"], seen["paper"]) >= 7

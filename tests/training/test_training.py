@@ -280,10 +280,12 @@ def test_several_seeds_are_judged_together(box: Sandbox) -> None:
     found = box.doit("threshold:m")
     assert found.code == 0, found.text
     assert "8bit is the smallest that passes with every seed" in found.out
-    assert re.search(r"variant +size +seed 0 +seed 1", found.out)
+    assert re.search(r"variant +size +seed 0 +seed 1 +colours\.kl\n", found.out)
     assert re.search(r"4bit .* misses", found.out)
+    seen = re.search(r"8bit +\S+ kB +passes +passes +(\S+) to (\S+)\n", found.out)
+    assert seen is not None, found.out
     assert "measuring" not in box.doit("threshold:m").text
-    report = box.builder("report", "--json")
+    report = box.builder("report", "m", "--json")
     [seeds] = json.loads(report.out)["seeds"]
     assert seeds["chosen"] == "8bit"
     assert seeds["models"] == ["m-seed0", "m-seed1"]
@@ -291,6 +293,7 @@ def test_several_seeds_are_judged_together(box: Sandbox) -> None:
     assert by_variant["8bit"]["passed"] == 2
     spread = by_variant["8bit"]["spreads"]["colours.kl"]
     assert 0 < spread["least"] < spread["mean"] < spread["most"] < 0.001
+    assert seen.groups() == (f"{spread['least']:.3g}", f"{spread['most']:.3g}")
     shown = box.builder("report")
     assert "m: 8bit is the smallest that passes with all 2 seeds" in shown.out
     assert "## m, all 2 seeds" in (box.root / "store" / "report" / "report.md").read_text()

@@ -134,7 +134,9 @@ def in_blocks(project: Project, plan: TargetPlan) -> TargetPlan:
         Action(make_key("whole/1", plan.learned, block), block, block, tuple(each), 0)
         for block, each in by_block.items()
     )
-    return replace(plan, actions=actions, quantization=weights.quantization, learned=None, needs=None)
+    return replace(
+        plan, actions=actions, quantization=weights.quantization, learned=None, needs=None, start=None
+    )
 
 
 def make_head(

@@ -28,7 +28,7 @@ def prunable(
     A target that cannot be planned now (its calibration text is not there) still needs what it is made from.
     """
     everything = list(plans)
-    waiting = {source for plan in everything if plan.name not in built and (source := _source(plan))}
+    waiting = {source for plan in everything if plan.name not in built for source in _sources(plan)}
     return [
         plan
         for plan in everything
@@ -39,10 +39,10 @@ def prunable(
     ]
 
 
-def _source(plan: TargetPlan | Unresolved) -> str | None:
-    """The target that a learned target is made from."""
-    learned = plan.target.variant.learned
-    return f"{plan.target.model.name}_{learned.source}" if learned else None
+def _sources(plan: TargetPlan | Unresolved) -> list[str]:
+    """The targets that a learned target is made from."""
+    variant = plan.target.variant
+    return [f"{plan.target.model.name}_{name}" for name in variant.made_from if variant.learned]
 
 
 def prune_intermediates(project: Project, emit: Emit, selected: Collection[str] = ()) -> None:
@@ -60,7 +60,8 @@ def prune_intermediates(project: Project, emit: Emit, selected: Collection[str] 
         return
     built = frozenset(p.name for p in plans if p.needs and target_state(project.store, p).built)
     chosen = {p.name for p in prunable(project.plan.targets.values(), built, pins.pinned(project.store))}
-    waiting = {p.needs for p in plans if p.name in selected and reads_source(project.store, p)}
+    reading = [p for p in plans if p.name in selected and reads_source(project.store, p)]
+    waiting = {name for plan in reading for name in plan.reads}
     keep = frozenset[Key]().union(*(keys_of(p) for p in plans if p.name in waiting))
     for plan in on_disk:
         if plan.name in chosen:

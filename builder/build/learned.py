@@ -12,10 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from builder.build import card
 from builder.build.learned_output import StepFailed, ingest_output, step_key
@@ -23,11 +22,14 @@ from builder.build.one_pass import Built, copy_aux, make_config
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.interrupt import meaning
+from builder.console.words import count, listed
+from builder.engine.outcome import OUTCOME, Outcome
 from builder.engine.progress import parsed
 from builder.engine.quantizer import LearnedRequest
 from builder.errors import BuildError, SourceChanged
 from builder.plan.changes import inputs_of, settings_of
 from builder.plan.types import CONFIG, TargetPlan
+from builder.project.preflight import check_whole
 from builder.project.project import Project
 from builder.project.roots import keys_of, register
 from builder.project.toolchain import made_by, now
@@ -37,9 +39,6 @@ from builder.store import blobs, records, tmp, views
 from builder.store.holdings import usable_record, whole_manifest
 from builder.store.locks import acquire, build_session
 from builder.store.types import FileEntry, Manifest, Record
-
-if TYPE_CHECKING:
-    pass
 
 
 class SourceNotBuilt(BuildError):
@@ -53,22 +52,29 @@ def build_learned(project: Project, plan: TargetPlan, emit: Emit) -> Built:
     """Make one learned target. Does nothing that is in the store. Raises BuildError."""
     started = time.perf_counter()
     store = project.store
-    source = project.plan.targets[str(plan.needs)]
-    assert isinstance(source, TargetPlan)
-    with build_session(store, [*keys_of(plan), *keys_of(source)]):
+    read = sources_of(project, plan)
+    source = read[0]
+    with build_session(store, [*keys_of(plan), *(key for each in read for key in keys_of(each))]):
         register(project)
         with acquire(store, [step_key(plan)], waiting(plan.name, emit)):
             step = whole_manifest(store, step_key(plan))
             made = step is None and whole_manifest(store, plan.key) is None
             if made:
-                emit(Note(f"{plan.name}: {_learned(plan).method} on {source.name}"))
-                step = _run(project, plan, source, emit)
+                check_whole(project, plan, read)
+                emit(Note(f"{plan.name}: {_learned(plan).method} on {listed([p.name for p in read], 'and')}"))
+                step = _run(project, plan, read, emit)
         manifest = _finish(project, plan, source, step, emit)
         view = store.models / plan.name
-    count = sum(entry.name.endswith(".safetensors") for entry in manifest.files)
+    files = sum(entry.name.endswith(".safetensors") for entry in manifest.files)
     bits = float(manifest.measures["bits_per_weight"])
     seconds = time.perf_counter() - started
-    return Built(plan.name, view, manifest.size, bits, count if made else 0, 0 if made else count, seconds)
+    return Built(plan.name, view, manifest.size, bits, files if made else 0, 0 if made else files, seconds)
+
+
+def sources_of(project: Project, plan: TargetPlan) -> list[TargetPlan]:
+    """The targets that a learned target reads: the unquantized one first."""
+    found = [project.plan.targets[name] for name in plan.reads]
+    return [source for source in found if isinstance(source, TargetPlan)]  # it is planned from them
 
 
 def _learned(plan: TargetPlan) -> Learned:
@@ -77,21 +83,36 @@ def _learned(plan: TargetPlan) -> Learned:
     return learned
 
 
-def _run(project: Project, plan: TargetPlan, source: TargetPlan, emit: Emit) -> Manifest:
-    """Run the method on a copy of its source that nobody else knows of; a manifest of its output."""
+def _run(project: Project, plan: TargetPlan, read: Sequence[TargetPlan], emit: Emit) -> Manifest:
+    """Run the method on copies of what it reads that nobody else knows of; a manifest of its output."""
     store = project.store
-    read = whole_manifest(store, source.key)
-    if read is None:
-        raise SourceNotBuilt(target=plan.name, source=source.name)
+    held = [(source, whole_manifest(store, source.key)) for source in read]
     with tmp.new_folder(store) as scratch:
-        folder = scratch / "source"
-        views.materialize(store, folder, read)  # links or clones where the file system has them
-        shown = Shown(store, folder, read)
-        _call(project, plan, folder, scratch, emit)
-        if not shown.is_shown:
-            raise SourceChanged(source=f"model:{source.name}", path=folder)
-        manifest = ingest_output(project, plan, folder, scratch / "out")
-    return records.write_manifest(store, manifest)
+        shown: list[Shown] = []
+        for name, (source, manifest) in zip(("source", "start"), held, strict=False):
+            if manifest is None:
+                raise SourceNotBuilt(target=plan.name, source=source.name)
+            views.materialize(store, scratch / name, manifest)  # links or clones where the disk has them
+            shown.append(Shown(store, scratch / name, manifest))
+        _call(project, plan, scratch / "source", scratch, emit)
+        for each, source in zip(shown, read, strict=True):
+            if not each.is_shown:
+                raise SourceChanged(source=f"model:{source.name}", path=each.folder)
+        made = ingest_output(project, plan, scratch / "source", scratch / "out")
+        if plan.start is not None:
+            made = _with_outcome(plan, made, scratch / "out", emit)
+    return records.write_manifest(store, made)
+
+
+def _with_outcome(plan: TargetPlan, made: Manifest, out: Path, emit: Emit) -> Manifest:
+    """The manifest with what tuning came to, which is told too."""
+    assert plan.start is not None
+    found = Outcome(**json.loads((out / OUTCOME).read_text()))
+    kl = f"KL on {count(found.tokens, 'other token')} {found.before:.4g} -> {found.after:.4g}"
+    kept = "" if found.better else f": not less, so the scales and biases of {plan.start.name} are kept"
+    emit(Note(f"{plan.name}: {kl}{kept}"))
+    measures = {**made.measures, "start_kl": found.before, "tuned_kl": min(found.before, found.after)}
+    return replace(made, measures=measures)
 
 
 def _finish(
@@ -157,17 +178,17 @@ def _config(project: Project, source: TargetPlan, step: Manifest) -> bytes:
 def _call(project: Project, plan: TargetPlan, source: Path, scratch: Path, emit: Emit) -> None:
     """Run the method with `scratch` as its home and working folder. Raises StepFailed."""
     learned, how = _learned(plan), plan.target.variant.quantization
-    assert how is not None
     text = _calibration(plan, learned, scratch)
-    settings = {k: v for k, v in asdict(learned).items() if k not in ("source", "calibration")}
+    settings = {k: v for k, v in asdict(learned).items() if k not in ("source", "start", "calibration")}
     request = LearnedRequest(
         source=str(source.resolve()),
+        start=str(scratch.resolve() / "start") if plan.start else None,
         out=str(scratch.resolve() / "out"),
         calibration=str(text),
         calibration_name=str(learned.calibration),
         trust_remote_code=project.spec.bases[plan.target.model.base].trust_remote_code,
-        bits=how.bits,
-        group_size=how.group_size,
+        bits=how.bits if how else 0,
+        group_size=how.group_size if how else 0,
         **settings,
     )
     (scratch / "request.json").write_text(request.to_text())

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from builder.build.calibrated import build_calibrated
 from builder.build.exact import build_exact, lacks_source, source_of
 from builder.build.intermediates import prune_intermediates
-from builder.build.learned import build_learned
+from builder.build.learned import build_learned, sources_of
 from builder.build.one_pass import build
 from builder.build.prepare import prepare_base
 from builder.console.events import Emit
@@ -57,10 +57,12 @@ def _build(project: Project, plans: list[TargetPlan], emit: Emit) -> None:
             else:
                 wanted[read.name] = read
     for plan in learned:
-        source = project.plan.targets[str(plan.needs)]
-        assert isinstance(source, TargetPlan)  # a learned target is planned from it
-        if reads_source(project.store, plan) and not target_state(project.store, source).built:
-            wanted[source.name] = source
+        for read in sources_of(project, plan) if reads_source(project.store, plan) else ():
+            if not target_state(project.store, read).built:
+                if not read.target.variant.rounds_for_text:
+                    wanted[read.name] = read
+                elif read not in calibrated:
+                    calibrated.append(read)
     if wanted:
         build(project, list(wanted.values()), emit)
     for plan in calibrated:

@@ -91,13 +91,17 @@ def build_jobs(project: Project, plans: Sequence[TargetPlan | Unresolved], width
 
 def _jobs_of_model(project: Project, todo: Sequence[TargetPlan | Unresolved], width: int) -> list[Job]:
     store, planned = project.store, [plan for plan in todo if isinstance(plan, TargetPlan)]
-    read = [project.plan.targets[str(plan.needs)] for plan in planned if reads_source(store, plan)]
+    reading = [plan for plan in planned if reads_source(store, plan)]
+    read = [project.plan.targets[name] for plan in reading for name in plan.reads]
     passes = {p.name: p for p in [*planned, *read] if isinstance(p, TargetPlan) and _in_a_pass(p)}
     missing = {name: missing_actions(store, plan) for name, plan in passes.items()}
     blocks = block_jobs([*passes.values()], missing, width)
-    rounded = [target_job(p.name, [p.key]) for p in planned if _goes_by_text(p)]
-    made_of = [p for p in planned if p.target.variant.made_from is not None]
-    learned = [target_job(p.name, [p.key], [*blocks, *rounded]) for p in made_of]
+    alone = {p.name: p for p in [*planned, *read] if isinstance(p, TargetPlan) and _is_missing(project, p)}
+    rounded = [target_job(p.name, [p.key]) for p in alone.values() if _goes_by_text(p)]
+    made_of = [plan for plan in planned if plan.target.variant.made_from]
+    learned = [
+        target_job(p.name, [p.key], [*blocks, *(rounded if p.start or p.gguf else ())]) for p in made_of
+    ]
     searched: list[Job] = []
     for plan in todo:
         if isinstance(plan, Unresolved):  # one after the other: they may need the same costs of weights
@@ -106,7 +110,7 @@ def _jobs_of_model(project: Project, todo: Sequence[TargetPlan | Unresolved], wi
 
 
 def _in_a_pass(plan: TargetPlan) -> bool:
-    return plan.target.variant.made_from is None and not _goes_by_text(plan)
+    return not plan.target.variant.made_from and not _goes_by_text(plan)
 
 
 def _goes_by_text(plan: TargetPlan) -> bool:

@@ -96,8 +96,8 @@ def show(made: Forecast) -> None:
         print_table(HEADINGS, rows, left=("model",), unimportant=("reuse", "read", "time"))
     for step in made.learned:
         print(
-            f"then {step.method} makes {step.target} of {step.source} ({size_text(step.read)}); "
-            "its memory, time and size are not known before"
+            f"then {step.method} makes {step.target} of {listed(step.sources, 'and')}"
+            f" ({size_text(step.read)}); its memory, time and size are not known before"
         )
     if made.relink:
         print(f"make the view again, no bytes written: {', '.join(made.relink)}")

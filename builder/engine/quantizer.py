@@ -18,7 +18,8 @@ from typing import Any
 class LearnedRequest:
     """What to quantize and how. Paths are text, so that the request can be written as JSON.
 
-    `out` must not exist. `calibration` is a copy of the declared file. Messages call it `calibration_name`.
+    `out` must not exist. `start` is a quantized model whose scales and biases are tuned, or None.
+    `calibration` is a copy of the declared file. Messages call it `calibration_name`.
     `samples` counts pieces of `sequence_length` tokens. `target_bpw` is in bits per weight.
     """
 
@@ -36,6 +37,7 @@ class LearnedRequest:
     learning_rate: float
     high_bits: int
     target_bpw: float
+    start: str | None = None
 
     def to_text(self) -> str:
         """The request as JSON, which `main` reads."""
@@ -51,6 +53,9 @@ def main() -> None:
     from builder.engine.blas import accelerate
     from builder.engine.progress import Told
 
+    if request.start is not None:
+        _tune(request, request.start)
+        return
     accelerate()
     module: Any = importlib.import_module(f"mlx_lm.quant.{modules[request.method]}")
     module.load_data = _pairs(request) if request.method == "dwq" else _chunks(request)
@@ -61,6 +66,21 @@ def main() -> None:
         module.Catcher = _in_float32(module.Catcher)
     sys.argv = [request.method, *arguments(request)]
     module.main()
+
+
+def _tune(request: LearnedRequest, start: str) -> None:
+    """Tunes what is quantized already. Exits with a message for a text that cannot be used."""
+    from builder.engine.blas import accelerate
+    from builder.engine.tuning import Text, tune
+    from builder.errors import BuildError
+
+    accelerate(threads=1)  # the same bits from every run
+    text = Text(Path(request.calibration), request.calibration_name, request.samples, request.sequence_length)
+    source, out, trusted = Path(request.source), Path(request.out), request.trust_remote_code
+    try:
+        tune(source, Path(start), out, text, request.learning_rate, request.seed, trusted=trusted)
+    except BuildError as error:
+        sys.exit(error.message)
 
 
 def compute_in_float32(module: Any) -> None:

@@ -153,6 +153,8 @@ def family_of(variant: Variant) -> Hashable:
         return ("goal", variant.group_size, learned, variant.experts)
     if variant.gguf is not None:
         return ("gguf", variant.gguf.of, variant.gguf.weighed)
+    if variant.learned is not None:
+        return ("tuned", variant.learned.start)
     return ("recipe", variant.group_size, learned, variant.experts) if variant.recipe else None
 
 

@@ -14,7 +14,9 @@ from builder.plan.types import Action, TargetPlan
 from builder.spec.quantizers import METHOD_SETTINGS, NEAREST
 from builder.store.types import Manifest
 
-_LABELS = frozenset({"base", "adapter", "variant", "source"})  # names: recorded for a reader, in no key
+_LABELS = frozenset(
+    {"base", "adapter", "variant", "source", "start"}
+)  # names: recorded for a reader, in no key
 _DERIVED = frozenset(
     {
         "slices_digest",
@@ -28,6 +30,7 @@ _DERIVED = frozenset(
         "prompts_digest",
         "dtype_asked",
         "experts_digest",
+        "start_digest",
     }
 )
 _LAST = frozenset({"before_digest"})  # follows from any other
@@ -45,6 +48,7 @@ _SHOWN = {
     "quantization_digest": "quantization of some paths",
     "paths_digest": "quantization of some paths",
     "experts_digest": "which experts are kept",
+    "start_digest": "what its codes are taken from",
     "repairs": "what mlx-lm would misread of the base",
     "slices_digest": "what the adapter changes",
 }
@@ -190,8 +194,9 @@ def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
     if variant.recipe is not None:
         settings |= {"recipe": variant.recipe, "group_size": variant.group_size}
     if (learned := variant.learned) is not None:
-        used = {"method", "source", *METHOD_SETTINGS[learned.method]}
-        settings |= {k: str(v) for k, v in asdict(learned).items() if k in used}
+        used = {"method", "source", "start", *METHOD_SETTINGS[learned.method]}
+        said = {k: str(v) for k, v in asdict(learned).items() if k in used and v is not None}
+        settings |= said
     if (text := variant.text) is not None:
         settings |= {"samples": text.samples, "sequence_length": text.sequence_length}
         settings |= {"rounding": NEAREST} if text.nearest else {}

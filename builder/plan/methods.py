@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from builder.spec.quantizers import Learned
+from builder.plan.types import TargetPlan
+from builder.spec.quantizers import TUNES, Learned
 from builder.spec.types import Quantization
 from builder.weights.structure import Structure
 
@@ -54,3 +55,11 @@ def refusal(learned: Learned, how: Quantization, structure: Structure) -> tuple[
                     'Set a `group_size` that does, or use "dwq", which leaves such a weight as it is.'
                 )
     return None
+
+
+def start_refusal(start: TargetPlan) -> tuple[str, str] | None:
+    """Why the scales and biases of a target cannot be tuned, and what to do instead. None if they can."""
+    if any(how.mode == "affine" and how.bits in BITS[TUNES] for how in start.quantization.values()):
+        return None
+    what = f'method "{TUNES}" tunes affine weights of fewer than 8 bits, and {start.name} has none.'
+    return what, "Name another variant in `start`."

@@ -5,8 +5,8 @@ All keys are known before anything is built:
   block key    = H(base weights, block, this block's slice of the adapter, dtype, its tensors,
                    their quantization)
   rounded key  = H(the same, the calibration text and how it becomes tokens, all blocks before it)
-  learned key  = H(the source's block keys, the calibration text and how it becomes tokens,
-                   settings of the method)
+  learned key  = H(the source's block keys, those of the start, the calibration text and how it becomes
+                   tokens, settings of the method)
   config key   = H(config.json of the base, generation_config.json, dtype, settings,
                    quantization of each path)
   target key   = H(its block keys or its learned key, its config key, the files copied from the base)
@@ -22,7 +22,7 @@ first, or if its declaration cannot be met. It says why, and does not affect oth
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from builder.keys import named_key
@@ -39,9 +39,9 @@ from builder.plan.goals import (
     with_bits,
     with_share,
 )
-from builder.plan.inputs import SETTINGS, adapter_in_words, in_words
+from builder.plan.inputs import adapter_in_words, in_words
 from builder.plan.layout import Layout, layout_of
-from builder.plan.methods import refusal
+from builder.plan.learned import plan_learned
 from builder.plan.parts import (
     block_parts,
     config_parts,
@@ -54,7 +54,6 @@ from builder.plan.parts import (
 from builder.plan.quantization import PlanError, refuse_packed
 from builder.plan.types import Action, Plan, Sources, TargetPlan, Unresolved
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration, Unknown
-from builder.spec.quantizers import METHOD_SETTINGS
 from builder.spec.types import Spec, Target
 
 
@@ -82,13 +81,15 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
         made = _plan_target(target, facts, memo[where], sources.toolchain)
         return as_gguf(target, made, facts.text) if target.variant.gguf else made
 
-    def whole(target: Target, source: TargetPlan | Unresolved) -> TargetPlan | Unresolved:
+    def whole(
+        target: Target, source: TargetPlan | Unresolved, start: TargetPlan | Unresolved | None
+    ) -> TargetPlan | Unresolved:
         if isinstance(source, TargetPlan):
             refuse_packed(target, source.base)
-        return plan_learned(target, source, sources.calibrations[target.variant.name])
+        return plan_learned(target, source, sources.calibrations[target.variant.name], start)
 
     for target in spec.targets:
-        if target.variant.made_from is None:
+        if not target.variant.made_from:
             targets[target.name] = _or_refused(target, partial(plain, target))
     for target in spec.targets:
         if (gguf := target.variant.gguf) is not None and gguf.of is not None:
@@ -96,7 +97,8 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
             targets[target.name] = _or_refused(target, partial(as_gguf, target, source))
         if (learned := target.variant.learned) is not None:
             source = targets[f"{target.model.name}_{learned.source}"]
-            targets[target.name] = _or_refused(target, partial(whole, target, source))
+            start = targets[f"{target.model.name}_{learned.start}"] if learned.start else None
+            targets[target.name] = _or_refused(target, partial(whole, target, source, start))
     return Plan({target.name: targets[target.name] for target in spec.targets})
 
 
@@ -204,58 +206,6 @@ def _or_refused(target: Target, planned: Callable[[], TargetPlan | Unresolved]) 
         return planned()
     except PlanError as error:
         return Unresolved(target, error.message.rstrip("."), error)
-
-
-def plan_learned(
-    target: Target, source: TargetPlan | Unresolved, calibration: Calibration | Unknown
-) -> TargetPlan | Unresolved:
-    """A whole-model step: one key from the blocks of its source, its text and the settings that its method
-    uses.
-
-    `source` is the unquantized target that the step reads. Raises PlanError for what the method cannot do.
-    """
-    if isinstance(source, Unresolved):
-        return Unresolved(target, source.reason, source.error, source.short)
-    if isinstance(calibration, Unknown):
-        return Unresolved(target, calibration.reason, calibration.error)
-    variant, learned, how = target.variant, target.variant.learned, target.variant.quantization
-    assert learned is not None
-    assert how is not None
-    if refused := refusal(learned, how, source.base.structure):
-        raise PlanError(table=f"variant.{variant.name}", what=refused[0], hint=refused[1])
-    base = source.base.identity
-    used = METHOD_SETTINGS[learned.method]
-    step: dict[str, object] = {
-        "method": learned.method,
-        **{name: value for name, value in asdict(learned).items() if name in used},
-        "bits": how.bits,
-        "group_size": how.group_size,
-        "calibration_digest": calibration.digest,
-        "calibration_format": calibration.format,
-        "vocabulary_digest": base.vocabulary,
-    }
-    blocks = [[action.file, action.key] for action in source.actions]
-    key = named_key("learned/3", {**step, "source_blocks": blocks})
-    config = named_key("learned-config/1", {"learned": key, "source_config": source.config})
-    shown = {name: str(value) for name, value in step.items() if name not in SETTINGS}
-    if source.target.variant.dtype is not None:  # in the source's key of config.json
-        shown["dtype_asked"] = source.target.variant.dtype
-    return TargetPlan(
-        target,
-        target_key([["learned", key]], config, base),
-        source.base,
-        source.adapter,
-        source.dtype,
-        {},
-        (),
-        config,
-        (),
-        {**source.inputs, **shown},
-        measured_key([["learned", key]], config, base),
-        calibration.digest,
-        key,
-        source.name,
-    )
 
 
 def _plan_target(target: Target, facts: Facts, layout: Layout, toolchain: str) -> TargetPlan:

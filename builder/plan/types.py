@@ -62,13 +62,22 @@ class GgufFile:
 
 
 @dataclass(frozen=True)
+class Start:
+    """The target whose codes a learned target keeps, and the bytes of its shards."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
 class TargetPlan:
     """Everything a target is made of.
 
     `key` is what the target is, whatever it is called. `inputs` says in words what is in its keys. `measured`
     is what can change a figure that is measured of it. `learned`: the key of a whole-model step, `needs`: the
-    target that must be on disk for that step. `chosen`: the keys under which its bits were chosen. `skipped`:
-    quantizable paths whose width the group does not divide. `idle`: overrides that match nothing.
+    target that must be on disk for that step, and `start` another one, whose codes stay. `chosen`: the keys
+    under which its bits were chosen. `skipped`: quantizable paths whose width the group does not divide.
+    `idle`: overrides that match nothing.
     """
 
     target: Target
@@ -88,10 +97,16 @@ class TargetPlan:
     idle: tuple[overrides.Idle, ...] = ()
     chosen: tuple[Key, ...] = ()
     gguf: GgufFile | None = None
+    start: Start | None = None
 
     @property
     def name(self) -> str:
         return self.target.name
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The targets that must be on disk for its whole-model step."""
+        return (*([self.needs] if self.needs else []), *([self.start.name] if self.start else []))
 
     @property
     def measurements(self) -> tuple[Key, ...]:
@@ -191,10 +206,12 @@ class Plan:
 def nominal_size(plan: TargetPlan) -> int:
     """The bytes of a target's shards, to sort targets before they are built.
 
-    Exact, except for a learned target. That counts as if every parameter were quantized to the variant's bits
-    with a 16-bit scale and a 16-bit bias for each group.
+    Exact, except for a learned target that rounds weights itself. That counts as if every parameter were
+    quantized to the variant's bits with a 16-bit scale and a 16-bit bias for each group.
     """
     how = plan.target.variant.quantization
+    if plan.start is not None:
+        return plan.start.size
     if plan.needs is None or how is None:
         return plan.size
     return int(plan.base.structure.parameter_count * (how.bits + 32 / how.group_size) / 8)

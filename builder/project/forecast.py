@@ -44,8 +44,9 @@ class PassForecast:
 class LearnedForecast:
     """A quantizer that runs on a whole target, which a pass makes first where it is not there.
 
-    `read`: bytes of that target's shards. What the quantizer writes, holds and takes is not known before.
-    `prunes`: the source is an intermediate that goes as soon as nothing needs it.
+    `start`: a target whose codes it keeps, or None. `read`: bytes of the shards of these targets. What the
+    quantizer writes, holds and takes is not known before. `prunes`: the source is an intermediate that goes
+    as soon as nothing needs it.
     """
 
     target: str
@@ -53,6 +54,11 @@ class LearnedForecast:
     source: str
     read: int
     prunes: bool
+    start: str | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source, *([self.start] if self.start else []))
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def forecast(project: Project, names: Collection[str] = (), available: Available
     prepare: list[tuple[str, str]] = []
     refused: list[tuple[str, str]] = []
     todo: dict[tuple[str, str], list[tuple[TargetPlan, tuple[Action, ...]]]] = {}  # by pass
-    read = [*(step.source for step in learned.values()), *_repacked(project, chosen)]
+    read = [*(name for step in learned.values() for name in step.sources), *_repacked(project, chosen)]
     for name in dict.fromkeys([*chosen, *read]):
         if name in learned:
             continue
@@ -178,7 +184,7 @@ def forecast(project: Project, names: Collection[str] = (), available: Available
 
 def _pass_of(plan: TargetPlan) -> tuple[str, str]:
     """The model of a pass, and the name of a target that has a pass of its own."""
-    alone = plan.target.variant.rounds_for_text or plan.target.variant.made_from is not None
+    alone = plan.target.variant.rounds_for_text or bool(plan.target.variant.made_from)
     return plan.target.model.name, plan.name if alone else ""
 
 
@@ -221,7 +227,9 @@ def _learned_step(project: Project, name: str) -> LearnedForecast | None:
     source = project.plan.targets[str(plan.needs)]
     assert isinstance(source, TargetPlan)  # a learned target is planned from it
     prunes = source.target.variant.intermediate and source.name not in pins.pinned(project.store)
-    return LearnedForecast(name, variant.learned.method, source.name, source.size, prunes)
+    read = source.size + (plan.start.size if plan.start else 0)
+    start = plan.start.name if plan.start else None
+    return LearnedForecast(name, variant.learned.method, source.name, read, prunes, start)
 
 
 def _pass(

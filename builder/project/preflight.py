@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from builder.console.words import listed, size_text
@@ -18,6 +18,7 @@ from builder.project.state import missing_actions, target_state
 from builder.sources.contents import INDEX
 from builder.store import views
 from builder.store.disk import capability
+from builder.store.disk.uncached import memory
 from builder.store.layout import Store
 
 _NONE: Mapping[str, int] = MappingProxyType({})
@@ -37,6 +38,30 @@ class NoMemory(BuildError):
 
     exit_code = 2
     hint = "A build holds at least one block. {fits}"
+
+
+class NoMemoryWhole(BuildError):
+    """{target}: method "{method}" holds {what} in memory, at least {needed}, but {budget}."""
+
+    exit_code = 2
+    hint = "A variant with `calibration` and without `method` is rounded block by block, in less memory."
+
+
+def check_whole(project: Project, plan: TargetPlan, read: Sequence[TargetPlan]) -> None:
+    """Before a method that holds whole targets in memory. Raises NoMemoryWhole."""
+    learned, budget = plan.target.variant.learned, project.spec.build.memory
+    assert learned is not None
+    needed, there = sum(each.size for each in read), memory()
+    if needed > min(budget or needed, there or needed):
+        declared = budget is not None and needed > budget
+        size = budget if declared and budget is not None else there
+        raise NoMemoryWhole(
+            target=plan.name,
+            method=learned.method,
+            what=listed([each.name for each in read], "and"),
+            needed=size_text(needed),
+            budget=f"{'[build] memory is' if declared else 'this machine has'} {size_text(size)}",
+        )
 
 
 def check(

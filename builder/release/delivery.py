@@ -59,7 +59,7 @@ def _deliver(
     model = wanted.target.model.name
     if wanted.needs is not None:
         fetch(project, [wanted], emit)
-        results = _source_of(project, wanted, selected, named, emit)
+        results = _sources_of(project, wanted, selected, named, emit)
         learned = build_learned(project, wanted, emit)
         _refresh(project, wanted)
         _tell([learned], emit)
@@ -80,11 +80,12 @@ def _deliver(
         _tell([rounded], emit)
         return [rounded]
     others = [p for p in project.plan.resolved() if p.target.model.name == model and p.name != name]
-    read = {p.needs for p in others if p.name in selected and reads_source(project.store, p)}
+    reading = [p for p in others if p.name in selected and reads_source(project.store, p)]
+    read = {name for plan in reading for name in plan.reads}
     chosen = [wanted]
     for other in others:
         variant = other.target.variant
-        in_a_pass = variant.made_from is None and not variant.rounds_for_text
+        in_a_pass = not variant.made_from and not variant.rounds_for_text
         asked = in_a_pass and (other.name in selected or other.name in read)
         if asked and not target_state(project.store, other).built:
             chosen.append(other)
@@ -101,14 +102,16 @@ def _deliver(
     return results
 
 
-def _source_of(
+def _sources_of(
     project: Project, plan: TargetPlan, selected: Collection[str], named: Collection[str], emit: Emit
 ) -> list[Built]:
     """Build what a learned target reads, if it is not there."""
-    source = project.plan.targets[str(plan.needs)]
-    if not reads_source(project.store, plan) or target_state(project.store, source).built:
-        return []
-    return _deliver(project, source.name, selected, named, emit, None)
+    made: list[Built] = []
+    if reads_source(project.store, plan):
+        for name in plan.reads:
+            if not target_state(project.store, project.plan.targets[name]).built:
+                made += _deliver(project, name, selected, named, emit, None)
+    return made
 
 
 def _refresh(project: Project, target: TargetPlan) -> None:
@@ -138,8 +141,8 @@ def _resolved(project: Project, name: str, emit: Emit) -> TargetPlan:
     plan = project.plan.targets[name]
     if isinstance(plan, TargetPlan):
         return plan
-    if (gguf := plan.target.variant.gguf) and gguf.of and plan.error is None:
-        _resolved(project, f"{plan.target.model.name}_{gguf.of}", emit)
+    for source in plan.target.variant.made_from if plan.error is None else ():
+        _resolved(project, f"{plan.target.model.name}_{source}", emit)
         project.forget_plan()
     wanted = plan.target.variant.experts
     if wanted is not None and plan.error is None:

@@ -465,6 +465,17 @@ VARIANT = Table(
             needs=("method",),
         ),
         Field(
+            "start",
+            "name",
+            "For `method` dwq: a quantized variant to improve. Its codes stay, and so does its size. Only "
+            "scales and biases are tuned, so that answers come nearer to those of the variant that `from` "
+            "names. It is built when it is needed.",
+            refers="variant",
+            example='start = "4bit"',
+            needs=("method",),
+            excludes=("bits", "group_size"),
+        ),
+        Field(
             "calibration",
             "path",
             "A text, such as the training data: a .txt file, or a .jsonl of `text` or `messages`. With "

@@ -7,7 +7,7 @@ from builder.spec.destinations import EXACT, K_QUANTS
 from builder.spec.learned import calibrated
 from builder.spec.problems import Problems
 from builder.spec.quantizers import GgufKind
-from builder.spec.shape import Declared, Values
+from builder.spec.shape import Values
 
 
 def gguf_kind(values: Values, problems: Problems) -> GgufKind | None:
@@ -29,22 +29,3 @@ def gguf_kind(values: Values, problems: Problems) -> GgufKind | None:
         problems.add(values.place.key("calibration"), what)
         return None
     return GgufKind(kind, of, weighed)
-
-
-def check_source(variant: str, model: str, values: Values, declared: Declared, problems: Problems) -> None:
-    """Checks that what a variant is made from is a variant of the same model that it can be made from."""
-    own = declared["variant"].get(variant)
-    key = "from" if own and own.says("method") else "of" if own and own.says("gguf") else None
-    source = own.given.get(key) if own and key else None
-    other = declared["variant"].get(source) if source else None
-    if other is None:
-        return
-    wrong = ("bits", "mode", "recipe", "method", "gguf") if key == "from" else ("method", "gguf")
-    if any(other.says(each) for each in wrong):
-        is_what = "quantized" if key == "from" else "a GGUF" if other.says("gguf") else "made whole"
-        right = "an unquantized variant" if key == "from" else "a variant that is made by block"
-        what = f"variant {quoted(variant)} is made from {quoted(str(source))}, which is {is_what}"
-        problems.add(values.place.key("variants"), f"{what}; name {right} in `{key}`")
-    elif source not in values.given.get("variants", ()):
-        what = f"variant {quoted(variant)} is made from {quoted(str(source))}, which this model does not list"
-        problems.add(values.place.key("variants"), f"{what}; add it to variants")

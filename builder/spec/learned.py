@@ -6,10 +6,11 @@ import math
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from builder.console.words import listed, quoted, shown, size_of_text
 from builder.spec.problems import Problems
-from builder.spec.quantizers import METHOD_SETTINGS, NEAREST, SMALLEST, Calibrated, Goal, Learned
+from builder.spec.quantizers import METHOD_SETTINGS, NEAREST, SMALLEST, TUNES, Calibrated, Goal, Learned
 from builder.spec.shape import Values
 from builder.spec.types import Quantization
 
@@ -80,9 +81,12 @@ def goal(values: Values, problems: Problems) -> Goal | None:
     return Goal(nbytes=nbytes)
 
 
-def _problem(key: str, value: float, method: str, how: Quantization | None) -> str | None:
+def _problem(key: str, value: Any, method: str, how: Quantization | None) -> str | None:
     """What is wrong with one setting, or None."""
     used = [each for each, names in METHOD_SETTINGS.items() if key in names]
+    if key == "start":
+        wrong = f"start is not for method {quoted(method)} but for {TUNES}; remove it"
+        return None if method == TUNES else wrong
     if method in METHOD_SETTINGS and key not in METHOD_SETTINGS[method]:
         return f"{key} is not for method {quoted(method)} but for {listed(used, 'and')}; remove it"
     if what := _out_of_range(key, value):

@@ -12,8 +12,9 @@ from builder.console.words import listed, nearest, quoted, shown, suggestion
 from builder.spec.adapters import adapter
 from builder.spec.experts import experts
 from builder.spec.fields import FIELDS
-from builder.spec.gguf import check_source, gguf_kind
+from builder.spec.gguf import gguf_kind
 from builder.spec.learned import calibrated, goal, learned
+from builder.spec.made_from import check_sources
 from builder.spec.problems import Place, Problems
 from builder.spec.publishing import publications
 from builder.spec.quantizers import MODES
@@ -141,7 +142,7 @@ def _check_targets(declared: Declared, problems: Problems) -> None:
         for index, variant in enumerate(values.given.get("variants", ())):
             if variant is None:
                 continue
-            check_source(variant, model, values, declared, problems)
+            check_sources(variant, values, declared, problems)
             name = f"{model}_{variant}"
             other, other_model, other_variant = made.setdefault(name.lower(), (name, model, variant))
             if (other_model, other_variant) == (model, variant):
@@ -217,6 +218,7 @@ def _gguf(text: str, folder: Path, place: Place, problems: Problems) -> GgufSour
 def _variant(name: str, values: Values, problems: Problems) -> Variant:
     recipe = values.get("recipe")
     quantized = any(values.says(key) for key in ("bits", "mode", "recipe", "method"))
+    quantized = quantized and not values.says("start")  # then it has the bits of that variant
     quantization = _quantization(values, None, problems) if quantized else None
     made = learned(values, quantization, problems) if values.says("method") else None
     overrides = []

@@ -23,6 +23,7 @@ METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "dynamic": frozenset({"seed", "samples", "sequence_length", "high_bits", "target_bpw"}),
 }
 METHODS = tuple(METHOD_SETTINGS)
+TUNES = "dwq"  # the method that can start from a quantized variant
 SMALLEST = "smallest"  # a target that searches its size
 NEAREST = "nearest"
 ROUNDINGS = ("calibrated", NEAREST)  # how a target that asks for a size, or keeps some experts, is rounded
@@ -35,7 +36,8 @@ class Learned:
 
     `source` is the variant whose directory it reads. It uses at most `samples` pieces of the text, of
     `sequence_length` tokens each. `high_bits` and `target_bpw` (bits per weight) are settings of method
-    dynamic. `learning_rate` is a setting of method dwq.
+    dynamic. `learning_rate` is a setting of method dwq, and so is `start`: the quantized variant whose codes
+    are kept. Without it the method rounds `source` itself.
     """
 
     method: str
@@ -47,6 +49,7 @@ class Learned:
     learning_rate: float = 1e-6
     high_bits: int = 8
     target_bpw: float = 5.0
+    start: str | None = None
 
 
 @dataclass(frozen=True)

@@ -129,9 +129,10 @@ class Variant:
         return self.gguf.weighed if self.gguf else self.calibrated
 
     @property
-    def made_from(self) -> str | None:
-        """The variant whose weights it reads, or None."""
-        return self.learned.source if self.learned else self.gguf.of if self.gguf else None
+    def made_from(self) -> tuple[str, ...]:
+        """The variants whose weights it reads."""
+        named = (self.learned.source, self.learned.start) if self.learned else ()
+        return tuple(name for name in (*named, self.gguf.of if self.gguf else None) if name)
 
     @property
     def rounds_for_text(self) -> bool:
@@ -140,7 +141,8 @@ class Variant:
 
     @property
     def is_quantized(self) -> bool:
-        return self.quantization is not None or self.recipe is not None or self.goal is not None
+        how = (self.quantization, self.recipe, self.goal, self.learned)
+        return any(each is not None for each in how)
 
     @property
     def common_group(self) -> int:

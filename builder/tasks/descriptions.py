@@ -45,7 +45,9 @@ def describe_variant(variant: Variant) -> str:
         return f"{variant.goal}, group size {variant.group_size}{kind}"
     if variant.recipe is not None:
         return f"{variant.recipe}, group size {variant.group_size}{kind}"
-    if (learned := variant.learned) is not None and variant.quantization is not None:
+    if (learned := variant.learned) is not None and learned.start is not None:
+        return f"{learned.method} from {learned.source} on top of {learned.start}"
+    if learned is not None and variant.quantization is not None:
         bits, size = variant.quantization.bits, variant.quantization.group_size
         return f"{learned.method} from {learned.source}, {bits}-bit, group size {size}"
     if variant.quantization is None:

@@ -249,7 +249,14 @@ def test_a_plan_counts_the_intermediate_that_a_run_makes(project: Callable[[str]
     assert one["targets"] == ["m_f16"]
     assert one["make"] == BLOCKS
     assert said["space"]["after"] - said["space"]["before"] == one["write"] > 0
-    step = {"target": "m_learned", "method": "gptq", "source": "m_f16", "read": one["write"], "prunes": True}
+    step = {
+        "target": "m_learned",
+        "method": "gptq",
+        "source": "m_f16",
+        "read": one["write"],
+        "prunes": True,
+        "start": None,
+    }
     assert said["learned"] == [step]
     text = box.doit("plan", "m_learned").out
     assert "m: build m_f16 in one pass\n" in text

@@ -235,6 +235,7 @@ ELSEWHERE: Mapping[str, str] = {
     "BadOption": "provoked in tests/commands/test_gc.py",
     "NoRoom": "provoked in tests/commands/test_gc.py",
     "NoMemory": "provoked in tests/commands/test_gc.py",
+    "NoMemoryWhole": "provoked in tests/build/test_tuned.py",
     "SourceNotBuilt": "needs an intermediate that vanishes between its task and the one that reads it",
     "StepFailed": "provoked in tests/build/test_learned.py",
     "EvaluationFailed": "provoked in tests/evaluate/test_run.py",

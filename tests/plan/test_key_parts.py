@@ -11,10 +11,11 @@ from unittest import mock
 import pytest
 
 from builder.keys import Digest, Key
+from builder.plan import learned as learned_steps
 from builder.plan import parts, planning
 from builder.plan.changes import changes
 from builder.plan.planning import make_plan
-from builder.plan.types import Plan, Sources, TargetPlan
+from builder.plan.types import Plan, Sources, TargetPlan, nominal_size
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibration
 from builder.spec.quantizers import METHOD_SETTINGS, Calibrated, Learned
 from builder.spec.types import Base, Model, Override, PathSource, Quantization, Spec, Variant
@@ -59,6 +60,8 @@ class World:
     text: Calibration = TEXT
     toolchain: str = "mlx 1"
     rounding: int = 2
+    tuning: int = 1
+    start: Variant | None = None
     names: tuple[str, str, str] = ("b", "a", "m")
 
     def plan(self) -> TargetPlan:
@@ -69,7 +72,7 @@ class World:
     @property
     def all(self) -> Plan:
         base, adapter, model = self.names
-        variants = {v.name: v for v in (self.source, self.variant)}
+        variants = {v.name: v for v in (self.source, self.start, self.variant) if v}
         worn = adapter if self.adapter else None
         spec = Spec(
             Path("/project/artifacts.toml"),
@@ -80,7 +83,8 @@ class World:
         )
         facts = {base: BaseFacts(self.identity, self.structure)}
         adapters = {adapter: self.adapter} if self.adapter else {}
-        with mock.patch.object(parts, "ROUNDING", self.rounding):
+        patched = mock.patch.object(parts, "ROUNDING", self.rounding)
+        with patched, mock.patch.object(learned_steps, "TUNING", self.tuning):
             return make_plan(spec, Sources(facts, adapters, self.toolchain, {self.variant.name: self.text}))
 
 
@@ -95,6 +99,16 @@ def learning(method: str = "dwq") -> World:
     world = World(Variant("v", quantization=Quantization(4, 16), learned=learned))
     known = "llama" if method in ("awq", "gptq") else "toy"  # awq knows some types of models only
     return replace(world, structure=replace(world.structure, model_type=known))
+
+
+def tuning(text: str = "jsonl") -> World:
+    how = Learned("dwq", "f16", Path("/text"), seed=1, start="8bit")
+    start = Variant("8bit", quantization=Quantization(4, 16))
+    return World(Variant("v", learned=how), start=start, text=Calibration(digest("7"), text))
+
+
+def start(**values: Any) -> Change:
+    return lambda w: replace(w, start=replace(w.start, **values))  # type: ignore[type-var]
 
 
 ROUNDED = World(Variant("v", quantization=Quantization(4, 64), calibrated=Calibrated(Path("/text"))))
@@ -236,6 +250,33 @@ PARTS: Mapping[tuple[str, str], tuple[World, Change, list[str]]] = {
     ),
     ("learned/3", "vocabulary_digest"): (learning(), identity(vocabulary=digest("8")), ["tokenizer changed"]),
     ("learned/3", "source_blocks"): (learning(), OTHER_ADAPTER, ["adapter changed"]),
+    ("tuned/1", "seed"): (tuning(), learned(seed=2), ["seed 1 -> 2"]),
+    ("tuned/1", "samples"): (tuning(), learned(samples=9), ["samples 128 -> 9"]),
+    ("tuned/1", "sequence_length"): (tuning(), learned(sequence_length=9), ["sequence_length 512 -> 9"]),
+    ("tuned/1", "learning_rate"): (tuning(), learned(learning_rate=0.5), ["learning_rate 1e-06 -> 0.5"]),
+    ("tuned/1", "tuning"): (tuning(), lambda w: replace(w, tuning=2), ["tuning 1 -> 2"]),
+    ("tuned/1", "start_digest"): (
+        tuning(),
+        start(quantization=Quantization(3, 16)),
+        ["what its codes are taken from changed"],
+    ),
+    ("tuned/1", "calibration_digest"): (
+        tuning(),
+        lambda w: replace(w, text=Calibration(digest("8"), "jsonl")),
+        ["calibration changed"],
+    ),
+    ("tuned/1", "calibration_format"): (
+        tuning(),
+        lambda w: replace(w, text=Calibration(digest("7"), "text")),
+        ["calibration format jsonl -> text"],
+    ),
+    ("tuned/1", "prompts_digest"): (tuning(), TEMPLATE, ["chat_template.jinja unset -> ffffffffffff"]),
+    ("tuned/1", "vocabulary_digest"): (
+        tuning("text"),
+        identity(vocabulary=digest("8")),
+        ["tokenizer changed"],
+    ),
+    ("tuned/1", "source_blocks"): (tuning(), OTHER_ADAPTER, ["adapter changed"]),
     ("learned-config/1", "learned"): (learning(), learned(seed=2), ["seed 1 -> 2"]),
     ("learned-config/1", "source_config"): (
         learning(),
@@ -312,6 +353,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 
     monkeypatch.setattr(planning, "named_key", noted)
     monkeypatch.setattr(parts, "named_key", noted)
+    monkeypatch.setattr(learned_steps, "named_key", noted)
     return found
 
 
@@ -382,7 +424,7 @@ def _shortly(found: Any) -> list[Any]:
 
 
 def test_every_part_of_every_key_is_in_the_table(made: Made) -> None:
-    for world in (FOUR, PLAIN, MIXED, ROUNDED, *(learning(method) for method in METHOD_SETTINGS)):
+    for world in (FOUR, PLAIN, MIXED, ROUNDED, tuning(), *(learning(method) for method in METHOD_SETTINGS)):
         world.plan()
     assert {(domain, part) for domain, parts, _ in made for part in parts} == set(PARTS)
 
@@ -395,6 +437,7 @@ def everything(plan: TargetPlan) -> tuple[object, ...]:
 
 
 WORLDS = {"four": FOUR, "plain": PLAIN, "mixed": MIXED, "learned": learning(), "rounded": ROUNDED}
+WORLDS["tuned"] = tuning()
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
@@ -424,6 +467,15 @@ def test_the_name_of_the_source_is_in_no_key(name: str) -> None:
     assert changes(after, built(before)) == ()
 
 
+def test_the_name_of_the_start_is_in_no_key() -> None:
+    before = tuning().plan()
+    after = both(start(name="other"), learned(start="other"))(tuning()).plan()
+    assert everything(after) == everything(before)
+    assert changes(after, built(before)) == ()
+    assert before.reads == ("m_f16", "m_8bit")
+    assert nominal_size(before) == tuning().all.targets["m_8bit"].size  # type: ignore[union-attr]
+
+
 VALUES = {
     "seed": 2,
     "samples": 9,
@@ -445,7 +497,7 @@ def test_a_setting_counts_for_the_methods_that_read_it(method: str, name: str) -
 
 
 def test_every_setting_of_a_learned_quantizer_was_tried() -> None:
-    where = {"method", "source", "calibration"}  # names; the text counts by its digest
+    where = {"method", "source", "start", "calibration"}  # names; the text counts by its digest
     assert {field.name for field in fields(Learned)} == where | VALUES.keys()
     assert set().union(*METHOD_SETTINGS.values()) == VALUES.keys()
 

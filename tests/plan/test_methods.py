@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from builder.keys import Digest
+from builder.plan.learned import plan_learned
 from builder.plan.methods import AWQ_TYPES, BITS
-from builder.plan.planning import make_plan, plan_learned
+from builder.plan.planning import make_plan
 from builder.plan.quantization import PlanError
 from builder.plan.types import Sources, TargetPlan
 from builder.sources.facts import Calibration, Unknown

@@ -24,6 +24,13 @@ calibration = "text.txt"
 """
 
 
+STARTED = """\
+method = "dwq"
+start = "s"
+[variant.s]
+"""
+
+
 def problems(settings: str) -> str:
     try:
         parse_spec(Path("artifacts.toml"), (HEAD + settings).encode())
@@ -218,3 +225,50 @@ def test_a_size_that_is_searched_halves_the_suites_of_its_target_alone() -> None
     assert [suite.part for suite in spec.suites_of(searched)] == ["all", "rest"]
     assert [(suite.name, suite.part) for suite in spec.search_suites(searched)] == [("same", "search")]
     assert {suite.part for suite in spec.suites_of(other)} == {"all"}
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        ('dtype = "bfloat16"', 'variant "v" starts from "s", which is not quantized; name an affine variant'),
+        ('mode = "mxfp4"', 'starts from "s", whose mode "mxfp4" has no biases; name an affine variant'),
+        ('gguf = "Q8_0"', 'starts from "s", which is a GGUF; name an affine variant'),
+        (
+            'method = "gptq"\nfrom = "f16"\ncalibration = "text.txt"\nbits = 4',
+            'starts from "s", which is made whole; name an affine variant, with `bits`, `recipe` or `target`',
+        ),
+        (
+            'bits = 4\nexperts = 0.5\ncalibration = "text.txt"',
+            'starts from "s", which keeps fewer experts; name a variant with all experts in `start`',
+        ),
+        ("bits = 4", 'variant "v" starts from "s", which this model does not list; add it to variants'),
+    ],
+)
+def test_a_variant_whose_scales_cannot_be_tuned(start: str, says: str) -> None:
+    found = problems(STARTED + start).splitlines()
+    listed = "does not list" in says
+    assert [line for line in found if says in line], found
+    assert len(found) == 1 or listed
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ('method = "dwq"\nstart = "v"', 'starts from "v", which is this variant itself; name another one'),
+        ('method = "dwq"\nstart = "f61"', 'variant "f61" is not declared; did you mean "f16"?'),
+        ('method = "gptq"\nstart = "f16"', 'start is not for method "gptq" but for dwq; remove it'),
+        ('method = "dwq"\nstart = "f16"\nbits = 4', "start"),
+        ('start = "f16"', "method"),
+    ],
+)
+def test_a_start_that_cannot_be(settings: str, says: str) -> None:
+    found = problems(settings)
+    assert says in found, found
+
+
+def test_a_start_has_the_bits() -> None:
+    text = HEAD.replace('"v"]', '"v", "s"]') + STARTED + "bits = 3\n"
+    spec = parse_spec(Path("artifacts.toml"), text.encode())
+    variant = spec.variants["v"]
+    assert variant.made_from == ("f16", "s")
+    assert (variant.quantization, variant.is_quantized, variant.learned is not None) == (None, True, True)

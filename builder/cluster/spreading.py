@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from builder.build.allocation import fetch_bits
+from builder.build.exact import lacks_source, source_of
 from builder.build.prepare import prepare_sources
 from builder.build.sharing import fetch, fetch_records, fetch_results, look_again, send, send_keys
 from builder.cluster.connection import Cluster, connect, introduce
@@ -79,8 +80,8 @@ def spread_builds(project: Project, name: str, selected: Collection[str], emit: 
 def build_jobs(project: Project, plans: Sequence[TargetPlan | Unresolved], width: int) -> list[Job]:
     """The jobs of targets that are not whole: runs of blocks, and targets that are made as a whole.
 
-    What a learned target reads is made before it. A target whose bits are not chosen comes last, because the
-    search for them may need any block of its model.
+    What a learned target or an exact GGUF reads is made before it. A target whose bits are not chosen comes
+    last, because the search for them may need any block of its model.
     """
     todo = [plan for plan in plans if _is_missing(project, plan)]
     jobs: list[Job] = []
@@ -91,32 +92,42 @@ def build_jobs(project: Project, plans: Sequence[TargetPlan | Unresolved], width
 
 def _jobs_of_model(project: Project, todo: Sequence[TargetPlan | Unresolved], width: int) -> list[Job]:
     store, planned = project.store, [plan for plan in todo if isinstance(plan, TargetPlan)]
+    exact = [plan for plan in planned if _is_exact(plan)]
     reading = [plan for plan in planned if reads_source(store, plan)]
     read = [project.plan.targets[name] for plan in reading for name in plan.reads]
-    passes = {p.name: p for p in [*planned, *read] if isinstance(p, TargetPlan) and _in_a_pass(p)}
+    read += [source_of(project, plan) for plan in exact if lacks_source(project, plan)]
+    made = {p.name: p for p in [*planned, *read] if isinstance(p, TargetPlan)}
+    passes = {name: plan for name, plan in made.items() if _in_a_pass(plan)}
     missing = {name: missing_actions(store, plan) for name, plan in passes.items()}
     blocks = block_jobs([*passes.values()], missing, width)
-    alone = {p.name: p for p in [*planned, *read] if isinstance(p, TargetPlan) and _is_missing(project, p)}
-    rounded = [target_job(p.name, [p.key]) for p in alone.values() if _goes_by_text(p)]
-    made_of = [plan for plan in planned if plan.target.variant.made_from]
+    alone = [plan for plan in made.values() if _goes_by_text(plan) and _is_missing(project, plan)]
+    rounded = [target_job(p.name, [p.key]) for p in alone]
     learned = [
-        target_job(p.name, [p.key], [*blocks, *(rounded if p.start or p.gguf else ())]) for p in made_of
+        target_job(p.name, [p.key], [*blocks, *(rounded if p.start else ())])
+        for p in planned
+        if p.needs is not None
     ]
+    repacked = [target_job(p.name, [p.key], [*blocks, *rounded]) for p in exact]
     searched: list[Job] = []
     for plan in todo:
         if isinstance(plan, Unresolved):  # one after the other: they may need the same costs of weights
             searched.append(target_job(plan.name, (), [*blocks, *rounded, *searched]))
-    return [*blocks, *rounded, *learned, *searched]
+    return [*blocks, *rounded, *learned, *repacked, *searched]
 
 
 def _in_a_pass(plan: TargetPlan) -> bool:
-    return not plan.target.variant.made_from and not _goes_by_text(plan)
+    return plan.needs is None and not _goes_by_text(plan) and not _is_exact(plan)
 
 
 def _goes_by_text(plan: TargetPlan) -> bool:
     """Whether a text runs through the model before or while blocks are made."""
     variant = plan.target.variant
     return variant.rounds_for_text or (variant.gguf is not None and variant.gguf.weighed is not None)
+
+
+def _is_exact(plan: TargetPlan) -> bool:
+    """Whether it is a GGUF whose blocks are repacked from those of another target."""
+    return plan.gguf is not None and plan.gguf.of is not None
 
 
 def _is_missing(project: Project, plan: TargetPlan | Unresolved) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,6 +27,7 @@ from builder.project.roots import keys_of, register
 from builder.project.watch import Shown, base_folder, copied_from, unchanged
 from builder.spec.types import UNSCORED, Suite, Target
 from builder.store import blobs, records
+from builder.store.disk import uncached
 from builder.store.holdings import usable_record
 from builder.store.locks import build_session, measuring
 from builder.store.types import Record
@@ -244,7 +244,7 @@ def request_of(
         "suites": [described(suite) for suite in suites],
         "references": {},
         "make": {},
-        "layerwise": not gguf and by_layer(target, project.spec.build.memory or _physical_memory()),
+        "layerwise": not gguf and by_layer(target, project.spec.build.memory or uncached.memory()),
     }
 
 
@@ -269,10 +269,6 @@ def by_layer(target: TargetPlan, available: int) -> bool:
     """Whether the model must be scored layer by layer, because in float32 it does not fit into memory."""
     parameters = sum(math.prod(each.tensor.shape) for each in target.base.structure.parameters)
     return 4 * parameters > _OF_MEMORY * available
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def described(suite: Suite) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from builder.errors import SpecError
 from builder.spec.parse import parse_spec
 from builder.spec.training import Schedule, Training
+from tests.spec.refused import problems
 
 HEAD = """\
 [base.b]
@@ -44,14 +44,6 @@ NAMES = {
 TRAIN = '[adapter.a.train]\ndata = "data"\n'
 
 
-def problems(settings: str) -> str:
-    try:
-        parse_spec(Path("artifacts.toml"), (HEAD + settings).encode())
-    except SpecError as error:
-        return str(error)
-    return ""
-
-
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -82,7 +74,7 @@ def problems(settings: str) -> str:
     ],
 )
 def test_what_cannot_be_trained(settings: str, says: str) -> None:
-    assert says in problems(settings)
+    assert says in problems(HEAD + settings)
 
 
 def test_settings_are_read() -> None:
@@ -108,13 +100,13 @@ def test_seeds_are_several_adapters_and_models() -> None:
     assert found == [Training(Path("data").absolute(), seed=seed) for seed in (3, 5)]
     assert {model.adapter for model in read.models.values()} == {"a-seed3", "a-seed5"}
     assert [model.seed_of for model in read.models.values()] == ["m", "m"]
-    assert "seeds excludes seed" in problems(TRAIN + "seed = 1\nseeds = [0]")
-    assert "seeds: 0.5 is not a whole number" in problems(TRAIN + "seeds = [1, 0.5]")
-    assert "seeds has 1 twice" in problems(TRAIN + "seeds = [1, 1]")
+    assert "seeds excludes seed" in problems(HEAD + TRAIN + "seed = 1\nseeds = [0]")
+    assert "seeds: 0.5 is not a whole number" in problems(HEAD + TRAIN + "seeds = [1, 0.5]")
+    assert "seeds has 1 twice" in problems(HEAD + TRAIN + "seeds = [1, 1]")
     taken = TRAIN + 'seeds = [1]\n[adapter.a-seed1]\nbase = "b"\npath = "a"'
-    assert 'one seed of it is the adapter "a-seed1"' in problems(taken)
+    assert 'one seed of it is the adapter "a-seed1"' in problems(HEAD + taken)
     both = TRAIN + 'seeds = [1]\n[model.m_f16]\nbase = "b"\nvariants = ["f16"]'
-    assert '"m_f16", which means all its seeds, is the name of the model "m_f16" too' in problems(both)
+    assert '"m_f16", which means all its seeds, is the name of the model "m_f16" too' in problems(HEAD + both)
 
 
 def test_the_defaults_are_those_of_mlx_lm() -> None:

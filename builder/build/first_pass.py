@@ -126,7 +126,7 @@ def _targets(project: Project, name: str, selected: Collection[str]) -> list[Tar
 
 def _is_plain(target: Target) -> bool:
     variant = target.variant
-    return not variant.made_from and variant.calibrated is None and variant.goal is None
+    return not variant.made_from and variant.calibration is None and variant.goal is None
 
 
 def _ledger(project: Project) -> Provisional:

@@ -17,9 +17,9 @@ from pathlib import Path
 import builder
 from builder.errors import BuildError
 from builder.spec.fields import FIELDS, PUBLISH, RELEASE, SUITE, Field, Table
+from builder.spec.quantizers import MODES
 from builder.spec.schema import schema_text
 from builder.spec.suites import KEYS
-from builder.spec.types import MODES
 
 ROOT = Path(__file__).resolve().parent.parent
 

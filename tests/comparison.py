@@ -18,11 +18,12 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 
+from builder.console.words import one_line
 from builder.engine import stream as stream_module
 from builder.engine.arrays import raw
 from builder.engine.inspect import inspect
 from builder.engine.kernels import agreement
-from builder.engine.loading import LoadedAdapter, load_base, one_line
+from builder.engine.loading import LoadedAdapter, load_base
 from builder.engine.merging import with_merges
 from builder.engine.stream import Request, Stream
 from builder.engine.tracing import Trace

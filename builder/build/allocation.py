@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from builder.build.blocks import Tally
-from builder.build.calibrated import open_sequences, round_blocks
+from builder.build.calibrated import round_blocks
 from builder.build.measuring import Comparison, measured_costs
+from builder.build.sequences import open_sequences
 from builder.build.sharing import fetch, fetch_records
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note

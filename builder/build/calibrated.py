@@ -6,29 +6,29 @@ has no record, and a block that another target has made is read.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from builder.build.blocks import Tally, check_shard
-from builder.build.one_pass import Built, build, copy_aux, finish, make_config, open_adapter, open_base
+from builder.build.one_pass import Built, build, copy_aux, finish, make_config
+from builder.build.opening import open_adapter, open_base
+from builder.build.sequences import open_sequences
 from builder.build.shelves import shelf
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
 from builder.console.words import count, size_text
-from builder.errors import EngineError, SourceChanged
 from builder.plan.remarks import remarked
-from builder.plan.types import CONFIG, Action, TargetPlan
+from builder.plan.types import Action, TargetPlan
 from builder.project import preflight
 from builder.project.peaks import rounding_memory
 from builder.project.project import Project
 from builder.project.roots import keys_of, register
 from builder.project.state import missing_actions
 from builder.project.toolchain import made_by
-from builder.project.watch import base_folder, copied_from, unchanged
-from builder.store import blobs, records, tmp
+from builder.project.watch import unchanged
+from builder.store import blobs, records
 from builder.store.disk import durable
 from builder.store.holdings import usable_record
 from builder.store.locks import acquire, build_session
@@ -38,7 +38,6 @@ from builder.weights.structure import block_of
 
 if TYPE_CHECKING:
     from builder.engine.rounding.shard import Made
-    from builder.engine.rounding.text import Piece
 
 _SPECIAL = ("plain", "unseen", "blind")  # counts in a record's provenance
 
@@ -171,44 +170,3 @@ def _text_name(plan: TargetPlan) -> str:
     text = plan.target.variant.calibration
     assert text is not None
     return text.name
-
-
-def open_sequences(project: Project, plan: TargetPlan) -> tuple[list[Piece], list[Piece]]:
-    """The sequences of the calibration text that are rounded for, and others that nothing is rounded for.
-
-    Raises SourceChanged, CalibrationInvalid.
-    """
-    from builder.engine.rounding.text import divided
-
-    variant = plan.target.variant
-    how = variant.calibrated
-    assert how is not None
-    with tmp.new_folder(project.store) as scratch:
-        copy = scratch / f"calibration{how.calibration.suffix}"
-        shutil.copyfile(how.calibration, copy)
-        if blobs.hash_file(copy).digest != plan.calibration:
-            raise SourceChanged(source=f"variant.{variant.name}", path=how.calibration)
-        tokenizer = _tokenizer(project, plan, scratch)
-        name = f"variant.{variant.name}: {how.calibration.name}"
-        return divided(copy, name, tokenizer, how.samples, how.sequence_length)
-
-
-def _tokenizer(project: Project, plan: TargetPlan, scratch: Path) -> Any:
-    """The tokenizer that the target will have, from copies of its files."""
-    from mlx_lm.utils import load_tokenizer
-
-    from builder.engine.loading import one_line
-
-    places = {**copied_from(project, plan), CONFIG: base_folder(project, plan) / CONFIG}
-    for name, place in places.items():
-        (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(place, scratch / name)
-    trusted = project.spec.bases[plan.target.model.base].trust_remote_code
-    try:
-        return load_tokenizer(scratch, {"trust_remote_code": trusted})
-    except Exception as error:  # it may be a program of the model's authors, which may raise anything
-        raise EngineError(
-            target=plan.name,
-            what=f"its tokenizer cannot be loaded: {one_line(error)}",
-            hint="Has it code of its own? Set `trust_remote_code = true` in the table of the base.",
-        ) from error

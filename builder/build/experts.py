@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from builder.build.calibrated import open_sequences
 from builder.build.measuring import opened
-from builder.build.one_pass import open_adapter, open_base
+from builder.build.opening import open_adapter, open_base
+from builder.build.sequences import open_sequences
 from builder.build.sharing import fetch_records
 from builder.build.shelves import shelf
 from builder.build.waiting import waiting

@@ -7,29 +7,23 @@ llama.cpp's programs read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from builder.build.calibrated import open_sequences
-from builder.build.one_pass import open_adapter, open_base
+from builder.build.opening import open_adapter, open_base
+from builder.build.sequences import open_sequences
 from builder.build.shelves import shelf
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Learning, Note
-from builder.errors import SourceMissing
 from builder.gguf import imatrix
-from builder.keys import Digest, Key, named_key
-from builder.plan.parts import measured_base, measured_text
+from builder.gguf.architecture import tensors_of
+from builder.keys import Key
 from builder.plan.types import TargetPlan
-from builder.project import hashing
 from builder.project.peaks import walking_memory
 from builder.project.project import Project
 from builder.project.roots import keys_of
 from builder.project.toolchain import made_by
 from builder.project.watch import unchanged
-from builder.sources.calibration import read_as
-from builder.sources.facts import Calibration
 from builder.spec.quantizers import Calibrated
-from builder.spec.types import Target
 from builder.store import blobs, records, tmp
 from builder.store.disk import durable
 from builder.store.holdings import usable_record
@@ -41,66 +35,29 @@ if TYPE_CHECKING:
 
     from builder.engine.rounding.importance import Squared
 
-_VERSION = 1  # of how the sums are made. Another number makes them again
 
-
-@dataclass(frozen=True)
-class Importance:
-    """An importance matrix. `blob` None: it is not made yet. `text` says what it is of."""
-
-    key: Key
-    blob: Blob | None
-    text: str
-
-
-def known_importance(project: Project, plan: TargetPlan, how: Calibrated, emit: Emit) -> Importance:
-    """The importance matrix of an unquantized target for a text, if the store has it.
-
-    Raises SourceMissing.
-    """
-    if not how.calibration.is_file():
-        raise SourceMissing(table=f"model.{plan.target.model.name}", path=how.calibration)
-    key = _key(plan, how, hashing.digest(project, how.calibration, emit))
+def importance_of(project: Project, plan: TargetPlan, emit: Emit) -> Blob:
+    """The importance matrix of a target, made if the store has none. Raises BuildError."""
+    key = _key(plan)
     record = usable_record(project.store, key)
-    return Importance(key, record.blob if record else None, _in_words(how))
-
-
-def importance_of(
-    project: Project, plan: TargetPlan, how: Calibrated, names: Mapping[str, str], emit: Emit
-) -> Importance:
-    """The same, made if the store has none. `names`: path of a module -> llama.cpp's name of its weight.
-
-    Raises BuildError.
-    """
-    known = known_importance(project, plan, how, emit)
-    if known.blob is not None:
-        return known
+    if record is not None:
+        return record.blob
     with (
-        acquire(project.store, [known.key], waiting(plan.name, emit), "choice-"),
+        acquire(project.store, [key], waiting(plan.name, emit), "choice-"),
         build_session(project.store, list(keys_of(plan))),
     ):
-        record = usable_record(project.store, known.key)
-        if record is None:
-            record = _made(project, plan, how, known, names, emit)
-        return replace(known, blob=record.blob)
+        return (usable_record(project.store, key) or _made(project, plan, key, emit)).blob
 
 
-def _made(
-    project: Project,
-    plan: TargetPlan,
-    how: Calibrated,
-    known: Importance,
-    names: Mapping[str, str],
-    emit: Emit,
-) -> Record:
+def _made(project: Project, plan: TargetPlan, key: Key, emit: Emit) -> Record:
     import mlx.core as mx
 
-    emit(Note(f"{plan.name}: an importance matrix is made of {known.text}"))
-    digest = hashing.digest(project, how.calibration, emit)
-    variant = replace(plan.target.variant, calibrated=how)
-    told = replace(plan, target=Target(plan.target.model, variant), calibration=digest)
+    how = plan.target.variant.text
+    assert how is not None
+    emit(Note(f"{plan.name}: an importance matrix is made of {text_of(how)}"))
+    names = _names(plan)
     with unchanged(project, plan) as check:
-        found = _run(project, told, mx.array([p.tokens for p in open_sequences(project, told)[0]]), emit)
+        found = _run(project, plan, mx.array([p.tokens for p in open_sequences(project, plan)[0]]), emit)
         check()
     entries = [(names[path], each.sums, each.counts) for path, each in found.items() if path in names]
     with tmp.new_folder(project.store) as folder, durable.explained(folder):
@@ -108,8 +65,8 @@ def _made(
         imatrix.write(file, entries, how.calibration.name, how.samples, how.sequence_length)
         blob = blobs.ingest_file(project.store, file)
     unseen = _unseen(found, names)
-    own: dict[str, str | int] = {**made_by(), "text": known.text, "unseen": unseen}
-    record = Record(known.key, "imatrix", blob, own)
+    own: dict[str, str | int] = {**made_by(), "text": text_of(how), "unseen": unseen}
+    record = Record(key, "imatrix", blob, own)
     records.write(project.store, record)
     if unseen:
         emit(Note(f"{plan.name}: {unseen} experts saw none of the text: all their inputs count alike"))
@@ -144,19 +101,20 @@ def _unseen(found: Mapping[str, Squared], names: Mapping[str, str]) -> int:
     return sum(int((found[path].counts == 0).sum()) for path in paths)
 
 
-def _in_words(how: Calibrated) -> str:
+def _names(plan: TargetPlan) -> dict[str, str]:
+    """Path of a module -> llama.cpp's name of its weight."""
+    structure = plan.base.structure
+    weights = [p.tensor.name for p in structure.parameters if len(p.tensor.shape) > 1]
+    named = tensors_of(structure.model_type, weights)[1]
+    return {tensor.source.removesuffix(".weight"): tensor.name for tensor in named}
+
+
+def text_of(how: Calibrated) -> str:
+    """What an importance matrix is of, in words."""
     return f"{how.calibration.name}, at most {how.samples} x {how.sequence_length} tokens"
 
 
-def _key(plan: TargetPlan, how: Calibrated, digest: Digest) -> Key:
-    """Everything that the activations depend on, and how they are written."""
-    base = plan.base
-    return named_key(
-        "imatrix/1",
-        {
-            "version": [_VERSION, imatrix.FORMAT],
-            **measured_base(base, plan.adapter),
-            "dtype": plan.dtype or base.structure.default_dtype,
-            **measured_text(how, base, Calibration(digest, read_as(how.calibration))),
-        },
-    )
+def _key(plan: TargetPlan) -> Key:
+    assert plan.gguf is not None
+    assert plan.gguf.importance is not None
+    return plan.gguf.importance

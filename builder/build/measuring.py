@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.build.one_pass import open_adapter, open_base
+from builder.build.opening import open_adapter, open_base
 from builder.build.shelves import shelf
 from builder.console.events import Emit, Learning
 from builder.keys import Key

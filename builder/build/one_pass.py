@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from builder.build import card
 from builder.build.adoption import adopt
@@ -20,8 +20,11 @@ from builder.build.blocks import Tally, make_blocks
 from builder.build.conversion import converter, make_head
 from builder.build.cutting import cut_blocks
 from builder.build.feed import Feed
+from builder.build.hashing import hashed_beside
+from builder.build.kquants import prepare_kquants, with_quantizer
 from builder.build.ledger import Ledger
 from builder.build.manifests import manifest_of
+from builder.build.opening import open_whole, whole_adapter
 from builder.build.reading import Reading, by_blocks
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note, PassDone, PassStarted
@@ -34,15 +37,13 @@ from builder.project.project import Project
 from builder.project.roots import keys_of, register
 from builder.project.state import missing_actions
 from builder.project.toolchain import made_by
-from builder.project.watch import base_folder, copied_from, unchanged
+from builder.project.watch import copied_from, unchanged
 from builder.store import blobs, records, views
 from builder.store.holdings import holds
 from builder.store.locks import acquire, build_session
 from builder.store.types import Record
 
 if TYPE_CHECKING:
-    from builder.engine.loading import LoadedAdapter
-    from builder.engine.sanitizing import Around
     from builder.engine.stream import Stream
 
 _ONE_PASS = Lock()  # one pass at a time in a process: two would double the memory (`doit -P thread`)
@@ -82,6 +83,7 @@ def build(
         tally = tally or Tally()
         register(project)
         cut_blocks(project, targets, tally, emit)
+        prepare_kquants(project, targets, emit)
         make_missing(project, targets, tally, emit)
         for target in targets:
             copy_aux(project, target)
@@ -125,7 +127,7 @@ def make_missing(
     size = sum(action.size for action in unique.values())
     source = targets[0].base.whole.block_nbytes
     started = time.perf_counter()
-    on_wait = waiting(model, emit)
+    on_wait = waiting(model, emit, tally.waits)
     blocks = {action.block for action in unique.values()}
     table = f"base.{targets[0].target.model.base}"
     with unchanged(project, targets[0]) as check:
@@ -143,12 +145,17 @@ def make_missing(
             make_head(project.store, ledger, target, converters[target.name], on_wait)
         fused = peaks.copies(project, lacking)
         ahead = peaks.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
-        with Feed(reading.jobs, reading.rooms, ahead, table, direct=reading.direct) as feed:
+        with (
+            hashed_beside(reading.beside, table) as hashed,
+            with_quantizer(project.store, lacking, converters) as asking,
+            Feed(reading.jobs, reading.rooms, ahead, table, direct=reading.direct) as feed,
+        ):
             order = reading.order
-            what = (ledger, lacking, todo, stream, converters)
+            what = (ledger, lacking, todo, stream, asking)
             make_blocks(*what, feed, order, ahead, check, tally, on_wait, emit)
             if read is not None:
                 feed.finish()
+            hashed()
     seconds = time.perf_counter() - started
     if unique:
         speed.note(project.cache, speed.Pass(sum(source[block] for block in blocks), size, seconds))
@@ -165,7 +172,7 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
 
     trace = Trace()
     model, config = open_whole(project, targets[0], trace.around)
-    adapter = _whole_adapter(project, targets[0])
+    adapter = whole_adapter(project, targets[0])
     requests = [Request(t.target.variant, t.dtype, t.quantization, t.base.pruned) for t in targets]
     configs = {target.target.variant.name for target in unsettled}
     return Stream(
@@ -176,60 +183,6 @@ def open_stream(project: Project, targets: Sequence[TargetPlan], unsettled: Sequ
         configs=configs,
         survival=project.spec.build.survival,
         trace=trace,
-    )
-
-
-def open_base(project: Project, target: TargetPlan) -> tuple[Any, dict[str, Any]]:
-    """The lazy model of a target's base without the experts that it leaves out, and its config."""
-    model, config = open_whole(project, target)
-    if (pruned := target.base.pruned) is None:
-        return model, config
-    from builder.engine.pruning import prune
-
-    return prune(model, config, pruned)
-
-
-def open_whole(
-    project: Project, target: TargetPlan, around: Around | None = None
-) -> tuple[Any, dict[str, Any]]:
-    """The lazy model of a target's base, and its config. around: see builder.engine.loading.load."""
-    from builder.engine.loading import load_base
-
-    base = project.spec.bases[target.target.model.base]
-    return load_base(
-        base_folder(project, target),
-        dequantize=base.dequantize,
-        trust_remote_code=base.trust_remote_code,
-        around=around,
-    )
-
-
-def open_adapter(project: Project, target: TargetPlan) -> LoadedAdapter | None:
-    """The lazy tensors of a target's adapter, for what `open_base` gives."""
-    whole = _whole_adapter(project, target)
-    if (pruned := target.base.pruned) is None:
-        return whole
-    from builder.engine.pruning import prune_adapter
-
-    return prune_adapter(whole, pruned)
-
-
-def _whole_adapter(project: Project, target: TargetPlan) -> LoadedAdapter | None:
-    if target.target.model.adapter is None:
-        return None
-    from builder.engine.loading import LoadedAdapter
-    from builder.engine.merging import with_merges
-    from builder.sources.adapters.places import placed, places_of
-    from builder.sources.adapters.reading import read_adapter
-    from builder.sources.adapters.tensors import load_merges, load_tensors
-
-    declared = project.adapter(target.target.model.adapter)
-    info = placed(read_adapter(declared), declared, places_of(target.base.whole))
-    return with_merges(
-        LoadedAdapter(info.name, info.fine_tune_type, load_tensors(info), info.scales),
-        load_merges(info),
-        base_folder(project, target),
-        trust_remote_code=project.spec.bases[target.target.model.base].trust_remote_code,
     )
 
 
@@ -269,7 +222,7 @@ def finish(project: Project, target: TargetPlan, tally: Tally, seconds: float, e
     """Manifest, then view."""
     store = project.store
     made = sum(tally.made.get(action.key) == target.name for action in target.actions)
-    with acquire(store, [target.key], waiting(target.name, emit)):
+    with acquire(store, [target.key], waiting(target.name, emit, tally.waits)):
         manifest = records.read_manifest(store, target.key)
         if manifest is None or not holds(store, manifest):
             manifest = records.write_manifest(store, manifest_of(store, target, made))

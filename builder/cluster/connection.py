@@ -21,7 +21,7 @@ from builder.cluster.checks import (
 )
 from builder.cluster.worker import OtherVersions, meet
 from builder.console.events import Emit, Note
-from builder.console.words import count
+from builder.console.words import count, one_line
 from builder.errors import BuildError
 from builder.project.toolchain import device, version_of
 
@@ -96,8 +96,7 @@ def connect(address: str, emit: Emit) -> Cluster:
             warnings.simplefilter("ignore")  # we compare versions ourselves
             client = _quiet(distributed.Client)(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise ClusterUnreachable(address=address, what=what[:160]) from error
+        raise ClusterUnreachable(address=address, what=one_line(error, 160)) from error
     cluster = Cluster(address, client, versions_here())
     try:
         _check(cluster, emit)
@@ -173,7 +172,7 @@ def _asked(cluster: Cluster, function: Callable[..., object], *arguments: object
     try:
         return dict(cluster.client.run(function, *arguments, on_error="return"))
     except Exception as error:  # a worker that dies meanwhile, and whatever cannot be pickled
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        what = one_line(f"{type(error).__name__}: {error}", 160)
         raise ClusterUnreachable(address=cluster.address, what=what) from error
 
 

@@ -13,6 +13,7 @@ from builder.cluster.jobs import Job
 from builder.cluster.telling import TOPIC
 from builder.cluster.worker import work
 from builder.console.events import Emit, Note, Spread, Working
+from builder.console.words import one_line
 from builder.errors import BuildError, error_from
 
 _LOOK_S = 0.5
@@ -139,7 +140,7 @@ def _book(run: _Run, job: Job, future: Any) -> None:
         what = "the connection was lost, or somebody cancelled its jobs"
         raise ClusterUnreachable(address=run.cluster.address, what=what) from error
     except Exception as error:  # a bug of ours there, or workers that die of this job (KilledWorker)
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".")
+        what = one_line(f"{type(error).__name__}: {error}")
         run.failed[job.id] = JobFailed(job=job.what, what=what)
     else:
         if "error" in answer:

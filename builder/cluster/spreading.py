@@ -100,7 +100,7 @@ def _jobs_of_model(project: Project, todo: Sequence[TargetPlan | Unresolved], wi
     passes = {name: plan for name, plan in made.items() if _in_a_pass(plan)}
     missing = {name: missing_actions(store, plan) for name, plan in passes.items()}
     blocks = block_jobs([*passes.values()], missing, width)
-    alone = [plan for plan in made.values() if _is_rounded(plan) and _is_missing(project, plan)]
+    alone = [plan for plan in made.values() if _goes_by_text(plan) and _is_missing(project, plan)]
     rounded = [target_job(p.name, [p.key]) for p in alone]
     learned = [
         target_job(p.name, [p.key], [*blocks, *(rounded if p.start else ())])
@@ -116,11 +116,13 @@ def _jobs_of_model(project: Project, todo: Sequence[TargetPlan | Unresolved], wi
 
 
 def _in_a_pass(plan: TargetPlan) -> bool:
-    return plan.needs is None and not _is_rounded(plan) and not _is_exact(plan)
+    return plan.needs is None and not _goes_by_text(plan) and not _is_exact(plan)
 
 
-def _is_rounded(plan: TargetPlan) -> bool:
-    return plan.target.variant.rounds_for_text
+def _goes_by_text(plan: TargetPlan) -> bool:
+    """Whether a text runs through the model before or while blocks are made."""
+    variant = plan.target.variant
+    return variant.rounds_for_text or (variant.gguf is not None and variant.gguf.weighed is not None)
 
 
 def _is_exact(plan: TargetPlan) -> bool:

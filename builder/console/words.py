@@ -174,6 +174,19 @@ def listed(values: Sequence[object], last: str = "") -> str:
     return ", ".join(words)
 
 
+def one_line(said: BaseException | str, longest: int = 300) -> str:
+    """What a library said, on one line and without the full stop at its end.
+
+    An error without text is called by its name. For an exit, it is the error that led to it.
+    """
+    if isinstance(said, SystemExit) and said.__context__ is not None:
+        said = said.__context__
+    text = " ".join(str(said).split()).rstrip(".")
+    if not text and isinstance(said, BaseException):
+        return type(said).__name__
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 def said_loss(loss: float | None) -> str:
     """`  loss 0.123`, or nothing."""
     return "" if loss is None else f"  loss {loss:.3g}"

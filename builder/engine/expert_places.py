@@ -15,7 +15,7 @@ from typing import Any
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from builder.engine.loading import one_line
+from builder.console.words import one_line
 from builder.errors import BuildError
 from builder.weights.structure import block_of
 

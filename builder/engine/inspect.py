@@ -11,12 +11,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from builder.console.words import one_line
 from builder.engine.arrays import dtype_code
 from builder.engine.conversion import changed_before
-from builder.engine.loading import adaptable_paths, load, one_line, quantized_modules
+from builder.engine.loading import adaptable_paths, load, quantized_modules
 from builder.engine.tracing import Trace, shortest
 from builder.errors import BuildError
-from builder.spec.types import DTYPES, RECIPES, Quantization
+from builder.spec.quantizers import RECIPES
+from builder.spec.types import DTYPES, Quantization
 from builder.weights.structure import Origin, Parameter, Quantizable, Structure, TensorSpec
 
 _EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from builder.console.words import one_line
 from builder.engine.checkpoint import ForeignQuantization, Reading, reading_of
 from builder.engine.lean import import_mlx_lm
 from builder.engine.rope import readable
@@ -177,14 +178,6 @@ def _load(
 def quantized_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that hold packed weights, by path. config.json does not matter for this."""
     return {p: m for p, m in model.named_modules() if "scales" in m and hasattr(m, "bits")}
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error of a library, on one line. For an exit, the text of the error that led to it."""
-    if isinstance(error, SystemExit) and error.__context__ is not None:
-        error = error.__context__
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def lora_layers(model: nn.Module, adapter: LoadedAdapter) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from builder.console.words import one_line
 from builder.engine.expert_places import NotPrunable, build, with_setting
-from builder.engine.loading import LoadedAdapter, one_line
+from builder.engine.loading import LoadedAdapter
 from builder.weights import lora
 from builder.weights.experts import Pruned
 from builder.weights.shards import RawTensor

@@ -19,11 +19,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from builder.console.words import one_line
 from builder.engine.block import Block, Recipe, Shard
 from builder.engine.config import with_dtype, written
 from builder.engine.inspect import as_quantization, quantizable_modules
 from builder.engine.kernels import cpu as kernels
-from builder.engine.loading import LoadedAdapter, lora_layers, one_line, replacements
+from builder.engine.loading import LoadedAdapter, lora_layers, replacements
 from builder.engine.pool import Pool
 from builder.engine.pruning import prune_shard
 from builder.engine.survival import to_text
@@ -132,7 +133,7 @@ class Stream:
             if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
                 raise EngineError(
                     target=target,
-                    what=f'memory does not suffice for block "{block}" ({one_line(error).rstrip(".")})',
+                    what=f'memory does not suffice for block "{block}" ({one_line(error)})',
                     hint="Build fewer variants at once, or on a machine with more memory.",
                 ) from error
             raise

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from math import prod
-from statistics import mode
 
 from builder.console.words import size_text
 from builder.plan.types import TargetPlan
 from builder.project.peaks import LOOPS, RESIDENT
 from builder.spec.types import Suite
-from builder.weights.structure import Structure
 
 _WORD = 2  # bytes of a text that make a token at least: a few tokens are shorter, most are longer
 _LOGITS = 4 << 28  # of the positions that are scored together, and copies of them
@@ -29,8 +27,8 @@ def layerwise_memory(target: TargetPlan, suites: Iterable[Suite], *, reference: 
     stored = dict(structure.block_nbytes)
     if not reference:
         stored |= {action.block: action.size for action in target.actions}
-    floats = {name: 4 * elements for name, elements in _elements(structure).items()}
-    layers = {name for name in stored if name.rpartition(".")[2].isdigit()}
+    floats = {name: 4 * elements for name, elements in structure.block_elements.items()}
+    layers = structure.layers
     stacks = [p.tensor.shape for p in structure.parameters if len(p.tensor.shape) == 3]
     outside = sum(stored[name] for name in stored if name not in layers)
     largest = max((stored[name] for name in layers), default=0)
@@ -39,28 +37,13 @@ def layerwise_memory(target: TargetPlan, suites: Iterable[Suite], *, reference: 
     else:
         wide = sum(floats[name] for name in stored if name not in layers)
         wide += max((floats[name] for name in layers), default=0)
-    hidden = _hidden(structure, layers)
-    states = 4 * hidden * (2 * _tokens(suites) + _WIDE * _AT_ONCE)
+    states = 4 * structure.width * (2 * _tokens(suites) + _WIDE * _AT_ONCE)
     return RESIDENT + LOOPS + outside + 2 * largest + wide + states + _LOGITS
 
 
 def told(name: str, nbytes: int) -> str:
     """What is said before a model is measured layer by layer."""
     return f"{name} is larger than memory in float32: layer by layer, with less than {size_text(nbytes)}"
-
-
-def _elements(structure: Structure) -> dict[str, int]:
-    return {
-        name: sum(prod(parameter.tensor.shape) for parameter in each)
-        for name, each in structure.by_block.items()
-    }
-
-
-def _hidden(structure: Structure, layers: Iterable[str]) -> int:
-    """The width of a hidden state: what most matrices of the layers have as columns."""
-    shapes = (p.tensor.shape for name in layers for p in structure.by_block[name])
-    widths = [shape[-1] for shape in shapes if len(shape) == 2]
-    return mode(widths) if widths else 0
 
 
 def _tokens(suites: Iterable[Suite]) -> int:

@@ -25,7 +25,7 @@ from builder.project.project import Project
 from builder.project.result_keys import PRECISION, needs_directory, reference_key, result_key
 from builder.project.roots import keys_of, register
 from builder.project.watch import Shown, base_folder, copied_from, unchanged
-from builder.spec.types import Suite, Target
+from builder.spec.types import UNSCORED, Suite, Target
 from builder.store import blobs, records
 from builder.store.disk import uncached
 from builder.store.holdings import usable_record
@@ -97,7 +97,7 @@ def evaluate(
             todo = [suite for suite in asked if suite.name not in known]
             for shared in _overlaps(project, target, todo):
                 emit(Note(f"{target.name}: {shared}"))
-            known |= _measure(project, target, emit, todo)
+            known |= measure(project, target, emit, todo, _shown(project, target))
         share(project, [target], "always", emit)
     records.mark_used(project.store, target.key)
     return {suite.name: known[suite.name] for suite in asked}
@@ -119,22 +119,26 @@ def _fetch(project: Project, target: TargetPlan, emit: Emit, asked: Sequence[Sui
     fetch_records(project, references, emit)
 
 
-def _measure(project: Project, target: TargetPlan, emit: Emit, todo: Sequence[Suite]) -> dict[str, Result]:
-    """Measures suites. The keys are those of before: what changes meanwhile is refused."""
+def measure(
+    project: Project, target: TargetPlan, emit: Emit, todo: Sequence[Suite], shown: Shown | Path | None
+) -> dict[str, Result]:
+    """Measures suites. The keys are those of before: what changes meanwhile is refused.
+
+    shown: the view, or a folder that stands for it. None: the target is measured from its sources.
+    """
     keys = {suite.name: _key(project, target, suite) for suite in todo}
-    shown = _shown(project, target)
-    directory = shown.folder if shown else None
+    directory = shown.folder if isinstance(shown, Shown) else shown
     found: dict[str, Result] = {}
 
     def keep(suite: Suite, result: Result) -> None:
         if _key(project, target, suite) != keys[suite.name]:
             raise ChangedMeanwhile(target=target.name, what=f"the questions of suite {suite.name}")
-        if shown is not None and not shown.is_shown:
+        if isinstance(shown, Shown) and not shown.is_shown:
             raise ChangedMeanwhile(target=target.name, what=shown.folder)
         found[suite.name] = result
         results.write(project.store, result)
 
-    scored = [suite for suite in todo if suite.kind not in ("generate", "command")]
+    scored = [suite for suite in todo if suite.kind not in UNSCORED]
     references = {s.name: reference(project, target, s, emit) for s in scored if s.kind == "fidelity"}
     generated = [[suite] for suite in todo if suite.kind == "generate"]
     for together in [scored, *generated] if scored else generated:  # all scored suites share one pass

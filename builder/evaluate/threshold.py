@@ -152,7 +152,7 @@ def family_of(variant: Variant) -> Hashable:
     if variant.goal is not None:
         return ("goal", variant.group_size, learned, variant.experts)
     if variant.gguf is not None:
-        return ("gguf", variant.gguf.of)
+        return ("gguf", variant.gguf.of, variant.gguf.weighed)
     if variant.learned is not None:
         return ("tuned", variant.learned.start)
     return ("recipe", variant.group_size, learned, variant.experts) if variant.recipe else None

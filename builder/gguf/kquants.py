@@ -1,16 +1,14 @@
-"""K-quants: the types of all weights of a file, and their bytes by llama.cpp with an importance matrix."""
+"""The bytes of K-quants, by llama.cpp, with an importance matrix or without."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from builder.gguf.architecture import Architecture, Tensor
-from builder.gguf.formats import Quantize, by_package, type_of
-from builder.gguf.mixes import MIXES, mixed, model_of
+from builder.gguf.formats import Quantize, by_package
+from builder.gguf.layout import Made
 from builder.gguf.quantizer import Quantizer
 from builder.gguf.settings import Unwritable
-from builder.gguf.weights import Weight
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,21 +18,7 @@ if TYPE_CHECKING:
 _FLOATS = ("F32", "F16", "BF16")
 
 
-def kinds_of(
-    wanted: str, tensors: Sequence[tuple[Tensor, Weight]], made: Architecture, *, weighed: bool
-) -> list[str]:
-    """The type of each tensor in a file of the type that is wanted. Raises Unwritable."""
-    if wanted not in MIXES:
-        return [type_of(wanted, tensor, weight) for tensor, weight in tensors]
-    plain = [type_of("F16", tensor, weight) for tensor, weight in tensors]  # refuses what is quantized
-    free = [(t.name, w.columns) for (t, w), kind in zip(tensors, plain, strict=True) if kind == "F16"]
-    mix = mixed(wanted, free, model_of(made), weighed=weighed)
-    return [mix.get(tensor.name, kind) for (tensor, _), kind in zip(tensors, plain, strict=True)]
-
-
-def by_llama(
-    quantizer: Quantizer, tensors: Sequence[tuple[Tensor, Weight, str]], means: Mapping[str, Array]
-) -> Quantize:
+def by_llama(quantizer: Quantizer, tensors: Sequence[Made], means: Mapping[str, Array]) -> Quantize:
     """What gives the bytes of rows. `means`: tensor -> how large its inputs are [matrices, columns].
 
     A tensor without means is quantized as if all of its inputs were equal. Raises QuantizerFailed.

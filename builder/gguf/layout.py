@@ -1,4 +1,4 @@
-"""What the tensors of one block become in a GGUF: names, types and sizes. Pure."""
+"""What the tensors of a model become in a GGUF: names, types and sizes. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from builder.gguf.architecture import Tensor, tensors_of
 from builder.gguf.formats import type_of
-from builder.gguf.settings import Unwritable
-from builder.gguf.weights import Affine, Weight
+from builder.gguf.mixes import MIXES, mixed, model_of
+from builder.gguf.weights import Weight, affine_weight
 from builder.spec.types import Quantization
 from builder.weights.structure import TensorSpec
 
@@ -15,12 +15,44 @@ Made = tuple[Tensor, Weight, str]  # a tensor of the GGUF, the weight that it is
 
 
 def made_of(
-    model_type: str, wanted: str, tensors: Sequence[TensorSpec], quantization: Mapping[str, Quantization]
-) -> tuple[Made, ...]:
-    """The tensors of a GGUF that these tensors of a shard become. Raises Unwritable."""
-    weights = _weights(tensors, quantization)
-    _, named = tensors_of(model_type, [*weights])
-    return tuple((each, weights[each.source], type_of(wanted, each, weights[each.source])) for each in named)
+    model_type: str,
+    wanted: str,
+    blocks: Mapping[str, Sequence[TensorSpec]],
+    quantization: Mapping[str, Quantization],
+    *,
+    weighed: bool = False,
+) -> dict[str, tuple[Made, ...]]:
+    """Block -> the tensors of a GGUF that its tensors become. `weighed`: with an importance matrix.
+
+    Raises Unwritable.
+    """
+    named: dict[str, list[tuple[Tensor, Weight]]] = {}
+    architecture = ""
+    for block, tensors in blocks.items():
+        weights = _weights(tensors, quantization)
+        architecture, made = tensors_of(model_type, [*weights])
+        named[block] = [(each, weights[each.source]) for each in made]
+    every = [pair for pairs in named.values() for pair in pairs]
+    kinds = kinds_of(wanted, every, architecture, weighed=weighed)
+    return {
+        block: tuple((tensor, weight, kinds[tensor.name]) for tensor, weight in pairs)
+        for block, pairs in named.items()
+    }
+
+
+def kinds_of(
+    wanted: str, tensors: Sequence[tuple[Tensor, Weight]], architecture: str, *, weighed: bool
+) -> dict[str, str]:
+    """Tensor -> its type in a GGUF of the type that is wanted, of all tensors of a model. Raises Unwritable.
+
+    `weighed`: with an importance matrix.
+    """
+    if wanted not in MIXES:
+        return {tensor.name: type_of(wanted, tensor, weight) for tensor, weight in tensors}
+    plain = {tensor.name: type_of("F16", tensor, weight) for tensor, weight in tensors}
+    free = [(tensor.name, weight.columns) for tensor, weight in tensors if plain[tensor.name] == "F16"]
+    model = model_of(architecture, {tensor.name: weight.shape for tensor, weight in tensors})
+    return plain | mixed(wanted, free, model, weighed=weighed)
 
 
 def specs(made: Iterable[Made]) -> tuple[TensorSpec, ...]:
@@ -52,11 +84,7 @@ def _weights(tensors: Sequence[TensorSpec], quantization: Mapping[str, Quantizat
         if how is None:
             found[name] = Weight(name, tensor.shape, tensor.dtype, None)
         elif leaf == "weight":
-            if how.mode != "affine":
-                raise Unwritable(f'"{path}" is quantized in mode {how.mode}')
-            shape = (*tensor.shape[:-1], tensor.shape[-1] * 32 // how.bits)
-            affine = Affine(how.bits, how.group_size)
-            found[name] = Weight(name, shape, by_name[f"{path}.scales"].dtype, affine)
+            found[name] = affine_weight(name, tensor.shape, by_name[f"{path}.scales"].dtype, how)
         elif leaf not in ("scales", "biases"):
             found[name] = Weight(name, tensor.shape, tensor.dtype, None)
     return found

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from builder.gguf.architecture import Architecture
-
 # The type of most weights of a file, and the number that llama.cpp knows such a file by.
 MIXES: Mapping[str, tuple[str, int]] = {
     "Q6_K": ("Q6_K", 18),
@@ -53,16 +51,26 @@ class Model:
     tied: bool
 
 
-def model_of(made: Architecture) -> Model:
-    """What the rules ask of an architecture."""
-    layers = int(made.settings["block_count"])
+def model_of(architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> Model:
+    """What the rules ask of a model with tensors of these names and shapes."""
+    layers = 1 + max((int(name.split(".")[1]) for name in shapes if name.startswith("blk.")), default=-1)
+    experts = next((shape[0] for name, shape in shapes.items() if name.endswith("_exps.weight")), 0)
+    sharing = _sharing(shapes)
     return Model(
         layers,
-        int(made.settings.get("expert_count", 0)),
-        made.heads // made.key_heads,
-        made.name == "llama" and layers == 80 and made.heads != made.key_heads,
-        all(tensor.name != "output.weight" for tensor in made.tensors),
+        experts,
+        sharing,
+        architecture == "llama" and layers == 80 and sharing > 1,
+        "output.weight" not in shapes,
     )
+
+
+def _sharing(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many heads share a key: heads of queries and of keys have the same width."""
+    if (together := shapes.get("blk.0.attn_qkv.weight")) is not None:
+        queries = shapes["blk.0.attn_output.weight"][-1]
+        return queries // ((together[0] - queries) // 2)
+    return shapes["blk.0.attn_q.weight"][0] // shapes["blk.0.attn_k.weight"][0]
 
 
 def mixed(wanted: str, weights: Sequence[tuple[str, int]], model: Model, *, weighed: bool) -> dict[str, str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builder.console.words import one_line
 from builder.gguf.settings import Unwritable
 
 _SPACE = "\u2581"  # stands for a space inside of a piece
@@ -42,8 +43,7 @@ def effective(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         said: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:  # it reads files of strangers with code of many authors
-        text = " ".join(str(error).split())[:160]
-        raise Unwritable(f"its tokenizer cannot be loaded ({text})") from error
+        raise Unwritable(f"its tokenizer cannot be loaded ({one_line(error, 160)})") from error
     return said, {name: str(token) for name, token in tokenizer.special_tokens_map.items() if token}
 
 

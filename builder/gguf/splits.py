@@ -17,6 +17,7 @@ from builder.weights.structure import TensorSpec
 
 TYPES: Mapping[str, int] = {  # type -> its number in a file
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "BF16": 30,
+    "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23,
 }  # fmt: skip
 NUMBER = "split.no"
 COUNT = "split.count"
@@ -33,6 +34,11 @@ def file_name(number: int, count: int) -> str:
 def number_of(name: str) -> int:
     """The number in such a name."""
     return int(name.split("-")[1]) - 1
+
+
+def count_of(name: str) -> int:
+    """How many files there are, by such a name."""
+    return int(name.removesuffix(".gguf").split("-")[3])
 
 
 class Extent(NamedTuple):

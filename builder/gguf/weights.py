@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.gguf.settings import Unwritable
+from builder.spec.types import Quantization
 from builder.weights.safetensors import TensorInfo, read_header
 from builder.weights.shards import RawTensor
+from builder.weights.structure import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +49,14 @@ class Weight:
     @property
     def rows(self) -> int:
         return math.prod(self.shape[:-1])
+
+
+def affine_weight(name: str, shape: tuple[int, ...], dtype: str, how: Quantization) -> Weight:
+    """A quantized weight, from the shape of its words and the type of its scales. Raises Unwritable."""
+    if how.mode != "affine":
+        raise Unwritable(f'"{name.removesuffix(".weight")}" is quantized in mode {how.mode}')
+    columns = shape[-1] * 32 // how.bits
+    return Weight(name, (*shape[:-1], columns), dtype, Affine(how.bits, how.group_size))
 
 
 class Rows(ABC):
@@ -103,6 +113,17 @@ class Weights(Rows):
             name: self._weight(name, quantized) for name in sorted(self._where) if name not in parts
         }
 
+    @property
+    def stored(self) -> tuple[TensorSpec, ...]:
+        """All tensors as they are stored."""
+        return tuple(TensorSpec(each.name, each.dtype, each.shape) for _, each in self._where.values())
+
+    @property
+    def quantization(self) -> dict[str, Quantization]:
+        """Path -> how its weight is quantized."""
+        found = {name.removesuffix(".weight"): weight.affine for name, weight in self.found.items()}
+        return {path: Quantization(how.bits, how.group) for path, how in found.items() if how is not None}
+
     def _weight(self, name: str, quantized: set[str]) -> Weight:
         _, info = self._where[name]
         path = name.removesuffix(".weight")
@@ -111,13 +132,9 @@ class Weights(Rows):
                 raise Unwritable(f'tensor "{name}" is stored as {info.dtype}')
             return Weight(name, info.shape, info.dtype, None)
         own = self._how.get(path)
-        how = {**self._how, **own} if isinstance(own, dict) else self._how
-        mode = how.get("mode", "affine")
-        if mode != "affine":
-            raise Unwritable(f'"{path}" is quantized in mode {mode}')
-        bits, group = int(how["bits"]), int(how["group_size"])
-        shape = (*info.shape[:-1], info.shape[-1] * 32 // bits)
-        return Weight(name, shape, self._where[f"{path}.scales"][1].dtype, Affine(bits, group))
+        said = {**self._how, **own} if isinstance(own, dict) else self._how
+        how = Quantization(int(said["bits"]), int(said["group_size"]), said.get("mode", "affine"))
+        return affine_weight(name, info.shape, self._where[f"{path}.scales"][1].dtype, how)
 
     def rows(self, name: str, count: int, start: int, stop: int) -> Array:
         import numpy as np

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError, SourceError
-from builder.gguf import splits
+from builder.gguf import layout, splits
 from builder.gguf.architecture import (
     Architecture,
     GgufRefused,
@@ -18,13 +18,13 @@ from builder.gguf.architecture import (
     architecture,
 )
 from builder.gguf.formats import Quantize, by_package, data, nbytes
-from builder.gguf.kquants import kinds_of
-from builder.gguf.layout import Made
+from builder.gguf.layout import Made, kinds_of
 from builder.gguf.mixes import MIXES
 from builder.gguf.settings import Unwritable
 from builder.gguf.vocabulary import Vocabulary, vocabulary
 from builder.gguf.weights import Rows, Weight, Weights
 from builder.spec.destinations import EXACT
+from builder.weights.structure import TensorSpec
 
 WRITER = "gguf/1"  # part of the key: change it when the same folder gives other bytes
 _EMBEDDING = "embed_tokens.weight"
@@ -54,11 +54,7 @@ class Written:
     @property
     def mix(self) -> dict[str, float]:
         """Type -> its share of all elements, largest first."""
-        counts: Counter[str] = Counter()
-        for _, weight, kind in self.tensors:
-            counts[kind] += weight.rows * weight.columns
-        total = counts.total()
-        return {kind: count / total for kind, count in counts.most_common()}
+        return layout.mix(TensorSpec(t.name, kind, w.shape) for t, w, kind in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
@@ -77,9 +73,9 @@ def planned(folder: Path, target: str, wanted: str, *, weighed: bool = False) ->
         rows = next((w.shape[0] for name, w in weights.found.items() if name.endswith(_EMBEDDING)), 0)
         made = architecture(weights.config, [*weights.found], rows)
         tokens = vocabulary(folder, rows)
-        plain = [(tensor, weights.found[tensor.source]) for tensor in sorted(made.tensors, key=_place)]
-        kinds = kinds_of(wanted, plain, made, weighed=weighed)
-        tensors = tuple((*pair, kind) for pair, kind in zip(plain, kinds, strict=True))
+        plain = [(tensor, weights.found[tensor.source]) for tensor in made.tensors]
+        kinds = kinds_of(wanted, plain, made.name, weighed=weighed)
+        tensors = tuple((tensor, weight, kinds[tensor.name]) for tensor, weight in plain)
     except (Unwritable, SourceError) as error:
         raise GgufRefused(target=target, what=str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
@@ -88,11 +84,6 @@ def planned(folder: Path, target: str, wanted: str, *, weighed: bool = False) ->
 
 
 Read = Callable[[Tensor, Weight, str], Iterable[bytes]]  # the bytes of a tensor of some type, in portions
-
-
-def reader(made: Written, weights: Rows, quantize: Quantize = by_package) -> Read:
-    """Converts the weights as they are read."""
-    return lambda tensor, weight, kind: data(kind, tensor, weight, weights, made.architecture, quantize)
 
 
 def write(
@@ -110,8 +101,12 @@ def write(
 
     Raises GgufRefused, OSError.
     """
+
+    def read(tensor: Tensor, weight: Weight, kind: str) -> Iterable[bytes]:
+        return data(kind, tensor, weight, weights, made.architecture, quantize)
+
     try:
-        write_all(file, made, reader(made, weights, quantize), wanted=wanted, about=about, step=step)
+        write_all(file, made, read, wanted=wanted, about=about, step=step)
     except Unwritable as error:
         raise GgufRefused(target=target, what=str(error)) from error
 
@@ -131,7 +126,8 @@ def write_all(
     writer: Any = GGUFWriter(file, made.architecture.name)
     _describe(writer, made, wanted, about)
     try:
-        _write(writer, made, made.tensors, read, step)
+        ordered = sorted(made.tensors, key=lambda each: _place(each[0]))
+        _write(writer, made, ordered, read, step)
     finally:
         writer.close()
 

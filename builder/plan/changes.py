@@ -197,9 +197,9 @@ def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
         used = {"method", "source", "start", *METHOD_SETTINGS[learned.method]}
         said = {k: str(v) for k, v in asdict(learned).items() if k in used and v is not None}
         settings |= said
-    if (calibrated := variant.calibrated) is not None:
-        settings |= {"samples": calibrated.samples, "sequence_length": calibrated.sequence_length}
-        settings |= {"rounding": NEAREST} if calibrated.nearest else {}
+    if (text := variant.text) is not None:
+        settings |= {"samples": text.samples, "sequence_length": text.sequence_length}
+        settings |= {"rounding": NEAREST} if text.nearest else {}
     if variant.gguf is not None:
         types = layout.shares(layout.mix(tensor for action in plan.actions for tensor in action.tensors))
         of = {"of": variant.gguf.of} if variant.gguf.of else {}

@@ -18,8 +18,8 @@ from builder.plan.parts import measured_base, measured_text, rounding_of
 from builder.plan.quantization import PlanError
 from builder.plan.solver import allocate, item, nbytes, smoothed
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
-from builder.spec.quantizers import NEAREST, Goal
-from builder.spec.types import MODES, Override, Quantization, Target
+from builder.spec.quantizers import MODES, NEAREST, Goal
+from builder.spec.types import Override, Quantization, Target
 
 _BITS = MODES["affine"][0]
 ALLOCATION = 2  # of the rules by which bits are chosen. Another number chooses again

@@ -79,7 +79,7 @@ def make_plan(spec: Spec, sources: Sources) -> Plan:
         if where not in memo:
             memo[where] = layout_of(target, facts.base)
         made = _plan_target(target, facts, memo[where], sources.toolchain)
-        return as_gguf(target, made) if target.variant.gguf else made
+        return as_gguf(target, made, facts.text) if target.variant.gguf else made
 
     def whole(
         target: Target, source: TargetPlan | Unresolved, start: TargetPlan | Unresolved | None
@@ -131,7 +131,7 @@ def whole_facts(target: Target, sources: Sources) -> Facts | Unresolved:
     if adapter is not None and adapter.tokenizer is not None:
         base = replace(base, identity=adapter.tokenizer.on(base.identity))
     refuse_packed(target, base)
-    text = sources.calibrations[target.variant.name] if target.variant.calibrated else None
+    text = sources.calibrations[target.variant.name] if target.variant.text else None
     if isinstance(text, Unknown):
         return Unresolved(target, text.reason, text.error)
     return Facts(base, adapter, text)

@@ -51,12 +51,14 @@ class Action:
 class GgufFile:
     """What a target that is a GGUF has beside its blocks: `head` is the key of its first file, `file`.
 
-    `of` is the target whose blocks it holds. None: its blocks are made of base and adapter.
+    `of` is the target whose blocks it holds. None: its blocks are made of base and adapter. `importance` is
+    the key of the importance matrix that it is quantized with.
     """
 
     head: Key
     file: str
     of: str | None
+    importance: Key | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,9 @@ class TargetPlan:
 
     @property
     def measurements(self) -> tuple[Key, ...]:
-        """The keys of what was measured to decide what the target is made of."""
-        return (*self.chosen, *([self.base.pruned.measured] if self.base.pruned else []))
+        """The keys of what was measured to decide what the target is made of, or how it is quantized."""
+        importance = [self.gguf.importance] if self.gguf and self.gguf.importance else []
+        return (*self.chosen, *([self.base.pruned.measured] if self.base.pruned else []), *importance)
 
     @cached_property
     def keys(self) -> tuple[Key, ...]:

@@ -251,9 +251,10 @@ def _pass(
     write = sum(made.values())
     plans = [plan for plan, _ in targets]
     base, budget = project.spec.bases[plans[0].target.model.base], project.spec.build.memory
-    rounding = rounding_memory(plans[0])
+    rounding = max(map(rounding_memory, plans))
     if budget is None or rounding < budget:  # then hidden states may stay in memory
-        rounding = min(rounding_memory(plans[0], 3), budget or rounding_memory(plans[0], 3))
+        most = max(rounding_memory(plan, 3) for plan in plans)
+        rounding = min(most, budget or most)
     begun = begun_bytes(base) if estimated and not rounding else None
     return PassForecast(
         model,

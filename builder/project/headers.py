@@ -23,7 +23,8 @@ from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Calibra
 from builder.sources.gguf.header import read_gguf_header
 from builder.sources.gguf.location import resolve_gguf
 from builder.sources.gguf.names import hub_name
-from builder.spec.types import RECIPES, Base, GgufSource
+from builder.spec.quantizers import RECIPES
+from builder.spec.types import Base, GgufSource
 from builder.store.types import Blob, FileEntry
 from builder.weights.safetensors import read_header
 from builder.weights.structure import Parameter, Quantizable, Structure, TensorSpec
@@ -46,7 +47,7 @@ def estimated(project: Project, names: Iterable[str]) -> dict[str, TargetPlan]:
     known = {model.base: found.get(model.base, Unknown("")) for model in spec.models.values()}
     adapters = {name: _adapter(project, name) for name in spec.adapters}
     calibrations = {
-        name: Calibration(_NONE, "") if variant.calibrated else Unknown("")
+        name: Calibration(_NONE, "") if variant.text else Unknown("")
         for name, variant in spec.variants.items()
     }
     plans = make_plan(spec, Sources(known, adapters, "", calibrations)).resolved()

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from statistics import mode
 from types import MappingProxyType
 
 from builder.errors import BuildError
@@ -29,6 +28,7 @@ _FACTORS = 52  # bytes for each pair of columns, while moments are inverted: num
 COPIES = 2  # while one portion of a block is written, the next is computed
 PORTION = 128 << 20  # bytes of output that are computed at once (builder.build.blocks.portions)
 SPREAD = 2  # blocks of the largest size that may be begun and not whole, as the files cut them
+CACHED = 4  # a base of more than this part of memory is not kept in the page cache
 _NONE: Mapping[str, int] = MappingProxyType({})
 
 
@@ -125,8 +125,8 @@ def _is_exact(mode: str, bits: int, group: int) -> bool:
 def begun_bytes(base: Base) -> int | None:
     """The most bytes of blocks that are begun and not whole, where files are read from end to end.
 
-    As their headers tell: a tensor belongs to the block of its name. None where this is too much to read the
-    base once. Raises SourceError.
+    As their headers tell: a tensor belongs to the block of its name. Where this is too much, 0 for a base
+    that is hashed beside the pass, and None for one that is too large for that. Raises SourceError.
     """
     if isinstance(base.source, GgufSource) or (directory := bases.locate(base)) is None:
         return None
@@ -138,7 +138,14 @@ def begun_bytes(base: Base) -> int | None:
         for piece in found:
             sizes[piece.block] = sizes.get(piece.block, 0) + piece.end - piece.start
     begun = open_bytes(order, sizes)
-    return None if is_spread(begun, max(sizes.values(), default=0)) else begun
+    if not is_spread(begun, max(sizes.values(), default=0)):
+        return begun
+    return 0 if stays_cached(sum(sizes.values())) else None
+
+
+def stays_cached(size: int) -> bool:
+    """Whether a base of that many bytes stays in the page cache, so that reading it again costs little."""
+    return size <= memory() // CACHED
 
 
 def is_spread(begun: int, largest: int) -> bool:
@@ -161,20 +168,21 @@ def deltas(plan: TargetPlan) -> Mapping[str, int]:
 
 
 def rounding_memory(plan: TargetPlan, states: int = 1) -> int:
-    """An upper estimate, in bytes, of a calibrated pass at its peak. 0 for a target that is not calibrated.
+    """An upper estimate, in bytes, of what a text needs at its peak. 0 for a target that is made without one.
 
     What a walk takes. Besides, the second moments of the inputs of experts, and what is factored for the
     widest weight. `states`: how often the hidden states of the text are in memory. They are once at least,
     and three times at most, if there is room.
     """
-    how = plan.target.variant.calibrated
+    how = plan.target.variant.text
     if how is None or how.nearest:
         return 0
-    shapes = _shapes(plan)
-    experts = max(
-        (sum(s[0] * s[-1] ** 2 for s in each if len(s) == 3) for each in shapes.values()), default=0
-    )
-    factors = _FACTORS * max(_widths(shapes), default=0) ** 2
+    if plan.gguf is not None:  # an importance matrix needs no more than a walk
+        return walking_memory(plan, states)
+    structure = plan.base.structure
+    shapes = ([p.tensor.shape for p in each] for each in structure.by_block.values())
+    experts = max((sum(s[0] * s[-1] ** 2 for s in each if len(s) == 3) for each in shapes), default=0)
+    factors = _FACTORS * max(structure.widths, default=0) ** 2
     return walking_memory(plan, states) + 4 * experts + factors
 
 
@@ -185,32 +193,15 @@ def walking_memory(plan: TargetPlan, states: int = 1, models: int = 1) -> int:
     rounded. The largest layer in float32, exact, rounded and as codes. `states` as for `rounding_memory`.
     `models`: of how many models what lies outside of the layers is in memory.
     """
-    how = plan.target.variant.calibrated
+    how = plan.target.variant.text
     assert how is not None, "it has no text"
-    shapes = _shapes(plan)
-    elements = {name: sum(map(prod, each)) for name, each in shapes.items()}
-    outside = sum(size for name, size in elements.items() if not _is_layer(name))
-    largest = max((elements[name] for name in shapes if _is_layer(name)), default=0)
-    widths = _widths(shapes)
-    hidden = how.samples * how.sequence_length * (mode(widths) if widths else 0)
+    structure = plan.base.structure
+    elements, layers = structure.block_elements, structure.layers
+    outside = sum(size for name, size in elements.items() if name not in layers)
+    largest = max((elements[name] for name in layers), default=0)
+    hidden = how.samples * how.sequence_length * structure.width
     each = 6 * models if plan.target.variant.goal is None else 12
     return RESIDENT + LOOPS + each * outside + 4 * (4 * largest + states * hidden)
-
-
-def _shapes(plan: TargetPlan) -> dict[str, list[tuple[int, ...]]]:
-    """Block -> the shapes of its parameters."""
-    return {name: [p.tensor.shape for p in each] for name, each in plan.base.structure.by_block.items()}
-
-
-def _widths(shapes: Mapping[str, list[tuple[int, ...]]]) -> list[int]:
-    """How many columns each matrix of a layer has."""
-    return [
-        shape[-1] for name, each in shapes.items() if _is_layer(name) for shape in each if len(shape) == 2
-    ]
-
-
-def _is_layer(block: str) -> bool:
-    return block.rpartition(".")[2].isdigit()
 
 
 def memory_for(project: Project) -> int:

@@ -48,12 +48,10 @@ def gather(project: Project, publication: Publication, emit: Emit, *, dry: bool 
     Raises NotBuilt, and PublishRefused for a target that misses something.
     """
     plan = planned(project, publication)
-    manifest = records.read_manifest(project.store, plan.key)
-    if manifest is None or not holds(project.store, manifest):
-        raise NotBuilt(target=plan.name)
+    is_sent = not publication.gguf or EXACT in publication.gguf  # else only its model's other weights are
+    manifest = _manifest(project, plan) if is_sent else None
     model = plan.target.model
     known = measured(project, plan)
-    is_sent = not publication.gguf or EXACT in publication.gguf  # else only its model's other weights are
     short = missed(model.require, known) if is_sent else []
     if short and publication.override is None:
         raise PublishRefused(target=plan.name, what="; ".join(map(str, short)))
@@ -63,6 +61,7 @@ def gather(project: Project, publication: Publication, emit: Emit, *, dry: bool 
     if publication.gguf or plan.gguf:
         files, text, said, about = ggufs.gather(project, publication, plan, manifest, found, emit, dry=dry)
         return _bundle(plan, [*files, *counted], text, about, [evidence.warning(found), *said, *lacking])
+    assert manifest is not None
     files = bundle.of_blobs(
         [
             (e.name, e.blob, blobs.path(project.store, e.blob.digest))
@@ -104,6 +103,13 @@ def gather(project: Project, publication: Publication, emit: Emit, *, dry: bool 
     elif not model.require:
         notes.append(f"{plan.name} is published unmeasured: [model.{model.name}.require] names no condition")
     return _bundle(plan, [*files, *drawn, *counted], text, manifest, [*notes, *lacking])
+
+
+def _manifest(project: Project, plan: TargetPlan) -> Manifest:
+    manifest = records.read_manifest(project.store, plan.key)
+    if manifest is None or not holds(project.store, manifest):
+        raise NotBuilt(target=plan.name)
+    return manifest
 
 
 def _bundle(

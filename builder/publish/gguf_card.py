@@ -16,7 +16,7 @@ from builder.evaluate.results import Result, figure_of, figures, interval_text, 
 from builder.publish.bundle import ATTESTATION
 from builder.publish.evidence import Licence
 from builder.publish.front import Facts, front_matter
-from builder.publish.gguf.making import Gguf
+from builder.publish.gguf.keeping import Gguf
 from builder.spec.destinations import EXACT
 from builder.spec.types import Base, Condition, Metric
 from builder.store.types import Manifest
@@ -76,12 +76,19 @@ def render(said: GgufEvidence) -> str:
         _quality(said),
         _running(said),
         "## Where it came from",
-        f"The MLX model `{said.manifest.settings.get('variant', '')}` of the same base and adapter:",
+        _described(said),
         facts_table(said.manifest),
         f"`{ATTESTATION}` is an in-toto statement with the SHA-256 and the BLAKE3 of each file. It is not "
         "signed.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _described(said: GgufEvidence) -> str:
+    """What the table of facts is about."""
+    if "gguf" in said.manifest.settings:
+        return f"`{said.files[0].name}` was made of the base and the adapter, block by block:"
+    return f"The MLX model `{said.manifest.settings.get('variant', '')}` of the same base and adapter:"
 
 
 def _licence(found: Licence | None) -> str:

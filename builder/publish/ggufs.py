@@ -6,23 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from builder.console.events import Emit
-from builder.evaluate.gguf import evaluate_gguf, keys_of_gguf, measured_gguf
+from builder.evaluate.gguf import evaluate_file
 from builder.evaluate.results import Missed, Result, missed
 from builder.evaluate.run import measured
+from builder.plan.changes import inputs_of, settings_of
 from builder.plan.types import TargetPlan
-from builder.project.opened import NotBuilt
 from builder.project.project import Project
+from builder.project.result_keys import measured_keys
 from builder.project.roots import PUBLISHED, register
+from builder.project.toolchain import made_by
 from builder.publish import bundle, evidence, gguf_card, ollama
 from builder.publish.bundle import File
 from builder.publish.errors import PlaceRefused, PublishRefused
 from builder.publish.evidence import Licence
-from builder.publish.gguf.joining import join, known_joined, unjoined
-from builder.publish.gguf.making import Gguf
-from builder.publish.gguf.mixing import gguf_of, mix_in_words, outlook
+from builder.publish.gguf.joining import known_joined, unjoined, wanted_type
+from builder.publish.gguf.keeping import Gguf, mix_in_words
+from builder.publish.gguf.streaming import plan_of, stream
 from builder.publish.gguf_card import GgufFile
 from builder.spec.destinations import EXACT, HubPlace, OllamaPlace, Publication
-from builder.spec.types import UNSCORED
 from builder.store import blobs
 from builder.store.types import FileEntry, Manifest
 
@@ -33,6 +34,7 @@ class _Made:
 
     name: str
     size: int
+    plan: TargetPlan
     gguf: Gguf | None
     results: Mapping[str, Result]
     misses: tuple[Missed, ...]
@@ -43,19 +45,19 @@ def gather(
     project: Project,
     publication: Publication,
     plan: TargetPlan,
-    manifest: Manifest,
+    manifest: Manifest | None,
     found: Licence | None,
     emit: Emit,
     *,
     dry: bool,
 ) -> tuple[list[File], str, list[str], Manifest]:
-    """The files, the card, the notes, and the manifest that the attestation is about. Raises BuildError."""
+    """The files, the card, the notes, and the manifest that the attestation is about. Raises BuildError.
+
+    manifest: of the target that the card describes. None: the card describes the first file.
+    """
     model = plan.target.model
-    if plan.gguf:
-        made = [_joined(project, plan, found, emit, dry=dry)]
-    else:
-        types = publication.gguf
-        made = [_made(project, publication, plan, kind, found, emit, dry=dry) for kind in types]
+    types = (wanted_type(plan),) if plan.gguf else publication.gguf
+    made = [_made(project, publication, plan, kind, found, emit, dry=dry) for kind in types]
     if not dry:
         _root(project, publication, plan, made)
     short = [f"{each.name}: {'; '.join(map(str, each.misses))}" for each in made if each.misses]
@@ -65,6 +67,7 @@ def gather(
         )
         raise PublishRefused(target=plan.name, what="; ".join(short), hint=hint)
     files = _files(project, made, emit)
+    described = manifest or _described(made[0])
     to = publication.to
     system = evidence.system_prompt(project, model)
     if isinstance(to, OllamaPlace):
@@ -76,7 +79,7 @@ def gather(
             address=address,
             base=project.spec.bases[model.base],
             base_model=evidence.base_repository(publication, project.spec.bases[model.base]),
-            manifest=manifest,
+            manifest=described,
             licence=found,
             datasets=publication.datasets,
             require=model.require,
@@ -95,8 +98,8 @@ def gather(
     )
     if not model.require:
         notes.append(f"the files are published unmeasured: [model.{model.name}.require] names no condition")
-    said = ", ".join(publication.gguf) or manifest.settings["gguf"]
-    about = replace(manifest, files=entries, settings={**manifest.settings, "gguf": said})
+    said = ", ".join(publication.gguf) or described.settings["gguf"]
+    about = replace(described, files=entries, settings={**described.settings, "gguf": said})
     return files, text, notes, about
 
 
@@ -110,34 +113,40 @@ def _made(
     *,
     dry: bool,
 ) -> _Made:
-    source = plan if wanted == EXACT else _source(project, str(publication.source))
-    model, about = plan.target.model, _about(plan, found)
-    gguf = gguf_of(project, source, wanted, about, publication.calibrated, emit, dry=dry)
-    if gguf is not None:
-        size, usual, mix = gguf.blob.size, gguf.usual, mix_in_words(wanted, gguf.mix, gguf.bits_per_weight)
-    else:
-        size, usual, mix = outlook(project, source, wanted, publication.calibrated)
-    name = _name(plan, wanted, usual)
-    if gguf is None:
-        return _Made(name, size, None, {}, (), mix)
-    results: dict[str, Result] = {}
-    if model.suites:
-        one = measured_gguf(project, source, gguf.blob)
-        results = one if dry else evaluate_gguf(project, source, gguf.blob, name, emit)
-    if wanted == EXACT:  # what llama.cpp does not measure was measured of the very same weights
-        own = measured(project, plan)
-        results |= {suite: own[suite] for suite in own if project.spec.suites[suite].kind in UNSCORED}
-    return _Made(name, size, gguf, results, tuple(missed(model.require, results)), mix)
-
-
-def _joined(project: Project, plan: TargetPlan, found: Licence | None, emit: Emit, *, dry: bool) -> _Made:
-    """The one file of a target that is a GGUF already, and was measured as a target."""
+    file = plan if plan.gguf else plan_of(project, publication, plan, wanted, emit)
     about = _about(plan, found)
-    gguf = known_joined(project, plan, about) if dry else join(project, plan, about, emit)
-    size, usual = (gguf.blob.size, gguf.usual) if gguf else unjoined(plan)
-    results = measured(project, plan)
-    name = _name(plan, str(plan.target.variant.gguf and plan.target.variant.gguf.type), usual)
-    return _Made(name, size, gguf, results, tuple(missed(plan.target.model.require, results)), "")
+    gguf = known_joined(project, file, about) if dry else stream(project, file, about, emit)
+    size, mix = (gguf.blob.size, gguf.mix) if gguf else unjoined(file)
+    said = mix_in_words(wanted, mix, file.bits_per_weight)
+    name = _name(plan, wanted, next(iter(mix)))
+    results: dict[str, Result] = {}
+    if gguf is not None and plan.target.model.suites:
+        known = dry or plan.gguf is not None  # a declared target was measured before
+        results = measured(project, file) if known else evaluate_file(project, file, gguf.blob, emit)
+    if gguf is not None and wanted == EXACT and not plan.gguf:
+        # A command does not measure a GGUF. What it measured of the very same weights counts.
+        own = measured(project, plan)
+        results |= {suite: own[suite] for suite in own if project.spec.suites[suite].kind == "command"}
+    misses = tuple(missed(plan.target.model.require, results)) if gguf else ()
+    return _Made(name, size, file, gguf, results, misses, said)
+
+
+def _described(each: _Made) -> Manifest:
+    """What a card says of a file that no declared target is."""
+    files = (FileEntry(each.name, each.gguf.blob),) if each.gguf else ()
+    made = each.gguf.made if each.gguf else made_by()
+    plan = each.plan
+    return Manifest(
+        plan.key,
+        "target",
+        plan.name,
+        str(made["made"]),
+        files,
+        inputs_of(plan),
+        settings_of(plan),
+        made,
+        {"bits_per_weight": plan.bits_per_weight},
+    )
 
 
 def _about(plan: TargetPlan, found: Licence | None) -> dict[str, str]:
@@ -154,12 +163,10 @@ def _name(plan: TargetPlan, wanted: str, usual: str) -> str:
 def _root(project: Project, publication: Publication, plan: TargetPlan, made: Sequence[_Made]) -> None:
     """Says to gc that the files of a publication are needed, and what was measured of them."""
     keys = {each.gguf.key for each in made if each.gguf}
-    keys |= {each.gguf.importance for each in made if each.gguf and each.gguf.importance}
     for each in made:
-        if each.gguf and not plan.gguf:
-            source = plan if each.gguf.wanted == EXACT else project.plan.targets[str(publication.source)]
-            assert isinstance(source, TargetPlan)  # the file was made of it
-            keys |= keys_of_gguf(project, source, each.gguf.blob)
+        keys |= set(each.plan.measurements)
+        for suite in project.spec.suites_of(each.plan.target):
+            keys |= measured_keys(project, each.plan, suite)
     project.cache.put(PUBLISHED, publication.name, " ".join(sorted(keys)).encode())
     register(project)
 
@@ -170,13 +177,6 @@ def _modelfile(to: OllamaPlace, name: str, system: str | None, found: Licence | 
     except ValueError as error:
         raise PlaceRefused(to=to, what=str(error)) from error
     return bundle.of_bytes(ollama.MODELFILE, text)
-
-
-def _source(project: Project, name: str) -> TargetPlan:
-    plan = project.plan.targets[name]
-    if not isinstance(plan, TargetPlan) or not project.is_built(name):
-        raise NotBuilt(target=name)
-    return plan
 
 
 def _files(project: Project, made: list[_Made], emit: Emit) -> list[File]:

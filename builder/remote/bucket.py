@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from builder.console.words import one_line
 from builder.remote.transport import (
     LARGEST_TEXT,
     Entry,
@@ -189,9 +190,9 @@ class BucketTransport:
 
         text = str(error).partition("Debug source:")[0]
         status, code = _STATUS.search(text), _CODE.search(text)
-        what = ", ".join(found[1].strip() for found in (status, code) if found) or one_line(text)
+        what = ", ".join(found[1].strip() for found in (status, code) if found) or one_line(text, 160)
         if not status and (silent := _SILENT.search(text)):
-            what = f"no answer from {silent[1]} ({one_line(silent[2])})"
+            what = f"no answer from {silent[1]} ({one_line(silent[2], 160)})"
         if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _DENIED.search(text):
             return RemoteRefused(remote=self.name, what=what)
         if _FULL.search(text):
@@ -201,11 +202,6 @@ class BucketTransport:
         if code and code[1] == "NoSuchBucket":
             return RemoteError(remote=self.name, what=f"there is no bucket at {self.url}")
         return RemoteUnreachable(remote=self.name, what=what)
-
-
-def one_line(text: str, longest: int = 160) -> str:
-    words = " ".join(text.split()).rstrip(".")
-    return words if len(words) <= longest else f"{words[: longest - 3]}..."
 
 
 def _entry(meta: Any) -> Entry:

@@ -6,8 +6,9 @@ import json
 from datetime import timedelta
 from typing import Any
 
+from builder.console.words import one_line
 from builder.remote import layout
-from builder.remote.bucket import BucketTransport, one_line
+from builder.remote.bucket import BucketTransport
 from builder.remote.credentials import az_settings, gs_settings, s3_settings
 from builder.remote.folder import FolderTransport
 from builder.remote.transport import ExtraMissing, NoRemoteStore, RemoteError, Transport
@@ -62,7 +63,7 @@ def connect(remote: Remote) -> Transport:
     except RemoteError:
         raise
     except Exception as error:  # a setting in the environment that obstore does not take
-        what = one_line(str(error).partition("Debug source:")[0])
+        what = one_line(str(error).partition("Debug source:")[0], 160)
         raise RemoteError(remote=remote.name, what=what) from error
     return BucketTransport(remote.name, remote.url, store, writes=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from builder.console.words import one_line
 from builder.errors import BuildError
 
 _SERVICE = "modelkiln"
@@ -42,7 +43,7 @@ def load(public: str) -> str:
     try:
         found = keyring.get_password(_SERVICE, public)
     except errors.KeyringError as error:
-        raise KeychainUnusable(what=_one_line(error)) from error
+        raise KeychainUnusable(what=one_line(error, 160)) from error
     if not found:
         raise KeychainUnusable(what=f"it has no key of {public[:40]}...")
     return str(found)
@@ -55,7 +56,7 @@ def save(public: str, private: str, note: Path) -> None:
         keyring.set_password(_SERVICE, public, private)
         kept = keyring.get_password(_SERVICE, public)
     except errors.KeyringError as error:
-        raise KeychainUnusable(what=_one_line(error)) from error
+        raise KeychainUnusable(what=one_line(error, 160)) from error
     if kept != private:
         raise KeychainUnusable(what="it does not keep what it is given")
     try:
@@ -72,7 +73,3 @@ def _library() -> tuple[Any, Any]:
     except ImportError:
         raise KeychainMissing() from None
     return keyring, keyring.errors
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__

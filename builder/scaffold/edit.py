@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import BuildError, SpecError
-from builder.spec.types import DTYPES, MODES, RECIPES, Spec
+from builder.spec.quantizers import MODES, RECIPES
+from builder.spec.types import DTYPES, Spec
 
 _BOM = "\ufeff"
 _HEADER = re.compile(r"\s*\[")

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from builder.console.words import one_line
 from builder.errors import SourceError
 from builder.sources.contents import CONFIG, INDEX, is_shard, is_vocabulary, shards_of_series
 
@@ -77,8 +78,7 @@ def download(repo: str, revision: str, table: str) -> None:
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=DEFAULT_ALLOW_PATTERNS))
     except Exception as error:  # the client raises many kinds of errors, and all mean "not downloaded"
-        what = " ".join(str(error).split())[:200]
-        raise Undownloaded(table=table, repo=repo, revision=revision, what=what) from error
+        raise Undownloaded(table=table, repo=repo, revision=revision, what=one_line(error)) from error
     if lacks := next(missing(folder), None):
         what = f"the cache holds a part of it only, without {lacks}, and the hub was not asked"
         raise Undownloaded(table=table, repo=repo, revision=revision, what=what)

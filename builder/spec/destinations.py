@@ -12,12 +12,12 @@ from builder.spec.quantizers import Calibrated
 SCHEMES = ("hf", "lmstudio", "oci", "ollama")
 EXACT = "exact"
 BLOCKWISE = (EXACT, "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # types of a variant
-GGUF_TYPES = BLOCKWISE
 # Mixtures of types, which llama.cpp's own library makes.
 K_QUANTS = (
     *("Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS"),
     *("Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
 )
+GGUF_TYPES = (*BLOCKWISE, *K_QUANTS)
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _LONGEST = 96  # characters of owner/name on the hub
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from builder.spec.destinations import BLOCKWISE, GGUF_TYPES, K_QUANTS
-from builder.spec.quantizers import CRITERIA, METHODS, ROUNDINGS
+from builder.spec.destinations import GGUF_TYPES
+from builder.spec.quantizers import CRITERIA, METHODS, MODES, RECIPES, ROUNDINGS
 from builder.spec.sharing import DEVICES, PUSHES
 from builder.spec.training import KEEPS, OPTIMIZERS, SCHEDULES, TYPES, Training
-from builder.spec.types import CHECKS, DTYPES, METRICS, MODES, RECIPES, TOKENIZERS
+from builder.spec.types import CHECKS, DTYPES, METRICS, TOKENIZERS
 
 # name: the name of a declared table, of the kind that `refers` says. names: a list of such names, not empty.
 # path: relative to the file's folder; `~` is a home. size: "16GB". globs: a table of glob = {...} or false.
@@ -480,9 +480,10 @@ VARIANT = Table(
             "path",
             "A text, such as the training data: a .txt file, or a .jsonl of `text` or `messages`. With "
             "`bits` or `recipe`, weights are rounded so that the model's outputs on this text change least. "
-            "For `method`: the text that it learns from. For `experts`: the text to measure them with.",
+            "For `method`: the text that it learns from. For `experts`: the text to measure them with. For "
+            "K-quants (`gguf`): the text of the importance matrix that llama.cpp quantizes with.",
             example='calibration = "data/train.jsonl"',
-            needs=("bits", "recipe", "target", "method", "experts"),
+            needs=("bits", "recipe", "target", "method", "experts", "gguf"),
         ),
         Field(
             "seed",
@@ -532,8 +533,9 @@ VARIANT = Table(
             "gguf",
             "string",
             "The variant is a GGUF for llama.cpp with weights of this type. It is made block by block of the "
-            'base and the adapter. `"exact"` has the very weights of the variant that `of` names.',
-            choices=BLOCKWISE,
+            'base and the adapter. `"exact"` has the very weights of the variant that `of` names. From '
+            "`Q6_K` on, types are mixtures that llama.cpp makes.",
+            choices=GGUF_TYPES,
             example='gguf = "Q8_0"',
             excludes=(
                 "dtype",
@@ -543,7 +545,6 @@ VARIANT = Table(
                 "recipe",
                 "target",
                 "method",
-                "calibration",
                 "experts",
                 "intermediate",
                 "overrides",
@@ -751,9 +752,10 @@ PUBLISH = Table(
             "gguf",
             "strings",
             "Send GGUF files instead. `exact`: the target's very weights, which must have 4 or 5 bits. Other "
-            "types are made of the model's unquantized variant. Each file is measured with llama.cpp and "
-            "must meet the requirements. From `Q6_K` on they are mixtures that llama.cpp makes.",
-            choices=(*GGUF_TYPES, *K_QUANTS),
+            "types are made of base and adapter, as the model's unquantized variant would be, which is not "
+            "written. Each file is measured with llama.cpp and must meet the requirements. From `Q6_K` on "
+            "they are mixtures that llama.cpp makes.",
+            choices=GGUF_TYPES,
             example='gguf = ["exact", "Q8_0"]',
         ),
         Field(

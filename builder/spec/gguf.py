@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from builder.console.words import quoted
-from builder.spec.destinations import EXACT
+from builder.console.words import listed, quoted
+from builder.spec.destinations import EXACT, K_QUANTS
+from builder.spec.learned import calibrated
 from builder.spec.problems import Problems
 from builder.spec.quantizers import GgufKind
 from builder.spec.shape import Values
@@ -22,4 +23,9 @@ def gguf_kind(values: Values, problems: Problems) -> GgufKind | None:
         what = f"of is only for gguf = {quoted(EXACT)}: {kind} is made of the base and the adapter; remove it"
         problems.add(values.place.key("of"), what)
         return None
-    return GgufKind(kind, of)
+    weighed = calibrated(values, problems)
+    if weighed and kind not in K_QUANTS:
+        what = f"calibration is for K-quants, and {kind} is none of them ({listed(K_QUANTS)}); remove it"
+        problems.add(values.place.key("calibration"), what)
+        return None
+    return GgufKind(kind, of, weighed)

@@ -17,6 +17,7 @@ from builder.spec.learned import calibrated, goal, learned
 from builder.spec.made_from import check_sources
 from builder.spec.problems import Place, Problems
 from builder.spec.publishing import publications
+from builder.spec.quantizers import MODES
 from builder.spec.remotes import remote
 from builder.spec.seeds import SEED_OF, with_seeds
 from builder.spec.settings import BuildSettings
@@ -24,7 +25,6 @@ from builder.spec.shape import Declared, Values, check_shape
 from builder.spec.suites import check_searched, conditions, suite
 from builder.spec.toml import read_toml
 from builder.spec.types import (
-    MODES,
     Base,
     BaseSource,
     Condition,
@@ -92,6 +92,9 @@ def _located(variant: Variant, folder: Path) -> Variant:
     path = _path(str(variant.calibration), folder)
     if variant.learned is not None:
         return replace(variant, learned=replace(variant.learned, calibration=path))
+    if variant.gguf is not None and variant.gguf.weighed is not None:
+        weighed = replace(variant.gguf.weighed, calibration=path)
+        return replace(variant, gguf=replace(variant.gguf, weighed=weighed))
     assert variant.calibrated is not None
     return replace(variant, calibrated=replace(variant.calibrated, calibration=path))
 
@@ -234,7 +237,7 @@ def _variant(name: str, values: Values, problems: Problems) -> Variant:
         goal=goal(values, problems),
         gguf=gguf_kind(values, problems),
         experts=experts(values, problems),
-        calibrated=None if values.says("method") else calibrated(values, problems),
+        calibrated=None if values.says("method") or values.says("gguf") else calibrated(values, problems),
     )
 
 

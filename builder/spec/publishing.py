@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from builder.console.words import listed, quoted, suggestion
@@ -49,11 +50,14 @@ def publications(
     for name, values in declared["publish"].items():
         place = _destination(values, folder, store, problems)
         target = _target(values, known, declared, problems)
-        source = _source(values, target, declared, problems)
+        parts = _parts_of(_production(declared) if target == PRODUCTION else target, declared)
+        model = parts[0] if parts else None
+        source = _source(values, model, declared, problems)
         _check_card(values, problems)
         if place is None:
             continue
-        is_gguf = _is_gguf(_production(declared) if target == PRODUCTION else target, declared)
+        variant = declared["variant"].get(parts[1]) if parts else None
+        is_gguf = variant is not None and variant.says("gguf")
         if is_gguf and values.says("gguf"):
             what = f"gguf: {quoted(target)} is a GGUF already; remove it"
             problems.add(values.place.key("gguf"), what)
@@ -70,8 +74,10 @@ def publications(
         rest = {key: values.given[key] for key in _PLAIN if key in values.given}
         rest["datasets"] = tuple(each for each in values.given.get("datasets", ()) if each)
         rest["gguf"] = tuple(each for each in values.given.get("gguf", ()) if each)
-        rest["benchmarks"] = _benchmarks(values, target, declared, suites, problems)
+        rest["benchmarks"] = _benchmarks(values, model, declared, suites, problems)
         text = calibrated(values, problems)
+        if text is not None:
+            text = replace(text, calibration=folder / text.calibration.expanduser())
         if text and not set(rest["gguf"]) & set(K_QUANTS):
             what = f"calibration is for K-quants, and gguf names none of them ({listed(K_QUANTS)})"
             problems.add(values.place.key("calibration"), what)
@@ -127,24 +133,27 @@ def _target(values: Values, known: list[str], declared: Declared, problems: Prob
         return str(name)
     if EXACT not in values.given.get("gguf", ()):
         return f"{model}_{_unquantized(model, declared)}"
-    if _model_of(_production(declared), declared) == model:
+    released = _parts_of(_production(declared), declared)
+    if released and released[0] == model:
         return PRODUCTION
     what = f'"exact" is made of a target, and no target of {quoted(model)} is released; name one in `target`'
     problems.add(values.place.key("gguf"), what)
     return ""
 
 
-def _source(values: Values, target: str, declared: Declared, problems: Problems) -> str | None:
-    """The unquantized target that GGUF files are made of. None where none is needed."""
+def _source(values: Values, own: str | None, declared: Declared, problems: Problems) -> str | None:
+    """The unquantized target that GGUF files are made of. None where none is needed.
+
+    own: the model of the target that is published.
+    """
     kinds = values.given.get("gguf", ())
     for index, kind in enumerate(kinds):
-        if kind is not None and kind not in (*GGUF_TYPES, *K_QUANTS):
-            what = f"gguf: {quoted(kind)} cannot be written{suggestion(kind, (*GGUF_TYPES, *K_QUANTS))}"
+        if kind is not None and kind not in GGUF_TYPES:
+            what = f"gguf: {quoted(kind)} cannot be written{suggestion(kind, GGUF_TYPES)}"
             problems.add(values.place.key("gguf", index), what)
     if all(kind == EXACT for kind in kinds):
         return None
-    name = _production(declared) if target == PRODUCTION else target
-    model = values.get("model") or _model_of(name, declared)
+    model = values.get("model") or own
     if model is None or model not in declared["model"]:
         return None
     variant = _unquantized(model, declared)
@@ -161,18 +170,12 @@ def _production(declared: Declared) -> str:
     return str(values.get("production")) if values else ""
 
 
-def _is_gguf(target: str, declared: Declared) -> bool:
+def _parts_of(target: str, declared: Declared) -> tuple[str, str] | None:
+    """The model and the variant that a target is named after."""
     for model, values in declared["model"].items():
-        for name in values.given.get("variants", ()):
-            if f"{model}_{name}" == target and (variant := declared["variant"].get(name)):
-                return variant.says("gguf")
-    return False
-
-
-def _model_of(target: str, declared: Declared) -> str | None:
-    for model, values in declared["model"].items():
-        if target in [f"{model}_{variant}" for variant in values.given.get("variants", ())]:
-            return model
+        for variant in values.given.get("variants", ()):
+            if f"{model}_{variant}" == target:
+                return model, variant
     return None
 
 
@@ -189,10 +192,9 @@ def _unquantized(model: str, declared: Declared) -> str | None:
 
 
 def _benchmarks(
-    values: Values, target: str, declared: Declared, suites: Mapping[str, Suite], problems: Problems
+    values: Values, model: str | None, declared: Declared, suites: Mapping[str, Suite], problems: Problems
 ) -> tuple[Benchmark, ...]:
     """Which figures count for a benchmark. After a problem the value does not matter."""
-    model = _model_of(_production(declared) if target == PRODUCTION else target, declared)
     measured = declared["model"][model].given.get("suites", ()) if model else ()
     found = []
     for label, text in values.given.get("benchmarks", {}).items():

@@ -6,6 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
+
+# mode -> (allowed bits, allowed group sizes, default bits, default group size): what mx.quantize takes.
+MODES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
+    "affine": ((2, 3, 4, 5, 6, 8), (32, 64, 128), 4, 64),
+    "mxfp4": ((4,), (32,), 4, 32),
+    "nvfp4": ((4,), (16,), 4, 16),
+    "mxfp8": ((8,), (32,), 8, 32),
+}
 # The learned quantizers, and the settings that each of them reads (builder.engine.quantizer.arguments).
 METHOD_SETTINGS: Mapping[str, frozenset[str]] = {
     "dwq": frozenset({"seed", "samples", "sequence_length", "learning_rate"}),
@@ -86,10 +95,14 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class GgufKind:
-    """Files for llama.cpp with weights of this type. `of`: for "exact", the variant with these weights."""
+    """Files for llama.cpp with weights of this type. `of`: for "exact", the variant with these weights.
+
+    `weighed`: the text of the importance matrix that K-quants are made with.
+    """
 
     type: str
     of: str | None = None
+    weighed: Calibrated | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from builder.spec.fields import FIELDS, Field, Table
 from builder.spec.names import LONGEST
-from builder.spec.types import MODES
+from builder.spec.quantizers import MODES
 
 NAME = {"type": "string", "pattern": "^[A-Za-z0-9](\\.?[A-Za-z0-9_-])*$", "maxLength": LONGEST}
 

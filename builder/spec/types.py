@@ -19,15 +19,6 @@ from builder.spec.training import Training
 
 TOKENIZERS = ("base", "adapter")
 DTYPES = ("float16", "bfloat16", "float32")
-RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
-
-# mode -> (allowed bits, allowed group sizes, default bits, default group size): what mx.quantize takes.
-MODES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
-    "affine": ((2, 3, 4, 5, 6, 8), (32, 64, 128), 4, 64),
-    "mxfp4": ((4,), (32,), 4, 32),
-    "nvfp4": ((4,), (16,), 4, 16),
-    "mxfp8": ((8,), (32,), 8, 32),
-}
 
 
 @dataclass(frozen=True)
@@ -129,8 +120,13 @@ class Variant:
     @property
     def calibration(self) -> Path | None:
         """The text that the variant is made for, or None."""
-        made_for = self.learned or self.calibrated
+        made_for = self.learned or self.text
         return made_for.calibration if made_for else None
+
+    @property
+    def text(self) -> Calibrated | None:
+        """The text that something is measured with before the variant is made, or None."""
+        return self.gguf.weighed if self.gguf else self.calibrated
 
     @property
     def made_from(self) -> tuple[str, ...]:
@@ -275,9 +271,11 @@ class Spec:
 
     def suites_of(self, target: Target) -> tuple[Suite, ...]:
         """The suites that measure a target, with the questions that took no part in a search of its size."""
-        left_out = UNSCORED if target.variant.gguf else ()
+        gguf = target.variant.gguf
+        searched = Target(target.model, self.variants[gguf.of]) if gguf and gguf.of else target
         asked = (self.suites[name] for name in target.model.suites)
-        return tuple(part_of(suite, target, "rest") for suite in asked if suite.kind not in left_out)
+        left_out = "command" if gguf else None  # it is given a directory that mlx-lm loads
+        return tuple(part_of(suite, searched, "rest") for suite in asked if suite.kind != left_out)
 
     def search_suites(self, target: Target) -> tuple[Suite, ...]:
         """What a target that searches its size is judged by meanwhile: the suites of its requirements."""

@@ -27,9 +27,9 @@ from builder.errors import BuildError
 from builder.project.project import Project
 from builder.project.result_keys import needs_directory
 from builder.spec.seeds import models_of, of_all_seeds
-from builder.spec.types import Model, Spec, Target
+from builder.spec.types import Spec, Target
 from builder.tasks.descriptions import describe_adapter, describe_base, describe_target
-from builder.tasks.publishing import Publish, needed
+from builder.tasks.publishing import Publish, needed, sources_of
 from builder.tasks.steps import (
     BuildTarget,
     CheckCalibration,
@@ -142,7 +142,7 @@ def project_tasks(project: Project) -> Iterator[Task]:
 
 
 def _model_task(project: Project, target: Target) -> Task:
-    after = [_sources_of(target.model)]
+    after = [sources_of(target.model)]
     if target.variant.calibration:
         after.append(f"calibration:{target.variant.name}")
     return _task(
@@ -189,24 +189,19 @@ def _eval_tasks(project: Project) -> Iterator[Task]:
     for model in required:
         doc = f"the smallest target of {model.name} that has {', '.join(map(str, model.require))}"
         step = FindThreshold(project, model.name)
-        yield _task("threshold", model.name, doc, step, after=[_sources_of(model)])
+        yield _task("threshold", model.name, doc, step, after=[sources_of(model)])
     for name, models in models_of(required).items():
         conditions = ", ".join(map(str, models[0].require))
         doc = f"the smallest variant of {name} that has {conditions} with every seed"
         step = FindSeedsThreshold(project, name)
-        yield _task("threshold", name, doc, step, after=[_sources_of(model) for model in models])
+        yield _task("threshold", name, doc, step, after=[sources_of(model) for model in models])
 
 
 def _measured_of(project: Project, target: Target) -> list[str]:
     """The task that must run before a target is measured. It builds the target or prepares its sources."""
     if needs_directory(project.spec, target):
         return [f"model:{target.name}"]
-    return [_sources_of(target.model)]
-
-
-def _sources_of(model: Model) -> str:
-    """The task that prepares what a model is made from. The task of an adapter comes after its base's."""
-    return f"adapter:{model.adapter}" if model.adapter else f"base:{model.base}"
+    return [sources_of(target.model)]
 
 
 def _release_tasks(project: Project, target: str) -> Iterator[Task]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from builder.spec.destinations import EXACT, Publication
 from builder.spec.publishing import PRODUCTION
+from builder.spec.types import Model
 from builder.tasks.steps import Step
 
 if TYPE_CHECKING:
@@ -35,10 +36,17 @@ class Publish(Step):
 
 def needed(project: Project, publication: Publication) -> list[str]:
     """The tasks that must run before. A release is not moved by publishing it."""
-    source = [f"model:{publication.source}"] if publication.source else []
+    source = publication.source
+    sources = [sources_of(project.spec.target(source).model)] if source else []
     if publication.target == PRODUCTION:
-        return source
+        return sources
+    if publication.gguf and EXACT not in publication.gguf:  # the files are made of base and adapter
+        return sources
     required = project.spec.target(publication.target).model.require
-    sent = not publication.gguf or EXACT in publication.gguf
-    measured = [f"eval:{publication.target}"] if sent and required and publication.override is None else []
-    return [f"model:{publication.target}", *measured, *source]
+    measured = [f"eval:{publication.target}"] if required and publication.override is None else []
+    return [f"model:{publication.target}", *measured, *sources]
+
+
+def sources_of(model: Model) -> str:
+    """The task that prepares what a model is made from. The task of an adapter comes after its base's."""
+    return f"adapter:{model.adapter}" if model.adapter else f"base:{model.base}"

@@ -150,6 +150,28 @@ class Structure:
         return {block: sum(p.tensor.nbytes for p in group) for block, group in self.by_block.items()}
 
     @cached_property
+    def block_elements(self) -> Mapping[str, int]:
+        return {block: sum(p.tensor.elements for p in group) for block, group in self.by_block.items()}
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """The blocks that have a number, in order."""
+        return tuple(block for block in self.by_block if block.rpartition(".")[2].isdigit())
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """The columns of each matrix of the layers."""
+        shapes = (p.tensor.shape for layer in self.layers for p in self.by_block[layer])
+        return tuple(shape[-1] for shape in shapes if len(shape) == 2)
+
+    @cached_property
+    def width(self) -> int:
+        """The width of a hidden state: what most matrices of the layers have as columns. 0 without any."""
+        from statistics import mode
+
+        return mode(self.widths) if self.widths else 0
+
+    @cached_property
     def names(self) -> frozenset[str]:
         return frozenset(parameter.tensor.name for parameter in self.parameters)
 

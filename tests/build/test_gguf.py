@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,17 +20,22 @@ from builder.console.events import silent
 from builder.errors import SpecError, StoreError
 from builder.evaluate.worker.llama import LlamaCpp
 from builder.evaluate.worker.questions import Ask
+from builder.gguf import imatrix
+from builder.gguf.formats import by_package
+from builder.gguf.kquants import by_llama
+from builder.gguf.quantizer import Quantizer
 from builder.gguf.splits import encode, encoded_size, extents
 from builder.gguf.writing import planned, write
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.project import Project
 from builder.spec.parse import parse_spec
+from builder.spec.types import METRICS
 from builder.weights.shards import RawTensor
 from builder.weights.structure import PACKED, TensorSpec
 from tests.build.test_one_pass import blob_digest, built
 from tests.conftest import Sandbox, make_sandbox, wait_until
 from tests.publish.gguf.models import write_tokenizer
-from tests.tiny import BLOCKS, make_adapter, make_base
+from tests.tiny import BLOCKS, make_adapter, make_base, yes_or_no
 
 gguf = pytest.importorskip("gguf")
 DECLARATION = """
@@ -52,13 +58,22 @@ gguf = "Q8_0"
 [variant.q4]
 gguf = "Q4_1"
 
+[variant.k]
+gguf = "Q4_K_M"
+
+[variant.weighed]
+gguf = "Q4_K_M"
+calibration = "text.txt"
+samples = 4
+sequence_length = 16
+
 [variant.same]
 gguf = "exact"
 of = "5bit"
 
 [model.m]
 adapter = "tuned"
-variants = ["plain", "5bit", "q8", "q4", "same"]
+variants = ["plain", "5bit", "q8", "q4", "k", "weighed", "same"]
 
 [publish.disk]
 target = "m_same"
@@ -72,6 +87,8 @@ def make(root: Path, layers: int = 4) -> Sandbox:
     make_base(box.root / "base", layers=layers)
     write_tokenizer(box.root / "base")
     make_adapter(box.root / "adapter")
+    words = [str(number) for number in random.Random(1).sample(range(10**6), 200)]
+    (box.root / "text.txt").write_text(" ".join(words))
     return box
 
 
@@ -97,19 +114,38 @@ def tensors(files: list[Path]) -> dict[str, Any]:
     return found
 
 
+def importance(box: Sandbox) -> list[Path]:
+    """The importance matrices that the store has."""
+    files = [file for file in (box.root / "store/actions").rglob("*") if file.is_file()]
+    records = [json.loads(file.read_text().splitlines()[0]) for file in files]
+    digests = [record["digest"] for record in records if record["kind"] == "imatrix"]
+    return [file for file in (box.root / "store/blobs").rglob("*") if file.name in digests]
+
+
 @pytest.mark.parametrize(
     ("target", "wanted", "folder"),
-    [("m_q8", "Q8_0", "m_plain"), ("m_q4", "Q4_1", "m_plain"), ("m_same", "exact", "m_5bit")],
+    [
+        ("m_q8", "Q8_0", "m_plain"),
+        ("m_q4", "Q4_1", "m_plain"),
+        ("m_k", "Q4_K_M", "m_plain"),
+        ("m_weighed", "Q4_K_M", "m_plain"),
+        ("m_same", "exact", "m_5bit"),
+    ],
 )
 def test_what_is_made_by_block_is_what_is_made_of_a_folder(
     box: Sandbox, tmp_path: Path, target: str, wanted: str, folder: str
 ) -> None:
-    made, weights = planned(box.view(folder), "m", wanted)
+    means = dict(imatrix.read(importance(box)[0])) if target == "m_weighed" else {}
+    made, weights = planned(box.view(folder), "m", wanted, weighed=bool(means))
     whole = tmp_path / "whole.gguf"
-    write(whole, made, weights, target="m", wanted=wanted, about={}, step=lambda _: None)
+    with Quantizer() as quantizer:
+        how = by_llama(quantizer, made.tensors, means) if wanted == "Q4_K_M" else by_package
+        write(whole, made, weights, target="m", wanted=wanted, about={}, step=lambda _: None, quantize=how)
     files = splits_of(box.view(target))
     assert len(files) == BLOCKS + 1
     assert tensors(files) == tensors([whole])
+    kinds = {kind for kind, _ in tensors(files).values()}
+    assert wanted != "Q4_K_M" or {"Q4_K", "Q6_K", "Q5_0"} < kinds
     pytest.importorskip("xllamacpp")
     logits = []
     for file in (files[0], whole):
@@ -117,6 +153,11 @@ def test_what_is_made_by_block_is_what_is_made_of_a_folder(
         logits.append(np.array(model.logits(Ask(TOKENS, 1))))
         model.close()
     assert np.array_equal(*logits)
+
+
+def result_of(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text().rpartition("\n# b3")[0])
+    return found
 
 
 @pytest.mark.slow
@@ -137,6 +178,64 @@ def test_every_command_knows_it(box: Sandbox) -> None:
     digest = blob_digest(box, "m_same", "model-00003-of-00007.gguf")
     (box.root / "store/blobs" / digest[:2] / digest).unlink()
     assert built(box.doit()) == {"m_same": 1}
+
+
+@pytest.mark.slow
+def test_a_new_text_quantizes_again(box: Sandbox, tmp_path: Path) -> None:
+    other = Sandbox(tmp_path / "project")
+    shutil.copytree(box.root, other.root)
+    before = tensors(splits_of(other.view("m_weighed")))
+    assert before != tensors(splits_of(other.view("m_k"))), "the importance matrix matters"
+    (matrix,) = importance(other)
+    assert other.builder("gc", "--grace", "0").code == 0
+    assert matrix.exists(), "an importance matrix has a root"
+    text = other.root / "text.txt"
+    text.write_text("other words " + text.read_text())
+    assert "calibration changed" in other.builder("why", "m_weighed").out
+    assert built(other.doit("model:m_weighed")) == {"m_weighed": BLOCKS - 1}, "the last norm is float32"
+    assert tensors(splits_of(other.view("m_weighed"))) != before
+    assert built(other.doit("model:m_k")) == {}
+
+
+@pytest.mark.slow
+def test_what_is_declared_is_what_is_published(box: Sandbox, tmp_path: Path) -> None:
+    other = Sandbox(tmp_path / "project")
+    shutil.copytree(box.root, other.root)
+    shutil.rmtree(other.view("m_plain"))
+    text = 'calibration = "text.txt"\nsamples = 4\nsequence_length = 16\n'
+    published = '[publish.all]\nmodel = "m"\nto = "all"\ngguf = ["Q4_K_M", "Q8_0", "Q5_0"]\n'
+    other.toml.write_text(f"{other.toml.read_text()}\n{published}{text}")
+    done = other.doit("publish:all")
+    assert done.code == 0, done.text
+    assert "an importance matrix is made" not in done.text
+    assert done.err.count("blocks to make") == 1, "the blocks of Q5_0, which no variant declares"
+    for target, name in (("m_weighed", "m-Q4_K_M.gguf"), ("m_q8", "m-Q8_0.gguf")):
+        assert tensors([other.root / "all" / name]) == tensors(splits_of(other.view(target)))
+    assert not other.view("m_plain").exists(), "no unquantized model is written"
+    assert "all the same" in other.doit("publish:all").out
+
+
+@pytest.mark.slow
+def test_it_writes_what_mlx_writes(box: Sandbox, tmp_path: Path) -> None:
+    other = Sandbox(tmp_path / "project")
+    shutil.copytree(box.root, other.root)
+    (other.root / "rows.jsonl").write_text(yes_or_no(4))
+    suite = '[suite.says]\nkind = "generate"\ndata = "rows.jsonl"\nmax_tokens = 12\n\n'
+    other.edit("[variant.q4]", f'{suite}[variant.f32]\ngguf = "F32"\n\n[variant.q4]')
+    other.edit('"same"]', '"same", "f32"]\nsuites = ["says"]')
+    published = '[publish.said]\nmodel = "m"\nto = "said"\ngguf = ["F32"]\n'
+    other.toml.write_text(f"{other.toml.read_text()}\n{published}")
+    done = other.doit("eval:m_plain", "eval:m_f32")
+    assert done.code == 0, done.text
+    results = {r["target"]: r for r in map(result_of, (other.root / "store/evals").rglob("*.json"))}
+    said = [[sample["said"] for sample in results[name]["samples"]] for name in ("m_plain", "m_f32")]
+    assert said[0] == said[1]
+    assert any(said[0])
+    assert {name for name, _ in results["m_f32"]["figures"].items()} == set(METRICS["generate"])
+    sent = other.doit("publish:said")
+    assert sent.code == 0, sent.text
+    assert "measuring" not in sent.text, "the figures of the declared variant are those of the file"
+    assert "says.rate" in (other.root / "said/README.md").read_text()
 
 
 @pytest.mark.slow
@@ -219,6 +318,11 @@ WRONG = (
     ('gguf = "Q4_1"', 'gguf = "Q4_1"\nof = "5bit"', 'of is only for gguf = "exact": Q4_1 is made of'),
     ('gguf = "Q4_1"', 'gguf = "Q4_2"', 'gguf = "Q4_2"'),
     ('gguf = "Q4_1"', 'gguf = "Q4_1"\nbits = 4', "gguf excludes bits"),
+    (
+        'gguf = "Q4_1"',
+        'gguf = "Q4_1"\ncalibration = "text.txt"',
+        "calibration is for K-quants, and Q4_1",
+    ),
     ('"5bit", "q8"', '"q8"', 'variant "same" is made from "5bit", which this model does not list'),
     ('of = "5bit"', 'of = "q8"', 'variant "same" is made from "q8", which is a GGUF'),
     ('target = "m_same"', 'target = "m_same"\ngguf = ["F16"]', '"m_same" is a GGUF already; remove it'),

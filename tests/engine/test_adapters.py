@@ -13,7 +13,8 @@ import pytest
 from builder.engine.block import NotFinite
 from builder.engine.inspect import inspect
 from builder.engine.loading import AdapterMismatch, LoadedAdapter, NotDequantizable, load_base
-from builder.spec.types import MODES, Quantization, Variant
+from builder.spec.quantizers import MODES
+from builder.spec.types import Quantization, Variant
 from tests.architectures import Architecture, checkpoint, dense, moe
 from tests.comparison import (
     arguments,

@@ -13,7 +13,8 @@ import pytest
 
 from builder.engine.inspect import inspect
 from builder.plan.quantization import resolve
-from builder.spec.types import DTYPES, MODES, RECIPES, Override, Quantization, Variant
+from builder.spec.quantizers import MODES, RECIPES
+from builder.spec.types import DTYPES, Override, Quantization, Variant
 from tests import reference
 from tests.architectures import YARN, checkpoint, dense, hybrid, moe, ssm
 from tests.comparison import Made, arguments, differences, quiet, read, stream

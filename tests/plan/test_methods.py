@@ -14,8 +14,8 @@ from builder.plan.planning import make_plan
 from builder.plan.quantization import PlanError
 from builder.plan.types import Sources, TargetPlan
 from builder.sources.facts import Calibration, Unknown
-from builder.spec.quantizers import METHODS, Learned
-from builder.spec.types import MODES, Base, Model, PathSource, Quantization, Spec, Target, Variant
+from builder.spec.quantizers import METHODS, MODES, Learned
+from builder.spec.types import Base, Model, PathSource, Quantization, Spec, Target, Variant
 from tests.plan.test_planning import BASE, structure
 
 TEXT = Calibration(Digest("c" * 64), "text")

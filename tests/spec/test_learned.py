@@ -76,7 +76,7 @@ CALIBRATED = HEAD.replace('from = "f16"\ncalibration = "text.txt"\n', "")
 
 
 TEXT = 'calibration = "text.txt"\n'
-BESIDE = "bits, recipe, target, method or experts"
+BESIDE = "bits, recipe, target, method, experts or gguf"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from builder.engine.loading import one_line
+from builder.console.words import one_line
 from builder.engine.rounding.backward import Slopes, embedding_slopes, head_slopes, layer_slopes
 from builder.engine.rounding.points import Opened, Weights, at_place, divergence, numbers
 from builder.engine.rounding.shelf import Shelf

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builder.console.words import one_line
 from builder.errors import BuildError
 from builder.spec.rows import Row, RowInvalid, read, shared
 
@@ -126,6 +127,6 @@ def _tokens(row: Row, place: str, tokenizer: Any) -> list[int]:
             row["messages"], tools=row.get("tools"), tokenize=True, return_dict=False
         )
     except Exception as error:  # a template is a program of the model's authors, which may raise anything
-        what = f"the chat template refuses a row: {' '.join(str(error).split())[:200]}"
+        what = f"the chat template refuses a row: {one_line(error)}"
         raise CalibrationInvalid(name=place, what=what) from error
     return list(made)

@@ -24,8 +24,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
+from builder.console.words import one_line
 from builder.engine.layers import intercepted, listed_layers
-from builder.engine.loading import one_line
 from builder.engine.rounding.grouped import experts_together
 from builder.engine.rounding.shelf import Growing, Shelf
 from builder.errors import BuildError, EngineError

@@ -44,10 +44,11 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     suites = [suite_from(described) for described in request["suites"]]
     if suites[0].kind == "generate":
-        return {
-            "results": {suites[0].name: asdict(_generate(request, suites[0]))},
-            "made": made | {"precision": PRECISION if on_cpu() else "as stored"},
-        }
+        results = {suites[0].name: asdict(_generate(request, suites[0]))}
+        if request.get("gguf"):
+            del made["blas"]
+            return {"results": results, "made": {**made, **_llama()}}
+        return {"results": results, "made": made | {"precision": PRECISION if on_cpu() else "as stored"}}
     parts = _parts(request, suites)
     if request.get("gguf"):
         del made["blas"]
@@ -96,17 +97,30 @@ def _tokenizer(request: Mapping[str, Any]) -> Any:
 
 
 def _generate(request: Mapping[str, Any], suite: Any) -> Any:
-    from builder.evaluate.worker.generate import generate_all
+    from builder.evaluate.worker.generate import MlxWriter, generate_all
+    from builder.evaluate.worker.llama import LlamaCpp, LlamaWriter, longest
     from builder.evaluate.worker.measure import numbers
     from builder.evaluate.worker.parts import rows_of_part
-    from builder.evaluate.worker.questions import read_rows
+    from builder.evaluate.worker.questions import Ask, prompt, read_rows
 
-    trusted = request["base"]["trust_remote_code"]
+    trusted, directory = request["base"]["trust_remote_code"], Path(request["directory"])
+    tokenizer = _tokenizer(request)
     every = read_rows(suite)
     chosen = rows_of_part(suite, every)
     rows = [every[index] for index in chosen]
-    found = generate_all(suite, rows, Path(request["directory"]), trust_remote_code=trusted, step=telling())
-    return replace(found, asked=numbers(chosen, every))
+    if not (gguf := request.get("gguf")):
+        writer = MlxWriter(directory, tokenizer, trust_remote_code=trusted)
+        found = generate_all(suite, rows, tokenizer, writer, step=telling())
+        return replace(found, asked=numbers(chosen, every))
+    prompts = [tuple(prompt(suite, tokenizer, row)) for row in rows]
+    room = (0,) * suite.max_tokens
+    model = LlamaCpp(Path(gguf), longest([Ask((*each, *room), len(each)) for each in prompts]))
+    try:
+        model.check_tokens([Ask(each, len(each)) for each in prompts], tokenizer)
+        found = generate_all(suite, rows, tokenizer, LlamaWriter(model, tokenizer), step=telling())
+        return replace(found, asked=numbers(chosen, every))
+    finally:
+        model.close()
 
 
 def _scorable(request: Mapping[str, Any]) -> Any:

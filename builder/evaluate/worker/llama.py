@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,14 @@ class LlamaCpp:
             out[row] = np.ctypeslib.as_array(pointer, (self._size,))
         return out
 
+    def forget(self) -> None:
+        """Nothing that was computed is used again."""
+        self._seen = ()
+
+    def likeliest(self, tokens: tuple[int, ...]) -> int:
+        """The likeliest token after these."""
+        return int(self.logits(Ask((*tokens, 0), len(tokens)))[0].argmax())
+
     def tokens(self, text: str) -> list[int]:
         """How llama.cpp cuts a text, with the names of special tokens read as these tokens."""
         data = text.encode()
@@ -140,6 +151,45 @@ class LlamaCpp:
     def _failed(self, what: str) -> LlamaFailed:
         why = f" ({_said[0]})" if _said else ""
         return LlamaFailed(path=self._file.name, what=f"{what}{why}")
+
+
+class LlamaWriter:
+    """A GGUF that writes, until a token that ends an answer. Its memory is that of the process.
+
+    Each prompt is read from its beginning, as mlx-lm does it.
+    """
+
+    def __init__(self, model: LlamaCpp, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
+
+    def write(self, tokens: Sequence[int], limit: int) -> tuple[str, float]:
+        """The likeliest text after these tokens, of at most `limit` tokens, and the tokens per second."""
+        self._model.forget()
+        written, started = list(tokens), 0.0
+        for made in range(limit):
+            token = self._model.likeliest(tuple(written))
+            if not made:
+                started = time.perf_counter()  # the prompt is read
+            if token in self._tokenizer.eos_token_ids:
+                break
+            written.append(token)
+        answer = written[len(tokens) :]
+        taken = time.perf_counter() - started
+        return self._text(answer), max(len(answer) - 1, 0) / taken if taken else 0.0
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        """As mlx-lm makes text of what it writes."""
+        made = self._tokenizer.detokenizer
+        made.reset()
+        for token in tokens:
+            made.add_token(token)
+        made.finalize()
+        return str(made.text)
+
+    def memory(self) -> float:
+        """What it took at its peak, in GB."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def score(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from builder.console.words import one_line
 from builder.errors import BuildError
 from builder.spec import rows
 from builder.spec.rows import Row, shared
@@ -121,8 +122,7 @@ def _templated(
             tokenizer.apply_chat_template(list(messages), tools=row.get("tools"), return_dict=False, **how)
         )
     except Exception as error:  # a template may raise anything
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise wrong(suite, f"the chat template refuses {_short(row)}: {said}") from error
+        raise wrong(suite, f"the chat template refuses {_short(row)}: {one_line(error)}") from error
 
 
 def _short(row: Row) -> str:

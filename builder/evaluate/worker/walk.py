@@ -18,9 +18,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from builder.console.words import one_line
 from builder.engine.experts import by_expert, by_matrix, given
 from builder.engine.layers import OnCall, intercepted, listed_layers
-from builder.engine.loading import one_line
 from builder.evaluate.process import Step
 from builder.evaluate.worker.lockstep import Turn
 from builder.evaluate.worker.scorable import Scorable

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from builder.build.conversion import converter, described
 from builder.build.ledger import Ledger
 from builder.build.manifests import BlobMissing
-from builder.console.events import Emit, Note, Writing
+from builder.console.events import Emit, Note
 from builder.console.words import size_text
 from builder.gguf import layout, splits
-from builder.gguf.architecture import Tensor
-from builder.gguf.weights import Weight
-from builder.gguf.writing import WRITER, write_all
+from builder.gguf.architecture import GgufRefused, Tensor
+from builder.gguf.formats import data
+from builder.gguf.settings import Unwritable
+from builder.gguf.weights import Weight, Weights
+from builder.gguf.writing import WRITER, Read, Written, write_all
 from builder.keys import Key, make_key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
+from builder.project.state import missing_actions
 from builder.project.toolchain import version_of
-from builder.publish.gguf.making import Gguf, from_record, record_of
-from builder.store import blobs, records, tmp
-from builder.store.disk import durable
+from builder.publish.gguf.keeping import Gguf, from_record, stored
+from builder.store import blobs
 from builder.store.holdings import usable_record
 from builder.store.types import Record
 
@@ -30,31 +32,43 @@ _PIECE = 1 << 22
 def known_joined(project: Project, plan: TargetPlan, about: Mapping[str, str]) -> Gguf | None:
     """The one file of a target, if the store has it."""
     record = usable_record(project.store, _key(plan, about))
-    return from_record(record, _wanted(plan)) if record is not None else None
+    return from_record(record, plan) if record is not None else None
 
 
-def unjoined(plan: TargetPlan) -> tuple[int, str]:
-    """The bytes of the weights of a file that is not made, and the type that most of them have."""
+def unjoined(plan: TargetPlan) -> tuple[int, dict[str, float]]:
+    """The bytes of the weights of a file that is not made, and the mix of their types."""
     tensors = [tensor for action in plan.actions for tensor in action.tensors]
-    return sum(tensor.nbytes for tensor in tensors), next(iter(layout.mix(tensors)))
+    return sum(tensor.nbytes for tensor in tensors), layout.mix(tensors)
 
 
 def join(project: Project, plan: TargetPlan, about: Mapping[str, str], emit: Emit) -> Gguf:
-    """The one file of a target that is built, made if the store has none. Raises BuildError."""
+    """The one file of a target whose blocks are in the store, made if the store has none.
+
+    An exact one whose blocks are not there is repacked from the view of the target that it is made of.
+    Raises BuildError.
+    """
     found = known_joined(project, plan, about)
     if found is not None:
         return found
-    store = project.store
-    ledger = Ledger(store)
-    written = described(store, ledger, plan, converter(project, ledger, plan))
-    emit(Note(f"joining the files of {plan.name}, {size_text(written.nbytes)}"))
-    done = 0
+    ledger = Ledger(project.store)
+    written = described(project.store, ledger, plan, converter(project, ledger, plan))
+    name = f"{plan.target.model.name} as GGUF {wanted_type(plan)}"
+    emit(Note(f"writing {name}, {size_text(written.nbytes)}"))
+    apart = plan.gguf is not None and plan.gguf.of is not None and missing_actions(project.store, plan)
+    read = _repacked(project, plan, written) if apart else _stored(project, plan)
 
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        emit(Writing(plan.name, min(done, written.nbytes), written.nbytes))
+    def fill(file: Path, step: Callable[[int], None]) -> None:
+        try:
+            write_all(file, written, read, wanted=wanted_type(plan), about=about, step=step)
+        except Unwritable as error:
+            raise GgufRefused(target=plan.name, what=str(error)) from error
 
+    record = stored(project, name, _key(plan, about), written, fill, emit)
+    return from_record(record, plan)
+
+
+def _stored(project: Project, plan: TargetPlan) -> Read:
+    """Reads the bytes of tensors from the blocks in the store."""
     places = _places(project, plan)
 
     def read(tensor: Tensor, weight: Weight, kind: str) -> Iterator[bytes]:
@@ -64,13 +78,14 @@ def join(project: Project, plan: TargetPlan, about: Mapping[str, str], emit: Emi
             for start in range(0, extent.nbytes, _PIECE):
                 yield file.read(min(_PIECE, extent.nbytes - start))
 
-    with tmp.new_folder(store) as folder, durable.explained(folder):
-        file = folder / "model.gguf"
-        write_all(file, written, read, wanted=_wanted(plan), about=about, step=step)
-        blob = blobs.ingest_file(store, file)
-    record = record_of(_key(plan, about), blob, written)
-    records.write(store, record)
-    return from_record(record, _wanted(plan))
+    return read
+
+
+def _repacked(project: Project, plan: TargetPlan, written: Written) -> Read:
+    """Repacks the weights of the quantized target as they are read."""
+    assert plan.gguf is not None
+    weights = Weights(project.store.models / str(plan.gguf.of), plan.name)
+    return lambda tensor, weight, kind: data(kind, tensor, weight, weights, written.architecture)
 
 
 def _places(project: Project, plan: TargetPlan) -> dict[str, tuple[Path, splits.Extent]]:
@@ -86,7 +101,8 @@ def _places(project: Project, plan: TargetPlan) -> dict[str, tuple[Path, splits.
     return found
 
 
-def _wanted(plan: TargetPlan) -> str:
+def wanted_type(plan: TargetPlan) -> str:
+    """The type of GGUF that the variant of a target declares."""
     assert plan.target.variant.gguf is not None
     return plan.target.variant.gguf.type
 

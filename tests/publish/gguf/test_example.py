@@ -67,6 +67,8 @@ def test_made_measured_sent_and_imported(sandbox: Callable[[str], Sandbox]) -> N
     assert "measuring" not in again.text
     assert "all the same" in again.out
 
+    assert not (box.root / "store/models/phase8_f16").exists(), "no unquantized model is written"
+    assert box.doit("model:phase8_f16").code == 0
     accelerate()
     f16 = box.root / "store/models/phase8_f16"
     model, found = load_float32(f16), []

@@ -67,7 +67,7 @@ def test_published_killed_and_published_again(sandbox: Callable[[str], Sandbox])
     box = project(sandbox)
     env = {**os.environ, "NO_COLOR": "1"}
     command = [sys.executable, "-m", "doit", "publish:gguf"]
-    for sign in ("an importance matrix is made", "tiny_f16 as GGUF Q4_K_M"):
+    for sign in ("an importance matrix is made", "tiny as GGUF Q4_K_M"):
         with subprocess.Popen(command, cwd=box.root, env=env, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             for line in process.stderr:
@@ -84,6 +84,7 @@ def test_published_killed_and_published_again(sandbox: Callable[[str], Sandbox])
     assert "with an importance matrix: how large the inputs of each weight are on text.txt" in card
     first = made(box)
     assert len(first) == 2
+    assert not (box.root / "store/models/tiny_f16").exists(), "no unquantized model is written"
     (matrix,) = importance(box)
     means = imatrix.read(matrix)
     assert means["blk.1.ffn_down.weight"].shape == (1, 192)
@@ -130,7 +131,7 @@ def test_what_goes_wrong_is_one_line(sandbox: Callable[[str], Sandbox]) -> None:
 )
 def test_a_full_disk_is_one_line(sandbox: Callable[[str], Sandbox], tmp_path: Path) -> None:
     box = project(sandbox)
-    assert box.doit("model:tiny_f16").code == 0
+    assert box.doit("base:tiny").code == 0
     disk = tmp_path / "disk"
     disk.mkdir()
     size = sum(f.stat().st_size for f in (box.root / "store").rglob("*") if f.is_file()) // 1024 + 700

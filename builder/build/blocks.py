@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from builder.build.conversion import Converter, encoded
@@ -29,13 +30,19 @@ from builder.weights.structure import TensorSpec
 if TYPE_CHECKING:
     from builder.engine.stream import Stream
 
+WRITERS = 3  # shards that are hashed and written at a time: while one waits for the disk, others are hashed
+
 
 @dataclass
 class Tally:
-    """Which keys this pass made, and for which target: a shared block counts once. The seconds it took."""
+    """Which keys this pass made, and for which target: a shared block counts once. The seconds it took.
+
+    `waits`: held once the run has said that it waits for another one.
+    """
 
     made: dict[Key, str] = field(default_factory=dict)
     seconds: float = 0.0
+    waits: Lock = field(default_factory=Lock)
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def make_blocks(
     on_wait: Callable[[], None],
     emit: Emit,
 ) -> None:
-    """Walk the blocks once, in `order`. One block is written (two shards at a time) while the next is
+    """Walk the blocks once, in `order`. One block is written (WRITERS shards at a time) while the next is
     computed and, where `ahead` names that one, the one after it is read. `converters`: of targets that are a
     GGUF, by name."""
     by_block: dict[str, dict[Key, tuple[TargetPlan, Action]]] = {}
@@ -82,7 +89,7 @@ def make_blocks(
             by_block.setdefault(action.block, {}).setdefault(action.key, (target, action))
     jobs: list[Future[None]] = []
     names = [name for name in order if name in by_block]
-    with ThreadPoolExecutor(2, "write") as writers, ThreadPoolExecutor(2, "block") as workers:
+    with ThreadPoolExecutor(WRITERS, "write") as writers, ThreadPoolExecutor(2, "block") as workers:
         for name, following in zip_longest(names, names[1:]):
             stream.prefetch(name, feed.parameters(name))
             placed = False

@@ -5,6 +5,9 @@ has a provisional key, which holds the stat of each file. What is made is noted 
 (builder.build.ledger). When the last file is hashed the plan is made again, from the digests, and each note
 becomes the record of its key. So keys, records and bytes are those of a base that was fingerprinted first.
 
+Where the files do not hold one block after the other, a base that the page cache holds is hashed beside the
+pass, by another thread. A larger one is read twice.
+
 A killed first pass leaves its notes, and the digests of the files that it read to their ends.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +24,7 @@ from builder.build.blocks import Tally
 from builder.build.ledger import Provisional
 from builder.build.one_pass import make_missing
 from builder.build.prepare import fitted, prepare_adapter, prepare_base
-from builder.build.reading import Reading, by_files
+from builder.build.reading import Reading, by_blocks, by_files
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.errors import SourceChanged
@@ -199,8 +202,11 @@ def _read(project: Project, look: _Look, emit: Emit) -> Tally:
     def read(stream: Stream, wanted: Collection[str]) -> Reading:
         hashing = {path: _hashed(project, path, digests) for path in look.shards if path not in digests}
         reading = by_files(look.project, look.plans[0], stream, wanted, hashing)
-        _check(look, reading)
-        return reading
+        if (why := _why_not(look, reading)) is None:
+            return reading
+        if not peaks.stays_cached(look.plans[0].base.structure.nbytes):
+            raise _Twice(why)
+        return replace(by_blocks(look.project, look.plans[0], stream, wanted), beside=hashing)
 
     look.ledger.begin(look.plans[0].base.weights)
     make_missing(look.project, look.plans, tally, emit, look.ledger, read)
@@ -219,13 +225,14 @@ def _hashed(project: Project, path: Path, digests: dict[Path, Digest]) -> Callab
     return note
 
 
-def _check(look: _Look, reading: Reading) -> None:
-    """Raises _Twice where reading the files from end to end costs more than reading them twice."""
+def _why_not(look: _Look, reading: Reading) -> str | None:
+    """Why reading the files from end to end costs more than reading them twice. None where it does not."""
     structure = look.plans[0].base.structure
     if reading.missing > SECOND * structure.nbytes:
-        raise _Twice("mlx-lm changes its tensors while it loads them")
+        return "mlx-lm changes its tensors while it loads them"
     if peaks.is_spread(reading.open_bytes, max(structure.block_nbytes.values())):
-        raise _Twice(_SPREAD)
+        return _SPREAD
+    return None
 
 
 # -- afterwards ------------------------------------------------------------------------------------------
@@ -249,7 +256,7 @@ def _record(project: Project, look: _Look, digests: dict[Path, Digest], tally: T
     if (worn := look.plans[0].target.model.adapter) is not None:
         prepare_adapter(project, project.spec.adapters[worn], emit)
     done = []
-    on_wait = waiting(look.plans[0].target.model.name, emit)
+    on_wait = waiting(look.plans[0].target.model.name, emit, tally.waits)
     for provisional in look.plans:
         plan = project.plan.targets[provisional.name]
         if not isinstance(plan, TargetPlan) or len(plan.keys) != len(provisional.keys):

@@ -20,6 +20,7 @@ from builder.build.blocks import Tally, make_blocks
 from builder.build.conversion import converter, make_head
 from builder.build.cutting import cut_blocks
 from builder.build.feed import Feed
+from builder.build.hashing import hashed_beside
 from builder.build.kquants import prepare_kquants, with_quantizer
 from builder.build.ledger import Ledger
 from builder.build.manifests import manifest_of
@@ -126,7 +127,7 @@ def make_missing(
     size = sum(action.size for action in unique.values())
     source = targets[0].base.whole.block_nbytes
     started = time.perf_counter()
-    on_wait = waiting(model, emit)
+    on_wait = waiting(model, emit, tally.waits)
     blocks = {action.block for action in unique.values()}
     table = f"base.{targets[0].target.model.base}"
     with unchanged(project, targets[0]) as check:
@@ -145,6 +146,7 @@ def make_missing(
         fused = peaks.copies(project, lacking)
         ahead = peaks.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
         with (
+            hashed_beside(reading.beside, table) as hashed,
             with_quantizer(project.store, lacking, converters) as asking,
             Feed(reading.jobs, reading.rooms, ahead, table, direct=reading.direct) as feed,
         ):
@@ -153,6 +155,7 @@ def make_missing(
             make_blocks(*what, feed, order, ahead, check, tally, on_wait, emit)
             if read is not None:
                 feed.finish()
+            hashed()
     seconds = time.perf_counter() - started
     if unique:
         speed.note(project.cache, speed.Pass(sum(source[block] for block in blocks), size, seconds))
@@ -219,7 +222,7 @@ def finish(project: Project, target: TargetPlan, tally: Tally, seconds: float, e
     """Manifest, then view."""
     store = project.store
     made = sum(tally.made.get(action.key) == target.name for action in target.actions)
-    with acquire(store, [target.key], waiting(target.name, emit)):
+    with acquire(store, [target.key], waiting(target.name, emit, tally.waits)):
         manifest = records.read_manifest(store, target.key)
         if manifest is None or not holds(store, manifest):
             manifest = records.write_manifest(store, manifest_of(store, target, made))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,10 @@ from builder.build.feed import Job
 from builder.errors import BuildError
 from builder.keys import Digest
 from builder.plan.types import TargetPlan
+from builder.project.peaks import stays_cached
 from builder.project.project import Project
 from builder.project.watch import base_folder
 from builder.sources import base as bases
-from builder.store.disk.uncached import memory
 from builder.weights import pieces
 from builder.weights.pieces import Room
 from builder.weights.safetensors import SafetensorsFile, read_header
@@ -23,7 +23,6 @@ from builder.weights.safetensors import SafetensorsFile, read_header
 if TYPE_CHECKING:
     from builder.engine.stream import Stream
 
-CACHED = 4  # a base of more than this part of memory is not kept in the page cache
 Hashed = Callable[[Digest], None]
 
 
@@ -31,7 +30,8 @@ Hashed = Callable[[Digest], None]
 class Reading:
     """Spans to read one after the other, what each block gets of them, and the blocks as they become whole.
 
-    direct: past the page cache. missing: bytes of the base that mlx reads itself.
+    direct: past the page cache. missing: bytes of the base that mlx reads itself. beside: files that are
+    hashed meanwhile, apart from the jobs.
     """
 
     jobs: tuple[Job, ...]
@@ -39,6 +39,7 @@ class Reading:
     order: tuple[str, ...]
     direct: bool
     missing: int = 0
+    beside: Mapping[Path, Hashed] = field(default_factory=dict)
 
     @property
     def open_bytes(self) -> int:
@@ -103,5 +104,4 @@ def _rooms(
 
 
 def _is_large(files: Iterable[SafetensorsFile]) -> bool:
-    size = sum(file.tensors[-1].end for file in files if file.tensors)
-    return size > memory() // CACHED
+    return not stays_cached(sum(file.tensors[-1].end for file in files if file.tensors))

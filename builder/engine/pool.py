@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 _SMALL = 1 << 20  # bytes from which on an array is worth keeping
-_RANGE = 4  # how many times larger than what is asked for an array may be
+_RANGE = 2  # how many times larger than what is asked for an array may be
 
 
 @dataclass

@@ -28,6 +28,7 @@ _FACTORS = 52  # bytes for each pair of columns, while moments are inverted: num
 COPIES = 2  # while one portion of a block is written, the next is computed
 PORTION = 128 << 20  # bytes of output that are computed at once (builder.build.blocks.portions)
 SPREAD = 2  # blocks of the largest size that may be begun and not whole, as the files cut them
+CACHED = 4  # a base of more than this part of memory is not kept in the page cache
 _NONE: Mapping[str, int] = MappingProxyType({})
 
 
@@ -124,8 +125,8 @@ def _is_exact(mode: str, bits: int, group: int) -> bool:
 def begun_bytes(base: Base) -> int | None:
     """The most bytes of blocks that are begun and not whole, where files are read from end to end.
 
-    As their headers tell: a tensor belongs to the block of its name. None where this is too much to read the
-    base once. Raises SourceError.
+    As their headers tell: a tensor belongs to the block of its name. Where this is too much, 0 for a base
+    that is hashed beside the pass, and None for one that is too large for that. Raises SourceError.
     """
     if isinstance(base.source, GgufSource) or (directory := bases.locate(base)) is None:
         return None
@@ -137,7 +138,14 @@ def begun_bytes(base: Base) -> int | None:
         for piece in found:
             sizes[piece.block] = sizes.get(piece.block, 0) + piece.end - piece.start
     begun = open_bytes(order, sizes)
-    return None if is_spread(begun, max(sizes.values(), default=0)) else begun
+    if not is_spread(begun, max(sizes.values(), default=0)):
+        return begun
+    return 0 if stays_cached(sum(sizes.values())) else None
+
+
+def stays_cached(size: int) -> bool:
+    """Whether a base of that many bytes stays in the page cache, so that reading it again costs little."""
+    return size <= memory() // CACHED
 
 
 def is_spread(begun: int, largest: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -13,16 +14,17 @@ import pytest
 from builder.build import feed, first_pass, ledger
 from builder.build.prepare import prepare_base
 from builder.console.events import BlockDone, Emit, Event, Note
-from builder.errors import BuildError
+from builder.errors import BuildError, SourceInvalid
 from builder.plan.types import TargetPlan
 from builder.project import peaks
 from builder.project.forecast import forecast
 from builder.project.project import Project
 from builder.release.delivery import deliver
 from builder.sources import unread
-from builder.store import records, statcache
+from builder.store import blobs, records, statcache
 from builder.store.care import verify
 from builder.store.disk import uncached
+from builder.store.types import Blob
 from tests.tiny import make_adapter, make_base
 from tests.worlds import files_of, quiet
 
@@ -98,8 +100,6 @@ def read(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             got = fed(self, buffer, start, size)  # type: ignore[arg-type]
             count(self._path, got)
             return got
-
-    from builder.store import blobs
 
     whole = blobs.hash_file
 
@@ -271,9 +271,10 @@ def test_a_base_that_is_edited(settled: Path, monkeypatch: pytest.MonkeyPatch, w
     assert kept(build(settled)) == clean(settled)
 
 
-def test_a_base_that_mlx_changes_is_read_twice_and_says_so(
+def test_a_large_base_that_mlx_changes_is_read_twice_and_says_so(
     settled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(peaks, "CACHED", 1 << 60)
     monkeypatch.setattr(first_pass, "SECOND", -1)
     told: list[Event] = []
     project = build(settled, told.append)
@@ -281,14 +282,64 @@ def test_a_base_that_mlx_changes_is_read_twice_and_says_so(
     assert kept(project) == clean(settled)
 
 
-def test_files_that_do_not_hold_one_block_after_the_other(
+def test_large_files_that_do_not_hold_one_block_after_the_other(
     settled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(peaks, "CACHED", 1 << 60)
     monkeypatch.setattr(peaks, "SPREAD", -1000000)
     told: list[Event] = []
     project = build(settled, told.append)
     assert any("one block after the other" in event.text for event in told if isinstance(event, Note))
     assert kept(project) == clean(settled)
+
+
+@pytest.mark.parametrize("why", ["spread", "changed by mlx"])
+def test_a_base_that_stays_in_the_page_cache_is_hashed_beside_the_pass(
+    settled: Path, read: dict[str, int], monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    _beside(monkeypatch, why)
+    before = forecast(Project.load(settled), TARGETS)
+    told: list[Event] = []
+    project = build(settled, told.append)
+    assert not any("read twice" in event.text for event in told if isinstance(event, Note))
+    hashed = {path.name: path.stat().st_size for path in (settled.parent / "base").glob("*.safetensors")}
+    assert hashed and all(read[name] >= size for name, size in hashed.items())
+    assert all(one.once for one in before.passes)
+    assert kept(project) == clean(settled)
+
+
+def _beside(monkeypatch: pytest.MonkeyPatch, why: str = "spread") -> None:
+    if why == "spread":
+        monkeypatch.setattr(peaks, "SPREAD", -1000000)
+    else:
+        monkeypatch.setattr(first_pass, "SECOND", -1)
+
+
+def test_a_killed_pass_goes_on_beside_the_hashing(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _beside(monkeypatch)
+    with monkeypatch.context() as patch:
+        _kill_at(patch, "third block")
+        with pytest.raises(Killed):
+            build(settled)
+    assert kept(build(settled)) == clean(settled)
+
+
+def test_a_file_that_cannot_be_hashed_beside_the_pass(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _beside(monkeypatch)
+
+    whole = blobs.hash_file
+
+    def unreadable(place: Path, on_bytes: Callable[[int], None] | None = None) -> Blob:
+        if place.suffix == ".safetensors" and place.parent.name == "base":
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(place, on_bytes)
+
+    monkeypatch.setattr(blobs, "hash_file", unreadable)
+    with pytest.raises(SourceInvalid, match=r"base\.b.*cannot be read \(Input/output error\)"):
+        build(settled)
+    project = Project.load(settled)
+    assert records.manifest_keys(project.store) == []
+    assert records.record_keys(project.store) == []
 
 
 def test_notes_are_forgotten(settled: Path) -> None:

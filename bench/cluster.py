@@ -35,9 +35,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--calculate", action="store_true")
-    parser.add_argument("--block", type=float, default=2.2, help="seconds of a pass for each GB of the base")
+    parser.add_argument("--block", type=float, default=1.74, help="seconds of a pass for each GB of the base")
     parser.add_argument("--measure", type=float, default=94.0, help="seconds of one evaluation at 30B")
-    parser.add_argument("--overhead", type=float, default=0.7, help="seconds of a job that has nothing to do")
+    parser.add_argument("--overhead", type=float, default=0.2, help="seconds of a job that has nothing to do")
     parser.add_argument("--suites", type=int, default=4)
     asked = parser.parse_args()
     if asked.calculate:

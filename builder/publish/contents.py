@@ -60,7 +60,8 @@ def gather(project: Project, publication: Publication, emit: Emit, *, dry: bool 
     counted, lacking = benchmarks.entries(publication.benchmarks, known)
     if publication.gguf or plan.gguf:
         files, text, said, about = ggufs.gather(project, publication, plan, manifest, found, emit, dry=dry)
-        return _bundle(plan, [*files, *counted], text, about, [evidence.warning(found), *said, *lacking])
+        named = plan.name if is_sent else model.name  # of other weights of the model
+        return _bundle(named, [*files, *counted], text, about, [evidence.warning(found), *said, *lacking])
     assert manifest is not None
     files = bundle.of_blobs(
         [
@@ -102,7 +103,7 @@ def gather(project: Project, publication: Publication, emit: Emit, *, dry: bool 
         )
     elif not model.require:
         notes.append(f"{plan.name} is published unmeasured: [model.{model.name}.require] names no condition")
-    return _bundle(plan, [*files, *drawn, *counted], text, manifest, [*notes, *lacking])
+    return _bundle(plan.name, [*files, *drawn, *counted], text, manifest, [*notes, *lacking])
 
 
 def _manifest(project: Project, plan: TargetPlan) -> Manifest:
@@ -113,11 +114,11 @@ def _manifest(project: Project, plan: TargetPlan) -> Manifest:
 
 
 def _bundle(
-    plan: TargetPlan, files: list[File], text: str, manifest: Manifest, notes: Sequence[str | None]
+    name: str, files: list[File], text: str, manifest: Manifest, notes: Sequence[str | None]
 ) -> Bundle:
     whole = [*files, _attestation(manifest, files), bundle.of_bytes(CARD, text.encode())]
     ordered = tuple(sorted(whole, key=lambda file: file.name))
-    return Bundle(plan.name, ordered, text, tuple(note for note in notes if note))
+    return Bundle(name, ordered, text, tuple(note for note in notes if note))
 
 
 def _attestation(manifest: Manifest, files: list[File]) -> File:

@@ -34,7 +34,7 @@ from builder.weights.shards import RawTensor
 from builder.weights.structure import PACKED, TensorSpec
 from tests.build.test_one_pass import blob_digest, built
 from tests.conftest import Sandbox, make_sandbox, wait_until
-from tests.publish.gguf.models import write_tokenizer
+from tests.publish.gguf.models import importance, write_tokenizer
 from tests.tiny import BLOCKS, make_adapter, make_base, yes_or_no
 
 gguf = pytest.importorskip("gguf")
@@ -112,14 +112,6 @@ def tensors(files: list[Path]) -> dict[str, Any]:
         for each in gguf.GGUFReader(file).tensors:
             found[each.name] = (each.tensor_type.name, each.data.tobytes())
     return found
-
-
-def importance(box: Sandbox) -> list[Path]:
-    """The importance matrices that the store has."""
-    files = [file for file in (box.root / "store/actions").rglob("*") if file.is_file()]
-    records = [json.loads(file.read_text().splitlines()[0]) for file in files]
-    digests = [record["digest"] for record in records if record["kind"] == "imatrix"]
-    return [file for file in (box.root / "store/blobs").rglob("*") if file.name in digests]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +228,26 @@ def test_it_writes_what_mlx_writes(box: Sandbox, tmp_path: Path) -> None:
     assert sent.code == 0, sent.text
     assert "measuring" not in sent.text, "the figures of the declared variant are those of the file"
     assert "says.rate" in (other.root / "said/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_an_exact_file_of_a_target_that_was_made_whole(box: Sandbox, tmp_path: Path) -> None:
+    other = Sandbox(tmp_path / "project")
+    shutil.copytree(box.root, other.root)
+    tuned = (
+        '[variant.tuned]\nmethod = "dwq"\nfrom = "plain"\nbits = 4\ncalibration = "text.txt"\nsamples = 4\n'
+    )
+    other.edit("[variant.q4]", f"{tuned}sequence_length = 16\n\n[variant.q4]")
+    other.edit('"same"]', '"same", "tuned"]')
+    published = '[publish.whole]\ntarget = "m_tuned"\nto = "whole"\ngguf = ["exact"]\n'
+    other.toml.write_text(f"{other.toml.read_text()}\n{published}")
+    done = other.doit("publish:whole")
+    assert done.code == 0, done.text
+    made, weights = planned(other.view("m_tuned"), "m", "exact")
+    file = tmp_path / "whole.gguf"
+    write(file, made, weights, target="m", wanted="exact", about={}, step=lambda _: None)
+    assert tensors([other.root / "whole/m-exact-Q4_1.gguf"]) == tensors([file])
+    assert "all the same" in other.doit("publish:whole").out
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from tests.conftest import Sandbox
+
 COMMON: Mapping[str, Any] = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
@@ -114,3 +116,11 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     )
+
+
+def importance(box: Sandbox) -> list[Path]:
+    """The importance matrices that the store has."""
+    files = [file for file in (box.root / "store/actions").rglob("*") if file.is_file()]
+    records = [json.loads(file.read_text().splitlines()[0]) for file in files]
+    digests = [record["digest"] for record in records if record["kind"] == "imatrix"]
+    return [file for file in (box.root / "store/blobs").rglob("*") if file.name in digests]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -15,7 +14,7 @@ import pytest
 
 from builder.gguf import imatrix
 from tests.conftest import Sandbox
-from tests.publish.gguf.models import CONFIGS, make_model
+from tests.publish.gguf.models import CONFIGS, importance, make_model
 
 pytest.importorskip("gguf")
 pytest.importorskip("xllamacpp")
@@ -52,14 +51,6 @@ def project(make: Callable[[str], Sandbox], config: str = "llama") -> Sandbox:
 
 def made(box: Sandbox) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted((box.root / "out").glob("*.gguf"))}
-
-
-def importance(box: Sandbox) -> list[Path]:
-    """The importance matrices that the store has."""
-    files = [file for file in (box.root / "store/actions").rglob("*") if file.is_file()]
-    records = [json.loads(file.read_text().splitlines()[0]) for file in files]
-    digests = [record["digest"] for record in records if record["kind"] == "imatrix"]
-    return [file for file in (box.root / "store/blobs").rglob("*") if file.name in digests]
 
 
 @pytest.mark.slow

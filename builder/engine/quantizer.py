@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from builder.console.orphans import end_with_parent
+
 
 @dataclass(frozen=True)
 class LearnedRequest:
@@ -46,6 +48,7 @@ class LearnedRequest:
 
 def main() -> None:
     """Runs the request in the file that the command line names. Exits as mlx-lm's `main` does."""
+    end_with_parent()
     request = LearnedRequest(**json.loads(Path(sys.argv[1]).read_text()))
     modules = {"dwq": "dwq", "awq": "awq", "gptq": "gptq", "dynamic": "dynamic_quant"}
     import importlib

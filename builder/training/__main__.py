@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TextIO
 
+from builder.console.orphans import end_with_parent
 from builder.console.words import size_text
 from builder.errors import BuildError, described_error
 from builder.spec.training import TRAIN, VALID
@@ -23,6 +24,7 @@ from builder.training.request import Request, TrainingInvalid, from_text
 
 def main() -> int:
     """Returns 0, or the exit code of the error that the last line says."""
+    end_with_parent()
     request, out = from_text(sys.stdin.read()), sys.stdout
     try:
         with contextlib.redirect_stdout(sys.stderr):  # libraries print

@@ -234,7 +234,7 @@ def test_two_runs_at_once_build_each_action_once(sandbox: Make) -> None:
     assert [run.returncode for run in runs] == [0, 0], outputs
     rows = [int(made) for out, _ in outputs for _, made, _ in ROW.findall(out)]
     assert sum(rows) == 42
-    assert all(err.count("waiting for another run") <= 1 for _, err in outputs)
+    assert all(err.count("waiting for another run") <= 1 for _, err in outputs), outputs
 
 
 def test_a_run_alone_does_not_say_that_it_waits(sandbox: Make) -> None:

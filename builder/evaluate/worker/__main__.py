@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from builder.console.orphans import end_with_parent
 from builder.errors import BuildError, described_error
 from builder.evaluate.process import Step, say, telling
 from builder.project.result_keys import PRECISION
@@ -22,6 +23,7 @@ from builder.project.result_keys import PRECISION
 
 def main() -> int:
     """Returns 0 and writes {"results": ...}, or returns the error's exit code and writes {"error": ...}."""
+    end_with_parent()
     request = json.load(sys.stdin)
     out = sys.stdout
     try:

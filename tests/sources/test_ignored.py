@@ -23,6 +23,7 @@ FOR_THE_TOKENIZER = {"eos_token_id"}
 OWN = {
     ("muse_spark.py", "temperature"),
     ("dwq.py", "temperature"),
+    ("tuning.py", "temperature"),
     ("text.py", "return_dict"),  # of apply_chat_template
     ("text.py", "eos_token_id"),  # of the tokenizer, whose files are in the key of a rounded block
 }

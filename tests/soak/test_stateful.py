@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from builder.build import one_pass, prepare, reading
+from builder.build import opening, prepare, reading
 from builder.plan import planning
 from builder.plan.types import TargetPlan
 from builder.project import watch
@@ -96,7 +96,7 @@ def import_by_name(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(prepare, "show_import", show_import)
     patch.setattr(watch, "base_folder", base_folder)
-    patch.setattr(one_pass, "base_folder", base_folder)
+    patch.setattr(opening, "base_folder", base_folder)
     patch.setattr(reading, "base_folder", base_folder)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -86,6 +87,11 @@ class SourceMissing(SourceError):
 
 class SourceInvalid(SourceError):
     """{table}: {path}: {what}."""
+
+
+def unreadable(table: str, path: Path, error: OSError) -> SourceInvalid:
+    """What a file of a source is that the system does not read."""
+    return SourceInvalid(table=table, path=path, what=f"cannot be read ({error.strerror or error})")
 
 
 class SourceChanged(BuildError):

@@ -13,13 +13,12 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import blake3
 
-from builder.errors import SourceInvalid
+from builder.errors import SourceInvalid, unreadable
 from builder.keys import Digest, hash_threads
 from builder.store.disk.uncached import ALIGNED, PIECE, Uncached
 from builder.weights.pieces import Piece, Room, Span
@@ -152,7 +151,7 @@ class Feed:
         try:
             file = Uncached(span.path, direct=self._direct)
         except OSError as error:
-            raise self._unreadable(span.path, error) from error
+            raise unreadable(self._table, span.path, error) from error
         try:
             start = span.start // ALIGNED * ALIGNED
             while start < span.end:
@@ -170,7 +169,7 @@ class Feed:
                     )
                 start += got
         except OSError as error:
-            raise self._unreadable(span.path, error) from error
+            raise unreadable(self._table, span.path, error) from error
         finally:
             file.close()
         return True
@@ -178,9 +177,6 @@ class Feed:
     def _is_unwanted(self, span: Span) -> bool:
         with self._changed:
             return all(piece.block in self._skipped for piece in span.pieces)
-
-    def _unreadable(self, path: Path, error: OSError) -> SourceInvalid:
-        return SourceInvalid(table=self._table, path=path, what=f"cannot be read ({error.strerror or error})")
 
     # -- the thread that hashes and puts into place --------------------------------------------------------
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
-from builder.errors import SourceInvalid
+from builder.errors import unreadable
 from builder.keys import Digest
 from builder.store import blobs
 
@@ -38,8 +38,7 @@ def hashed_beside(files: Mapping[Path, Callable[[Digest], None]], table: str) ->
             try:
                 blob = blobs.hash_file(path, go_on)
             except OSError as error:
-                what = f"cannot be read ({error.strerror or error})"
-                raise SourceInvalid(table=table, path=path, what=what) from error
+                raise unreadable(table, path, error) from error
             hashed(blob.digest)
 
     with ThreadPoolExecutor(1, "hash") as thread:

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
-from builder.errors import SourceInvalid, SourceMissing
+from builder.errors import SourceInvalid, SourceMissing, unreadable
 
 MAX_COUNT = 10_000_000  # entries of an array, tensors and keys: far more than any model has
 MAX_STRING = 100_000_000
@@ -70,7 +70,7 @@ def read_gguf_header(path: Path, table: str) -> GgufFile:
         size = path.stat().st_size
         handle = path.open("rb")
     except OSError as error:
-        raise SourceInvalid(table=table, path=path, what=f"cannot be read ({error.strerror})") from error
+        raise unreadable(table, path, error) from error
     with handle as file:
         reader = _Reader(file, path, table, size)
         if file.read(4) != b"GGUF":

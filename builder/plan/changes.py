@@ -14,9 +14,8 @@ from builder.plan.types import Action, TargetPlan
 from builder.spec.quantizers import METHOD_SETTINGS, NEAREST
 from builder.store.types import Manifest
 
-_LABELS = frozenset(
-    {"base", "adapter", "variant", "source", "start"}
-)  # names: recorded for a reader, in no key
+# Names: recorded for a reader, in no key.
+_LABELS = frozenset({"base", "adapter", "variant", "source", "start"})
 _DERIVED = frozenset(
     {
         "slices_digest",
@@ -195,8 +194,7 @@ def settings_of(plan: TargetPlan) -> Mapping[str, str | int | bool]:
         settings |= {"recipe": variant.recipe, "group_size": variant.group_size}
     if (learned := variant.learned) is not None:
         used = {"method", "source", "start", *METHOD_SETTINGS[learned.method]}
-        said = {k: str(v) for k, v in asdict(learned).items() if k in used and v is not None}
-        settings |= said
+        settings |= {k: str(v) for k, v in asdict(learned).items() if k in used and v is not None}
     if (text := variant.text) is not None:
         settings |= {"samples": text.samples, "sequence_length": text.sequence_length}
         settings |= {"rounding": NEAREST} if text.nearest else {}

@@ -267,17 +267,23 @@ with locks.acquire(open_store(Path("store")), [Key(f"{stripe:02x}") for stripe i
 """
 
 
-def test_a_run_says_what_it_waits_for(project: Sandbox) -> None:
-    assert project.doit("base:tiny").code == 0
+def holding(box: Sandbox) -> subprocess.Popen[str]:
+    """Another process that holds all locks of the store, until it is sent a line."""
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD],
-        cwd=project.root,
+        cwd=box.root,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "holding\n"
+    return other
+
+
+def test_a_run_says_what_it_waits_for(project: Sandbox) -> None:
+    assert project.doit("base:tiny").code == 0
+    other = holding(project)
     said: list[str] = []
 
     def heard(event: Event) -> None:

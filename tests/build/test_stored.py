@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from tests.build.test_experts import DECLARATION as EXPERTS
 from tests.build.test_experts import build, planned
 from tests.build.test_gguf import make
 from tests.build.test_one_pass import DECLARATION as CALIBRATED
-from tests.build.test_one_pass import HOLD
+from tests.build.test_one_pass import holding
 from tests.conftest import Sandbox
 from tests.mixture import make_adapter, make_mixture
 
@@ -85,15 +83,7 @@ def test_no_experts_are_cut_out_of_a_damaged_block(mixture: Sandbox, at: int) ->
 
 def test_cutting_says_what_it_waits_for(mixture: Sandbox) -> None:
     build(mixture, "m_half")  # measures the experts
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD],
-        cwd=mixture.root,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert other.stdout is not None
-    assert other.stdout.readline() == "holding\n"
+    other = holding(mixture)
     said: list[str] = []
 
     class Heard(list[Event]):

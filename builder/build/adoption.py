@@ -16,6 +16,7 @@ from builder.store import blobs, records
 from builder.store.format import FORMER
 from builder.store.holdings import usable_record
 from builder.store.layout import Store
+from builder.store.locks import build_session
 from builder.store.types import Record
 from builder.weights.safetensors import read_header
 from builder.weights.structure import TensorSpec, block_of
@@ -28,12 +29,14 @@ def adopt(store: Store, plan: TargetPlan) -> int:
     if plan.base.identity.former is None or not (store.root / FORMER).is_file():
         return 0
     found = 0
-    for action in missing_actions(store, plan):
-        record = usable_record(store, former_key(plan, action))
-        if record is not None and _holds(store, record, action):
-            adopted = {**record.provenance, "adopted": record.key}
-            records.write(store, Record(action.key, record.kind, record.blob, adopted))
-            found += 1
+    former = {former_key(plan, action): action for action in missing_actions(store, plan)}
+    with build_session(store, former):
+        for key, action in former.items():
+            record = usable_record(store, key)
+            if record is not None and _holds(store, record, action):
+                adopted = {**record.provenance, "adopted": record.key}
+                records.write(store, Record(action.key, record.kind, record.blob, adopted))
+                found += 1
     return found
 
 

@@ -14,6 +14,7 @@ from builder.plan.experts import WAITS
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project.hashing import digest
 from builder.project.project import Project
+from builder.project.roots import register_key
 from builder.project.toolchain import now
 from builder.project.watch import require_adapter, show_import
 from builder.sources import base as bases
@@ -26,7 +27,7 @@ from builder.sources.catalog import structure_key
 from builder.sources.facts import AdapterFacts, BaseFacts, BaseIdentity, Unknown
 from builder.spec.types import Adapter, Base, GgufSource, HfSource, Target, Variant
 from builder.store import blobs, records
-from builder.store.locks import acquire
+from builder.store.locks import acquire, build_session
 from builder.store.types import FileEntry, Manifest, Record
 from builder.weights import structure as structures
 
@@ -165,7 +166,10 @@ def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:
     key = project.sources.gguf_key(base)
     if key is None:
         raise SourceChanged(source=f"base:{base.name}", path=source)
-    with acquire(project.store, [key], waiting(f"base:{base.name}", emit)):
+    with (
+        acquire(project.store, [key], waiting(f"base:{base.name}", emit)),
+        build_session(project.store, [key]),
+    ):
         manifest = project.sources.imported(base)
         if manifest is None or manifest.key != key:
             emit(Note(f"base:{base.name}: importing {source.name}"))
@@ -180,6 +184,7 @@ def import_gguf_base(project: Project, base: Base, emit: Emit) -> Manifest:
                 project.store, Manifest(key, "base", base.name, now(), entries, inputs=inputs)
             )
         show_import(project.store, manifest)
+        register_key(project, key)
     return manifest
 
 
@@ -191,8 +196,9 @@ def _inspect(project: Project, base: Base, directory: Path, identity: BaseIdenti
         now_there = project.sources.base_identity(base)
         if isinstance(now_there, Unknown) or now_there.weights != identity.weights:
             raise SourceChanged(source=f"base:{base.name}", path=directory)
-    blob = blobs.ingest(project.store, [structures.to_text(structure).encode()])
     key = structure_key(identity.weights)
     made = {"base": base.name, "made": now()}
-    records.write(project.store, Record(key, "structure", blob, made))
+    with build_session(project.store, [key]):
+        blob = blobs.ingest(project.store, [structures.to_text(structure).encode()])
+        records.write(project.store, Record(key, "structure", blob, made))
     return structure

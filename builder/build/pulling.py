@@ -5,6 +5,7 @@ names keys.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -67,10 +68,12 @@ def pull_targets(
     rows = []
     for name in names:
         plan = _planned(project, name, emit)
-        if isinstance(plan, TargetPlan):
-            rows.append(_pull(project, plan, opened, emit, dry_run=dry_run))
-        else:
-            rows.append(_pull_locked(project, name, plan, opened, emit, dry_run=dry_run))
+        # What came stays until it is shown.
+        with nullcontext() if dry_run else build_session(project.store, []):
+            if isinstance(plan, TargetPlan):
+                rows.append(_pull(project, plan, opened, emit, dry_run=dry_run))
+            else:
+                rows.append(_pull_locked(project, name, plan, opened, emit, dry_run=dry_run))
     if not dry_run:
         register(project)
     return tuple(rows)

@@ -29,9 +29,11 @@ from builder.project.remotes import (
     rules_of,
     wanted_of,
 )
+from builder.project.roots import keys_of
 from builder.spec.sharing import Remote
 from builder.store import records
 from builder.store.holdings import usable_record, whole_manifest
+from builder.store.locks import build_session
 
 if TYPE_CHECKING:
     from builder.remote.contents import Contents
@@ -116,9 +118,10 @@ def fetch(project: Project, plans: Sequence[TargetPlan], emit: Emit) -> None:
         return
     todo = [plan for plan in plans if whole_manifest(project.store, plan.key) is None]
     if todo:
-        bring(project, wanted_of(project, todo, results=False), emit, todo)
-        for plan in todo:
-            settle(project, plan)
+        with build_session(project.store, [key for plan in todo for key in keys_of(plan)]):
+            bring(project, wanted_of(project, todo, results=False), emit, todo)
+            for plan in todo:
+                settle(project, plan)
 
 
 def fetch_records(

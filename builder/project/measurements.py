@@ -12,6 +12,7 @@ from builder.project.toolchain import made_by
 from builder.store import blobs, records
 from builder.store.holdings import usable_record
 from builder.store.layout import Store
+from builder.store.locks import build_session
 from builder.store.types import Record
 
 _Found = TypeVar("_Found")
@@ -27,5 +28,6 @@ def known(store: Store, key: Key, parse: Callable[[str], _Found]) -> _Found | No
 
 def keep(store: Store, key: Key, kind: str, text: str, target: str) -> None:
     """Keeps what was measured or chosen for a target. Raises StoreError."""
-    blob = blobs.ingest(store, [text.encode()])
-    records.write(store, Record(key, kind, blob, {**made_by(), "target": target}))
+    with build_session(store, [key]):
+        blob = blobs.ingest(store, [text.encode()])
+        records.write(store, Record(key, kind, blob, {**made_by(), "target": target}))

@@ -114,6 +114,13 @@ def register(project: Project) -> None:
         project.cache.put("registered", inputs, checkouts.identity(project.store, folder))
 
 
+def register_key(project: Project, key: Key) -> None:
+    """Register unless this checkout has said that it needs `key`: what was just imported, before a build."""
+    folder = project.spec.file.parent.resolve()
+    if not any(key in c.keys for c in checkouts.registered(project.store) if c.folder == folder):
+        register(project)
+
+
 def keep_registered(project: Project) -> None:
     """Register unless this checkout has done so since its declaration was last written. Best effort.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 from builder.build.allocation import choose_bits
 from builder.build.blocks import Tally
@@ -18,7 +18,7 @@ from builder.build.prepare import prepare_sources, prepare_target
 from builder.build.sharing import fetch, share
 from builder.console.events import Emit, Note, TargetDone
 from builder.console.words import listed, size_text
-from builder.errors import BuildError
+from builder.errors import BuildError, StoreFull
 from builder.keys import Key
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
@@ -28,6 +28,8 @@ from builder.release.shares import search_share
 from builder.release.smallest import search_size
 from builder.store import pins, views
 from builder.store.care import drop
+from builder.store.layout import Store
+from builder.store.locks import build_session
 
 
 def deliver(
@@ -39,11 +41,20 @@ def deliver(
     Targets asked for by name are kept until cleaned. What a remote has is pulled instead. Raises BuildError.
     """
     project.forget_plan()
-    with first_pass(project, name, selected, emit) as made:
+    with _kept(project.store), first_pass(project, name, selected, emit) as made:
         results = _deliver(project, name, selected, named, emit, made)
     plans = [project.plan.targets[built.name] for built in results]
     share(project, [plan for plan in plans if isinstance(plan, TargetPlan)], "always", emit)
     return results
+
+
+@contextmanager
+def _kept(store: Store) -> Iterator[None]:
+    """What one step of a run makes stays for the next, though no key of either holds it between them."""
+    with ExitStack() as held:
+        with suppress(StoreFull):  # a build says how much it needs
+            held.enter_context(build_session(store, []))
+        yield
 
 
 def _deliver(

@@ -9,8 +9,13 @@ import pytest
 
 from builder.project.opened import base_folder
 from builder.project.project import Project
-from builder.store import records, views
+from builder.project.roots import gc_plan
+from builder.store import blobs, records, views
 from builder.store.care import verify
+from builder.store.care.gc import apply_gc
+from builder.store.care.policy import Policy
+from builder.store.layout import Store
+from builder.store.types import Manifest
 from tests.worlds import clean_build, declare, files_of, make, make_gguf, make_source
 
 KINDS = ("gguf", "folder")
@@ -92,6 +97,35 @@ def test_the_imports_may_be_deleted(tmp_path: Path) -> None:
     folder = base_folder(project, project.spec.bases["b"])
     assert (folder / "config.json").is_file()
     assert folder.parent == project.store.bases
+
+
+def test_an_import_beside_a_gc_of_another_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took the bytes that the import had found in the store, before the manifest named them."""
+    x, y = (make_source(tmp_path / "sources", "gguf", seed) for seed in (1, 2))
+    store = tmp_path / "shared"
+    ours, theirs = (declare(tmp_path / name, source, store) for name, source in (("a", x), ("b", y)))
+    for file in (ours, theirs):
+        make(file, "m_4bit")
+    make(declare(tmp_path / "a", y, store), "m_4bit")  # nobody declares x now
+    project = Project.load(declare(tmp_path / "a", x, store))
+    lost = project.sources.imported(project.spec.bases["b"])
+    assert lost is not None
+    blobs.path(project.store, lost.files[-1].blob.digest).unlink()
+    real, collected = records.write_manifest, []
+
+    def beside(store: Store, manifest: Manifest) -> Manifest:
+        if manifest.kind == "base":
+            other = Project.load(theirs)
+            plan = gc_plan(other, Policy(grace_s=0))
+            collected.append(apply_gc(other.store, plan))
+        return real(store, manifest)
+
+    monkeypatch.setattr(records, "write_manifest", beside)
+    project, made = make(tmp_path / "a/artifacts.toml", "m_8bit")
+    assert made > 0
+    assert collected
+    assert files_of(project, "m_8bit") == clean_build(tmp_path / "clean", x, "m_8bit")
+    assert not [f for f in verify.verify(project.store).findings if f.kind.is_damage]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from builder.store.disk import durable
 from builder.store.layout import Store, homes
 from builder.store.types import Blob, Manifest
 
+_WEIGHTS = (".safetensors", ".gguf")
+
 
 @dataclass(frozen=True)
 class Drop:
@@ -74,6 +76,7 @@ def drop(
     """
     with locks.gc_lock(store):
         found = needs(store, checkout, mine)
+        naming = _about_to_be_named(store, targets, locks.running(store, but=mine))
         in_use = frozenset[Key]().union(*locks.live_sessions(store, but=mine))
         for name, keys in targets.items():
             folder = store.models / name
@@ -88,6 +91,7 @@ def drop(
         gone = {manifest.key for manifest in going}
         others = [manifest for key, manifest in everything.items() if key not in gone]
         protected = digests_of(store, frozenset(keep).union(*(need.keys for need in found)))
+        protected |= naming
         plan = plan_drop(going, others, frozenset(held), blobs.present(store), protected)
         count, freed = _delete(store, plan.blobs)
         return Freed(count, freed, held)
@@ -104,6 +108,29 @@ def _shown(store: Store, keys: frozenset[Key], dropped: Collection[str]) -> Iter
                     continue
                 if (key := views.current_key(folder)) in keys and key:
                     yield Need(f"the target {folder.name}{whose}", frozenset({key}))
+
+
+def _about_to_be_named(
+    store: Store, targets: Mapping[str, Collection[Key]], others: Iterable[locks.Session]
+) -> frozenset[Digest]:
+    """The small files of targets that somebody used since another build began. A block has a record under a
+    key of that build. A tokenizer that it found here has nothing until its manifest is written.
+
+    Asked before a view goes: where views are hard links, that changes the time of the blob.
+    """
+    start = min((session.started_ns for session in others), default=None)
+    if start is None:
+        return frozenset()
+    held = [records.read_manifest(store, key) for keys in targets.values() for key in keys]
+    small = {e.blob.digest for m in held if m for e in m.files if not e.name.endswith(_WEIGHTS)}
+    return frozenset(digest for digest in small if _changed_ns(blobs.path(store, digest)) >= start)
+
+
+def _changed_ns(place: Path) -> int:
+    try:
+        return place.lstat().st_ctime_ns
+    except OSError:
+        return 0
 
 
 def _is_step_of(step: Manifest, targets: Iterable[Manifest]) -> bool:

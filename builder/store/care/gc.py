@@ -1,9 +1,9 @@
 """Deleting what nobody needs. `plan_gc` decides, purely; `apply_gc` acts on what is still so.
 
 Needed: what the root keys lead to (what the caller declares), what `needs` says that others need, what is
-pinned, and whatever is younger than a grace period. Blobs that no record speaks of go too, but never while a
-build runs: it may be about to write the record. Doubt leaks space, it never deletes. What was measured stays
-unless the policy says otherwise.
+pinned, and whatever is younger than a grace period or than a running build. Blobs that no record speaks of
+go too, but never while a build runs: it may be about to write the record. Doubt leaks space, it never
+deletes. What was measured stays unless the policy says otherwise.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def plan_gc(
     if not own and not policy.allow_no_roots:
         raise GcRefused(what="no target is declared, so everything would be deleted")
     live = own.union(*(need.keys for need in inventory.needs))
-    young = now_ns - int(policy.grace_s * _SECOND)
+    # What a running build has made or used is young: the next step of that run may need it.
+    begun = (session.started_ns - 1 for session in inventory.sessions)
+    young = min([now_ns - int(policy.grace_s * _SECOND), *begun])
     needed = _needed(inventory, live, young)
     holders = _holders(inventory, live, needed, young)
     orphans = _orphans(inventory, young)

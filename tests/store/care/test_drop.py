@@ -127,6 +127,15 @@ def test_a_running_build_keeps_what_its_keys_lead_to(store: Store) -> None:
         assert prune.drop(store, {one.name: [one.key]}, mine=mine).blobs == 1
 
 
+def test_a_small_file_that_a_running_build_found_here_stays(store: Store) -> None:
+    """Nothing speaks of it until the manifest of that build is written."""
+    one = build(store, "one", {"a.safetensors": "weights", "tokenizer.json": "tokens", "b.txt": "text"})
+    with locks.build_session(store, [make_key("other")]):
+        found = blobs.ingest(store, [b"tokens"])
+        assert prune.drop(store, {one.name: [one.key]}).blobs == 2
+        assert blobs.has(store, found)
+
+
 def test_a_view_of_another_key_under_the_same_name_stays(store: Store) -> None:
     old = build(store, "m", {"a": "old"})
     new = Manifest(make_key("new"), "target", "m", "", (FileEntry("a", blobs.ingest(store, [b"new"])),))

@@ -157,6 +157,19 @@ def test_bytes_that_a_running_build_found_in_the_store_stay(store: Store) -> Non
         assert blobs.has(store, blob)
 
 
+def test_what_a_running_build_has_made_or_used_stays(store: Store) -> None:
+    """Between two steps of a run no key holds what the first made for the second."""
+    build(store, "before", {"a": "1"}, age_days=1)
+    used = build(store, "used", {"a": "2"}, age_days=1)
+    with locks.build_session(store, []):
+        made = build(store, "made", {"a": "3"})
+        records.mark_used(store, used.key)
+        assert [m.name for m in collect(store, [make_key("root")]).manifests] == ["before"]
+        assert is_whole(store, made)
+        assert is_whole(store, used)
+    assert {m.name for m in collect(store, [make_key("root")]).manifests} == {"made", "used"}
+
+
 def test_what_became_needed_after_the_plan_stays(store: Store) -> None:
     target, other = build(store, "t", {"a": "1"}), build(store, "u", {"a": "2"})
     plan = plan_gc(survey(store), [make_key("root")], NOW, time.time_ns())

@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 import zlib
@@ -203,10 +204,20 @@ def refuse_if_too_small(size: int, variants: Sequence[int], folder: Path) -> Non
 # -- the runs --------------------------------------------------------------------------------------------
 
 
-def measure(base: Path, adapter: Path, case: Case, scratch: Path, layers: int, runs: int) -> list[Row]:
+def touch(gigabytes: float) -> None:
+    """Lets a program use that much memory and end: right after it a virtual machine still has it."""
+    if gigabytes:
+        code = f"import numpy as n; n.ones({int(gigabytes * 1e9)}, n.uint8)"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def measure(
+    base: Path, adapter: Path, case: Case, scratch: Path, layers: int, runs: int, used: float
+) -> list[Row]:
     """The first build, fingerprint included, and the pass over a base that is known.
 
     Each run stands between two floors, and is compared with their mean: the disk is not always equally fast.
+    used: GB of memory that another program uses right before each run.
     """
     size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     written = int(size * sum(bits + 0.5 for bits in case.bits) / 16)
@@ -218,6 +229,7 @@ def measure(base: Path, adapter: Path, case: Case, scratch: Path, layers: int, r
             if kind == "pass":
                 run("doit", "base:b", "adapter:a", cwd=folder)
             evict(base)
+            touch(used)
             cost = run("doit", cwd=folder)
             shutil.rmtree(folder)
             after = disk_floor(base, size, written, scratch)
@@ -240,6 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--narrow", action="store_true", help="a quarter of the width, for many layers")
     parser.add_argument("--variants", type=int, nargs="+", default=[1, 4], choices=[1, 4])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--touch", type=float, default=0, help="GB of memory that a program uses right before each run"
+    )
     parser.add_argument("--json", type=Path, help="write the rows there too")
     parser.add_argument("--keep", action="store_true", help="keep the model in bench/work")
     options = parser.parse_args(arguments)
@@ -258,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             base = make_base(home / "base", this)
             adapter = make_adapter(home / "adapter", this, max(1, layers * 2 // 3))
             for variants in options.variants:
-                made = measure(base, adapter, EITHER[variants], home, layers, options.runs)
+                made = measure(base, adapter, EITHER[variants], home, layers, options.runs, options.touch)
                 for row in made:
                     print("| " + " | ".join(row.cells()) + " |", flush=True)
                 rows += made

@@ -22,6 +22,7 @@ PACKAGE = "builder"
 ROWS: tuple[str, ...] = (
     "errors",
     "keys",
+    "machine",
     "console",
     "spec",
     "store.disk",

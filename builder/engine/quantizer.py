@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.console.orphans import end_with_parent
+from builder.machine import memory
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,6 @@ def compute_in_float32(module: Any) -> None:
     mlx multiplies float32 with BLAS on a CPU, and other types 20 times slower. A model that would fill more
     than half of the memory stays as it is.
     """
-    import os
 
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map_with_path
@@ -103,8 +103,8 @@ def compute_in_float32(module: Any) -> None:
     def loaded(*arguments: Any, **options: Any) -> Any:
         made = load(*arguments, **options)
         parameters = dict(tree_flatten(made[0].parameters()))
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if mx.default_device() == mx.Device(mx.cpu) and 8 * sum(p.size for p in parameters.values()) < memory:
+        nbytes = 8 * sum(p.size for p in parameters.values())
+        if mx.default_device() == mx.Device(mx.cpu) and nbytes < memory():
             own.update({name: value.dtype for name, value in parameters.items()})
             made[0].set_dtype(mx.float32)
         return made

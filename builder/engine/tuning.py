@@ -9,7 +9,6 @@ what has the least KL on sequences that nothing was learned from: that may be th
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from builder.engine.outcome import OUTCOME, Outcome
 from builder.engine.progress import Told
 from builder.engine.rounding.points import logprobs, numbers
 from builder.engine.rounding.text import Piece, divided
+from builder.machine import memory
 
 TEMPERATURE = 2.0  # of mlx_lm.quant.dwq
 _LEAVES = ("scales", "biases")
@@ -133,9 +133,8 @@ def _give(student: nn.Module, made: Parameters) -> None:
 
 def _in_float32(teacher: nn.Module) -> bool:
     """On a CPU mlx multiplies float32 with BLAS, and other types 20 times slower."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     size = sum(value.size for _, value in tree_flatten(teacher.parameters()))
-    return bool(mx.default_device() == mx.Device(mx.cpu) and _BYTES * size < memory)
+    return bool(mx.default_device() == mx.Device(mx.cpu) and _BYTES * size < memory())
 
 
 class _Unpacked:

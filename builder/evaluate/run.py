@@ -10,6 +10,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from builder import machine
 from builder.build.sharing import fetch_records, fetch_results, share
 from builder.console.events import Emit, Note
 from builder.errors import BuildError, SourceChanged
@@ -27,7 +28,6 @@ from builder.project.roots import keys_of, register
 from builder.project.watch import Shown, base_folder, copied_from, unchanged
 from builder.spec.types import UNSCORED, Suite, Target
 from builder.store import blobs, records
-from builder.store.disk import uncached
 from builder.store.holdings import usable_record
 from builder.store.locks import build_session, measuring
 from builder.store.types import Record
@@ -244,7 +244,7 @@ def request_of(
         "suites": [described(suite) for suite in suites],
         "references": {},
         "make": {},
-        "layerwise": not gguf and by_layer(target, project.spec.build.memory or uncached.memory()),
+        "layerwise": not gguf and by_layer(target, project.spec.build.memory or machine.memory()),
     }
 
 

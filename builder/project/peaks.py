@@ -11,13 +11,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from builder.errors import BuildError
+from builder.machine import memory
 from builder.plan.types import Action, TargetPlan
 from builder.project.project import Project
 from builder.project.toolchain import device
 from builder.sources import base as bases
 from builder.sources.adapters.reading import read_adapter
 from builder.spec.types import Base, GgufSource
-from builder.store.disk.uncached import memory
 from builder.weights.pieces import Piece, Span, open_bytes
 from builder.weights.safetensors import read_header
 from builder.weights.structure import CODE_OF_DTYPE, block_of

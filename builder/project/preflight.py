@@ -10,6 +10,7 @@ from types import MappingProxyType
 from builder.console.words import listed, size_text
 from builder.errors import BuildError
 from builder.keys import Key
+from builder.machine import memory
 from builder.plan.types import CONFIG, Action, TargetPlan
 from builder.project.peaks import block_peaks, copies, rounding_memory
 from builder.project.project import Project
@@ -18,7 +19,6 @@ from builder.project.state import missing_actions, target_state
 from builder.sources.contents import INDEX
 from builder.store import views
 from builder.store.disk import capability
-from builder.store.disk.uncached import memory
 from builder.store.layout import Store
 
 _NONE: Mapping[str, int] = MappingProxyType({})

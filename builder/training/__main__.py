@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from builder.console.orphans import end_with_parent
 from builder.console.words import size_text
 from builder.errors import BuildError, described_error
+from builder.machine import memory
 from builder.spec.training import TRAIN, VALID
 from builder.training.curves import ADAPTER, CONFIG, CURVE, Curve, curve_to_text
 from builder.training.request import Request, TrainingInvalid, from_text
@@ -104,7 +105,7 @@ def _fused_loss(request: Request, run: Any, kept: Mapping[str, Any], *, float32:
         return None
     plain = replace(request, training=replace(request.training, on=None))
     other = student(plain, float32=float32)
-    if 2 * other.nbytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+    if 2 * other.nbytes > memory():
         return None
     loss: float = run.loss_on(other, kept)
     return loss

@@ -103,11 +103,3 @@ def _mincore() -> Any:
         return None
     found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
     return found
-
-
-def memory() -> int:
-    """Bytes of memory of this machine. 0 where nobody can tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0

@@ -39,7 +39,8 @@ from builder.store.layout import Store
 
 SAMPLES, LENGTH = 32, 256  # of the text that every variant sees
 UNIFORM = (3, 4, 5, 6)
-SIZES = ("3.5", "4.25", "4.7", "5.0", "5.75")  # bits per weight
+SIZES = ("4.25", "4.7", "5.0")  # bits per weight
+FURTHER = ("3.3", "3.5", "4.3", "5.3", "5.75", "6.0")  # for bits alone
 EVERY_S = 0.1
 
 
@@ -49,9 +50,9 @@ def declared(samples: int = SAMPLES, length: int = LENGTH) -> dict[str, str]:
     method = f'bits = 4\ngroup_size = 64\nfrom = "f16"\n{text.replace("train", "rendered")}'
     found = {f"uniform_{bits}": f"bits = {bits}\ngroup_size = 64" for bits in UNIFORM}
     found |= {f"calibrated_{bits}": f"bits = {bits}\ngroup_size = 64\n{text}" for bits in (3, 4, 5)}
-    sizes = {size: f'target = "{size}bpw"\ngroup_size = 64\n{text}' for size in SIZES}
-    found |= {f"target_{size}": sizes[size] for size in SIZES[1:-1]}
-    found |= {f"bits_{size}": f'{sizes[size]}\nrounding = "nearest"' for size in SIZES}
+    sizes = {size: f'target = "{size}bpw"\ngroup_size = 64\n{text}' for size in (*SIZES, *FURTHER)}
+    found |= {f"target_{size}": sizes[size] for size in SIZES}
+    found |= {f"bits_{size}": f'{each}\nrounding = "nearest"' for size, each in sizes.items()}
     found |= {
         f"experts_{share}_{criterion}": f'bits = 5\nexperts = {share}\ncriterion = "{criterion}"\n{text}'
         for share in (0.875, 0.75, 0.5)

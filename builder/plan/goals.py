@@ -16,13 +16,14 @@ from builder.plan.allocation import Allocation
 from builder.plan.layout import layout_of
 from builder.plan.parts import measured_base, measured_text, rounding_of
 from builder.plan.quantization import PlanError
-from builder.plan.solver import allocate, item, nbytes, smoothed
+from builder.plan.solver import allocate, item, nbytes, smoothed, steeper
 from builder.sources.facts import AdapterFacts, BaseFacts, Calibration
 from builder.spec.quantizers import MODES, NEAREST, Goal
 from builder.spec.types import Override, Quantization, Target
 
 _BITS = MODES["affine"][0]
-ALLOCATION = 2  # of the rules by which bits are chosen. Another number chooses again
+# Of the rules by which bits are chosen, for each way to round. Another number chooses again.
+ALLOCATION: Mapping[str, int] = {"calibrated": 2, NEAREST: 3}
 SENSITIVITY = 2  # of how costs are measured
 _GROUPS = (32, 64, 128)
 _MEASURED = 4  # bits with which costs of plain rounding are measured
@@ -32,14 +33,22 @@ _MEASURED = 4  # bits with which costs of plain rounding are measured
 class Way:
     """A way to share the bytes. `own`: how much a measured cost counts beside the mean of its kind.
 
-    takes: whether weights may get fewer bits than the common ones.
+    takes: whether weights may get fewer bits than the common ones. steep: the power of an error that is
+    larger than the measured one, with which its cost grows. To second order it is 1. With 2 and 3 bits
+    the errors are so large that they cost more.
     """
 
     own: float
     takes: bool
+    steep: float = 1.0
 
 
-WAYS: Mapping[str, Way] = {"all": Way(0.8, True), "more": Way(0.8, False), "kinds": Way(0.4, True)}
+WAYS: Mapping[str, Way] = {
+    "all": Way(0.8, True),
+    "more": Way(0.8, False),
+    "kinds": Way(0.4, True),
+    "steep": Way(0.4, True, 1.6),
+}
 _DEAR = ("all", "more")  # the ways that are tried where each must be rounded for a text
 
 
@@ -72,7 +81,8 @@ def allocation_key(
     questions: for a target that searches its size, what its model requires and asks.
     """
     parts = _measured_parts(target, base, adapter, text, toolchain)
-    parts |= {"allocation": ALLOCATION, "goal": str(target.variant.goal)}
+    rules = ALLOCATION["calibrated" if target.variant.rounds_for_text else NEAREST]
+    parts |= {"allocation": rules, "goal": str(target.variant.goal)}
     return named_key("allocation/1", parts | ({"questions": questions} if questions else {}))
 
 
@@ -186,16 +196,11 @@ def shared(made: Target, base: BaseFacts, measured: Measured) -> dict[str, dict[
         if variant.rounds_for_text and name not in _DEAR:
             continue
         cost = smoothed(measured.cost, elements, way.own)
-        items = [
-            item(
-                path,
-                size,
-                cost[path],
-                measured.errors[path][measured.at],
-                _allowed(measured.errors[path], how, way.takes),
-            )
-            for path, size in elements.items()
-        ]
+        items = []
+        for path, size in elements.items():
+            allowed = _allowed(measured.errors[path], how, way.takes)
+            at = measured.errors[path][measured.at]
+            items.append(item(path, size, cost[path], at, steeper(allowed, at, way.steep)))
         own = {path: each for path, each in allocate(items, budget).items() if each != how}
         if own and own not in found.values():
             found[name] = own

@@ -60,6 +60,11 @@ def smoothed(cost: Mapping[str, float], elements: Mapping[str, int], own: float)
     return found
 
 
+def steeper(errors: Mapping[Quantization, float], at: float, power: float) -> dict[Quantization, float]:
+    """Errors as they count: those above `at`, that of the measured setting, with a power of the ratio."""
+    return {each: at * (error / at) ** power if error > at > 0 else error for each, error in errors.items()}
+
+
 def item(path: str, elements: int, cost: float, error: float, errors: Mapping[Quantization, float]) -> Item:
     """A weight that costs `cost` in a setting whose error is `error`. errors: of all that it may have."""
     scale = cost / (error or _USUAL)

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from builder.plan.allocation import Allocation, explained, from_text
-from builder.plan.solver import Item, allocate, item, nbytes, smoothed
+from builder.plan.solver import Item, allocate, item, nbytes, smoothed, steeper
 from builder.spec.types import Quantization
 
 FOUR = Quantization(4, 64)
@@ -85,6 +85,14 @@ def test_a_measured_cost_is_smoothed_by_its_kind() -> None:
     assert 0 < half["layers.0.k"] < half["layers.2.v"]
     assert smoothed(measured, sizes, 0.0)["layers.0.v"] == pytest.approx(mean)
     assert smoothed(measured, sizes, 1.0)["layers.0.v"] == pytest.approx(0.8)
+
+
+def test_large_errors_count_more_where_costs_are_steep() -> None:
+    errors = {Quantization(2, 64): 0.16, Quantization(4, 64): 0.01, Quantization(5, 64): 0.0025}
+    found = steeper(errors, 0.01, 1.5)
+    assert found == {**errors, Quantization(2, 64): pytest.approx(0.64)}
+    assert steeper(errors, 0.01, 1.0) == pytest.approx(errors)
+    assert steeper(errors, 0.0, 1.5) == errors  # a base that has no error in the measured setting
 
 
 def test_what_was_chosen_survives_its_text_and_is_explained() -> None:

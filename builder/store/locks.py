@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +29,7 @@ Kind = Literal["", "choice-", "search-", "routing-", "share-", "publication-"]
 STRIPES = 64  # each is a file descriptor while it is held, and macOS starts processes with 256
 _POLL_S = 0.02
 _HELD: set[Path] = set()  # the locks that threads of this process hold
+_OWN: ContextVar[frozenset[str]] = ContextVar("sessions", default=frozenset())  # of this thread
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,15 @@ def build_session(store: Store, roots: Iterable[Key]) -> Iterator[Session]:
             staged.path.rename(file)  # already locked when it appears; a crash ends it, so no fsync
             session = Session(name, keys, os.fstat(staged.fd).st_mtime_ns)
         held.callback(_forget, file)
+        _OWN.set(_OWN.get() | {name})
+        held.callback(lambda: _OWN.set(_OWN.get() - {name}))
         tmp.sweep(store)
         yield session
+
+
+def others(store: Store, but: Session | None = None) -> tuple[Session, ...]:
+    """Every running build, except `but` and those of this thread. Raises StoreError like `running`."""
+    return tuple(session for session in running(store, but) if session.id not in _OWN.get())
 
 
 def live_sessions(store: Store, but: Session | None = None) -> tuple[frozenset[Key], ...]:

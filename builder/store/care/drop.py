@@ -76,7 +76,7 @@ def drop(
     """
     with locks.gc_lock(store):
         found = needs(store, checkout, mine)
-        naming = _about_to_be_named(store, targets, locks.running(store, but=mine))
+        naming = _about_to_be_named(store, targets, locks.others(store, but=mine))
         in_use = frozenset[Key]().union(*locks.live_sessions(store, but=mine))
         for name, keys in targets.items():
             folder = store.models / name

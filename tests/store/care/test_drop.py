@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ from builder.store.care import drop as prune
 from builder.store.format import open_store
 from builder.store.layout import Store
 from builder.store.types import Blob, FileEntry, Manifest, Record
+from tests.conftest import PATIENCE
 from tests.store_scenario import folder_of
 
 
@@ -130,10 +133,28 @@ def test_a_running_build_keeps_what_its_keys_lead_to(store: Store) -> None:
 def test_a_small_file_that_a_running_build_found_here_stays(store: Store) -> None:
     """Nothing speaks of it until the manifest of that build is written."""
     one = build(store, "one", {"a.safetensors": "weights", "tokenizer.json": "tokens", "b.txt": "text"})
-    with locks.build_session(store, [make_key("other")]):
-        found = blobs.ingest(store, [b"tokens"])
+    begun, ended = Event(), Event()
+
+    def build_other() -> None:
+        with locks.build_session(store, [make_key("other")]):
+            blobs.ingest(store, [b"tokens"])
+            begun.set()
+            ended.wait(PATIENCE)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(build_other)
+        assert begun.wait(PATIENCE)
         assert prune.drop(store, {one.name: [one.key]}).blobs == 2
-        assert blobs.has(store, found)
+        ended.set()
+        other.result()
+    assert blobs.has(store, one.files[1].blob)
+
+
+def test_a_build_drops_small_files_of_its_own(store: Store) -> None:
+    """It says itself what it needs."""
+    with locks.build_session(store, []):
+        one = build(store, "one", {"a.safetensors": "weights", "config.json": "{}"})
+        assert prune.drop(store, {one.name: [one.key]}).blobs == 2
 
 
 def test_a_view_of_another_key_under_the_same_name_stays(store: Store) -> None:

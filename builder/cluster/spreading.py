@@ -232,7 +232,7 @@ def _run(
     planned = [plan for plan in plans if isinstance(plan, TargetPlan)]
     with build_session(project.store, [key for plan in planned for key in keys_of(plan)]) as session:
         brief = {
-            "declaration": project.spec.file.read_text(encoding="utf-8"),
+            "declaration": project.spec.text.decode("utf-8"),
             "session": session.id,
             "remote": remote.name if remote else "",
             "versions": dict(cluster.versions),

@@ -63,7 +63,7 @@ def inputs(spec: Spec, sources: Catalog) -> Key | None:
     if any(variant.goal or variant.experts for variant in spec.variants.values()):
         return None  # their keys depend on what the store holds
     try:
-        declared = digest_bytes(spec.file.read_bytes())
+        declared = digest_bytes(spec.text)
         for name in sorted({model.base for model in spec.models.values()}):
             base = sources.base_identity(spec.bases[name])
             if isinstance(base, Unknown):

@@ -72,8 +72,10 @@ class Project:
         inputs = memo.inputs(self.spec, self.sources)
         if inputs and (known := memo.recall(self.cache, inputs)):
             return known
+        planned_now = "plan" not in self.__dict__
         keys = {target.name: memo.Known(target.key, target.measured) for target in self.plan.resolved()}
-        if inputs and len(keys) == len(self.plan.targets):
+        whole = planned_now and len(keys) == len(self.plan.targets)
+        if inputs and whole and memo.inputs(self.spec, self.sources) == inputs:  # nothing changed meanwhile
             memo.remember(self.cache, inputs, keys)
         return keys
 

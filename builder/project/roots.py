@@ -9,9 +9,8 @@ from pathlib import Path
 
 from builder.console.events import Emit
 from builder.errors import BuildError, GcRefused, SourceError
-from builder.keys import Key
+from builder.keys import Key, digest_bytes
 from builder.plan.types import TargetPlan
-from builder.project import memo
 from builder.project.hashing import digest
 from builder.project.project import Project
 from builder.project.result_keys import measured_keys
@@ -26,9 +25,9 @@ from builder.store.care.policy import GcPlan, Policy
 from builder.store.holdings import whole_manifest
 
 PUBLISHED = "published"  # the files that publications made and their results, by the publication's name
-_TRIED: set[tuple[Path, Path, int]] = (
-    set()
-)  # once a run: asked for every target, and the store may be read-only
+_REGISTERED = "registered"  # what a checkout registered last, by its folder
+# Once a run: asked for every target, and the store may be read-only.
+_TRIED: set[tuple[Path, Path, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,26 @@ def known_roots(project: Project) -> Roots:
 
 def register(project: Project) -> None:
     """Tell the store what this checkout needs, for a gc that runs from another one."""
-    folder = project.spec.file.parent
-    checkouts.register(project.store, folder, known_roots(project).keys)
-    if inputs := memo.inputs(project.spec, project.sources):
-        project.cache.put("registered", inputs, checkouts.identity(project.store, folder))
+    folder = project.spec.file.parent.resolve()
+    keys = known_roots(project).keys
+    if not _says_the_same(project):  # declared anew while this run goes on: both are needed
+        keys = keys.union(*(c.keys for c in checkouts.registered(project.store) if c.folder == folder))
+    checkouts.register(project.store, folder, keys)
+    project.cache.put(_REGISTERED, str(folder), _registered(project).encode())
+
+
+def _says_the_same(project: Project) -> bool:
+    """Whether the declaration is still the one that this run has read."""
+    try:
+        return project.spec.file.read_bytes() == project.spec.text
+    except OSError:
+        return False
+
+
+def _registered(project: Project) -> str:
+    """Which declaration this run has read, and which roots the store has of its checkout."""
+    said = checkouts.identity(project.store, project.spec.file.parent)
+    return f"{digest_bytes(project.spec.text)} {said}"
 
 
 def register_key(project: Project, key: Key) -> None:
@@ -122,25 +137,18 @@ def register_key(project: Project, key: Key) -> None:
 
 
 def keep_registered(project: Project) -> None:
-    """Register unless this checkout has done so since its declaration was last written. Best effort.
+    """Register unless this checkout has done so with this very declaration. Best effort.
 
     For runs that find everything built: a build registers anyway.
     """
-    folder = project.spec.file.parent
+    folder = project.spec.file.parent.resolve()
     with suppress(BuildError, OSError):
-        written = project.spec.file.stat().st_mtime_ns
-        if (project.store.root, folder, written) in _TRIED:
+        project.spec.file.stat()  # one that is gone declares nothing
+        asked = (project.store.root, folder, digest_bytes(project.spec.text))
+        if asked in _TRIED:
             return
-        _TRIED.add((project.store.root, folder, written))
-        if checkouts.registered_since(project.store, folder, written):
-            return
-        inputs = memo.inputs(
-            project.spec, project.sources
-        )  # the file was written, maybe only touched: planning it all takes longer
-        known = project.cache.get("registered", inputs) if inputs else None
-        if known and known == checkouts.identity(project.store, folder):
-            checkouts.still(project.store, folder)
-        else:
+        _TRIED.add(asked)
+        if project.cache.get(_REGISTERED, str(folder)) != _registered(project).encode():
             register(project)
 
 

@@ -82,6 +82,7 @@ def parse_spec(file: Path, draft: bytes | None = None) -> Spec:
         publications=published,
         published=_setting(declared, "release", "publish") or (),
         remotes=remotes,
+        text=document.raw,
     )
 
 

@@ -167,6 +167,7 @@ class Document(NamedTuple):
     label: str  # the file's name in messages
     data: dict[str, Any]
     lines: Lines
+    raw: bytes
 
 
 def read_toml(file: Path, draft: bytes | None = None) -> Document:
@@ -180,7 +181,7 @@ def read_toml(file: Path, draft: bytes | None = None) -> Document:
         what = f"not UTF-8 (byte 0x{raw[error.start]:02x}); save the file as UTF-8"
         raise SpecError(problems=f"{label}:{line}: {what}") from None
     try:
-        return Document(label, tomllib.loads(text), index_lines(text))
+        return Document(label, tomllib.loads(text), index_lines(text), raw)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(problems=f"{label}{_syntax(str(error), text)}") from None
     except RecursionError:

@@ -264,6 +264,8 @@ class Spec:
     publications: Mapping[str, Publication] = field(default_factory=dict)
     published: tuple[str, ...] = ()  # the publications that are part of a release
     remotes: Mapping[str, Remote] = field(default_factory=dict)
+    # What was read of the file. It may hold something else by now, and nothing of that is in here.
+    text: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -7,9 +7,7 @@ known roots until it is forgotten by name.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from builder.errors import StoreError
 from builder.keys import Key, digest_bytes
 from builder.store import seals
 from builder.store.disk import durable
+from builder.store.disk.identity import identity_of
 from builder.store.disk.names import is_hidden
 from builder.store.layout import Store
 
@@ -40,28 +39,12 @@ def register(store: Store, folder: Path, keys: Iterable[Key]) -> None:
     file = _file(store, folder)
     if seals.read(file) != text:
         seals.write(store, file, text)
-    else:
-        still(store, folder)
 
 
-def identity(store: Store, folder: Path) -> bytes:
-    """What a checkout has registered, as a digest; empty when it has not."""
-    text = seals.read(_file(store, folder))
-    return digest_bytes(text.encode()).encode() if text is not None else b""
-
-
-def still(store: Store, folder: Path) -> None:
-    """Notes that what a checkout has registered holds, for `registered_since`."""
-    with suppress(OSError):
-        os.utime(_file(store, folder))
-
-
-def registered_since(store: Store, folder: Path, mtime_ns: int) -> bool:
-    """Whether a checkout has registered since that time; one stat."""
-    try:
-        return _file(store, folder).stat().st_mtime_ns > mtime_ns
-    except OSError:
-        return False
+def identity(store: Store, folder: Path) -> str:
+    """Another text each time that a checkout registers something else. Empty when it has not. One stat."""
+    found = identity_of(_file(store, folder))
+    return found.text if found else ""
 
 
 def registered(store: Store) -> tuple[Checkout, ...]:

@@ -11,6 +11,7 @@ import pytest
 
 import builder
 from builder.keys import make_key
+from builder.plan.types import TargetPlan
 from builder.project import memo
 from builder.project import project as projects
 from builder.project.project import Project
@@ -242,10 +243,29 @@ def test_an_input_that_is_not_known(file: Path, planned: list[str], change: Call
     assert planned == ["plan"] * 3
 
 
-def test_the_declaration_goes_while_it_is_read(file: Path) -> None:
+def test_a_declaration_that_is_replaced_after_it_was_read(file: Path) -> None:
+    """The keys of the former one were remembered for the new one, and a target of other bits was `built`."""
+    file.write_text(file.read_text().replace("bits = 8", "bits = 6"))
     project = Project.load(file)
-    file.unlink()
-    assert memo.inputs(project.spec, project.sources) is None
+    file.write_text(file.read_text().replace("bits = 6", "bits = 5"))
+    former = dict(project.keys)
+    assert keys_of(file) == {target.name: target.key for target in Project.load(file).plan.resolved()}
+    assert keys_of(file)["m_8bit"] != former["m_8bit"]
+
+
+def test_a_source_that_is_replaced_after_it_was_planned_from(file: Path) -> None:
+    project = Project.load(file)
+    former = project.plan.targets["m_4bit"]
+    save_adapter(file.parent / "adapter", fill=7)
+    assert project.keys["m_4bit"] == planned_key(former)
+    fresh = {target.name: target.key for target in Project.load(file).plan.resolved()}
+    assert keys_of(file) == fresh
+    assert fresh["m_4bit"] != planned_key(former)
+
+
+def planned_key(plan: object) -> str:
+    assert isinstance(plan, TargetPlan)
+    return plan.key
 
 
 def test_a_refused_target_is_not_remembered_as_if_it_were_not_declared(

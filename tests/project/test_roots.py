@@ -212,6 +212,21 @@ def test_a_changed_declaration_is_registered_again(file: Path, asked: list[str])
     assert registered(project) == roots_of(again(project)).keys != before
 
 
+def test_a_declaration_that_is_replaced_after_it_was_read(file: Path, asked: list[str]) -> None:
+    """What the former one needs was registered later than the new one was written, and was taken for it."""
+    project = prepared(file)
+    new = file.read_text().replace("bits = 8", "bits = 6")
+    file.write_text(new)
+    later = again(project)
+    keep_registered(later)
+    register(project)  # of a run that began before
+    assert registered(project) >= roots_of(later).keys
+    roots._TRIED.clear()
+    keep_registered(again(project))
+    assert asked == ["registered"] * 2
+    assert registered(project) == roots_of(again(project)).keys
+
+
 def test_a_checkout_that_was_forgotten_registers_again(file: Path, asked: list[str]) -> None:
     project = prepared(file)
     keep_registered(project)

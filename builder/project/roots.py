@@ -99,19 +99,18 @@ def known_roots(project: Project) -> Roots:
     StoreError.
     """
     roots, folder = roots_of(project), project.spec.file.parent.resolve()
-    if not roots.doubts:
+    if not roots.doubts and _says_the_same(project):
         return roots
     ours = (c.keys for c in checkouts.registered(project.store) if c.folder == folder)
-    return Roots(roots.keys.union(*ours), roots.doubts)
+    return Roots(
+        roots.keys.union(*ours), roots.doubts or (f"{project.spec.file.name} was written meanwhile",)
+    )
 
 
 def register(project: Project) -> None:
     """Tell the store what this checkout needs, for a gc that runs from another one."""
     folder = project.spec.file.parent.resolve()
-    keys = known_roots(project).keys
-    if not _says_the_same(project):  # declared anew while this run goes on: both are needed
-        keys = keys.union(*(c.keys for c in checkouts.registered(project.store) if c.folder == folder))
-    checkouts.register(project.store, folder, keys)
+    checkouts.register(project.store, folder, known_roots(project).keys)
     project.cache.put(_REGISTERED, str(folder), _registered(project).encode())
 
 

@@ -102,9 +102,8 @@ def known_roots(project: Project) -> Roots:
     if not roots.doubts and _says_the_same(project):
         return roots
     ours = (c.keys for c in checkouts.registered(project.store) if c.folder == folder)
-    return Roots(
-        roots.keys.union(*ours), roots.doubts or (f"{project.spec.file.name} was written meanwhile",)
-    )
+    doubts = roots.doubts or (f"{project.spec.file.name} was written meanwhile",)
+    return Roots(roots.keys.union(*ours), doubts)
 
 
 def register(project: Project) -> None:

@@ -1,6 +1,7 @@
 """A model of the study's shape, as large as the disk allows: how close a build comes to the disk's own speed.
 
     uv run python bench/scale.py [--gb 8 | --layers N] [--narrow] [--variants 1 4] [--runs 3] [--json FILE]
+                                  [--touch GB]
 
 Makes a random Qwen3-30B-A3B with fewer layers in bench/work (30 GB have 24 layers), with a LoRA on the last
 two thirds of them, and deletes it at the end unless --keep. Each run is a process of its own with an empty

@@ -27,7 +27,7 @@ from builder.store.holdings import whole_manifest
 PUBLISHED = "published"  # the files that publications made and their results, by the publication's name
 _REGISTERED = "registered"  # what a checkout registered last, by its folder
 # Once a run: asked for every target, and the store may be read-only.
-_TRIED: set[tuple[Path, Path, str]] = set()
+_TRIED: set[tuple[Path, Path, bytes]] = set()
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,18 @@ def known_roots(project: Project) -> Roots:
     """The roots, and where there is a doubt those that this checkout had last: doubt keeps. Raises
     StoreError.
     """
-    roots, folder = roots_of(project), project.spec.file.parent.resolve()
+    roots = roots_of(project)
     if not roots.doubts and _says_the_same(project):
         return roots
-    ours = (c.keys for c in checkouts.registered(project.store) if c.folder == folder)
     doubts = roots.doubts or (f"{project.spec.file.name} was written meanwhile",)
-    return Roots(roots.keys.union(*ours), doubts)
+    return Roots(roots.keys | _last(project), doubts)
+
+
+def _last(project: Project) -> frozenset[Key]:
+    """The roots that this checkout had last. Raises StoreError."""
+    folder = project.spec.file.parent.resolve()
+    ours = (c.keys for c in checkouts.registered(project.store) if c.folder == folder)
+    return frozenset[Key]().union(*ours)
 
 
 def register(project: Project) -> None:
@@ -129,8 +135,7 @@ def _registered(project: Project) -> str:
 
 def register_key(project: Project, key: Key) -> None:
     """Register unless this checkout has said that it needs `key`: what was just imported, before a build."""
-    folder = project.spec.file.parent.resolve()
-    if not any(key in c.keys for c in checkouts.registered(project.store) if c.folder == folder):
+    if key not in _last(project):
         register(project)
 
 
@@ -139,13 +144,13 @@ def keep_registered(project: Project) -> None:
 
     For runs that find everything built: a build registers anyway.
     """
-    folder = project.spec.file.parent.resolve()
     with suppress(BuildError, OSError):
         project.spec.file.stat()  # one that is gone declares nothing
-        asked = (project.store.root, folder, digest_bytes(project.spec.text))
+        asked = (project.store.root, project.spec.file, project.spec.text)
         if asked in _TRIED:
             return
         _TRIED.add(asked)
+        folder = project.spec.file.parent.resolve()
         if project.cache.get(_REGISTERED, str(folder)) != _registered(project).encode():
             register(project)
 

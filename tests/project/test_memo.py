@@ -11,7 +11,6 @@ import pytest
 
 import builder
 from builder.keys import make_key
-from builder.plan.types import TargetPlan
 from builder.project import memo
 from builder.project import project as projects
 from builder.project.project import Project
@@ -22,6 +21,7 @@ from builder.store.types import Record
 from builder.weights.structure import to_text
 from tests.test_layers import arrows, modules
 from tests.toy import DECLARATION, LEARNED, STRUCTURE, make_toy, prepared, save_adapter
+from tests.toy import planned as planned_target
 
 WHOLE = DECLARATION.replace('"8bit"]', '"8bit", "dwq"]') + LEARNED
 
@@ -255,17 +255,12 @@ def test_a_declaration_that_is_replaced_after_it_was_read(file: Path) -> None:
 
 def test_a_source_that_is_replaced_after_it_was_planned_from(file: Path) -> None:
     project = Project.load(file)
-    former = project.plan.targets["m_4bit"]
+    former = planned_target(project, "m_4bit").key
     save_adapter(file.parent / "adapter", fill=7)
-    assert project.keys["m_4bit"] == planned_key(former)
+    assert project.keys["m_4bit"] == former
     fresh = {target.name: target.key for target in Project.load(file).plan.resolved()}
     assert keys_of(file) == fresh
-    assert fresh["m_4bit"] != planned_key(former)
-
-
-def planned_key(plan: object) -> str:
-    assert isinstance(plan, TargetPlan)
-    return plan.key
+    assert fresh["m_4bit"] != former
 
 
 def test_a_refused_target_is_not_remembered_as_if_it_were_not_declared(

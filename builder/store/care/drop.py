@@ -76,23 +76,23 @@ def drop(
     """
     with locks.gc_lock(store):
         found = needs(store, checkout, mine)
-        naming = _about_to_be_named(store, targets, locks.others(store, but=mine))
+        chosen = frozenset(key for keys in targets.values() for key in keys)
+        everything = {manifest.key: manifest for manifest in records.manifests(store)}
+        known = [everything[key] for key in sorted(chosen) if key in everything]
+        naming = _about_to_be_named(store, known, locks.others(store, but=mine))
         in_use = frozenset[Key]().union(*locks.live_sessions(store, but=mine))
         for name, keys in targets.items():
             folder = store.models / name
             if (key := views.current_key(folder)) in keys and key not in in_use:
                 views.remove(store, folder)
-        chosen = frozenset(key for keys in targets.values() for key in keys)
         found = (*found, *_shown(store, chosen, targets))
         held = {key: who for key in sorted(chosen) if (who := holders(found, key))}
-        everything = {manifest.key: manifest for manifest in records.manifests(store)}
-        going = [everything[key] for key in sorted(chosen) if key in everything and key not in held]
+        going = [manifest for manifest in known if manifest.key not in held]
         going += [step for step in everything.values() if step.key not in held and _is_step_of(step, going)]
         gone = {manifest.key for manifest in going}
         others = [manifest for key, manifest in everything.items() if key not in gone]
         protected = digests_of(store, frozenset(keep).union(*(need.keys for need in found)))
-        protected |= naming
-        plan = plan_drop(going, others, frozenset(held), blobs.present(store), protected)
+        plan = plan_drop(going, others, frozenset(held), blobs.present(store), protected | naming)
         count, freed = _delete(store, plan.blobs)
         return Freed(count, freed, held)
 
@@ -111,7 +111,7 @@ def _shown(store: Store, keys: frozenset[Key], dropped: Collection[str]) -> Iter
 
 
 def _about_to_be_named(
-    store: Store, targets: Mapping[str, Collection[Key]], others: Iterable[locks.Session]
+    store: Store, targets: Iterable[Manifest], others: Iterable[locks.Session]
 ) -> frozenset[Digest]:
     """The small files of targets that somebody used since another build began. A block has a record under a
     key of that build. A tokenizer that it found here has nothing until its manifest is written.
@@ -121,8 +121,7 @@ def _about_to_be_named(
     start = min((session.started_ns for session in others), default=None)
     if start is None:
         return frozenset()
-    held = [records.read_manifest(store, key) for keys in targets.values() for key in keys]
-    small = {e.blob.digest for m in held if m for e in m.files if not e.name.endswith(_WEIGHTS)}
+    small = {e.blob.digest for m in targets for e in m.files if not e.name.endswith(_WEIGHTS)}
     return frozenset(digest for digest in small if _changed_ns(blobs.path(store, digest)) >= start)
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from builder.engine.blas import core_environment
 from tests.conftest import fresh_python
 
 needs_openblas = pytest.mark.skipif(
@@ -80,6 +81,32 @@ print(chosen, largest < 1e-6 * 576 ** 0.5 * mx.abs(products[0]).max().item(), sa
     assert 1 <= int(threads) <= len(os.sched_getaffinity(0))
     assert same == "True"
     assert said.startswith(f"openblas with {threads} thread")
+
+
+CPU = """processor	: 0
+vendor_id	: {vendor}
+cpu family	: {family}
+flags		: fpu avx2 {flags}
+
+processor	: 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "told"),
+    [
+        ("AuthenticAMD", "26", "avx512f avx512dq avx512cd avx512bw avx512vl", True),
+        ("AuthenticAMD", "26", "avx512f", False),
+        ("AuthenticAMD", "25", "avx512f avx512dq avx512cd avx512bw avx512vl", False),
+        ("GenuineIntel", "6", "avx512f avx512dq avx512cd avx512bw avx512vl", False),
+        ("", "", "", False),
+    ],
+)
+def test_openblas_is_told_of_a_cpu_that_it_does_not_know(
+    vendor: str, family: str, flags: str, told: bool
+) -> None:
+    said = core_environment(CPU.format(vendor=vendor, family=family, flags=flags))
+    assert said == ({"OPENBLAS_CORETYPE": "SkylakeX"} if told else {})
 
 
 @needs_openblas

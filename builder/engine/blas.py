@@ -31,28 +31,6 @@ _FUNCTIONS = (b"cblas_sgemm",)
 _POINTED: list[tuple[str, list[tuple[int, int]], list[tuple[int, int]]]] = []
 _TABLES = (b".rela.plt", b".rela.dyn")
 _READ_WRITE = 3
-_AVX512 = frozenset(("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"))
-_ZEN5 = 26  # AMD's families from this one on are not known to OpenBLAS 0.3.34
-
-
-def core_environment(cpus: str | None = None) -> dict[str, str]:
-    """The variable that tells OpenBLAS which CPU this is, where OpenBLAS does not see it.
-
-    OpenBLAS 0.3.34 takes AMD's Zen 5 for a CPU without AVX-512, and multiplies at half the speed. A process
-    needs the variable when it starts. `cpus`: what /proc/cpuinfo says. None: read it.
-    """
-    if cpus is None:
-        try:
-            cpus = Path("/proc/cpuinfo").read_text()
-        except OSError:
-            return {}
-    fields = (line.partition(":") for line in cpus.partition("\n\n")[0].splitlines())
-    cpu = {name.strip(): value.strip() for name, _, value in fields}
-    family = cpu.get("cpu family", "")
-    known = cpu.get("vendor_id") != "AuthenticAMD" or not family.isdigit() or int(family) < _ZEN5
-    if known or not set(cpu.get("flags", "").split()) >= _AVX512:
-        return {}
-    return {"OPENBLAS_CORETYPE": "SkylakeX"}
 
 
 def accelerate(threads: int | None = None) -> str:

@@ -12,8 +12,8 @@ from threading import Thread
 from typing import IO, Any
 
 from builder.console.events import Emit, Event, Note, Scored
-from builder.engine.blas import core_environment
 from builder.errors import BuildError, error_from
+from builder.machine import core_environment
 
 Step = Callable[[int, int], None]  # step(done, total)
 MARK = "modelkiln progress "  # begins the worker's lines on stderr that are not for people

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from builder.engine.blas import core_environment
+from builder.machine import core_environment
 from tests.conftest import fresh_python
 
 needs_openblas = pytest.mark.skipif(
@@ -107,6 +107,21 @@ def test_openblas_is_told_of_a_cpu_that_it_does_not_know(
 ) -> None:
     said = core_environment(CPU.format(vendor=vendor, family=family, flags=flags))
     assert said == ({"OPENBLAS_CORETYPE": "SkylakeX"} if told else {})
+
+
+@pytest.mark.parametrize("given", ["", "Haswell"])
+def test_openblas_is_told_before_it_is_loaded(given: str) -> None:
+    """What a person says about the CPU stays."""
+    code = f"""
+import os, sys
+os.environ.pop("OPENBLAS_CORETYPE", None)
+os.environ |= {{"OPENBLAS_CORETYPE": "{given}"}} if "{given}" else {{}}
+import builder.engine
+from builder.machine import core_environment
+assert "numpy" not in sys.modules and "mlx.core" not in sys.modules
+print(os.environ.get("OPENBLAS_CORETYPE") == ("{given}" or core_environment().get("OPENBLAS_CORETYPE")))
+"""
+    assert run(code) == "True"
 
 
 @needs_openblas

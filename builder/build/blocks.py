@@ -30,7 +30,7 @@ from builder.weights.structure import TensorSpec
 if TYPE_CHECKING:
     from builder.engine.stream import Stream
 
-WRITERS = 3  # shards that are hashed and written at a time: while one waits for the disk, others are hashed
+WRITERS = 5  # shards that are hashed and written at a time: while some wait for the disk, others are hashed
 
 
 @dataclass
@@ -189,7 +189,7 @@ def _write_block(
 
             def write(key: Key) -> int:
                 one, (target, action) = made.pop(key), wanted[key]
-                blob = blobs.ingest(ledger.store, encoded(action, one.shard))
+                blob = blobs.ingest(ledger.store, encoded(action, one.shard), threads=1)
                 assert blob.size == action.size, f"{action.file}: planned {action.size}, wrote {blob.size}"
                 found = {"survival": one.survival} if one.survival else {}
                 ledger.write(Record(key, "block", blob, {"block": block.name, **found, **made_by()}))

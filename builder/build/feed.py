@@ -2,7 +2,8 @@
 
 Every byte of the disk goes through a few buffers that are used again, and from there into the array that the
 block is computed from. The array of a block that is done is used again for a later block. So the kernel hands
-out little fresh memory, and nothing passes through the page cache.
+out little fresh memory, and nothing passes through the page cache. What the page cache holds, and nobody
+hashes here, is read straight into its place by one thread.
 
 A block is in memory from its first piece to `done`. While one is computed, the next one is read, and no more
 than that. Where the files cut blocks, as the end of a shard does, parts of further blocks are there too.
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +22,7 @@ import blake3
 
 from builder.errors import SourceInvalid, unreadable
 from builder.keys import Digest, hash_threads
+from builder.store.disk import buffers
 from builder.store.disk.uncached import ALIGNED, PIECE, Uncached
 from builder.weights.pieces import Piece, Room, Span
 
@@ -81,11 +84,11 @@ class Feed:
         self._changed = threading.Condition()
         self._free: SimpleQueue[mmap.mmap | None] = SimpleQueue()
         self._full: SimpleQueue[_Full | None] = SimpleQueue()
-        for _ in range(BUFFERS):
-            self._free.put(mmap.mmap(-1, PIECE))
-        self._threads = [
-            threading.Thread(target=t, name="feed", daemon=True) for t in (self._read, self._fill)
-        ]
+        straight = not direct and all(job.hashed is None for job in jobs)
+        for _ in range(0 if straight else BUFFERS):
+            self._free.put(buffers.new(PIECE))
+        work = (self._read_straight,) if straight else (self._read, self._fill)
+        self._threads = [threading.Thread(target=each, name="feed", daemon=True) for each in work]
         for thread in self._threads:
             thread.start()
 
@@ -93,9 +96,7 @@ class Feed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._close()
         self._free.put(None)
         for thread in self._threads:
             thread.join()
@@ -134,6 +135,43 @@ class Feed:
             if self._error is not None:
                 raise self._error
 
+    # -- the thread that does both -------------------------------------------------------------------------
+
+    def _read_straight(self) -> None:
+        try:
+            for job in self._jobs:
+                if not self._place_span(job.span):
+                    return
+            self._close()
+        except BaseException as error:
+            self._fail(error)
+
+    def _place_span(self, span: Span) -> bool:
+        """False when the feed is closed."""
+        with self._opened(span, direct=False) as file:
+            for piece in span.pieces:
+                if (room := self._room_for(piece.block)) is not None:
+                    place = room[piece.parameter].data[piece.at : piece.at + piece.end - piece.start]
+                    for at in range(0, len(place), PIECE):
+                        if self._closed:
+                            return False
+                        if not file.fill(place[at : at + PIECE], piece.start + at):
+                            raise self._shorter(span)
+                    del room, place
+                self._count(piece.block)
+        return not self._closed
+
+    @contextmanager
+    def _opened(self, span: Span, *, direct: bool) -> Iterator[Uncached]:
+        try:
+            with closing(Uncached(span.path, direct=direct)) as file:
+                yield file
+        except OSError as error:
+            raise unreadable(self._table, span.path, error) from error
+
+    def _shorter(self, span: Span) -> SourceInvalid:
+        return SourceInvalid(table=self._table, path=span.path, what="became shorter while it was read")
+
     # -- the thread that asks the disk ---------------------------------------------------------------------
 
     def _read(self) -> None:
@@ -148,11 +186,7 @@ class Feed:
     def _read_span(self, job: Job) -> bool:
         """False when the feed is closed."""
         span = job.span
-        try:
-            file = Uncached(span.path, direct=self._direct)
-        except OSError as error:
-            raise unreadable(self._table, span.path, error) from error
-        try:
+        with self._opened(span, direct=self._direct) as file:
             start = span.start // ALIGNED * ALIGNED
             while start < span.end:
                 if job.hashed is None and self._is_unwanted(span):
@@ -164,14 +198,8 @@ class Feed:
                 got = file.read(buffer, start, count)
                 self._full.put(_Full(job, start, buffer, got))
                 if got < min(count, span.end - start):
-                    raise SourceInvalid(
-                        table=self._table, path=span.path, what="became shorter while it was read"
-                    )
+                    raise self._shorter(span)
                 start += got
-        except OSError as error:
-            raise unreadable(self._table, span.path, error) from error
-        finally:
-            file.close()
         return True
 
     def _is_unwanted(self, span: Span) -> bool:
@@ -200,9 +228,7 @@ class Feed:
                         return
                     del source
                 self._free.put(full.buffer)
-            with self._changed:
-                self._closed = True
-                self._changed.notify_all()
+            self._close()
         except BaseException as error:
             self._fail(error)
 
@@ -258,11 +284,14 @@ class Feed:
                 self._whole.add(block)
                 self._changed.notify_all()
 
-    def _fail(self, error: BaseException) -> None:
+    def _close(self) -> None:
         with self._changed:
-            self._error = self._error or error
             self._closed = True
             self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._close()
         self._free.put(None)
 
 

@@ -14,13 +14,14 @@ A killed first pass leaves its notes, and the digests of the files that it read 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.build.blocks import Tally
+from builder.build.hashing import hashed_beside
 from builder.build.ledger import Provisional
 from builder.build.one_pass import make_missing
 from builder.build.prepare import fitted, prepare_adapter, prepare_base
@@ -71,20 +72,16 @@ def first_pass(project: Project, name: str, selected: Collection[str], emit: Emi
     if not targets:
         yield None
         return
-    try:
-        look = _look(project, targets, emit)
-    except _Twice as refused:
-        emit(Note(f"base:{targets[0].model.base}: {refused}, so it is read twice"))
-        look = None
-    if look is None:
-        yield None
-        return
-    with build_session(project.store, [key for plan in look.plans for key in plan.keys]):
+    with ExitStack() as session:
         try:
-            tally = _read(project, look, emit)
+            with ExitStack() as hashing:
+                tally = None
+                if (look := _look(project, targets, hashing, emit)) is not None:
+                    keys = [key for plan in look.plans for key in plan.keys]
+                    session.enter_context(build_session(project.store, keys))
+                    tally = _read(project, look, hashing, emit)
         except _Twice as refused:
             emit(Note(f"base:{targets[0].model.base}: {refused}, so it is read twice"))
-            tally = None
         yield tally
 
 
@@ -147,7 +144,8 @@ def _unread(project: Project, base: Base) -> Unread:
 class _Look:
     """A project whose base is unread, the plans of the targets in it, and the digests of shards.
 
-    `known`: those that an earlier pass has read to the end. `ledger`: what is made.
+    `digests`: at first those that an earlier pass has read to the end. `ledger`: what is made. `hashed`:
+    waits for the shards that are being hashed apart from the pass.
     """
 
     base: Base
@@ -155,10 +153,11 @@ class _Look:
     plans: tuple[TargetPlan, ...]
     ledger: Provisional
     shards: tuple[Path, ...]
-    known: dict[Path, Digest] = field(default_factory=dict)
+    digests: dict[Path, Digest] = field(default_factory=dict)
+    hashed: Callable[[], None] | None = None
 
 
-def _look(project: Project, targets: list[Target], emit: Emit) -> _Look | None:
+def _look(project: Project, targets: list[Target], hashing: ExitStack, emit: Emit) -> _Look | None:
     """Looks at the sources without reading the base. None where that does not suffice. Raises BuildError."""
     from builder.engine.inspect import inspect
 
@@ -170,8 +169,12 @@ def _look(project: Project, targets: list[Target], emit: Emit) -> _Look | None:
     identity = sources.base_identity(base)
     if isinstance(identity, Unknown):
         return None
-    if peaks.begun_bytes(base) is None:
+    if (begun := peaks.begun_bytes(base)) is None:
         raise _Twice(_SPREAD)
+    known = {path: digest for path in shards if (digest := project.sources.known_digest(path)) is not None}
+    hashed = None
+    if not begun:  # while mlx is imported, a core is free
+        hashed = hashing.enter_context(hashed_beside(_unhashed(project, shards, known), _table(base)))
     structure = inspect(directory, dequantize=base.dequantize, trust_remote_code=base.trust_remote_code)
     sources.structures[identity.weights] = structure
     if model.adapter is not None:
@@ -184,35 +187,47 @@ def _look(project: Project, targets: list[Target], emit: Emit) -> _Look | None:
         if isinstance(plan, Unresolved) and plan.name == targets[0].name and plan.error is not None:
             raise plan.error
     made = tuple(plan for plan in plans if isinstance(plan, TargetPlan))
-    known = {path: digest for path in shards if (digest := project.sources.known_digest(path)) is not None}
-    return _Look(base, view, made, _ledger(project), shards, known) if made else None
+    return _Look(base, view, made, _ledger(project), shards, known, hashed) if made else None
 
 
 # -- the pass --------------------------------------------------------------------------------------------
 
 
-def _read(project: Project, look: _Look, emit: Emit) -> Tally:
+def _read(project: Project, look: _Look, hashing: ExitStack, emit: Emit) -> Tally:
     """Makes and notes the blocks, hashes the shards, and turns notes into records. Raises BuildError."""
     started = time.perf_counter()
     missing = {action.key: action for plan in look.plans for action in look.ledger.missing(plan)}
     preflight.check(look.project, look.plans[0], missing.values(), look.plans)
-    digests = dict(look.known)
     tally = Tally()
 
     def read(stream: Stream, wanted: Collection[str]) -> Reading:
-        hashing = {path: _hashed(project, path, digests) for path in look.shards if path not in digests}
-        reading = by_files(look.project, look.plans[0], stream, wanted, hashing)
-        if (why := _why_not(look, reading)) is None:
-            return reading
-        if not peaks.stays_cached(look.plans[0].base.structure.nbytes):
-            raise _Twice(why)
-        return replace(by_blocks(look.project, look.plans[0], stream, wanted), beside=hashing)
+        hashed = look.hashed
+        if hashed is None:
+            files = _unhashed(project, look.shards, look.digests)
+            reading = by_files(look.project, look.plans[0], stream, wanted, files)
+            if (why := _why_not(look, reading)) is None:
+                return reading
+            if not peaks.stays_cached(look.plans[0].base.structure.nbytes):
+                raise _Twice(why)
+            hashed = hashing.enter_context(hashed_beside(files, _table(look.base)))
+        return replace(by_blocks(look.project, look.plans[0], stream, wanted), hashed=hashed)
 
     look.ledger.begin(look.plans[0].base.weights)
     make_missing(look.project, look.plans, tally, emit, look.ledger, read)
-    _record(project, look, digests, tally, emit)
+    _record(project, look, tally, emit)
     tally.seconds = time.perf_counter() - started
     return tally
+
+
+def _unhashed(
+    project: Project, shards: Sequence[Path], digests: dict[Path, Digest]
+) -> dict[Path, Callable[[Digest], None]]:
+    """The shards without a digest, and who takes it."""
+    return {path: _hashed(project, path, digests) for path in shards if path not in digests}
+
+
+def _table(base: Base) -> str:
+    return f"base.{base.name}"
 
 
 def _hashed(project: Project, path: Path, digests: dict[Path, Digest]) -> Callable[[Digest], None]:
@@ -238,12 +253,12 @@ def _why_not(look: _Look, reading: Reading) -> str | None:
 # -- afterwards ------------------------------------------------------------------------------------------
 
 
-def _record(project: Project, look: _Look, digests: dict[Path, Digest], tally: Tally, emit: Emit) -> None:
+def _record(project: Project, look: _Look, tally: Tally, emit: Emit) -> None:
     """Plans from the digests, and records under its keys what was noted. Raises SourceChanged."""
     ledger, structure = look.ledger, look.plans[0].base.structure
     for path in look.shards:
         now_there = project.sources.known_digest(path) or project.sources.digest(path)
-        if now_there != digests[path]:
+        if now_there != look.digests[path]:
             raise SourceChanged(source=f"base:{look.base.name}", path=path)
     found = project.sources.base_identity(look.base)
     if isinstance(found, Unknown):

@@ -20,7 +20,6 @@ from builder.build.blocks import Tally, make_blocks
 from builder.build.conversion import converter, make_head
 from builder.build.cutting import cut_blocks
 from builder.build.feed import Feed
-from builder.build.hashing import hashed_beside
 from builder.build.kquants import prepare_kquants, with_quantizer
 from builder.build.ledger import Ledger
 from builder.build.manifests import manifest_of
@@ -146,7 +145,6 @@ def make_missing(
         fused = peaks.copies(project, lacking)
         ahead = peaks.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
         with (
-            hashed_beside(reading.beside, table) as hashed,
             with_quantizer(project.store, lacking, converters) as asking,
             Feed(reading.jobs, reading.rooms, ahead, table, direct=reading.direct) as feed,
         ):
@@ -155,7 +153,7 @@ def make_missing(
             make_blocks(*what, feed, order, ahead, check, tally, on_wait, emit)
             if read is not None:
                 feed.finish()
-            hashed()
+            reading.hashed()
     seconds = time.perf_counter() - started
     if unique:
         speed.note(project.cache, speed.Pass(sum(source[block] for block in blocks), size, seconds))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 Hashed = Callable[[Digest], None]
 
 
+def _nothing() -> None:
+    """No file is hashed apart from the jobs."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """Spans to read one after the other, what each block gets of them, and the blocks as they become whole.
 
-    direct: past the page cache. missing: bytes of the base that mlx reads itself. beside: files that are
-    hashed meanwhile, apart from the jobs.
+    direct: past the page cache. missing: bytes of the base that mlx reads itself. hashed: waits for the files
+    that are hashed meanwhile, apart from the jobs.
     """
 
     jobs: tuple[Job, ...]
@@ -39,7 +43,7 @@ class Reading:
     order: tuple[str, ...]
     direct: bool
     missing: int = 0
-    beside: Mapping[Path, Hashed] = field(default_factory=dict)
+    hashed: Callable[[], None] = _nothing
 
     @property
     def open_bytes(self) -> int:

@@ -15,7 +15,13 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-DEFERRED = ("transformers", "huggingface_hub", "mlx_lm.tokenizer_utils", "mlx_lm.tuner.trainer")
+DEFERRED = (
+    "transformers",
+    "huggingface_hub",
+    "mlx_lm.tokenizer_utils",
+    "mlx_lm.tuner.trainer",
+    "mlx_lm.cli_ui",
+)
 # The modules of mlx_lm that the engine uses. Architectures (mlx_lm.models.*) import none of DEFERRED.
 _USED = ("mlx_lm.utils", "mlx_lm.convert", "mlx_lm.tuner.dora", "mlx_lm.tuner.lora")
 

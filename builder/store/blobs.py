@@ -32,17 +32,23 @@ class OtherBytes(Exception):
     """What was to be a certain blob is not. Nothing entered the store."""
 
 
-def ingest(store: Store, chunks: Iterable[bytes | memoryview], expected: Blob | None = None) -> Blob:
+def ingest(
+    store: Store,
+    chunks: Iterable[bytes | memoryview],
+    expected: Blob | None = None,
+    *,
+    threads: int = blake3.blake3.AUTO,
+) -> Blob:
     """Writes the concatenated chunks as a blob, hashing them while they are in memory.
 
     When it returns, the blob is complete under its name, and gets to the medium before what is written next.
     The next manifest makes it durable. Interrupted at any moment, it leaves at most a temporary file. A chunk
     may be a memoryview of any format. Bytes that the store has already are dropped. With `expected`, other
-    bytes never get a name.
+    bytes never get a name. `threads` hash a chunk: one is enough for those who write several blobs at a time.
 
     Raises StoreError (StoreFull when the device is full), OtherBytes and whatever `chunks` raises.
     """
-    hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
+    hasher = blake3.blake3(max_threads=threads)
     size = 0
     with tmp.new_file(store) as staged, closing(direct.DirectWriter(staged.fd)) as writer:
         for chunk in chunks:

@@ -60,10 +60,11 @@ def test_every_block_and_the_digest(file: Path, direct: bool) -> None:
     assert told == [blake3.blake3(file.read_bytes()).hexdigest()]
 
 
-def test_memory_holds_one_block_and_the_next(file: Path) -> None:
+@pytest.mark.parametrize("direct", [True, False])
+def test_memory_holds_one_block_and_the_next(file: Path, direct: bool) -> None:
     rooms = blocks(file)
     jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
-    with Feed(jobs, rooms, {"0"}, "base.b") as feed:
+    with Feed(jobs, rooms, {"0"}, "base.b", direct=direct) as feed:
         feed.take("0")
         _settle()
         assert set(feed._open) == {"0", "1"}  # read beside it, and nothing more
@@ -76,28 +77,30 @@ def test_memory_holds_one_block_and_the_next(file: Path) -> None:
         assert feed.take("3")["a"].tobytes() == expected(file, rooms["3"].pieces[0])
 
 
-def test_a_file_that_is_too_short_or_gone(file: Path) -> None:
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_file_that_is_too_short_or_gone(file: Path, direct: bool) -> None:
     rooms = blocks(file)
     jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
     file.write_bytes(file.read_bytes()[: SIZE // 4])
     with (
-        Feed(jobs, rooms, rooms, "base.b") as feed,
+        Feed(jobs, rooms, rooms, "base.b", direct=direct) as feed,
         pytest.raises(SourceInvalid, match="became shorter while it was read"),
     ):
         feed.take("0")
     file.unlink()
     with (
-        Feed(jobs, rooms, rooms, "base.b") as feed,
+        Feed(jobs, rooms, rooms, "base.b", direct=direct) as feed,
         pytest.raises(SourceInvalid, match="cannot be read"),
     ):
         feed.take("0")
 
 
-def test_a_feed_that_nobody_takes_from_ends(file: Path) -> None:
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_feed_that_nobody_takes_from_ends(file: Path, direct: bool) -> None:
     rooms = blocks(file)
     jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
     before = threading.active_count()
-    with Feed(jobs, rooms, rooms, "base.b"):
+    with Feed(jobs, rooms, rooms, "base.b", direct=direct):
         _settle()
     assert threading.active_count() == before
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from builder.build import feed, first_pass, ledger
+from builder.build import feed, first_pass, ledger, one_pass
 from builder.build.prepare import prepare_base
 from builder.console.events import BlockDone, Emit, Event, Note
 from builder.errors import BuildError, SourceInvalid
@@ -313,6 +314,25 @@ def _beside(monkeypatch: pytest.MonkeyPatch, why: str = "spread") -> None:
         monkeypatch.setattr(peaks, "SPREAD", -1000000)
     else:
         monkeypatch.setattr(first_pass, "SECOND", -1)
+
+
+def test_the_hashing_begins_before_the_model_is_loaded(
+    settled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _beside(monkeypatch)
+    begun, whole = threading.Event(), blobs.hash_file
+
+    def hash_file(place: Path, on_bytes: Callable[[int], None] | None = None) -> Blob:
+        if place.suffix == ".safetensors" and place.parent.name == "base":
+            begun.set()
+        return whole(place, on_bytes)
+
+    seen = list[bool]()
+    opened = one_pass.open_whole
+    monkeypatch.setattr(blobs, "hash_file", hash_file)
+    monkeypatch.setattr(one_pass, "open_whole", lambda *args: (seen.append(begun.wait(60)), opened(*args))[1])
+    assert kept(build(settled)) == clean(settled)
+    assert seen[0]
 
 
 def test_a_killed_pass_goes_on_beside_the_hashing(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

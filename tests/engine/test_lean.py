@@ -18,7 +18,7 @@ model, config = load_base(Path(sys.argv[1]))
 from builder.engine.lean import DEFERRED
 print(len(DEFERRED), [name for name in DEFERRED if name in sys.modules])
 """
-    assert fresh_python(code, str(base)).strip() == "4 []"
+    assert fresh_python(code, str(base)).strip() == "5 []"
 
 
 def test_what_was_put_off_works_in_the_same_process() -> None:

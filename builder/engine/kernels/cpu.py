@@ -12,9 +12,11 @@ Arrays are numpy arrays of stored values: uint16 bit patterns for bfloat16 and f
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +33,7 @@ GROUP_SIZES = (32, 64, 128)
 SETTINGS = frozenset((bits, group) for bits in BITS for group in GROUP_SIZES)
 KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}  # the numbers that `jitted` uses for them
 
+HELPERS = 8
 PIECE = 1 << 19  # elements that one thread takes at a time. Fixed, so that threads do not change results
 
 
@@ -67,7 +70,7 @@ class QuantizedArrays:
 
 def available() -> bool:
     """Whether the kernels can be used: mlx computes on the CPU, and numba is installed and works."""
-    if importlib.util.find_spec("numba") is None:
+    if not _has_numba():
         return False
     import mlx.core as mx
 
@@ -78,9 +81,14 @@ def available() -> bool:
     return compiled.load() is not None
 
 
+@functools.cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
 def ready() -> bool:
     """Whether the kernels can be used without compiling them first."""
-    if importlib.util.find_spec("numba") is None:
+    if not _has_numba():
         return False
     from builder.engine.kernels import compiled
 
@@ -256,11 +264,30 @@ def _input(array: Array, dtype: str) -> Array:
 
 
 def _each(work: Callable[[int], None], count: int, threads: int) -> None:
-    """Calls `work` with 0 to count - 1, on at most `threads` threads. Raises the first exception."""
-    if threads <= 1 or count <= 1:
-        for piece in range(count):
+    """Calls `work` with 0 to count - 1, on at most `threads` threads, this one included.
+
+    Returns when all of them have ended. Raises an exception of `work`.
+    """
+    pieces = iter(range(count))  # whoever is free takes the next one
+
+    def run() -> None:
+        for piece in pieces:
             work(piece)
-        return
-    with ThreadPoolExecutor(min(threads, count)) as pool:
-        for _ in pool.map(work, range(count)):
-            pass
+
+    helpers = [_helpers().submit(run) for _ in range(min(threads, count) - 1)]
+    try:
+        run()
+    finally:
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+    for helper in begun:
+        helper.result()
+
+
+@functools.cache
+def _helpers() -> ThreadPoolExecutor:
+    """Threads that stay: a block has many small weights, and starting threads for each took longer."""
+    return ThreadPoolExecutor(HELPERS, "kernel")
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of its parent's threads

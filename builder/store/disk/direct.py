@@ -11,12 +11,14 @@ import errno
 import fcntl
 import mmap
 import os
-from contextlib import suppress
 
-from builder.store.disk import durable
+from builder.store.disk import buffers, durable
 
-BUFFER = 1 << 22  # a multiple of every sector size; smaller files are written the ordinary way
+BUFFER = 1 << 22
+_SECTOR = 4096  # a multiple of every sector size: what is written past the page cache has this alignment
+_LEAST = 1 << 18  # bytes at the end of a file from which on they are written past the page cache too
 _MANY = 1 << 20
+_SHELF = buffers.Shelf(BUFFER, kept=6)
 FLAG = getattr(os, "O_DIRECT", 0)
 
 
@@ -32,7 +34,7 @@ class DirectWriter:
     def write(self, data: memoryview) -> None:
         """Raises OSError."""
         if self._buffer is None:
-            self._buffer = mmap.mmap(-1, BUFFER)  # page-aligned, as O_DIRECT wants it
+            self._buffer = _SHELF.take()  # page-aligned, as O_DIRECT wants it
         done = 0
         while done < len(data):
             count = min(BUFFER - self._used, len(data) - done)
@@ -40,29 +42,29 @@ class DirectWriter:
             self._used += count
             done += count
             if self._used == BUFFER:
-                self._flush(BUFFER)
+                self._flush(0, BUFFER, direct=True)
+                self._used = 0
 
     def finish(self) -> None:
-        """Writes the rest, whose length no sector divides, the ordinary way. Raises OSError."""
-        try:
-            if self._used:
-                self._set(False)
-                self._flush(self._used)
-        finally:
-            self.close()
+        """Writes the rest: what no sector divides, and little, the ordinary way. Raises OSError."""
+        whole = self._used // _SECTOR * _SECTOR if self._used >= _LEAST else 0
+        if whole:
+            self._flush(0, whole, direct=True)
+        if whole < self._used:
+            self._flush(whole, self._used, direct=False)
+        self._used = 0
+        self.close()
 
     def close(self) -> None:
-        """Lets the buffer go; after an error its traceback may hold a view, and frees it when it goes."""
+        """Gives the buffer back. After an error a traceback may hold a view of it, which nobody reads."""
         if self._buffer is not None:
-            with suppress(BufferError):
-                self._buffer.close()
+            _SHELF.put(self._buffer)
             self._buffer = None
 
-    def _flush(self, count: int) -> None:
+    def _flush(self, start: int, end: int, *, direct: bool) -> None:
         assert self._buffer is not None
-        if count == BUFFER:
-            self._set(self._direct)
-        with memoryview(self._buffer) as view, view[:count] as part:
+        self._set(direct and self._direct)
+        with memoryview(self._buffer) as view, view[start:end] as part:
             try:
                 durable.write_all(self._fd, part)
             except OSError as error:
@@ -71,7 +73,6 @@ class DirectWriter:
                 self._direct = False  # a file system that takes the flag and refuses the write
                 self._set(False)
                 durable.write_all(self._fd, part)
-        self._used = 0
 
     def _set(self, wanted: bool) -> None:
         """A file system without the flag is written the ordinary way."""

@@ -48,8 +48,7 @@ class Uncached:
         while done < wanted:
             with memoryview(buffer) as whole, whole[done:count] as rest:
                 try:
-                    os.lseek(self._fd, start + done, os.SEEK_SET)  # not every macOS has preadv
-                    got = os.readv(self._fd, [rest])
+                    got = self._read(rest, start + done)
                 except OSError as error:
                     if not self._direct or error.errno != errno.EINVAL:
                         raise
@@ -62,6 +61,24 @@ class Uncached:
             if done % ALIGNED:  # the rest is not aligned any more
                 self._set(False)
         return done
+
+    def fill(self, part: memoryview, start: int) -> bool:
+        """Reads all of `part` from `start` on, of a file that is not read past the page cache.
+
+        False where the file is too short. Raises OSError.
+        """
+        done = 0
+        while done < len(part):
+            with part[done:] as rest:
+                got = self._read(rest, start + done)
+            if got == 0:
+                return False
+            done += got
+        return True
+
+    def _read(self, part: memoryview, start: int) -> int:
+        os.lseek(self._fd, start, os.SEEK_SET)  # not every macOS has preadv
+        return os.readv(self._fd, [part])
 
     def close(self) -> None:
         if self._mapped is not None:

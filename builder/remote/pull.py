@@ -122,10 +122,18 @@ class Progress:
     def __init__(self, remote: str, way: str, total: int, emit: Emit) -> None:
         self._remote, self._way, self._total, self._emit = remote, way, total, emit
         self._lock, self._done, self._told, self._stopped = Lock(), 0, 0, False
+        self._waits = False
 
     def stop(self) -> None:
         """Ends every transfer at its next piece."""
         self._stopped = True
+
+    def wait(self) -> None:
+        """Says once that another run is fetching or making what is wanted."""
+        with self._lock:
+            before, self._waits = self._waits, True
+        if not before:
+            self._emit(Note(f"{self._remote}: waiting for another run, which fetches or makes the same"))
 
     def add(self, size: int) -> None:
         """Raises Stopped."""
@@ -142,7 +150,7 @@ class Progress:
 
 def _fetch(store: Store, transport: Transport, blob: Blob, progress: Progress) -> bool:
     """Whether the blob is here now. Raises RemoteError, StoreError."""
-    with acquire(store, [Key(blob.digest)]):  # another run may be fetching the same
+    with acquire(store, [Key(blob.digest)], progress.wait):  # another run may be fetching the same
         for attempt in range(_TRIES):
             if blobs.has(store, blob):
                 progress.add(blob.size if attempt == 0 else 0)

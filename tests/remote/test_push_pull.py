@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +17,7 @@ import pytest
 from builder.build import sharing
 from builder.build.pulling import pull_targets
 from builder.build.sharing import fetch, fetch_records, fetch_results, send, share
+from builder.console.events import Event, Note
 from builder.evaluate import results
 from builder.evaluate.results import Result
 from builder.evaluate.statistics import Figure
@@ -126,6 +129,38 @@ def test_only_what_is_missing_is_pulled(ann: Member, ben: Member) -> None:
     sharing.take(project, found, sharing.wanted_of(project, [plan]), Heard(), [plan])
     streamed = {step.split()[1] for step in steps if step.startswith("stream") and step.endswith("done")}
     assert streamed == {layout.blob(digest) for digest in wanted - here}
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from builder.keys import Key
+from builder.store import locks
+from builder.store.format import open_store
+with locks.acquire(open_store(Path(sys.argv[1])), map(Key, sys.argv[2:])):
+    print("holding", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_pull_that_waits_for_another_run_says_so_once(ann: Member, ben: Member) -> None:
+    push(ann.store, started(ann), ann.bundles(), None, Heard())
+    names = sorted({blob.digest for bundle in ann.bundles() for blob in bundle.blobs})
+    command = [sys.executable, "-c", HOLD, str(ben.store.root), *names]
+    heard = Heard()
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "holding\n"
+
+        def tell(event: Event) -> None:
+            heard(event)
+            if isinstance(event, Note) and "waiting" in event.text and other.poll() is None:
+                other.communicate("\n")
+
+        rows = pull_targets(ben.project, TARGETS, [ben.remote], tell, dry_run=False)
+    assert {row.state for row in rows} == {"built"}
+    said = [note for note in heard.notes if "waiting" in note]
+    assert said == [f"{ben.remote.name}: waiting for another run, which fetches or makes the same"]
 
 
 def test_a_target_with_one_block_there_takes_that_block(ann: Member, ben: Member) -> None:

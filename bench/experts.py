@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from bench.build import WORK, Case, declaration, project, run  # noqa: E402
 from bench.inputs import SHAPES, Shape, make_adapter, make_model  # noqa: E402
 from bench.probe import peak  # noqa: E402
-from builder.evaluate.process import KEEP_MEMORY  # noqa: E402
+from builder.evaluate.process import wanted_environment  # noqa: E402
 
 STUDY = Shape(48, 2048, 768, 32, 4, 128, 151936, tied=False, experts=128, active=8)
 TINY = replace(SHAPES["tiny_moe"], experts=8)
@@ -134,7 +134,7 @@ def measured(
         str(options.tokens),
     ]
     command += ["--paths", *map(str, paths)] + (["--plain"] if plain else [])
-    env = {**os.environ, **({} if plain else KEEP_MEMORY)}  # as builder.evaluate.process starts it
+    env = {**wanted_environment({"layerwise": not plain}), **os.environ}  # as builder.evaluate.process
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     if done.returncode:
         sys.exit(done.stderr)

@@ -2,7 +2,8 @@
 
     python bench/quality.py [--model example|base|moe] [--only NAME ...] [--limit SECONDS] [--samples N]
 
-calibrated: the rounding alone. bits: chosen bits alone, rounded to nearest. target: both.
+calibrated: the rounding alone. bits: chosen bits alone, rounded to nearest. target: both. tuned: dwq in
+float32 on top of one of them.
 r is the KL of a variant over the KL of the log-linear line through uniform 3, 4, 5 and 6 bits at the same
 bytes. The rows are held out: example/data/test.jsonl. All variants see the same text: the first rows of
 example/data/train.jsonl, 32 pieces of 256 tokens (--samples, --length). mlx-lm's methods get these rows with
@@ -41,7 +42,14 @@ SAMPLES, LENGTH = 32, 256  # of the text that every variant sees
 UNIFORM = (3, 4, 5, 6)
 SIZES = ("4.25", "4.7", "5.0")  # bits per weight
 FURTHER = ("3.3", "3.5", "4.3", "5.3", "5.75", "6.0")  # for bits alone
+STARTS = ("uniform_4", "calibrated_4", "target_4.7")  # of dwq in float32
+RATE = 1e-5  # its learning rate
 EVERY_S = 0.1
+
+
+def plain_name(variant: str) -> str:
+    """The variant's name in artifacts.toml, which has no dots."""
+    return variant.replace(".", "_")
 
 
 def declared(samples: int = SAMPLES, length: int = LENGTH) -> dict[str, str]:
@@ -58,6 +66,8 @@ def declared(samples: int = SAMPLES, length: int = LENGTH) -> dict[str, str]:
         for share in (0.875, 0.75, 0.5)
         for criterion in ("reap", "ean", "frequency")
     }
+    dwq = f'method = "dwq"\nfrom = "f16"\nlearning_rate = {RATE}\n{text}'
+    found |= {f"tuned_{start}": f'{dwq}\nstart = "{plain_name(start)}"' for start in STARTS}
     found |= {name: f'method = "{name}"\n{method}' for name in ("gptq", "awq", "dwq")}
     return found | {"dynamic": f'method = "dynamic"\n{method}\nhigh_bits = 5\ntarget_bpw = 4.7'}
 
@@ -86,11 +96,6 @@ class Row:
 
 class Failed(Exception):
     """A command that did not end well, with what it said last."""
-
-
-def plain_name(variant: str) -> str:
-    """The variant's name in artifacts.toml, which has no dots."""
-    return variant.replace(".", "_")
 
 
 def declaration(name: str, chosen: Sequence[str], tables: str, given: Mapping[str, str] = VARIANTS) -> str:
@@ -226,9 +231,14 @@ def beside(rows: Sequence[Row]) -> list[str]:
 
 
 def chosen(only: Sequence[str]) -> list[str]:
-    """The variants that `--only` names, whole or by the beginning of a name. The uniform ones always."""
+    """The variants that `--only` names, whole or by the beginning of a name. The uniform ones always.
+
+    Also those that one of them starts from.
+    """
     wanted = [*only, "uniform"] if only else [""]
-    return [name for name in VARIANTS if any(name.startswith(each) for each in wanted)]
+    found = {name for name in VARIANTS if any(name.startswith(each) for each in wanted)}
+    starts = {start for start in STARTS if f"tuned_{start}" in found}
+    return [name for name in VARIANTS if name in found | starts]
 
 
 def prepare(

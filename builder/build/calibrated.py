@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from builder.build.blocks import Tally, check_shard
 from builder.build.one_pass import Built, build, copy_aux, finish, make_config
@@ -37,8 +37,10 @@ from builder.weights import shards
 from builder.weights.structure import block_of
 
 if TYPE_CHECKING:
+    from builder.engine.rounding.factors import Floats
     from builder.engine.rounding.shard import Made
 
+_HEADS: dict[tuple[object, ...], Floats | None] = {}  # of the base and the text that came last
 _SPECIAL = ("plain", "unseen", "blind")  # counts in a record's provenance
 
 
@@ -73,7 +75,7 @@ def round_blocks(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -
 
     from builder.engine.blas import accelerated
     from builder.engine.block import Recipe
-    from builder.engine.rounding.stream import Rounding, head_moments
+    from builder.engine.rounding.stream import Rounding
 
     todo = missing_actions(project.store, plan)
     if not todo:
@@ -85,11 +87,7 @@ def round_blocks(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -
         tokens = mx.array([piece.tokens for piece in open_sequences(project, plan)[0]])
         tied, head = plan.base.structure.tied, None
         if tied in plan.quantization and block_of(f"{tied}.weight") in {action.block for action in todo}:
-            emit(Note(f"{plan.name}: the embedding is also the head, so the base runs once without rounding"))
-            with durable.explained(project.store.root):
-                head = head_moments(
-                    open_base(project, plan)[0], tokens, tied, shelf(project, rounding_memory(plan))
-                )
+            head = _head(project, plan, tokens, blas, emit)
         dtype = getattr(mx, plan.dtype) if plan.dtype else None
         rounding = Rounding(
             open_base(project, plan)[0],
@@ -108,6 +106,23 @@ def round_blocks(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -
             rounding.run(_reader(project, plan), write)
         if rounding.shelf.stored:
             emit(Note(f"{plan.name}: {size_text(rounding.shelf.stored)} of hidden states went over the disk"))
+
+
+def _head(project: Project, plan: TargetPlan, tokens: Any, blas: str, emit: Emit) -> Floats | None:
+    """The moments of what the head is given. They are the same for all targets of a base and a text."""
+    from builder.engine.rounding.stream import head_moments
+
+    base, pruned = plan.base, plan.base.pruned
+    experts = tuple(pruned.digest(block) for block in pruned.kept) if pruned else ()
+    known = base.weights, tuple(sorted(base.structure.repairs)), experts, str(tokens.tolist()), blas
+    if known not in _HEADS:
+        emit(Note(f"{plan.name}: the embedding is also the head, so the base runs once without rounding"))
+        with durable.explained(project.store.root):
+            kept = shelf(project, rounding_memory(plan))
+            head = head_moments(open_base(project, plan)[0], tokens, base.structure.tied, kept)
+        _HEADS.clear()
+        _HEADS[known] = head
+    return _HEADS[known]
 
 
 def _reader(project: Project, plan: TargetPlan) -> Callable[[str], Path | None]:

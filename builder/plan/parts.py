@@ -134,7 +134,7 @@ def config_parts(variant: Variant, base: BaseFacts, layout: Layout, toolchain: s
     }
 
 
-ROUNDING = 4  # of what builder.engine.rounding makes. Another number makes every calibrated variant again
+ROUNDING = 5  # of what builder.engine.rounding makes. Another number makes every calibrated variant again
 EXPERTS = 1  # of how it multiplies by experts: for bases with experts only
 _IN_WEIGHTS = {"fp8"}  # the repairs that change weights; the others change config.json
 

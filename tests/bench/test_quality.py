@@ -119,6 +119,7 @@ def test_everything_that_the_benchmark_declares_is_accepted(tmp_path: Path, mode
         (["calibrated_4"], ["calibrated_4"]),
         (["target", "awq"], ["target_4.25", "target_4.7", "target_5.0", "awq"]),
         (["uniform"], []),
+        (["tuned_target"], ["target_4.7", "tuned_target_4.7"]),
     ],
 )
 def test_the_uniform_variants_are_always_measured(only: list[str], more: list[str]) -> None:

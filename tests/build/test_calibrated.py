@@ -134,6 +134,32 @@ def test_mlx_lm_loads_it(project: Sandbox) -> None:
     assert build(project) == 0
 
 
+def test_a_head_that_is_the_embedding_is_measured_once_for_all_targets(sandbox: Make) -> None:
+    """Another text is measured anew, and what is kept gives the same bytes."""
+    three = ROUND.partition("[model.plain]")[0].replace(
+        "[variant.round]\nbits = 4", "[variant.three]\nbits = 3"
+    )
+    box = fill(sandbox(DECLARATION.replace('"5bit"]', '"5bit", "round", "three"]') + ROUND + three))
+    heard: list[Event] = []
+
+    def runs() -> int:
+        return sum(isinstance(each, Note) and "runs once" in each.text for each in heard)
+
+    calibrated._HEADS.clear()
+    build(box, NAME, heard)
+    build(box, "m_three", heard)
+    assert runs() == 1
+    first = weights(box, "m_three")
+    shutil.rmtree(box.root / "store")
+    calibrated._HEADS.clear()
+    build(box, "m_three", heard)
+    assert runs() == 2
+    assert weights(box, "m_three") == first
+    (box.root / "text.jsonl").write_text(words(1))
+    build(box, "m_three", heard)
+    assert runs() == 3
+
+
 def test_hidden_states_on_the_disk_give_the_same_bytes(
     project: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

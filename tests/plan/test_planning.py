@@ -223,8 +223,8 @@ def test_golden_keys(spec: Spec) -> None:
 
 GOLDEN_MEASURED = {
     "routing": "a962f61564064c86e2b393adc12a91f3c4959bc0ddd096149ce9fb5599daab43",
-    "allocation": "ed83b4e604ff0922efbd8c2a7707c537ec265464bae83245e89e4b59a7c9fc50",
-    "sensitivity": "26daeaf4f0cdd77cc7977e1d62fd468f40f3e9ea87ca86d86b3a23a3c5c04691",
+    "allocation": "707895baed7891b5d21a3a2d20c663e4672dba307abcf913a077f1a0801a986b",
+    "sensitivity": "96b5bc2c6e5219257873443a1c5602c386609c218880b7b22622759a32d03482",
 }
 
 

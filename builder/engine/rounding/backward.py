@@ -14,9 +14,18 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from builder.engine.rounding.points import Weights, after_layers, at_place, at_places, logprobs
+from builder.engine.rounding.points import (
+    Places,
+    Weights,
+    after_layers,
+    at_place,
+    at_places,
+    logprobs,
+    places,
+)
+from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import put
-from builder.engine.rounding.walk import Run, walk
+from builder.engine.rounding.walk import Run, cores, walk
 
 Slopes = dict[str, npt.NDArray[np.float64]]  # path -> [sequences]
 
@@ -33,33 +42,48 @@ def head_slopes(
     tokens: mx.array,
     counted: mx.array,
     seed: int,
+    shelf: Shelf,
 ) -> tuple[Slopes, mx.array]:
     """What comes after the layers, and the gradient of what the layers return.
 
     What is differentiated: the sum of sqrt(p) * z * log p over all tokens of the vocabulary, at each place
-    that counts. p is what the model says there, and z is drawn from a normal distribution.
+    that counts. p is what the model says there, and z is drawn from a normal distribution. Other places have
+    no gradient, and are left out.
     """
-    flows, made = [], []
     names = sorted(moved)
-    for at in range(tokens.shape[0]):
-        some, counts = tokens[at : at + 1], counted[at : at + 1, :, None]
-        drawn = mx.random.key(seed + at)
+    jobs = [(at, part) for at in range(tokens.shape[0]) for part in places(counted[at])]
 
-        def drawn_sum(
-            hidden: mx.array, sizes: mx.array, some: Any = some, counts: Any = counts, drawn: Any = drawn
-        ) -> Any:
+    def slopes(at: int, part: Places) -> tuple[mx.array, mx.array]:
+        key = mx.random.key(seed + at * tokens.shape[1] + part.at[0])
+
+        def drawn_sum(hidden: mx.array, sizes: mx.array) -> mx.array:
             put(model, "", at_places(outer, moved, names, sizes))
-            logs = logprobs(after_layers(model, some, hidden))
-            weights = mx.stop_gradient(mx.exp(logs / 2)) * mx.random.normal(logs.shape, key=drawn)
-            return (weights * logs * counts).sum()
+            logs = logprobs(after_layers(model, part.of(tokens[at : at + 1]), hidden))
+            weights = mx.stop_gradient(mx.exp(logs / 2)) * mx.random.normal(logs.shape, key=key)
+            return (weights * logs * part.counts).sum()
 
-        flow, sizes = mx.grad(drawn_sum, (0, 1))(last[at : at + 1], mx.zeros(len(names)))
-        mx.eval(flow, sizes)
-        flows.append(flow)
-        made.append(sizes)
+        flow, sizes = mx.grad(drawn_sum, (0, 1))(
+            part.of(shelf.part(last, slice(at, at + 1))), mx.zeros(len(names))
+        )
+        return flow, sizes
+
+    flow = mx.zeros(last.shape)
+    made = mx.zeros((tokens.shape[0], len(names)))
+    streams = cores()
+    for start in range(0, len(jobs), len(streams)):
+        some = jobs[start : start + len(streams)]
+        found = []
+        for stream, job in zip(streams, some, strict=False):
+            with mx.stream(stream):
+                found.append(slopes(*job))
+        mx.eval(found)
+        for (at, part), (own, sizes) in zip(some, found, strict=True):
+            flow[at, mx.array(part.at)] += own[0]
+            made[at] += sizes
+        mx.eval(flow, made)
         mx.clear_cache()
     put(model, "", at_place(outer, moved, 0.0))
-    return _by_path(names, made), mx.concatenate(flows)
+    return _by_path(names, list(made)), flow
 
 
 def layer_slopes(

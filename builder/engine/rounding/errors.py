@@ -6,16 +6,20 @@ that was unpacked from a quantized file may have settings without any error: the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
 
 from builder.engine.arrays import Values
+from builder.engine.blas import numpy_on_one_thread
+from builder.engine.rounding.factors import Floats
 from builder.engine.rounding.lookup import unrounded
 from builder.engine.rounding.points import Opened
-from builder.engine.rounding.weight import as_numpy, round_weight
+from builder.engine.rounding.weight import Stored, as_numpy, compiles, round_weight
 from builder.spec.types import Quantization
 
 ROWS = 64  # of each weight, evenly spread
@@ -32,14 +36,23 @@ def errors(
     least and the largest value.
     """
     found: Errors = {}
-    for block in opened.blocks.values():
-        values: Values = block.values(dtype)
-        for name in values:
-            path, _, leaf = name.rpartition(".")
-            if leaf == "weight" and path in choices:
-                rows = _some(values.array(name))
-                found[path] = {how: _error(rows, how, calibrated) for how in choices[path]}
-        block.forget()
+    cores = (os.cpu_count() or 1) if calibrated and compiles() else 1  # mlx's arrays stay on this thread
+    with numpy_on_one_thread(), ThreadPoolExecutor(cores) as pool:
+        each = pool.map if cores > 1 else map
+        for block in opened.blocks.values():
+            values: Values = block.values(dtype)
+            for name in values:
+                path, _, leaf = name.rpartition(".")
+                if leaf == "weight" and path in choices:
+                    rows = _some(values.array(name))
+                    rounded = (
+                        partial(_searched, as_numpy(rows), rows.dtype)
+                        if calibrated
+                        else partial(_nearest, rows)
+                    )
+                    error = partial(_relative, np.array(rows.astype(mx.float32)), rounded)
+                    found[path] = dict(zip(choices[path], each(error, choices[path]), strict=True))
+            block.forget()
     return found
 
 
@@ -51,12 +64,15 @@ def _some(weight: mx.array) -> mx.array:
     return made
 
 
-def _error(rows: mx.array, how: Quantization, calibrated: bool) -> float:
-    exact: Any = np.array(rows.astype(mx.float32))
-    if calibrated:
-        made: Any = round_weight(as_numpy(rows), None, how, rows.dtype).weight()
-    else:
-        codes, scales, biases = mx.quantize(rows, group_size=how.group_size, bits=how.bits)
-        made = np.array(unrounded(codes, scales, biases, how))
+def _searched(rows: Stored, dtype: mx.Dtype, how: Quantization) -> Floats:
+    return round_weight(rows, None, how, dtype).weight()
+
+
+def _nearest(rows: mx.array, how: Quantization) -> Floats:
+    codes, scales, biases = mx.quantize(rows, group_size=how.group_size, bits=how.bits)
+    return np.asarray(unrounded(codes, scales, biases, how))
+
+
+def _relative(exact: Floats, rounded: Callable[[Quantization], Floats], how: Quantization) -> float:
     size = float((exact**2).sum(dtype=np.float64))
-    return float(((made - exact) ** 2).sum(dtype=np.float64)) / size if size else 0.0
+    return float(((rounded(how) - exact) ** 2).sum(dtype=np.float64)) / size if size else 0.0

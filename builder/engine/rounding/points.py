@@ -8,12 +8,14 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from builder.engine.block import Block
 from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import layer_paths
 from builder.engine.rounding.walk import Run, walk
 
+_PLACES = 128  # of a sequence, whose logits are in memory at once
 Weights = Mapping[str, mx.array]
 Ran = tuple[nn.Module, mx.array]  # a model whose layers ran, and what the last of them returned
 
@@ -24,6 +26,35 @@ class Opened:
 
     model: nn.Module
     blocks: Mapping[str, Block]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Some places of one sequence where what is predicted counts: what follows the layers needs no others.
+
+    `at`: their numbers. `counts`: 1 for each, float32 [1, places, 1]. One place alone gets another one beside
+    it, with 0, so that a model can tell places from sequences.
+    """
+
+    at: list[int]
+    counts: mx.array
+
+    def of(self, array: mx.array) -> mx.array:
+        """The part of an array [1, length, ...] at these places."""
+        return array[:, mx.array(self.at)]
+
+
+def places(counted: mx.array) -> list[Places]:
+    """The places of a sequence that count, some at a time. counted: [length]."""
+    numbered = np.flatnonzero(np.array(counted)).tolist()
+    found = []
+    for start in range(0, len(numbered), _PLACES):
+        some = numbered[start : start + _PLACES]
+        counts = [1.0] * len(some)
+        if len(some) == 1 and counted.shape[0] > 1:
+            some, counts = [*some, (some[0] + 1) % counted.shape[0]], [1.0, 0.0]
+        found.append(Places(some, mx.array(counts)[None, :, None]))
+    return found
 
 
 def after_layers(model: Any, tokens: mx.array, hidden: mx.array) -> mx.array:
@@ -47,13 +78,15 @@ def divergence(exact: Ran, other: Ran, tokens: mx.array, counted: mx.array, shel
     total = 0.0
     for at in range(tokens.shape[0]):
         some = slice(at, at + 1)
-        wanted, logs = (
-            logprobs(after_layers(model, tokens[some], shelf.part(last, some)))
-            for model, last in (exact, other)
-        )
-        lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * counted[some]
-        total += numbers(lost.sum()[None])[0]
-        mx.clear_cache()
+        parts = [(model, shelf.part(last, some)) for model, last in (exact, other)]
+        for part in places(counted[at]):
+            wanted, logs = (
+                logprobs(after_layers(model, part.of(tokens[some]), part.of(hidden)))
+                for model, hidden in parts
+            )
+            lost = (mx.exp(wanted) * (wanted - logs)).sum(-1) * part.counts[..., 0]
+            total += numbers(lost.sum()[None])[0]
+            mx.clear_cache()
     return total / numbers(counted.sum()[None])[0]
 
 

@@ -166,7 +166,7 @@ class Sensitivity:
     ) -> Slopes:
         """<gradient, D> of each path, for each sequence."""
         moved = self._moved_outside(again)
-        found, flow = head_slopes(model, last, outer, moved, self.tokens, self.counted, SEED)
+        found, flow = head_slopes(model, last, outer, moved, self.tokens, self.counted, SEED, self.shelf)
         modules = dict(model.named_modules())
         for path, run in reversed(calls):
             flow, own = layer_slopes(modules[path], path, run, flow, *self._weights(again, path))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,9 +14,10 @@ import numpy as np
 from builder.engine.arrays import Values, raw
 from builder.engine.blas import numpy_on_one_thread
 from builder.engine.block import Block, Shard, check_finite
-from builder.engine.rounding.moments import Floats, Seen, Sum
+from builder.engine.rounding.factors import Factors, factored
+from builder.engine.rounding.moments import Seen, Sum
 from builder.engine.rounding.stacks import packed, round_stack
-from builder.engine.rounding.weight import SWEEPS, as_numpy, compiles, round_weight
+from builder.engine.rounding.weight import SWEEPS, as_numpy, compiles, round_factored
 from builder.engine.survival import measure, to_text
 from builder.errors import EngineError
 from builder.spec.types import Quantization
@@ -62,8 +65,11 @@ def rounded(
     shard: dict[str, RawTensor] = {}
     own = {p: q for p, q in quantization.items() if block_of(f"{p}.weight") == block.name}
     own = {path: how for path, how in own.items() if f"{path}.weight" in values}
-    for path, how in own.items():
-        shard |= _quantized(block, path, values, how, seen, count)
+    inputs = _inputs(block, own, values, seen, count)
+    with numpy_on_one_thread():
+        make: Make = partial(_by_loops, factored(inputs)) if compiles() else partial(_by_mlx, inputs)
+        for path, how in own.items():
+            shard |= _quantized(block, path, values, how, make, count)
     for name in values:
         if name.rpartition(".")[0] not in own:
             shard[name] = raw(values.array(name))
@@ -88,28 +94,24 @@ def _check_inputs(seen: Seen, target: str) -> None:
             )
 
 
+Tensors = tuple[mx.array, mx.array, mx.array]  # packed codes, scales and biases of a stack of weights
+Inputs = Iterator[tuple[Sum | None, int]]  # what each weight is given, and its columns
+Make = Callable[[mx.array, Quantization, bool], Tensors]  # takes the inputs of a stack from all of them
+
+
 def _quantized(
-    block: Block, path: str, values: Values, how: Quantization, seen: Seen, count: _Count
+    block: Block, path: str, values: Values, how: Quantization, make: Make, count: _Count
 ) -> dict[str, RawTensor]:
     """The tensors of one quantized path, under full names."""
     name = f"{path}.weight"
     weight = values.array(name)
-    if how.mode != "affine" or not block.is_plain(path):
+    if not _calibrated(block, path, how):
         count.plain += 1
         made = block.quantized(path, values, how)
         mx.eval(made)
         return {tensor: raw(array) for tensor, array in made.items()}
-    if weight.ndim == 3:
-        inputs = _of_experts(path, weight, seen, count)
-    else:
-        inputs = iter([seen.plain[path].mean if path in seen.plain else None])
-    linear = not isinstance(block.modules[path], nn.Embedding)
-    if linear:
-        inputs = _counted(inputs, count)
-    make = _by_loops if compiles() else _by_mlx
-    codes, scales, biases = make(
-        weight.reshape(-1, *weight.shape[-2:]), inputs, how, linear
-    )  # not again: no gain for embeddings
+    stack = weight.reshape(-1, *weight.shape[-2:])
+    codes, scales, biases = make(stack, how, _is_linear(block, path))  # no gain for embeddings
     shape = weight.shape[:-1]
     made = {
         name: codes.reshape(*shape, -1),
@@ -121,43 +123,55 @@ def _quantized(
     return {tensor: raw(array) for tensor, array in {**made, **rest}.items()}
 
 
-Tensors = tuple[mx.array, mx.array, mx.array]  # packed codes, scales and biases of a stack of weights
-Inputs = Iterator[Floats | None]  # the moments of the inputs of each weight of a stack
+def _calibrated(block: Block, path: str, how: Quantization) -> bool:
+    return how.mode == "affine" and block.is_plain(path)
 
 
-def _by_loops(weight: mx.array, inputs: Inputs, how: Quantization, again: bool) -> Tensors:
+def _is_linear(block: Block, path: str) -> bool:
+    return not isinstance(block.modules[path], nn.Embedding)
+
+
+def _by_loops(factors: Iterator[Factors], stack: mx.array, how: Quantization, again: bool) -> Tensors:
     codes, scales, biases = [], [], []
-    for part, moments in zip(weight, inputs, strict=True):
-        rounded = round_weight(as_numpy(part), moments, how, weight.dtype, again=again)
+    for part, known in zip(stack, islice(factors, len(stack)), strict=True):
+        rounded = round_factored(as_numpy(part), known, how, stack.dtype, again=again)
         codes.append(rounded.packed(how.bits))
         scales.append(rounded.scales)
         biases.append(rounded.biases)
     return mx.array(np.stack(codes)), mx.array(np.stack(scales)), mx.array(np.stack(biases))
 
 
-def _by_mlx(weight: mx.array, inputs: Inputs, how: Quantization, again: bool) -> Tensors:
-    with numpy_on_one_thread():
-        made = round_stack(weight, inputs, how, weight.dtype, SWEEPS if again else 0)
+def _by_mlx(inputs: Inputs, stack: mx.array, how: Quantization, again: bool) -> Tensors:
+    moments = (known.mean if known else None for known, _ in islice(inputs, len(stack)))
+    made = round_stack(stack, moments, how, stack.dtype, SWEEPS if again else 0)
     return packed(made.codes, how.bits), made.scales, made.biases
 
 
-def _counted(inputs: Inputs, count: _Count) -> Inputs:
-    for known in inputs:
-        count.blind += known is None
-        yield known
+def _inputs(
+    block: Block, own: Mapping[str, Quantization], values: Values, seen: Seen, count: _Count
+) -> Inputs:
+    """What each weight of a block is given that is rounded for it, in the order of `own`."""
+    for path, how in own.items():
+        if not _calibrated(block, path, how):
+            continue
+        shape, linear = values.array(f"{path}.weight").shape, _is_linear(block, path)
+        sums = _of_experts(path, shape, seen, count) if len(shape) == 3 else iter([seen.plain.get(path)])
+        for known in sums:
+            count.blind += linear and (known is None or known.total is None)
+            yield known, shape[-1]
 
 
-def _of_experts(path: str, weight: mx.array, seen: Seen, count: _Count) -> Inputs:
-    """The moments of the inputs of each expert, or of all inputs where it saw too few."""
+def _of_experts(path: str, shape: tuple[int, ...], seen: Seen, count: _Count) -> Iterator[Sum]:
+    """What each expert is given, or what all are given together where it saw too few."""
     sums = seen.experts.get(path, {})
     everything = Sum()
     for each in sums.values():
         if each.total is not None:
             everything.total = each.total if everything.total is None else everything.total + each.total
             everything.count += each.count
-    for number in range(weight.shape[0]):
+    for number in range(shape[0]):
         own = sums.get(number)
-        if own is None or own.count < LEAST * weight.shape[-1]:
+        if own is None or own.count < LEAST * shape[-1]:
             count.unseen += 1
             own = everything
-        yield own.mean
+        yield own

@@ -143,7 +143,7 @@ def walk(
     kept = shelf or Shelf()
     sequences, length = tokens.shape
     size = max(1, TOKENS // length)
-    streams = _streams()
+    streams = cores()
     raised: list[BaseException] = []
     if sequences == length and sequences > size:
         raise _not_run("the text", f"{sequences} sequences of {length} tokens cannot be told apart")
@@ -189,7 +189,7 @@ def _check_stateless(path: str, given: Any) -> None:
 _LOCAL = threading.local()  # streams of mlx belong to one thread
 
 
-def _streams() -> list[Any]:
+def cores() -> list[Any]:
     """One stream for each core of a CPU: mlx computes the pieces of different streams side by side."""
     if mx.default_device() != mx.Device(mx.cpu):
         return [mx.default_stream(mx.default_device())]

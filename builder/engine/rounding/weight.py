@@ -104,13 +104,19 @@ def round_weight(
     """
     with numpy_on_one_thread():
         if compiles() if compiled is None else compiled:
-            return _in_threads(weight, factors_of(moments, weight.shape[1]), how, dtype, again)
+            return round_factored(weight, factors_of(moments, weight.shape[1]), how, dtype, again=again)
         stack = mx.array(_as_floats(weight))[None]
         made = round_stack(stack, [moments], how, dtype, SWEEPS if again else 0)
     return Rounded(*(np.array(each[0]) for each in (made.codes, made.scales, made.biases)))
 
 
-def _in_threads(weight: Stored, factors: Factors, how: Quantization, dtype: mx.Dtype, again: bool) -> Rounded:
+def round_factored(
+    weight: Stored, factors: Factors, how: Quantization, dtype: mx.Dtype, *, again: bool = True
+) -> Rounded:
+    """`round_weight` by compiled loops, for moments that are factored already, on all cores.
+
+    numpy is to multiply on one thread (`numpy_on_one_thread`).
+    """
     rows, columns = weight.shape
     groups = columns // how.group_size
     made = Rounded(

@@ -12,8 +12,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from builder.engine.loading import load_base
+from builder.engine.rounding import points, walk
 from builder.engine.rounding import sensitivity as module
-from builder.engine.rounding import walk
 from builder.engine.rounding.points import Opened
 from builder.engine.rounding.sensitivity import SEED, NotDifferentiable, Sensitivity
 from builder.engine.rounding.shelf import Shelf
@@ -76,7 +76,10 @@ def whole(
 
         def drawn(places: Any, at: int = at) -> mx.array:
             some = logs(places, sensitivity.tokens[at : at + 1])
-            z = mx.random.normal(some.shape, key=mx.random.key(SEED + at))
+            at_first = [place for place, counts in enumerate(counted[at].tolist()) if counts]
+            key = mx.random.key(SEED + at * some.shape[1] + at_first[0])  # drawn for places that count
+            z = mx.zeros(some.shape)
+            z[:, mx.array(at_first)] = mx.random.normal((1, len(at_first), some.shape[2]), key=key)
             roots = mx.stop_gradient(mx.exp(some / 2))
             return (roots * z * some * counted[at : at + 1, :, None]).sum()
 
@@ -188,3 +191,23 @@ def test_layers_that_do_more_than_hand_on_are_refused_by_name(
     monkeypatch.setattr(module, "walk", changed)
     with pytest.raises(NotDifferentiable, match=says):
         sensitivity.costs()
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"),
+    [
+        ([0, 0, 0], []),
+        ([0, 1, 1], [([1, 2], [1, 1])]),
+        ([0, 0, 1], [([2, 0], [1, 0])]),  # never one alone
+        ([1], [([0], [1])]),
+        ([1, 1, 1, 0, 1], [([0, 1], [1, 1]), ([2, 4], [1, 1])]),
+    ],
+)
+def test_only_places_that_count_are_computed(
+    counted: list[int], expected: list[tuple[list[int], list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "_PLACES", 2)
+    found = points.places(mx.array(counted, dtype=mx.float32))
+    assert [(each.at, each.counts.reshape(-1).tolist()) for each in found] == expected
+    whole = mx.arange(len(counted))[None, :, None]
+    assert [each.of(whole).reshape(-1).tolist() for each in found] == [at for at, _ in expected]

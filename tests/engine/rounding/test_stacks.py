@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from builder.engine.rounding import shard, stacks
+from builder.engine.rounding.factors import factored
+from builder.engine.rounding.moments import Sum
 from builder.engine.rounding.stacks import packed, round_stack
 from builder.engine.rounding.weight import SWEEPS, Rounded, round_weight
 from builder.spec.types import Quantization
@@ -54,8 +56,11 @@ def test_a_block_is_rounded_as_on_a_gpu() -> None:
     def inputs() -> Iterator[Floats | None]:
         yield from (moved_together(64), None, moved_together(64))
 
-    ways = (shard._by_loops, shard._by_mlx)
-    one, other = (way(weight, inputs(), FOUR, True) for way in ways)
+    def sums() -> Iterator[tuple[Sum | None, int]]:
+        yield from ((None if known is None else Sum(mx.array(known), 1), 64) for known in inputs())
+
+    one = shard._by_loops(factored(sums()), weight, FOUR, True)
+    other = shard._by_mlx(sums(), weight, FOUR, True)
     assert [(array.shape, array.dtype) for array in one] == [(array.shape, array.dtype) for array in other]
     exact = np.array(weight.astype(mx.float32))
     for number, known in enumerate(inputs()):

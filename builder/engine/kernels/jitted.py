@@ -214,18 +214,19 @@ def _unpack(width: int, packed: Bytes, steps: Bytes, eight: npt.NDArray[np.uint6
 
 @_inner
 def _scale_and_bias(least: np.float32, most: np.float32, top: np.float32) -> tuple[np.float32, np.float32]:
-    """Scale and bias of a group from `least` to `most`. Zero is a step, and one end is exact."""
+    """Scale and bias of a group from `least` to `most`. Zero is a step, and one end is exact.
+
+    Without branches, so that several groups are computed at a time.
+    """
     negative = abs(least) > abs(most)
     scale = (most - least) / top
-    if scale < np.float32(1e-7):
-        scale = np.float32(1e-7)
-    if not negative:
-        scale = -scale
+    scale = np.float32(1e-7) if scale < np.float32(1e-7) else scale
+    scale = scale if negative else -scale
     edge = least if negative else most
     steps = np.rint(edge / scale)
-    if steps != np.float32(0):
-        return edge / steps, edge
-    return scale, np.float32(0)
+    exact = edge / steps
+    hit = steps != np.float32(0)
+    return exact if hit else scale, edge if hit else np.float32(0)
 
 
 @_inner
@@ -236,13 +237,20 @@ def _store(kind: int, values: Floats, out: Raw) -> None:
 
 
 @_inner
-def _fit(low: Keys, high: Keys, groups: int, top: np.float32, scales: Floats, biases: Floats) -> None:
-    """Writes scale and bias of each group. Row i of `low` and `high` holds the keys for group i."""
+def _join(low: Keys, high: Keys, groups: int, least: Keys, most: Keys) -> None:
+    """Writes the smallest and largest key of each group. Row i of `low` and `high` holds those of its parts."""
     for i in range(groups):
         smallest, largest = low[i, 0], high[i, 0]
-        for j in range(low.shape[1]):
+        for j in range(1, low.shape[1]):
             smallest, largest = min(smallest, low[i, j]), max(largest, high[i, j])
-        scales[i], biases[i] = _scale_and_bias(_from_key(smallest), _from_key(largest), top)
+        least[i], most[i] = smallest, largest
+
+
+@_inner
+def _fit(least: Keys, most: Keys, top: np.float32, scales: Floats, biases: Floats) -> None:
+    """Writes scale and bias of each group, from its smallest and largest key."""
+    for i in range(least.size):
+        scales[i], biases[i] = _scale_and_bias(_from_key(least[i]), _from_key(most[i]), top)
 
 
 @_inner
@@ -371,8 +379,13 @@ def quantize_span(
             shape, joined = (CHUNK // group, group), (CHUNK // group, group // span)
             tile = carray(scratch[WIDE], shape, np.float32)
             steps = carray(scratch[CODES], shape, np.uint8)
-            least, most = carray(scratch[LOW], joined, np.int32), carray(scratch[HIGH], joined, np.int32)
-            _fit(least, most, groups, top, scales, biases)
+            if group == span:
+                _fit(low[:groups], high[:groups], top, scales, biases)
+            else:  # nobody needs the keys of the weights any more
+                least, most = keys[:groups], keys[CHUNK // 2 : CHUNK // 2 + groups]
+                whole = carray(scratch[LOW], joined, np.int32), carray(scratch[HIGH], joined, np.int32)
+                _join(whole[0], whole[1], groups, least, most)
+                _fit(least, most, top, scales, biases)
             _steps(tile, groups, scales, biases, top, steps)
             _store(kind, scales, all_params[scales_at + at : scales_at + at + groups])
             _store(kind, biases, all_params[biases_at + at : biases_at + at + groups])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from builder.build.reading import Reading, by_blocks, by_files
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.errors import SourceChanged
-from builder.keys import Digest
+from builder.keys import Digest, Key
 from builder.plan.types import TargetPlan, Unresolved
 from builder.project import peaks, preflight
 from builder.project.machines import cluster_address
@@ -51,6 +52,7 @@ from builder.weights import structure as structures
 if TYPE_CHECKING:
     from builder.engine.stream import Stream
 
+SYNCS = 8  # records that are written at a time: each waits for the disk
 SECOND = 0.1  # the part of a base that mlx may read for itself, a second time
 
 
@@ -270,19 +272,24 @@ def _record(project: Project, look: _Look, tally: Tally, emit: Emit) -> None:
     prepare_base(project, look.base, emit)
     if (worn := look.plans[0].target.model.adapter) is not None:
         prepare_adapter(project, project.spec.adapters[worn], emit)
-    done = []
-    on_wait = waiting(look.plans[0].target.model.name, emit, tally.waits)
+    noted = dict[Key, list[Key]]()
     for provisional in look.plans:
         plan = project.plan.targets[provisional.name]
         if not isinstance(plan, TargetPlan) or len(plan.keys) != len(provisional.keys):
             raise SourceChanged(source=f"model:{provisional.name}", path=look.shards[0])
-        for noted, key in zip(provisional.keys, plan.keys, strict=True):
-            if (record := ledger.record(noted)) is None:
-                continue
-            with acquire(project.store, [key], on_wait):
-                if usable_record(project.store, key) is None:
-                    records.write(project.store, Record(key, record.kind, record.blob, record.provenance))
-            done.append(noted)
-            if noted in tally.made:
-                tally.made[key] = tally.made[noted]
-    ledger.end(look.plans[0].base.weights, done)
+        for former, key in zip(provisional.keys, plan.keys, strict=True):
+            noted.setdefault(key, []).append(former)
+
+    def settle(key: Key) -> None:
+        record = next(filter(None, map(ledger.record, noted[key])), None)
+        if record is not None and usable_record(project.store, key) is None:
+            records.write(project.store, Record(key, record.kind, record.blob, record.provenance))
+
+    on_wait = waiting(look.plans[0].target.model.name, emit, tally.waits)
+    with acquire(project.store, noted, on_wait), ThreadPoolExecutor(SYNCS, "record") as threads:
+        list(threads.map(settle, noted))
+    for key, formers in noted.items():
+        for former in formers:
+            if former in tally.made:
+                tally.made[key] = tally.made[former]
+    ledger.end(look.plans[0].base.weights, (former for each in noted.values() for former in each))

@@ -238,7 +238,7 @@ def _store(kind: int, values: Floats, out: Raw) -> None:
 
 @_inner
 def _join(low: Keys, high: Keys, groups: int, least: Keys, most: Keys) -> None:
-    """Writes the smallest and largest key of each group. Row i of `low` and `high` holds those of its parts."""
+    """Writes the smallest and largest key of each group. Row i of `low` and `high` has those of its parts."""
     for i in range(groups):
         smallest, largest = low[i, 0], high[i, 0]
         for j in range(1, low.shape[1]):

@@ -98,6 +98,25 @@ def plain() -> Iterator[None]:
 
 
 @contextmanager
+def mlx_on_one_thread() -> Iterator[None]:
+    """The OpenBLAS that `accelerate` chose computes on the thread that asks, until the block ends.
+
+    For callers that let mlx compute on several streams: threads of OpenBLAS would wait, and use the cores.
+    """
+    library = _package("scipy_openblas32", "lib/libscipy_openblas.so") if _POINTED else None
+    if library is None:
+        yield
+        return
+    openblas = ctypes.CDLL(str(library))
+    former = openblas.scipy_openblas_get_num_threads()
+    openblas.scipy_openblas_set_num_threads(1)
+    try:
+        yield
+    finally:
+        openblas.scipy_openblas_set_num_threads(former)
+
+
+@contextmanager
 def numpy_on_one_thread() -> Iterator[None]:
     """numpy's own OpenBLAS computes on the thread that asks, until the block ends.
 

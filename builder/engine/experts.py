@@ -17,7 +17,17 @@ from threading import local
 import mlx.core as mx
 import numpy as np
 
-from builder.engine.stored import PIECE, Array, Floats, Rows, Stored, as_numpy, new_memory, on_each_core
+from builder.engine.stored import (
+    PIECE,
+    Array,
+    Floats,
+    Held,
+    Rows,
+    Stored,
+    as_numpy,
+    new_memory,
+    on_each_core,
+)
 
 Call = tuple[mx.array, mx.array]  # inputs [..., rows, columns], and the experts [...] that they are for
 
@@ -29,13 +39,14 @@ class _Buffers(local):
         self.weight: Floats = np.empty(shape, np.float32)
 
 
-def by_expert(calls: Sequence[Call], stored: Stored) -> list[mx.array]:
+def by_expert(calls: Sequence[Call], stored: Stored, held: Held | None = None) -> list[mx.array]:
     """What mx.gather_mm gives for each call, from the stack `stored` transposed: [..., rows, out].
 
-    The dimensions of inputs and experts are broadcast as by mx.gather_mm.
+    The dimensions of inputs and experts are broadcast as by mx.gather_mm. held: the stack, where it is in
+    memory.
     """
     mx.eval(calls)
-    weight = Rows(stored)
+    weight = Rows(stored, held)
     experts, wide, columns = stored.shape
     parts = [_Part(x, indices, experts, wide) for x, indices in calls]
     sizes = np.sum([part.counts for part in parts], axis=0)

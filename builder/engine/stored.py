@@ -10,17 +10,20 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from builder.engine.arrays import from_stored
 from builder.engine.kernels.agreement import dequantize_agrees
 from builder.engine.kernels.cpu import available, dequantize_into, fuse_lora, widen_into
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
+Held = Sequence[Sequence[Array]]  # for each array of a stored weight its matrices, in numpy
 
 PIECE = 1 << 21  # elements of a matrix that are float32 at a time, on each core
 _HALF = {mx.bfloat16: "bfloat16", mx.float16: "float16"}
@@ -36,12 +39,21 @@ class Delta:
     scale: float
 
 
+class Place(NamedTuple):
+    """The bytes from `start` to `end` of a file."""
+
+    path: Path
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class Stored:
     """The weight of a module as its file holds it, lazy: [..., rows, columns].
 
     Floats, or codes with `scales`. `setting` has bits and group size then. Floats of a stack may have a
     `delta`, which is added when they become float32, as mlx-lm's `fuse` adds it.
+    places: where the bytes of each of `arrays` lie, one after the other. Empty where only mlx can read them.
     """
 
     weight: mx.array
@@ -50,6 +62,7 @@ class Stored:
     setting: tuple[int, int] = (0, 0)
     mode: str = ""
     delta: Delta | None = None
+    places: tuple[tuple[Place, ...], ...] = ()
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -99,14 +112,16 @@ def stored_under(layer: Any) -> Stored | None:
 class Rows:
     """The rows of a stored weight, in memory, as float32 on request. Matrices of a stack follow one another.
 
+    held: the matrices of each of `stored.arrays` as numpy has them. None: mlx reads them now.
     `parallel`: several threads may ask. Without our kernels only the main thread can, because mlx
     dequantizes.
     """
 
-    def __init__(self, stored: Stored) -> None:
-        mx.eval(stored.arrays)
-        self._stored = stored
-        self._codes = [as_numpy(each).reshape(-1, each.shape[-1]) for each in stored.arrays]
+    def __init__(self, stored: Stored, held: Held | None = None) -> None:
+        if held is None:
+            mx.eval(stored.arrays)
+            held = [matrices(as_numpy(each)) for each in stored.arrays]
+        self._stored, self._held = stored, held
         self._kernel = _kernel(stored)
         self._wide = stored.shape[-2]
         if stored.delta is not None:
@@ -115,18 +130,23 @@ class Rows:
         self.parallel = bool(self._kernel) or stored.scales is None
 
     def get(self, first: int, last: int, buffer: Floats) -> Floats:
-        """Rows `first` to `last` (exclusive), in the first rows of `buffer` or where they are."""
+        """Rows `first` to `last` (exclusive), in the first rows of `buffer` or where they are.
+
+        They are rows of one matrix.
+        """
         stored, made = self._stored, buffer[: last - first]
-        raw, *others = (each[first:last] for each in self._codes)  # codes have scales and biases
+        number, first = divmod(first, self._wide)
+        some = slice(first, first + len(made))
+        raw, *others = (each[number][some] for each in self._held)  # codes have scales and biases
         if stored.delta is not None:
-            raw = self._fused(raw, first // self._wide)
+            raw = self._fused(raw, number)
         if stored.scales is None and stored.weight.dtype == mx.float32:
             return raw
         if stored.scales is not None and self._kernel:
             dequantize_into(made, raw, others[0], others[1], dtype=self._kernel, setting=stored.setting)
         elif stored.scales is not None:
-            one = (each.reshape(-1, each.shape[-1])[first:last] for each in stored.arrays)
-            made[...] = np.array(_dequantized(stored, *one))
+            parts = zip((raw, *others), stored.arrays, strict=True)
+            made[...] = np.array(_dequantized(stored, *(from_stored(p, each.dtype) for p, each in parts)))
         elif self._kernel:
             widen_into(made, raw, self._kernel)
         elif stored.weight.dtype == mx.bfloat16:
@@ -168,6 +188,11 @@ def as_numpy(array: mx.array) -> Array:
         array = array.view(mx.uint16)
         mx.eval(array)
     return np.asarray(memoryview(array))  # type: ignore[arg-type]
+
+
+def matrices(array: Array) -> list[Array]:
+    """The matrices [rows, columns] of an array of two or three dimensions."""
+    return list(array.reshape(-1, *array.shape[-2:]))
 
 
 def new_memory(shape: tuple[int, ...]) -> mx.array:

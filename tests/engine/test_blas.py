@@ -125,6 +125,24 @@ print(os.environ.get("OPENBLAS_CORETYPE") == ("{given}" or core_environment().ge
 
 
 @needs_openblas
+def test_one_thread_until_a_block_ends() -> None:
+    code = """
+import ctypes
+from builder.engine import blas
+def threads():
+    return ctypes.CDLL(
+        str(blas._package("scipy_openblas32", "lib/libscipy_openblas.so"))
+    ).scipy_openblas_get_num_threads()
+with blas.mlx_on_one_thread(), blas.accelerated(2):
+    before = threads()
+    with blas.mlx_on_one_thread():
+        inside = threads()
+    print(before, inside, threads())
+"""
+    assert run(code) == "2 1 2"
+
+
+@needs_openblas
 def test_it_can_be_undone_and_interrupted() -> None:
     """Inside `plain`, and after `accelerated`, products are those of mlx to the last bit."""
     code = """

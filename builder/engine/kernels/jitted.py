@@ -184,15 +184,47 @@ def _pack(width: int, words: Words, eight: npt.NDArray[np.uint64], count: int, o
 
 
 @_inner
-def _unpack(width: int, packed: Bytes, steps: Bytes, eight: npt.NDArray[np.uint64]) -> None:
+def _unpack(width: int, packed: Bytes, words: Words, steps: Bytes, eight: npt.NDArray[np.uint64]) -> None:
     """Writes the codes of a little-endian stream of `width`-bit fields, one code per byte.
 
-    `steps` and `eight` are the same memory. Its size is a multiple of 8.
+    `packed` and `words` are the same memory, as are `steps` and `eight`. The size of `steps` is a multiple of
+    32.
     """
     if width == 8:
         for j in range(steps.size):
             steps[j] = packed[j]
         return
+    if width == 4:
+        for j in range(eight.size):
+            eight[j] = np.uint64(words[j])
+    elif width == 5:
+        for j in range(eight.size // 4):
+            a, b, c, d, e = (
+                np.uint64(words[5 * j]),
+                np.uint64(words[5 * j + 1]),
+                np.uint64(words[5 * j + 2]),
+                np.uint64(words[5 * j + 3]),
+                np.uint64(words[5 * j + 4]),
+            )
+            eight[4 * j] = a | ((b & np.uint64(0xFF)) << np.uint64(32))
+            eight[4 * j + 1] = (b >> np.uint64(8)) | ((c & np.uint64(0xFFFF)) << np.uint64(24))
+            eight[4 * j + 2] = (c >> np.uint64(16)) | ((d & np.uint64(0xFFFFFF)) << np.uint64(16))
+            eight[4 * j + 3] = (d >> np.uint64(24)) | (e << np.uint64(8))
+    elif width == 6:
+        for j in range(eight.size // 2):
+            a, b, c = (
+                np.uint64(words[3 * j]),
+                np.uint64(words[3 * j + 1]),
+                np.uint64(words[3 * j + 2]),
+            )
+            eight[2 * j] = a | ((b & np.uint64(0xFFFF)) << np.uint64(32))
+            eight[2 * j + 1] = (b >> np.uint64(16)) | (c << np.uint64(16))
+    else:
+        for j in range(eight.size):
+            x = np.uint64(0)
+            for k in range(width):
+                x |= np.uint64(packed[j * width + k]) << np.uint64(8 * k)
+            eight[j] = x
     field = np.uint64(width)
     gap1, gap2 = np.uint64(8) - field, np.uint64(16) - np.uint64(2) * field
     gap4 = np.uint64(32) - np.uint64(4) * field
@@ -204,9 +236,7 @@ def _unpack(width: int, packed: Bytes, steps: Bytes, eight: npt.NDArray[np.uint6
     two, one = two | (two << np.uint64(32)), one | (one << np.uint64(16))
     one |= one << np.uint64(32)
     for j in range(eight.size):  # insert the gaps between eight codes, last within pairs
-        x = np.uint64(0)
-        for k in range(width):
-            x |= np.uint64(packed[j * width + k]) << np.uint64(8 * k)
+        x = eight[j]
         x = (x & four) | ((x & ~four) << gap4)
         x = (x & two) | ((x & ~two) << gap2)
         eight[j] = (x & one) | ((x & ~one) << gap1)
@@ -281,6 +311,34 @@ def _add_biases(groups: int, biases: Floats, out: Floats) -> None:
         bias = biases[i]
         for j in range(out.shape[1]):
             out[i, j] += bias
+
+
+@_inner
+def _rounded(bits: np.uint32) -> np.float32:
+    """A float32 bit pattern rounded to bfloat16."""
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint32(np.uint32(bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+@_inner
+def _restore(
+    kind: int, steps: Bytes, groups: int, scales: Floats, biases: Floats, out: Floats, bits: Words
+) -> None:
+    """Does what mx.dequantize does, with each product and each sum rounded to the storage type.
+
+    `out` and `bits` are the same memory.
+    """
+    if kind == BFLOAT16:
+        for i in range(groups):
+            scale, bias = scales[i], biases[i]
+            for j in range(steps.shape[1]):
+                product = _rounded(np.float32(np.float32(steps[i, j]) * scale).view(np.uint32))
+                out[i, j] = _rounded(np.float32(product + bias).view(np.uint32))
+        return
+    _scale_up(steps, groups, scales, out)
+    _round(kind, bits)
+    _add_biases(groups, biases, out)
+    _round(kind, bits)
 
 
 @_any_order
@@ -424,9 +482,11 @@ def dequantize_span(
     are each rounded to the storage type, as mx.dequantize rounds them.
     out: `last` float32 bit patterns. scratch: SCRATCH pointers to CHUNK words each. Returns 0.
     """
-    packed = carray(codes, (last // 8 * width,))
+    packed = carray(codes, (last // 8 * width,), np.uint8)
+    words = carray(codes, (last // 32 * width,), np.uint32)
     all_scales, all_biases = carray(scales, (last // group,)), carray(biases, (last // group,))
-    wide_bits = carray(out, (last,))
+    wide_bits = carray(out, (last,), np.uint32)
+    wide = carray(out, (last // group, group), np.float32)
     flat = carray(scratch[CODES], (CHUNK,), np.uint8)
     eight = carray(scratch[CODES], (CHUNK // 8,), np.uint64)
     steps = carray(scratch[CODES], (CHUNK // group, group), np.uint8)
@@ -438,27 +498,19 @@ def dequantize_span(
         carray(scratch[BIASES], (CHUNK // group,), np.uint32),
         carray(scratch[BIASES], (CHUNK // group,), np.float32),
     )
-    bits, values = (
-        carray(scratch[WIDE], (CHUNK,), np.uint32),
-        carray(scratch[WIDE], (CHUNK // group, group), np.float32),
-    )
     for start in range(first, last, CHUNK):
         count = min(CHUNK, last - start)
         groups, at = count // group, start // group
         _unpack(
             width,
             packed[start // 8 * width : (start + count) // 8 * width],
+            words[start // 32 * width : (start + count) // 32 * width],
             flat[:count],
             eight[: count // 8],
         )
         _widen(kind, all_scales[at : at + groups], scale_bits)
         _widen(kind, all_biases[at : at + groups], bias_bits)
-        _scale_up(steps, groups, scale, values)
-        _round(kind, bits[:count])
-        _add_biases(groups, bias, values)
-        _round(kind, bits[:count])
-        for j in range(count):
-            wide_bits[start + j] = bits[j]
+        _restore(kind, steps, groups, scale, bias, wide[at : at + groups], wide_bits[start : start + count])
     return 0
 
 

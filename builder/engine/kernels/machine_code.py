@@ -50,15 +50,11 @@ def _loops() -> Iterator[tuple[str, str, str]]:
     """
     i64, pointers = types.int64, types.CPointer(types.voidptr)
     table, sums = types.CPointer(i64), types.CPointer(types.float64)
-    byte, word, floats = (
-        types.CPointer(types.uint8),
-        types.CPointer(types.uint32),
-        types.CPointer(types.float32),
-    )
+    untyped, word, floats = types.voidptr, types.CPointer(types.uint32), types.CPointer(types.float32)
     for size in SIZES:
         raw = types.CPointer(getattr(types, f"uint{size}"))
         quantize = i64(i64, raw, raw, i64, i64, i64, table, i64, word, i64, raw, i64, sums, pointers)
-        dequantize = i64(i64, byte, raw, raw, i64, i64, i64, i64, word, pointers)
+        dequantize = i64(i64, untyped, raw, raw, i64, i64, i64, i64, untyped, pointers)
         signatures = {
             jitted.quantize_span: quantize,
             jitted.dequantize_span: dequantize,

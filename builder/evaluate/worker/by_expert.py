@@ -9,10 +9,14 @@ computes in the middle of its forward pass: such a model is `Unsuited`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import cycle
+from threading import get_ident
 
 import mlx.core as mx
 
-from builder.engine.blas import numpy_on_one_thread
+from builder.engine.blas import mlx_on_one_thread, numpy_on_one_thread
+from builder.engine.stored import cores
 from builder.evaluate.process import Step, untold
 from builder.evaluate.worker.lockstep import Turn
 from builder.evaluate.worker.prefix import Beginning
@@ -52,17 +56,17 @@ def score_by_expert(
     made = list(batches(asks, size, positions))
     beginning = begin(model, asks)
     todo = [batch.without(len(beginning.tokens)) if beginning else batch for batch in made]
-    gathers = walk.gathers
+    gathers, streams = walk.gathers, cycle(_streams(get_ident(), min(cores(), len(todo))))
 
     def forward(batch: Batch, beginning: Beginning | None) -> Turn:
         def work(turn: Turn) -> mx.array:
             gather = gathers[turn] = Gather(batch.positions)
             return logits(model, gather, batch, beginning)  # type: ignore[no-any-return]
 
-        return Turn(work)
+        return Turn(work, next(streams))
 
     step(0, total)
-    with numpy_on_one_thread(), walk.watched():
+    with numpy_on_one_thread(), mlx_on_one_thread(), walk.watched():
         walk.learn(forward(made[0], None))
         gathers.clear()
         turns = {forward(batch, beginning): batch for batch in todo}
@@ -77,6 +81,13 @@ def score_by_expert(
 
         walk.go([first, *_together(list(turns), todo, positions)], done)
     step(total, total)
+
+
+@cache
+def _streams(thread: int, number: int) -> list[mx.Stream]:
+    """Streams of a thread, which are computed side by side. mlx keeps each until the process ends."""
+    cpu = mx.Device(mx.cpu)
+    return [mx.default_stream(cpu), *(mx.new_stream(cpu) for _ in range(number - 1))]
 
 
 def _together(turns: Sequence[Turn], todo: Sequence[Batch], positions: int) -> Iterator[list[Turn]]:

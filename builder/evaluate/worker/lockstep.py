@@ -21,15 +21,16 @@ class Turn:
     """A function that takes turns. `advance` lets it run, and returns what it asks for.
 
     `done`: it has returned `result`. mlx's streams belong to one thread: the function can build a graph, but
-    not compute it.
+    not compute it. What it builds is computed on `stream`. None: on the stream of the thread that makes the
+    turn.
     """
 
-    def __init__(self, work: Callable[[Turn], Any]) -> None:
+    def __init__(self, work: Callable[[Turn], Any], stream: mx.Stream | None = None) -> None:
         self.done = False
         self.result: Any = None
         self._work = work
         self._error: Exception | None = None
-        self._stream = mx.default_stream(mx.default_device())
+        self._stream = mx.default_stream(mx.default_device()) if stream is None else stream
         self._asked: Any = None
         self._answer: Any = None
         self._ended = False

@@ -16,6 +16,8 @@ from mlx.utils import tree_flatten
 
 from builder.engine.loading import load
 from builder.engine.stored import Stored, stored_in
+from builder.engine.tracing import Trace
+from builder.evaluate.worker.places import placed
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,28 @@ class Scorable:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a model was loaded from, and the trace of that."""
+
+    directory: Path
+    trace: Trace = field(default_factory=Trace)
+
+
+def origin_of(directory: Path) -> Origin | None:
+    """What `in_float32` needs to read weights without mlx. None on a GPU, where mlx reads them."""
+    return Origin(directory) if mx.default_device() == mx.Device(mx.cpu) else None
+
+
 def in_float32(
     model: nn.Module,
     packed: Mapping[str, nn.Module] | None = None,
     adapted: Mapping[str, Stored] | None = None,
+    origin: Origin | None = None,
 ) -> Scorable:
     """The model, which is changed. `packed`: the modules with codes that it had before it was dequantized.
 
-    `adapted`: weights that a LoRA was fused into, before that, with the LoRA.
+    `adapted`: weights that a LoRA was fused into, before that, with the LoRA. `origin`: where it was loaded.
     """
     from mlx_lm.models.switch_layers import SwitchLinear
 
@@ -51,14 +67,18 @@ def in_float32(
         path: each for path, each in (adapted or {}).items() if each.weight.dtype == stored[path].weight.dtype
     }
     sizes |= {f"{path}.weight": sum(array.nbytes for array in each.arrays) for path, each in stored.items()}
+    if origin is not None:
+        stored = placed(stored, origin.trace, origin.directory)
     model.set_dtype(mx.float32)
     return Scorable(model, stored, sizes)
 
 
 def load_scorable(directory: Path, *, trust_remote_code: bool = False) -> Scorable:
     """The model in a directory, with its quantized weights dequantized. Raises BuildError."""
-    loaded = load(directory, dequantize=True, trust_remote_code=trust_remote_code)
-    return in_float32(loaded.model, loaded.packed)
+    origin = origin_of(directory)
+    around = origin.trace.around if origin is not None else None
+    loaded = load(directory, dequantize=True, trust_remote_code=trust_remote_code, around=around)
+    return in_float32(loaded.model, loaded.packed, origin=origin)
 
 
 def load_float32(directory: Path, *, trust_remote_code: bool = False) -> nn.Module:

@@ -17,7 +17,7 @@ from builder.engine.inspect import inspect
 from builder.engine.loading import LoadedAdapter, load_base, lora_layers, replacements
 from builder.engine.merging import with_merges
 from builder.engine.stored import Stored, stored_under
-from builder.evaluate.worker.scorable import Scorable, in_float32
+from builder.evaluate.worker.scorable import Origin, Scorable, in_float32, origin_of
 
 
 def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) -> Scorable:
@@ -25,15 +25,17 @@ def reference_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None) 
 
     `base` and `adapter` are as in the request that `builder.evaluate.run` makes.
     """
-    model = _load(base)
+    origin = origin_of(Path(base["directory"]))
+    model = _load(base, origin)
     adapted = fuse(model, _load_adapter(adapter, base)) if adapter is not None else {}
     model.eval()
-    return in_float32(model, adapted=adapted)
+    return in_float32(model, adapted=adapted, origin=origin)
 
 
 def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dtype: str | None) -> Scorable:
     """An unquantized target with the numbers that its directory would hold. Raises BuildError."""
-    model = _load(base)
+    origin = origin_of(Path(base["directory"]))
+    model = _load(base, origin)
     own = {name: array.dtype for name, array in tree_flatten(model.parameters())}
     adapted = fuse(model, _load_adapter(adapter, base)) if adapter is not None else {}
     castable = getattr(model, "cast_predicate", lambda _: True)
@@ -47,12 +49,13 @@ def stored_model(base: Mapping[str, Any], adapter: Mapping[str, Any] | None, dty
 
     model.update(tree_map_with_path(stored, model.parameters()))
     model.eval()
-    return in_float32(model, adapted=adapted)
+    return in_float32(model, adapted=adapted, origin=origin)
 
 
-def _load(base: Mapping[str, Any]) -> nn.Module:
+def _load(base: Mapping[str, Any], origin: Origin | None) -> nn.Module:
     directory, trusted = Path(base["directory"]), base["trust_remote_code"]
-    model, _ = load_base(directory, dequantize=base["dequantize"], trust_remote_code=trusted)
+    around = origin.trace.around if origin is not None else None
+    model, _ = load_base(directory, dequantize=base["dequantize"], trust_remote_code=trusted, around=around)
     return model
 
 

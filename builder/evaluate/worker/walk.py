@@ -2,7 +2,7 @@
 
 Each stops where it multiplies by a weight, and where a layer ends. When all passes of some batches have
 stopped at the same weight, they are multiplied together (`builder.engine.experts`). When all passes have
-left a layer, its weights are let go. The next stack of experts is read meanwhile.
+left a layer, its weights are let go. The next stacks of experts are read meanwhile (`ahead`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from mlx.utils import tree_flatten
 from builder.console.words import one_line
 from builder.engine.experts import by_expert, by_matrix, given
 from builder.engine.layers import OnCall, intercepted, listed_layers
+from builder.engine.stored import Held, Stored
 from builder.evaluate.process import Step
+from builder.evaluate.worker.ahead import Ahead
 from builder.evaluate.worker.lockstep import Turn
 from builder.evaluate.worker.scorable import Scorable
 from builder.evaluate.worker.scoring import Gather, install_gather
@@ -62,6 +64,8 @@ class Walk:
         self._total, self._done = sum(scorable.sizes.values()), 0
         self._called: tuple[list[nn.Module], list[nn.Module]] | None = ([], [])  # layers and stacks, learning
         self._following: dict[int, int] = {}  # a stack of experts -> the one that is called next
+        self._ahead = Ahead({})
+        self._uses: Counter[int] = Counter()  # a stack -> how often a run calls it, then: all runs still do
         self._open: Counter[int] = Counter()  # a layer -> how often it is still to be called
         self._turn: Turn | None = None  # the run that has its turn
         install_gather(scorable.model, lambda: self.gathers.get(self._turn, _NOTHING))  # type: ignore[arg-type]
@@ -125,25 +129,30 @@ class Walk:
         self._called = None
         self._open.update(map(id, layers))
         self._following = {id(one): id(after) for one, after in pairwise(called)}
+        self._ahead = Ahead({id(each): self._stored[id(each)] for each in called})
+        self._uses.update(map(id, called))
 
     def go(self, groups: Sequence[Sequence[Turn]], done: Callable[[Turn], None]) -> None:
         """Lets all runs go on to their ends, and tells each that has ended.
 
         Raises Unsuited, before the first run has ended.
         """
-        going, ended = [list(group) for group in groups], False
+        going, ended = [list(group) for group in groups if group], False
+        for number in self._uses:
+            self._uses[number] *= sum(map(len, going))
         try:
-            while any(going):
-                left = None
-                for group in going:
-                    layer = self._to_end_of_layer(group)
-                    left = left if layer is None else layer
-                    for turn in [turn for turn in group if turn.done]:
-                        group.remove(turn)
-                        ended = True
-                        done(turn)
-                if left is not None:
-                    self._let_go(left)
+            with self._ahead:
+                while any(going):
+                    left = None
+                    for group in going:
+                        layer = self._to_end_of_layer(group)
+                        left = left if layer is None else layer
+                        for turn in [turn for turn in group if turn.done]:
+                            group.remove(turn)
+                            ended = True
+                            done(turn)
+                    if left is not None:
+                        self._let_go(left)
         except Unsuited as error:
             if ended and error.__cause__ is not None:
                 raise error.__cause__ from None
@@ -160,13 +169,15 @@ class Walk:
         left = None
         while answers:
             wanted: dict[Turn, Multiply] = {}
+            leaving: list[mx.array] = []
             for turn, answer in answers.items():
                 asked = self._advance(turn, answer)
                 if isinstance(asked, Multiply):
                     wanted[turn] = asked
                 elif isinstance(asked, Leave):
-                    mx.eval(asked.arrays)
+                    leaving += asked.arrays
                     left = asked.layer
+            mx.eval(leaving)
             answers = self._multiplied(wanted)
         return left
 
@@ -182,16 +193,29 @@ class Walk:
         made: dict[Turn, Any] = {}
         for number in dict.fromkeys(id(each.module) for each in wanted.values()):
             stored = self._stored[number]
-            mx.eval(stored.arrays)
-            if (following := self._stored.get(self._following.get(number, 0))) is not None:
-                mx.async_eval(following.arrays)  # type: ignore[no-untyped-call]
+            held = self._read(number, stored)
             turns = [turn for turn, each in wanted.items() if id(each.module) == number]
             if len(stored.shape) == 3:
                 calls = [(wanted[turn].x, wanted[turn].indices) for turn in turns]
-                made |= zip(turns, by_expert(calls, stored), strict=True)  # type: ignore[arg-type]
+                made |= zip(turns, by_expert(calls, stored, held), strict=True)  # type: ignore[arg-type]
             else:
                 made |= zip(turns, by_matrix([wanted[turn].x for turn in turns], stored), strict=True)
+            self._uses[number] -= len(turns)
+            if self._uses[number] == 0 and held is not None:
+                self._ahead.drop(number)
         return made
+
+    def _read(self, number: int, stored: Stored) -> Held | None:
+        """The matrices of a stack that we read. What mlx reads is read now, and the next one is begun."""
+        held = None
+        if number in self._ahead:
+            held = self._ahead.take(number)
+        else:
+            mx.eval(stored.arrays)
+        following = self._following.get(number, 0)
+        if following not in self._ahead and (after := self._stored.get(following)) is not None:
+            mx.async_eval(after.arrays)  # type: ignore[no-untyped-call]
+        return held
 
     def _let_go(self, layer: nn.Module) -> None:
         """Lets the weights go that no later call needs. A layer may be called again, or share a module."""
@@ -202,6 +226,8 @@ class Walk:
         for module in layer.modules():
             if id(module) not in needed:
                 self._stored.pop(id(module), None)
+                if id(module) in self._ahead:
+                    self._ahead.drop(id(module))
                 _empty(module)
         mx.clear_cache()
         self._done += self._sizes[id(layer)]

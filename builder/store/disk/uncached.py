@@ -38,8 +38,8 @@ class Uncached:
         if self._direct and self.size:
             self._mapped = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
 
-    def read(self, buffer: mmap.mmap, start: int, count: int) -> int:
-        """Reads into `buffer` from `start` on. Both numbers are multiples of ALIGNED.
+    def read(self, buffer: mmap.mmap | memoryview, start: int, count: int) -> int:
+        """Reads into `buffer` from `start` on. Both numbers are multiples of ALIGNED, as is where it begins.
 
         Returns how many bytes there are: fewer at the end of the file. Raises OSError.
         """

@@ -9,7 +9,7 @@ import pytest
 
 from builder.engine import stored
 from builder.engine.blas import numpy_on_one_thread
-from builder.engine.experts import by_expert, by_matrix
+from builder.engine.experts import by_expert, by_matrix, gated
 from builder.engine.stored import Stored, stored_in, stored_under
 
 EXPERTS, WIDE, COLUMNS = 5, 96, 64
@@ -80,6 +80,16 @@ def test_a_lora_is_added_as_mlx_fuses_it(dtype: Any) -> None:
         (ours,) = by_expert([call], weight)
     fused = layer.fuse().weight.astype(mx.float32)
     assert close(ours, mx.gather_mm(call[0], fused.swapaxes(-1, -2), rhs_indices=call[1]))
+
+
+def test_a_gate_is_multiplied_as_by_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_lm.models.switch_layers import SwiGLU
+
+    monkeypatch.setattr("builder.engine.experts._GATED", 100)
+    ramp = mx.linspace(-200, 200, 960).reshape(2, 3, 160)  # the exponential overflows at both ends
+    calls = [(mx.random.normal(ramp.shape), ramp), (mx.random.normal((5, 7)), mx.random.normal((5, 7)))]
+    for (x, gate), ours in zip(calls, gated(calls), strict=True):
+        assert close(ours, SwiGLU()(x, gate))
 
 
 def test_the_same_bits_on_any_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:

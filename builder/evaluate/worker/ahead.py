@@ -1,6 +1,6 @@
-"""Reads stacks of experts from the files of a model, on a thread of its own, some stacks ahead of their use.
+"""Reads the weights of a model from its files, on a thread of its own, ahead of their use.
 
-A stack is read past the page cache, straight into memory that is used again for a later stack. So nothing is
+A weight is read past the page cache, straight into memory that is used again for later weights. So nothing is
 copied, and the kernel hands out little fresh memory.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,31 @@ from builder.engine.stored import Array, Held, Place, Stored, matrices
 from builder.errors import SourceInvalid, unreadable
 from builder.store.disk.uncached import ALIGNED, PIECE, Uncached
 
-STACKS = 2  # that are read, or begun, before anybody asks for them
+STACKS = 2  # as many bytes as the largest weight has so often may be read before anybody asks for them
+_LARGE = (
+    8  # a weight that has more than this part of the bytes of the largest is read into memory that is kept
+)
 _NAMES = {mx.bfloat16: np.uint16, mx.float16: np.uint16, mx.float32: np.float32}
 _NAMES |= {mx.uint8: np.uint8, mx.uint32: np.uint32}
-_SPREAD = 1.25  # how many times larger than a stack the memory may be that it is read into
+_SPREAD = 1.25  # how many times larger than a weight the memory may be that it is read into
 
 
 class Ahead:
-    """The stacks that have places, in the order in which they are wanted.
+    """The weights that have places, in the order in which they are wanted.
 
-    A context: leaving it ends the thread. A stack is in memory from some time before `take` to `drop`.
+    A context: leaving it ends the thread. A weight is in memory from some time before `take` to `drop`.
     """
 
-    def __init__(self, stacks: Mapping[int, Stored]) -> None:
-        self._stacks = {n: each for n, each in stacks.items() if each.places and _known(each)}
-        self._order = list(self._stacks)
+    def __init__(self, weights: Mapping[int, Stored]) -> None:
+        self._weights = {n: each for n, each in weights.items() if each.places and _known(each)}
+        self._order = list(self._weights)
+        self._ends = list(accumulate(map(_space, self._weights.values())))
+        self._largest = max(map(_space, self._weights.values()), default=0)
         self._room: dict[int, mmap.mmap] = {}
         self._free: list[mmap.mmap] = []
         self._whole: set[int] = set()
         self._dropped: set[int] = set()
-        self._wanted = STACKS  # how many of the stacks may be read by now
+        self._next, self._upto = 0, STACKS * self._largest  # what may be read by now: a weight, and bytes
         self._error: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -56,25 +62,29 @@ class Ahead:
         self._thread.join()
 
     def __contains__(self, number: int) -> bool:
-        return number in self._stacks and number not in self._dropped
+        return number in self._weights and number not in self._dropped
 
     def take(self, number: int) -> Held:
-        """The matrices of a stack, once they are read. They are there until `drop`. Raises BuildError."""
+        """The matrices of a weight, once they are read. They are there until `drop`. Raises BuildError."""
         with self._changed:
-            self._wanted = max(self._wanted, self._order.index(number) + 1 + STACKS)
+            at = self._order.index(number)
+            self._next = max(self._next, at + 1)
+            self._upto = max(self._upto, self._ends[at] + STACKS * self._largest)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._error is not None or number in self._whole)
             if self._error is not None:
                 raise self._error
-            return _held(self._stacks[number], self._room[number])
+            return _held(self._weights[number], self._room[number])
 
     def drop(self, number: int) -> None:
-        """Nobody needs a stack any more. Its memory is used again."""
+        """Nobody needs a weight any more. Its memory is used again."""
         with self._changed:
             self._dropped.add(number)
             if number in self._whole:
                 self._whole.discard(number)
-                self._free.append(self._room.pop(number))
+                room = self._room.pop(number)
+                if len(room) > self._largest // _LARGE:
+                    self._free.append(room)
 
     # -- the thread ----------------------------------------------------------------------------------------
 
@@ -82,13 +92,13 @@ class Ahead:
         try:
             for at, number in enumerate(self._order):
                 with self._changed:
-                    self._changed.wait_for(lambda at=at: self._closed or at < self._wanted)  # type: ignore[misc]
+                    self._changed.wait_for(lambda at=at: self._closed or self._may_read(at))  # type: ignore[misc]
                     if self._closed:
                         return
                     if number in self._dropped:
                         continue
-                    room = self._room[number] = self._memory(_space(self._stacks[number]))
-                self._read(self._stacks[number], room)
+                    room = self._room[number] = self._memory(_space(self._weights[number]))
+                self._read(self._weights[number], room)
                 with self._changed:
                     self._whole.add(number)
                     if number in self._dropped:
@@ -102,13 +112,17 @@ class Ahead:
             for file in self._files.values():
                 file.close()
 
+    def _may_read(self, at: int) -> bool:
+        return at <= self._next or self._ends[at] <= self._upto
+
     def _memory(self, nbytes: int) -> mmap.mmap:
         """Memory that is free and not much too large, or new memory. One that does not fit is kept."""
         fitting = [each for each in self._free if nbytes <= len(each) <= nbytes * _SPREAD]
         if fitting:
             self._free.remove(fitting[0])
             return fitting[0]
-        del self._free[:-1]
+        if nbytes > self._largest // _LARGE:
+            del self._free[:-1]
         made = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):  # 2 MB for each fault, which only private memory gets
             made.madvise(mmap.MADV_HUGEPAGE)
@@ -149,7 +163,7 @@ def _known(stored: Stored) -> bool:
 
 
 def _slots(stored: Stored) -> list[tuple[Place, int]]:
-    """Where in memory each place of a stack begins, its first bytes as far behind a page as in its file."""
+    """Where in memory each place of a weight begins, its first bytes as far behind a page as in its file."""
     found, at = [], 0
     for place in (place for places in stored.places for place in places):
         found.append((place, at))
@@ -163,7 +177,7 @@ def _space(stored: Stored) -> int:
 
 
 def _held(stored: Stored, room: mmap.mmap) -> Held:
-    """The matrices of a stack where they are in memory."""
+    """The matrices of a weight where they are in memory."""
     slots = iter(_slots(stored))
     found: list[list[Array]] = []
     for array, places in zip(stored.arrays, stored.places, strict=True):

@@ -1,4 +1,4 @@
-"""Where the files of a model hold its stacks of experts, so that they can be read without mlx.
+"""Where the files of a model hold its weights, so that they can be read without mlx.
 
 mlx reads each expert by itself and copies all of them into their stack, in memory that is new each time.
 """
@@ -6,7 +6,7 @@ mlx reads each expert by itself and copies all of them into their stack, in memo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,29 +23,29 @@ FILES = "model*.safetensors"  # those that mlx-lm reads
 _LEAVES = ("weight", "scales", "biases")
 
 
-def placed(stored: dict[str, Stored], trace: Trace, directory: Path) -> dict[str, Stored]:
-    """The stored weights by path, with the places of those stacks whose bytes are those of the files."""
-    stacks = {path: each for path, each in stored.items() if len(each.shape) == 3}
+def placed(stored: Mapping[str, Stored], trace: Trace, directory: Path) -> Mapping[str, Stored]:
+    """Stored weights by path, those with places whose bytes are those of the files."""
+    if not any(len(each.shape) == 3 for each in stored.values()):
+        return stored
     specs = {
         f"{path}.{leaf}": TensorSpec(f"{path}.{leaf}", dtype_code(array), tuple(array.shape))
-        for path, each in stacks.items()
+        for path, each in stored.items()
         for leaf, array in zip(_LEAVES, each.arrays, strict=False)
         if trace.made.get(f"{path}.{leaf}") is array
     }
-    if not specs:
-        return stored
     found: dict[str, list[Piece]] = {}
     for room in rooms(trace.joined(), specs.values(), _files(directory)).values():
         for piece in room.pieces:
             found.setdefault(piece.parameter, []).append(piece)
-    return stored | {path: replace(each, places=_places(path, each, found)) for path, each in stacks.items()}
+    return {path: replace(each, places=_places(path, each, found)) for path, each in stored.items()}
 
 
 def _places(path: str, stored: Stored, found: dict[str, list[Piece]]) -> tuple[tuple[Place, ...], ...]:
-    """The places of all arrays of a stack, each as one piece or one for each expert. Else none."""
+    """The places of all arrays of a weight, each as one piece, or as one for each expert. Else none."""
     names = [f"{path}.{leaf}" for leaf, _ in zip(_LEAVES, stored.arrays, strict=False)]
     pieces = [sorted(found.get(name, ()), key=lambda piece: piece.at) for name in names]
-    if any(len(each) not in (1, stored.shape[0]) for each in pieces):
+    counts = (1, *stored.shape[:-2])
+    if any(len(each) not in counts for each in pieces):
         return ()
     return tuple(tuple(Place(p.path, p.start, p.end) for p in each) for each in pieces)
 

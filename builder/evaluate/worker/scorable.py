@@ -68,7 +68,9 @@ def in_float32(
     }
     sizes |= {f"{path}.weight": sum(array.nbytes for array in each.arrays) for path, each in stored.items()}
     if origin is not None:
-        stored = placed(stored, origin.trace, origin.directory)
+        looked_up = (nn.Embedding, nn.QuantizedEmbedding)  # mlx reads these
+        rest = {p: s for p, s in stored.items() if not isinstance({**plain, **(packed or {})}[p], looked_up)}
+        stored |= placed(rest, origin.trace, origin.directory)
     model.set_dtype(mx.float32)
     return Scorable(model, stored, sizes)
 

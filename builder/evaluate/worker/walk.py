@@ -2,7 +2,7 @@
 
 Each stops where it multiplies by a weight, and where a layer ends. When all passes of some batches have
 stopped at the same weight, they are multiplied together (`builder.engine.experts`). When all passes have
-left a layer, its weights are let go. The next stacks of experts are read meanwhile (`ahead`).
+left a layer, its weights are let go. The next weights are read meanwhile (`ahead`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.console.words import one_line
-from builder.engine.experts import by_expert, by_matrix, given
+from builder.engine.experts import by_expert, by_matrix, gated, given
 from builder.engine.layers import OnCall, intercepted, listed_layers
 from builder.engine.stored import Held, Stored
 from builder.evaluate.process import Step
@@ -43,6 +43,14 @@ class Multiply:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A run wants x · gate · sigmoid(gate)."""
+
+    x: mx.array
+    gate: mx.array
+
+
+@dataclass(frozen=True)
 class Leave:
     """A run has left a layer, which returned `arrays`."""
 
@@ -62,10 +70,13 @@ class Walk:
         scorable.stored.clear()
         self._sizes = _sizes(modules, self._layers, scorable.sizes)
         self._total, self._done = sum(scorable.sizes.values()), 0
-        self._called: tuple[list[nn.Module], list[nn.Module]] | None = ([], [])  # layers and stacks, learning
+        self._called: tuple[list[nn.Module], list[nn.Module]] | None = (
+            [],
+            [],
+        )  # layers and weights, learning
         self._following: dict[int, int] = {}  # a stack of experts -> the one that is called next
         self._ahead = Ahead({})
-        self._uses: Counter[int] = Counter()  # a stack -> how often a run calls it, then: all runs still do
+        self._uses: Counter[int] = Counter()  # a weight -> how often a run calls it, then: all runs still do
         self._open: Counter[int] = Counter()  # a layer -> how often it is still to be called
         self._turn: Turn | None = None  # the run that has its turn
         install_gather(scorable.model, lambda: self.gathers.get(self._turn, _NOTHING))  # type: ignore[arg-type]
@@ -74,9 +85,13 @@ class Walk:
 
     def watched(self) -> AbstractContextManager[None]:
         """The calls of layers and weights stop the run that has its turn, until the block ends."""
+        from mlx_lm.models.switch_layers import SwiGLU
+
         handlers: list[tuple[nn.Module, dict[str, OnCall]]]
         handlers = [(layer, {"__call__": self._on_layer}) for layer in self._layers]
         for module in self._model.modules():
+            if type(module) is SwiGLU:
+                handlers.append((module, {"__call__": self._on_gate}))
             if (stored := self._stored.get(id(module))) is None:
                 continue
             if len(stored.shape) == 3:
@@ -105,16 +120,23 @@ class Walk:
 
     def _on_linear(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._called is not None:
+            self._called[1].append(module)
             return forward(*args, **kwargs)
         out = self._ask(Multiply(module, *args, **kwargs))
         return out + module["bias"] if "bias" in module else out
+
+    def _on_gate(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        plain = len(args) == 2 and not kwargs and {each.dtype for each in args} == {mx.float32}
+        if self._called is not None or not plain or args[0].shape != args[1].shape:
+            return forward(*args, **kwargs)
+        return self._ask(Gate(*args))
 
     def _on_lookup(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._called is not None:
             return forward(*args, **kwargs)
         return self._stored[id(module)].looked_up(*args, **kwargs)
 
-    def _ask(self, what: Leave | Multiply) -> Any:
+    def _ask(self, what: Gate | Leave | Multiply) -> Any:
         assert self._turn is not None
         return self._turn.ask(what)
 
@@ -128,7 +150,8 @@ class Walk:
         layers, called = self._called
         self._called = None
         self._open.update(map(id, layers))
-        self._following = {id(one): id(after) for one, after in pairwise(called)}
+        stacks = [id(each) for each in called if len(self._stored[id(each)].shape) == 3]
+        self._following = dict(pairwise(stacks))
         self._ahead = Ahead({id(each): self._stored[id(each)] for each in called})
         self._uses.update(map(id, called))
 
@@ -169,19 +192,22 @@ class Walk:
         left = None
         while answers:
             wanted: dict[Turn, Multiply] = {}
+            gates: dict[Turn, tuple[mx.array, mx.array]] = {}
             leaving: list[mx.array] = []
             for turn, answer in answers.items():
                 asked = self._advance(turn, answer)
                 if isinstance(asked, Multiply):
                     wanted[turn] = asked
+                elif isinstance(asked, Gate):
+                    gates[turn] = asked.x, asked.gate
                 elif isinstance(asked, Leave):
                     leaving += asked.arrays
                     left = asked.layer
             mx.eval(leaving)
-            answers = self._multiplied(wanted)
+            answers = self._multiplied(wanted) | dict(zip(gates, gated(list(gates.values())), strict=True))
         return left
 
-    def _advance(self, turn: Turn, answer: Any) -> Multiply | Leave | None:
+    def _advance(self, turn: Turn, answer: Any) -> Gate | Multiply | Leave | None:
         self._turn = turn
         try:
             return turn.advance(answer)  # type: ignore[no-any-return]
@@ -199,14 +225,14 @@ class Walk:
                 calls = [(wanted[turn].x, wanted[turn].indices) for turn in turns]
                 made |= zip(turns, by_expert(calls, stored, held), strict=True)  # type: ignore[arg-type]
             else:
-                made |= zip(turns, by_matrix([wanted[turn].x for turn in turns], stored), strict=True)
+                made |= zip(turns, by_matrix([wanted[turn].x for turn in turns], stored, held), strict=True)
             self._uses[number] -= len(turns)
             if self._uses[number] == 0 and held is not None:
                 self._ahead.drop(number)
         return made
 
     def _read(self, number: int, stored: Stored) -> Held | None:
-        """The matrices of a stack that we read. What mlx reads is read now, and the next one is begun."""
+        """The matrices of a weight that we read. What mlx reads is read now, and the next one is begun."""
         held = None
         if number in self._ahead:
             held = self._ahead.take(number)

@@ -18,6 +18,7 @@ from builder.evaluate.worker.scorable import load_scorable
 
 def stacks_of(folder: Path) -> dict[int, Stored]:
     stored = load_scorable(inputs.make_model(folder, inputs.SHAPES["tiny_moe"])).stored
+    assert {path.split(".")[-1] for path, each in stored.items() if not each.places} == {"embed_tokens"}
     return dict(enumerate(each for each in stored.values() if len(each.shape) == 3))
 
 

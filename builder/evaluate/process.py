@@ -13,7 +13,6 @@ from typing import IO, Any
 
 from builder.console.events import Emit, Event, Note, Scored
 from builder.errors import BuildError, error_from
-from builder.machine import core_environment
 
 Step = Callable[[int, int], None]  # step(done, total)
 MARK = "modelkiln progress "  # begins the worker's lines on stderr that are not for people
@@ -39,8 +38,7 @@ class EvaluationFailed(BuildError):
 def wanted_environment(request: Mapping[str, Any]) -> dict[str, str]:
     """Variables of the environment of a worker, where the user has not set them."""
     served = any(suite["kind"] == "generate" for suite in request.get("suites", ()))
-    kept = KEEP_MEMORY if request.get("layerwise") else {}
-    return {**kept, **({} if served else FLOAT32), **core_environment()}
+    return {**(KEEP_MEMORY if request.get("layerwise") else {}), **({} if served else FLOAT32)}
 
 
 def ask(target: str, request: Mapping[str, Any], emit: Emit, running: str = "") -> dict[str, Any]:

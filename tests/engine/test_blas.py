@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from builder.machine import core_environment
 from tests.conftest import fresh_python
 
 needs_openblas = pytest.mark.skipif(
@@ -81,47 +80,6 @@ print(chosen, largest < 1e-6 * 576 ** 0.5 * mx.abs(products[0]).max().item(), sa
     assert 1 <= int(threads) <= len(os.sched_getaffinity(0))
     assert same == "True"
     assert said.startswith(f"openblas with {threads} thread")
-
-
-CPU = """processor	: 0
-vendor_id	: {vendor}
-cpu family	: {family}
-flags		: fpu avx2 {flags}
-
-processor	: 1
-"""
-
-
-@pytest.mark.parametrize(
-    ("vendor", "family", "flags", "told"),
-    [
-        ("AuthenticAMD", "26", "avx512f avx512dq avx512cd avx512bw avx512vl", True),
-        ("AuthenticAMD", "26", "avx512f", False),
-        ("AuthenticAMD", "25", "avx512f avx512dq avx512cd avx512bw avx512vl", False),
-        ("GenuineIntel", "6", "avx512f avx512dq avx512cd avx512bw avx512vl", False),
-        ("", "", "", False),
-    ],
-)
-def test_openblas_is_told_of_a_cpu_that_it_does_not_know(
-    vendor: str, family: str, flags: str, told: bool
-) -> None:
-    said = core_environment(CPU.format(vendor=vendor, family=family, flags=flags))
-    assert said == ({"OPENBLAS_CORETYPE": "SkylakeX"} if told else {})
-
-
-@pytest.mark.parametrize("given", ["", "Haswell"])
-def test_openblas_is_told_before_it_is_loaded(given: str) -> None:
-    """What a person says about the CPU stays."""
-    code = f"""
-import os, sys
-os.environ.pop("OPENBLAS_CORETYPE", None)
-os.environ |= {{"OPENBLAS_CORETYPE": "{given}"}} if "{given}" else {{}}
-import builder.engine
-from builder.machine import core_environment
-assert "numpy" not in sys.modules and "mlx.core" not in sys.modules
-print(os.environ.get("OPENBLAS_CORETYPE") == ("{given}" or core_environment().get("OPENBLAS_CORETYPE")))
-"""
-    assert run(code) == "True"
 
 
 @needs_openblas

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import os
 import platform
 import shutil
@@ -26,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.inputs import make  # noqa: E402
+from builder.store.disk import buffers  # noqa: E402
 
 WORK = Path(__file__).resolve().parent / "work"
 FOUR = (4, 5, 6, 8)
@@ -151,7 +151,7 @@ def floor(read: int, written: int, folder: Path) -> float:
 
     Written past the page cache where possible and synced; read back through it, as the base is.
     """
-    piece = mmap.mmap(-1, 1 << 24)
+    piece = buffers.new(1 << 24)
     path = folder / "floor"
     start = time.perf_counter()
     fd = os.open(path, os.O_CREAT | os.O_WRONLY | getattr(os, "O_DIRECT", 0))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import mmap
 import os
 import platform
 import shutil
@@ -33,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.build import FOUR, WORK, Case, Cost, declaration, project, run  # noqa: E402
 from bench.inputs import Shape, make_adapter, tensors, write_settings  # noqa: E402
+from builder.store.disk import buffers  # noqa: E402
 
 STUDY = Shape(48, 2048, 768, 32, 4, 128, 151936, tied=False, experts=128, active=8)
 NARROW = replace(STUDY, hidden=512, feed_forward=192, heads=8, kv_heads=2, vocabulary=16384)
@@ -159,9 +159,10 @@ def evict(folder: Path) -> None:
 def disk_floor(base: Path, read: int, written: int, folder: Path) -> float:
     """Seconds to read that much of the shards and then write that much, in sequence, past the page cache.
 
-    The piece is random, because a disk or what is below it may know how to store zeros.
+    The piece is random, because a disk or what is below it may know how to store zeros. It lies in huge
+    pages, as the buffers of a build do.
     """
-    piece = mmap.mmap(-1, PIECE)
+    piece = buffers.new(PIECE)
     piece.write(os.urandom(PIECE))
     direct = getattr(os, "O_DIRECT", 0)
     start = time.perf_counter()

@@ -167,14 +167,20 @@ def measured_with(made: Target) -> Target:
 
 
 def choices(made: Target, base: BaseFacts) -> dict[str, tuple[Quantization, ...]]:
-    """Path -> the settings that it may have, of all weights that have the common bits of `made`."""
+    """Path -> the settings that it may have, of all weights that have the common bits of `made`.
+
+    For plain rounding they are measured once for all sizes. Else they are those of any way (`_allowed`).
+    """
     how = made.variant.quantization
+    assert how is not None
     widths = {p.tensor.name.removesuffix(".weight"): p.tensor.shape[-1] for p in base.structure.parameters}
+    least = how.bits - 1 if made.variant.rounds_for_text else min(_BITS)
+    allowed = [bits for bits in _BITS if bits >= least]
     found = {}
     for path, each in layout_of(made, base).quantization.items():
         if each == how:
             groups = [group for group in sorted({*_GROUPS, how.group_size}) if widths[path] % group == 0]
-            found[path] = tuple(Quantization(bits, group) for bits in _BITS for group in groups)
+            found[path] = tuple(Quantization(bits, group) for bits in allowed for group in groups)
     return found
 
 

@@ -119,10 +119,9 @@ def layer_slopes(
 def embedding_slopes(model: Any, flow: mx.array, outer: Weights, moved: Weights, tokens: mx.array) -> Slopes:
     """What comes before the layers."""
     names = sorted(moved)
-    made = []
-    for at in range(tokens.shape[0]):
 
-        def before(sizes: mx.array, some: Any = tokens[at : at + 1]) -> mx.array:
+    def slopes(at: int) -> mx.array:
+        def before(sizes: mx.array) -> mx.array:
             put(model, "", at_places(outer, moved, names, sizes))
             reached: list[mx.array] = []
 
@@ -131,13 +130,22 @@ def embedding_slopes(model: Any, flow: mx.array, outer: Weights, moved: Weights,
                 raise _Stop
 
             with suppress(_Stop):
-                walk(model, some, visit, settled=False)
+                walk(model, tokens[at : at + 1], visit, settled=False)
             return reached[0]
 
-        _, (sizes,) = mx.vjp(before, [mx.zeros(len(names))], [flow[at : at + 1]])
-        mx.eval(sizes)
-        made.append(sizes)
-    return _by_path(names, made)
+        (made,) = mx.vjp(before, [mx.zeros(len(names))], [flow[at : at + 1]])[1]
+        return made
+
+    found: list[mx.array] = []
+    streams = cores()
+    while len(found) < tokens.shape[0]:
+        some = []
+        for stream, at in zip(streams, range(len(found), tokens.shape[0]), strict=False):
+            with mx.stream(stream):
+                some.append(slopes(at))
+        mx.eval(some)
+        found += some
+    return _by_path(names, found)
 
 
 def _by_path(names: list[str], made: list[mx.array]) -> Slopes:

@@ -34,7 +34,7 @@ from builder.spec.types import Quantization
 Stored = npt.NDArray[Any]  # float32, float16, or bfloat16 as uint16
 
 SWEEPS = 3  # how often all codes and grids are chosen again
-_PIECE = 4096  # rows that are packed at a time
+_PIECE = 256  # rows that one thread packs at a time
 _ROWS = 128  # rows that one thread rounds at a time. Fixed, so that the number of cores does not change a bit
 _KINDS = {mx.float16: 0, mx.bfloat16: 1, mx.float32: 2}
 
@@ -62,10 +62,14 @@ class Rounded:
         rows, columns = self.codes.shape
         shifts = np.arange(bits, dtype=np.uint8)
         out = np.empty((rows, columns * bits // 32), np.uint32)
-        for at in range(0, rows, _PIECE):
+
+        def pack(at: int) -> None:
             piece = self.codes[at : at + _PIECE]
             stream = ((piece[..., None] >> shifts) & np.uint8(1)).reshape(len(piece), -1)
             out[at : at + _PIECE] = np.packbits(stream, axis=1, bitorder="little").view("<u4")
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(pack, range(0, rows, _PIECE)))
         return out
 
 

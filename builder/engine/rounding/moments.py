@@ -16,8 +16,6 @@ from builder.engine.rounding.lookup import Lookup
 
 Floats = npt.NDArray[np.float32]
 
-_HALVED = 512  # columns from which on the half below the diagonal is not computed
-
 
 @dataclass
 class Sum:
@@ -33,7 +31,7 @@ class Sum:
         self.count += inputs.shape[0]
 
     def _of(self, rows: mx.array) -> mx.array:
-        return _products(rows)
+        return rows.T @ rows
 
     @property
     def mean(self) -> Floats | None:
@@ -152,17 +150,6 @@ def taps(root: nn.Module, under: str = "", kind: type[Sum] = Sum) -> Iterator[Se
     finally:
         for module, kind in former:
             module.__class__ = kind
-
-
-def _products(rows: mx.array) -> mx.array:
-    """xᵀ x, of which the part below the diagonal is the one above it."""
-    columns = rows.shape[1]
-    if columns < _HALVED:
-        return rows.T @ rows
-    first, second = rows[:, : columns // 2], rows[:, columns // 2 :]
-    beside = first.T @ second
-    above = mx.concatenate([_products(first), beside], 1)
-    return mx.concatenate([above, mx.concatenate([beside.T, _products(second)], 1)])
 
 
 def _by_expert(x: mx.array, indices: mx.array, sums: dict[int, Sum], kind: type[Sum]) -> None:

@@ -108,12 +108,8 @@ def mlx_on_one_thread() -> Iterator[None]:
         yield
         return
     openblas = ctypes.CDLL(str(library))
-    former = openblas.scipy_openblas_get_num_threads()
-    openblas.scipy_openblas_set_num_threads(1)
-    try:
+    with _one_thread(openblas.scipy_openblas_get_num_threads, openblas.scipy_openblas_set_num_threads):
         yield
-    finally:
-        openblas.scipy_openblas_set_num_threads(former)
 
 
 @contextmanager
@@ -127,12 +123,18 @@ def numpy_on_one_thread() -> Iterator[None]:
     if library is None:
         yield
         return
-    former = library.scipy_openblas_get_num_threads64_()
-    library.scipy_openblas_set_num_threads64_(1)
+    with _one_thread(library.scipy_openblas_get_num_threads64_, library.scipy_openblas_set_num_threads64_):
+        yield
+
+
+@contextmanager
+def _one_thread(threads: Callable[[], int], use: Callable[[int], object]) -> Iterator[None]:
+    former = threads()
+    use(1)
     try:
         yield
     finally:
-        library.scipy_openblas_set_num_threads64_(former)
+        use(former)
 
 
 @cache

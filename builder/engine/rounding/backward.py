@@ -25,7 +25,7 @@ from builder.engine.rounding.points import (
 )
 from builder.engine.rounding.shelf import Shelf
 from builder.engine.rounding.stream import put
-from builder.engine.rounding.walk import Run, cores, walk
+from builder.engine.rounding.walk import Run, side_by_side, walk
 
 Slopes = dict[str, npt.NDArray[np.float64]]  # path -> [sequences]
 
@@ -69,19 +69,10 @@ def head_slopes(
 
     flow = mx.zeros(last.shape)
     made = mx.zeros((tokens.shape[0], len(names)))
-    streams = cores()
-    for start in range(0, len(jobs), len(streams)):
-        some = jobs[start : start + len(streams)]
-        found = []
-        for stream, job in zip(streams, some, strict=False):
-            with mx.stream(stream):
-                found.append(slopes(*job))
-        mx.eval(found)
-        for (at, part), (own, sizes) in zip(some, found, strict=True):
-            flow[at, mx.array(part.at)] += own[0]
-            made[at] += sizes
-        mx.eval(flow, made)
-        mx.clear_cache()
+    for (at, part), (own, sizes) in zip(jobs, side_by_side(lambda job: slopes(*job), jobs), strict=True):
+        flow[at, mx.array(part.at)] += own[0]
+        made[at] += sizes
+    mx.eval(flow, made)
     put(model, "", at_place(outer, moved, 0.0))
     return _by_path(names, list(made)), flow
 
@@ -92,28 +83,21 @@ def layer_slopes(
     """The gradient of the inputs of a layer, and the slopes of its paths."""
     mx.eval(exact, moved)
     names = sorted(moved)
-    flows: list[mx.array] = []
-    made: list[mx.array] = []
     run.size = 1  # the slopes of each sequence are squared
-    pieces = run.pieces()
-    while some := [each for _, each in zip(run.streams, pieces, strict=False)]:
-        open_now: list[mx.array] = []
-        for stream, (args, kwargs) in zip(run.streams, some, strict=False):
-            at = len(flows)
 
-            def piece(hidden: mx.array, sizes: mx.array, args: Any = args, kwargs: Any = kwargs) -> mx.array:
-                put(layer, path, at_places(exact, moved, names, sizes))
-                out: mx.array = run.forward(hidden, *args[1:], **kwargs)
-                return out
+    def slopes(numbered: tuple[int, tuple[list[Any], dict[str, Any]]]) -> tuple[mx.array, mx.array]:
+        at, (args, kwargs) = numbered
 
-            with mx.stream(stream):
-                _, (back, sizes) = mx.vjp(piece, [args[0], mx.zeros(len(names))], [flow[at : at + 1]])
-            flows.append(back)
-            made.append(sizes)
-            open_now += [back, sizes]
-        mx.eval(open_now)
-        mx.clear_cache()
-    return mx.concatenate(flows), _by_path(names, made)
+        def piece(hidden: mx.array, sizes: mx.array) -> mx.array:
+            put(layer, path, at_places(exact, moved, names, sizes))
+            out: mx.array = run.forward(hidden, *args[1:], **kwargs)
+            return out
+
+        back, sizes = mx.vjp(piece, [args[0], mx.zeros(len(names))], [flow[at : at + 1]])[1]
+        return back, sizes
+
+    found = side_by_side(slopes, enumerate(run.pieces()))
+    return mx.concatenate([back for back, _ in found]), _by_path(names, [sizes for _, sizes in found])
 
 
 def embedding_slopes(model: Any, flow: mx.array, outer: Weights, moved: Weights, tokens: mx.array) -> Slopes:
@@ -136,16 +120,7 @@ def embedding_slopes(model: Any, flow: mx.array, outer: Weights, moved: Weights,
         (made,) = mx.vjp(before, [mx.zeros(len(names))], [flow[at : at + 1]])[1]
         return made
 
-    found: list[mx.array] = []
-    streams = cores()
-    while len(found) < tokens.shape[0]:
-        some = []
-        for stream, at in zip(streams, range(len(found), tokens.shape[0]), strict=False):
-            with mx.stream(stream):
-                some.append(slopes(at))
-        mx.eval(some)
-        found += some
-    return _by_path(names, found)
+    return _by_path(names, side_by_side(slopes, range(tokens.shape[0])))
 
 
 def _by_path(names: list[str], made: list[mx.array]) -> Slopes:

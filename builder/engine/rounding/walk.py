@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -29,6 +29,9 @@ from builder.engine.layers import intercepted, listed_layers
 from builder.engine.rounding.grouped import experts_together
 from builder.engine.rounding.shelf import Growing, Shelf
 from builder.errors import BuildError, EngineError
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 TOKENS = 1024  # that a layer takes at a time. Fixed, so that the number of cores does not change a bit
 
@@ -143,7 +146,6 @@ def walk(
     kept = shelf or Shelf()
     sequences, length = tokens.shape
     size = max(1, TOKENS // length)
-    streams = cores()
     raised: list[BaseException] = []
     if sequences == length and sequences > size:
         raise _not_run("the text", f"{sequences} sequences of {length} tokens cannot be told apart")
@@ -154,7 +156,7 @@ def walk(
             mx.eval([array for array in given if not kept.holds(array)])
 
         _check_stateless(path, [list(args), dict(kwargs)])
-        run = Run(forward, args, kwargs, sequences, size, streams, path, layer, kept)
+        run = Run(forward, args, kwargs, sequences, size, streams(), path, layer, kept)
         try:
             return visit(path, layer, run)
         except BaseException as error:
@@ -189,14 +191,29 @@ def _check_stateless(path: str, given: Any) -> None:
 _LOCAL = threading.local()  # streams of mlx belong to one thread
 
 
-def cores() -> list[Any]:
+def streams() -> list[Any]:
     """One stream for each core of a CPU: mlx computes the pieces of different streams side by side."""
     if mx.default_device() != mx.Device(mx.cpu):
         return [mx.default_stream(mx.default_device())]
-    streams: list[Any] = _LOCAL.__dict__.setdefault("streams", [])
-    while len(streams) < (os.cpu_count() or 1):
-        streams.append(mx.new_stream(mx.Device(mx.cpu)))
-    return streams[: os.cpu_count() or 1]
+    made: list[Any] = _LOCAL.__dict__.setdefault("streams", [])
+    while len(made) < (os.cpu_count() or 1):
+        made.append(mx.new_stream(mx.Device(mx.cpu)))
+    return made[: os.cpu_count() or 1]
+
+
+def side_by_side(work: Callable[[Given], Made], items: Iterable[Given]) -> list[Made]:
+    """What `work` gives for each item, computed: some items at a time, each on a stream of its own."""
+    left, found = iter(items), list[Made]()
+    while True:
+        some = []
+        for stream, item in zip(streams(), left, strict=False):
+            with mx.stream(stream):
+                some.append(work(item))
+        if not some:
+            return found
+        mx.eval(some)
+        mx.clear_cache()
+        found += some
 
 
 def _watched(model: Any, on_call: Callable[..., Any]) -> AbstractContextManager[None]:

@@ -18,12 +18,12 @@ import numpy as np
 
 from builder.engine.stored import Array, Held, Place, Stored, matrices
 from builder.errors import SourceInvalid, unreadable
+from builder.store.disk import buffers
 from builder.store.disk.uncached import ALIGNED, PIECE, Uncached
 
 STACKS = 2  # as many bytes as the largest weight has so often may be read before anybody asks for them
-_LARGE = (
-    8  # a weight that has more than this part of the bytes of the largest is read into memory that is kept
-)
+# A weight that has more than this part of the bytes of the largest is read into memory that is kept.
+_LARGE = 8
 _NAMES = {mx.bfloat16: np.uint16, mx.float16: np.uint16, mx.float32: np.float32}
 _NAMES |= {mx.uint8: np.uint8, mx.uint32: np.uint32}
 _SPREAD = 1.25  # how many times larger than a weight the memory may be that it is read into
@@ -123,10 +123,7 @@ class Ahead:
             return fitting[0]
         if nbytes > self._largest // _LARGE:
             del self._free[:-1]
-        made = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # 2 MB for each fault, which only private memory gets
-            made.madvise(mmap.MADV_HUGEPAGE)
-        return made
+        return buffers.new(nbytes)
 
     def _read(self, stored: Stored, room: mmap.mmap) -> None:
         with memoryview(room) as whole:

@@ -70,10 +70,7 @@ class Walk:
         scorable.stored.clear()
         self._sizes = _sizes(modules, self._layers, scorable.sizes)
         self._total, self._done = sum(scorable.sizes.values()), 0
-        self._called: tuple[list[nn.Module], list[nn.Module]] | None = (
-            [],
-            [],
-        )  # layers and weights, learning
+        self._called: tuple[list[nn.Module], list[nn.Module]] | None = [], []  # layers and weights, learning
         self._following: dict[int, int] = {}  # a stack of experts -> the one that is called next
         self._ahead = Ahead({})
         self._uses: Counter[int] = Counter()  # a weight -> how often a run calls it, then: all runs still do

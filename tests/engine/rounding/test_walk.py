@@ -117,7 +117,7 @@ def test_more_arrays_are_computed_with_each_piece(monkeypatch: pytest.MonkeyPatc
         return run()
 
     walk(model("llama"), text(5, 12), visit)
-    assert len(asked) == 2 * -(-5 // len(walk_module.cores()))  # layers, pieces for each stream
+    assert len(asked) == 2 * -(-5 // len(walk_module.streams()))  # layers, pieces for each stream
 
 
 def test_classes_come_back() -> None:

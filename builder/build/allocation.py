@@ -62,6 +62,8 @@ def fetch_bits(project: Project, target: Target, facts: Facts, emit: Emit) -> Ke
 
 def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit: Emit) -> Allocation:
     """Measures what each weight costs with the same bits everywhere, and compares ways to share the bytes."""
+    from builder.engine.rounding.text import costed
+
     how, text = made.variant.quantization, facts.text
     assert how is not None
     assert text is not None
@@ -75,7 +77,7 @@ def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit
         plain = measured_with(made)
         key = sensitivity_key(plain, facts.base, facts.adapter, text, toolchain)
         source = plan_alone(plain, facts, toolchain)
-        known = measured_costs(project, source, key, used, choices(made, facts.base), emit)
+        known = measured_costs(project, source, key, costed(used), choices(made, facts.base), emit)
         ways = shared(made, facts.base, known)
         plans = {
             name: plan_alone(with_bits(made, how.bits, own), facts, toolchain) for name, own in ways.items()

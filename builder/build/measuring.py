@@ -33,11 +33,11 @@ def measured_costs(
     project: Project,
     plan: TargetPlan,
     key: Key,
-    used: Sequence[Piece],
+    texts: Sequence[Piece],
     choices: Mapping[str, Sequence[Quantization]],
     emit: Emit,
 ) -> Measured:
-    """What each weight costs as it is rounded in `plan`, on the sequences that are rounded for.
+    """What each weight costs as it is rounded in `plan`, on these sequences.
 
     It is measured once for all sizes. Raises BuildError.
     """
@@ -50,7 +50,7 @@ def measured_costs(
         return former
     calibrated = plan.target.variant.rounds_for_text
     with unchanged(project, plan), accelerated(threads=1), durable.explained(project.store.root):
-        cost = _sensitivity(project, plan, used, "gradient", emit, _shelf(project, plan)).costs()
+        cost = _sensitivity(project, plan, texts, "gradient", emit, _shelf(project, plan)).costs()
         found = Measured(cost, errors(opened(project, plan), choices, _dtype(plan), calibrated), at)
     keep(project.store, key, "sensitivity", _to_text(found), plan.name)
     return found

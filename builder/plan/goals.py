@@ -24,7 +24,7 @@ from builder.spec.types import Override, Quantization, Target
 _BITS = MODES["affine"][0]
 # Of the rules by which bits are chosen, for each way to round. Another number chooses again.
 ALLOCATION: Mapping[str, int] = {"calibrated": 2, NEAREST: 3}
-SENSITIVITY = 3  # of how costs are measured
+SENSITIVITY = 4  # of how costs are measured
 _GROUPS = (32, 64, 128)
 _MEASURED = 4  # bits with which costs of plain rounding are measured
 

@@ -13,6 +13,7 @@ from builder.spec.rows import Row, RowInvalid, read, shared
 
 _EXPECTED = 'expected {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 HELD = 8  # sequences that nothing is rounded for
+COSTED = 16  # sequences on which costs are measured, or half of those that are rounded for
 
 
 class CalibrationInvalid(BuildError):
@@ -55,6 +56,15 @@ def divided(
     used = min(samples, len(found) - max(1, min(HELD, len(found) // 5)))
     apart = found[used : used + HELD]
     return found[: used - 1] if used == length > 1 else found[:used], apart
+
+
+def costed(used: list[Piece]) -> list[Piece]:
+    """The sequences on which costs are measured: half of those that are rounded for, but COSTED at least.
+
+    There are never as many as tokens in each.
+    """
+    found = used[: max(COSTED, len(used) // 2)]
+    return found[:-1] if len(found) == len(found[0].tokens) > 1 else found
 
 
 def pieces(file: Path, name: str, tokenizer: Any, samples: int, length: int) -> list[Piece]:

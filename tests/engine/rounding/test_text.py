@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from builder.engine.rounding.text import CalibrationInvalid, sequences
+from builder.engine.rounding.text import COSTED, CalibrationInvalid, Piece, costed, sequences
 from builder.evaluate.worker.tokens import tokenizer_of
 from tests.build.test_hostile import mutate_lines
 from tests.tiny import make_base
@@ -222,3 +222,13 @@ def test_a_calibration_text_of_a_stranger(
     print(seen)
     assert seen["read"]
     assert seen["refused"]
+
+
+@pytest.mark.parametrize(
+    ("there", "length", "used"), [(5, 64, 5), (16, 64, 16), (32, 64, 16), (100, 64, 50), (32, 16, 15), (1, 1, 1)]
+)
+def test_costs_are_measured_on_half_of_the_sequences(there: int, length: int, used: int) -> None:
+    """But on COSTED at least, where there are as many. Never as many as tokens in each."""
+    found = [Piece([number] * length, [1] * length) for number in range(there)]
+    assert costed(found) == found[:used]
+    assert used >= min(there, COSTED) - (length == COSTED)

@@ -1,12 +1,9 @@
 """Reads the weights of a pass on two threads: one asks the disk, the other hashes and puts bytes into place.
 
-Every byte of the disk goes through a few buffers that are used again, and from there into the array that the
-block is computed from. The array of a block that is done is used again for a later block. So the kernel hands
-out little fresh memory, and nothing passes through the page cache. What the page cache holds, and nobody
-hashes here, is read straight into its place by one thread.
-
-A block is in memory from its first piece to `done`. While one is computed, the next one is read, and no more
-than that. Where the files cut blocks, as the end of a shard does, parts of further blocks are there too.
+Whole pages of a weight go from the disk straight into the array that its block is computed from. What lies
+around them, such as headers, norms and the ends of weights, goes through a few buffers that are used again.
+Nothing passes through the page cache. What the page cache holds, and nobody hashes here, is read straight
+into its place by one thread. `builder.build.arrays` says how many blocks are in memory.
 """
 
 from __future__ import annotations
@@ -16,10 +13,11 @@ import threading
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import blake3
 
+from builder.build.arrays import BlockArrays
 from builder.errors import SourceInvalid, unreadable
 from builder.keys import Digest, hash_threads
 from builder.store.disk import buffers
@@ -27,15 +25,10 @@ from builder.store.disk.uncached import ALIGNED, PIECE, Uncached
 from builder.weights.pieces import Piece, Room, Span
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from builder.build.arrays import Bytes
 
-    Bytes = NDArray[Any]
-
-BUFFERS = 4
-_SMALL = (
-    1 << 20
-)  # bytes of a parameter with an array of its own: norms are not copied before they are written
-_APART = 64  # bytes: where parameters begin in the array of a block
+BUFFERS = 8
+_STRAIGHT = 1 << 18  # bytes from which on a part of a weight is read straight into its place
 
 
 class Job(NamedTuple):
@@ -45,9 +38,19 @@ class Job(NamedTuple):
     hashed: Callable[[Digest], None] | None = None
 
 
-class _Full(NamedTuple):
-    job: Job
+class _Part(NamedTuple):
+    """Bytes of a file from `start` on: in their place already, or in a buffer."""
+
     start: int
+    view: memoryview
+    placed: bool
+
+
+class _Full(NamedTuple):
+    """The parts of one read, and how many bytes of them there are."""
+
+    job: Job
+    parts: Sequence[_Part]
     buffer: mmap.mmap
     size: int
 
@@ -68,20 +71,8 @@ class Feed:
         *,
         direct: bool = True,
     ) -> None:
-        from builder.engine.pool import Pool
-
-        self._jobs, self._rooms, self._ahead, self._table = jobs, rooms, ahead, table
-        self._direct = direct
-        self._left = {block: len(room.pieces) for block, room in rooms.items()}
-        self._pool = Pool()  # of arrays that hold any block
-        self._largest = max((_space(room) for room in rooms.values()), default=0)
-        self._open: dict[str, dict[str, Bytes]] = {}
-        self._whole: set[str] = set()  # complete, and nobody took them yet
-        self._skipped: set[str] = set()
-        self._taken: str | None = None
-        self._error: BaseException | None = None
-        self._closed = False
-        self._changed = threading.Condition()
+        self._jobs, self._table, self._direct = jobs, table, direct
+        self._arrays = BlockArrays(rooms, ahead)
         self._free: SimpleQueue[mmap.mmap | None] = SimpleQueue()
         self._full: SimpleQueue[_Full | None] = SimpleQueue()
         straight = not direct and all(job.hashed is None for job in jobs)
@@ -96,44 +87,35 @@ class Feed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._arrays.close()
         self._free.put(None)
         for thread in self._threads:
             thread.join()
 
     def parameters(self, block: str) -> Collection[str]:
         """The parameters of a block that `take` gives."""
-        return self._rooms[block].sizes if block in self._rooms else ()
+        return self._arrays.parameters(block)
 
     def take(self, block: str) -> Mapping[str, Bytes]:
         """The bytes of a block's parameters, once they are there. Raises what reading raised."""
-        if block not in self._rooms:
-            return {}
-        with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or self._left[block] == 0)
-            if self._error is not None:
-                raise self._error
-            self._taken = block
-            self._whole.discard(block)
-            self._changed.notify_all()
-            return self._room(block)
+        return self._arrays.take(block)
 
     def done(self, block: str) -> None:
         """Nobody needs these bytes any more. A block that was not taken is not read, or let go."""
-        with self._changed:
-            self._skipped.add(block)
-            self._whole.discard(block)
-            self._open.pop(block, None)
-            if self._taken == block:
-                self._taken = None
-            self._changed.notify_all()
+        self._arrays.done(block)
 
     def finish(self) -> None:
         """Waits until everything is read and hashed. Raises what that raised."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or self._closed)
-            if self._error is not None:
-                raise self._error
+        self._arrays.finish()
+
+    @property
+    def in_memory(self) -> Collection[str]:
+        """The blocks that are begun and not done."""
+        return self._arrays.in_memory
+
+    def _fail(self, error: BaseException) -> None:
+        self._arrays.close(error)
+        self._free.put(None)
 
     # -- the thread that does both -------------------------------------------------------------------------
 
@@ -142,7 +124,7 @@ class Feed:
             for job in self._jobs:
                 if not self._place_span(job.span):
                     return
-            self._close()
+            self._arrays.close()
         except BaseException as error:
             self._fail(error)
 
@@ -150,16 +132,16 @@ class Feed:
         """False when the feed is closed."""
         with self._opened(span, direct=False) as file:
             for piece in span.pieces:
-                if (room := self._room_for(piece.block)) is not None:
+                if (room := self._arrays.of(piece.block)) is not None:
                     place = room[piece.parameter].data[piece.at : piece.at + piece.end - piece.start]
                     for at in range(0, len(place), PIECE):
-                        if self._closed:
+                        if self._arrays.closed:
                             return False
                         if not file.fill(place[at : at + PIECE], piece.start + at):
                             raise self._shorter(span)
                     del room, place
-                self._count(piece.block)
-        return not self._closed
+                self._arrays.count(piece.block)
+        return not self._arrays.closed
 
     @contextmanager
     def _opened(self, span: Span, *, direct: bool) -> Iterator[Uncached]:
@@ -189,28 +171,64 @@ class Feed:
         with self._opened(span, direct=self._direct) as file:
             start = span.start // ALIGNED * ALIGNED
             while start < span.end:
-                if job.hashed is None and self._is_unwanted(span):
+                if job.hashed is None and self._arrays.is_unwanted(span):
                     return True
                 buffer = self._free.get()
                 if buffer is None:
                     return False
-                count = min(PIECE, -(-(span.end - start) // ALIGNED) * ALIGNED)
-                got = file.read(buffer, start, count)
-                self._full.put(_Full(job, start, buffer, got))
-                if got < min(count, span.end - start):
+                parts = self._parts(span, start, buffer)
+                self._ask(span, start, parts[-1].start + len(parts[-1].view))
+                got = file.scatter([part.view for part in parts], start)
+                wanted = min(sum(len(part.view) for part in parts), span.end - start)
+                self._full.put(_Full(job, parts, buffer, got))
+                del parts  # else this thread holds the arrays of a block while it waits
+                if got < wanted:
                     raise self._shorter(span)
                 start += got
         return True
 
-    def _is_unwanted(self, span: Span) -> bool:
-        with self._changed:
-            return all(piece.block in self._skipped for piece in span.pieces)
+    def _parts(self, span: Span, start: int, buffer: mmap.mmap) -> list[_Part]:
+        """Where the next bytes of a span go: whole pages of weights into their place, the rest into `buffer`.
+
+        It ends where a block begins that is not in memory yet: this thread waits for that one at the begin
+        of the next read, so that the other thread can finish the block before it.
+        """
+        found: list[_Part] = []
+        at, end = start, min(start + PIECE, _up(span.end))
+
+        def into_buffer(last: int) -> None:
+            if last > at:
+                found.append(_Part(at, memoryview(buffer)[at - start : last - start], placed=False))
+
+        for piece in span.pieces[_first_after(span.pieces, start) :]:
+            first, last = _up(max(piece.start, start)), min(piece.end // ALIGNED * ALIGNED, end)
+            if piece.start >= end:
+                break
+            if last - first < _STRAIGHT:
+                continue
+            if first > start and self._arrays.waits(piece.block):
+                end = first
+                break
+            if (room := self._arrays.of(piece.block, first=True)) is None:
+                continue
+            array, begin = room[piece.parameter], piece.at + first - piece.start
+            if (array.ctypes.data + begin) % ALIGNED:
+                continue
+            into_buffer(first)
+            found.append(_Part(first, array.data[begin : begin + last - first], placed=True))
+            at = last
+        into_buffer(end)
+        return found
+
+    def _ask(self, span: Span, start: int, end: int) -> None:
+        """Notes which pieces end in this part of a file."""
+        first, last = _first_after(span.pieces, start), _first_after(span.pieces, end)
+        for piece in span.pieces[first:last]:
+            self._arrays.ask(piece.block)
 
     # -- the thread that hashes and puts into place --------------------------------------------------------
 
     def _fill(self) -> None:
-        import numpy as np
-
         job: Job | None = None
         hasher, waiting = blake3.blake3(), list[Piece]()
         try:
@@ -218,82 +236,55 @@ class Feed:
                 if full.job is not job:
                     job, waiting = full.job, list(reversed(full.job.span.pieces))
                     hasher = blake3.blake3(max_threads=hash_threads(job.span.end - job.span.start))
-                with memoryview(full.buffer) as view, view[: full.size] as bytes_:
-                    if job.hashed is not None:
-                        hasher.update(bytes_)
-                        if full.start + full.size >= job.span.end:
-                            job.hashed(Digest(hasher.hexdigest()))
-                    source = np.frombuffer(bytes_, np.uint8)
-                    if not self._place(source, full.start, waiting):
-                        return
-                    del source
+                for part in full.parts:
+                    with part.view[: max(0, full.parts[0].start + full.size - part.start)] as view:
+                        if job.hashed is not None:
+                            hasher.update(view)
+                        if not self._place(view, part, waiting):
+                            return
+                if job.hashed is not None and full.parts[0].start + full.size >= job.span.end:
+                    job.hashed(Digest(hasher.hexdigest()))
                 self._free.put(full.buffer)
-            self._close()
+                del full, part  # else this thread holds the arrays of a block while it waits
+            self._arrays.close()
         except BaseException as error:
             self._fail(error)
 
-    def _place(self, source: Bytes, start: int, waiting: list[Piece]) -> bool:
+    def _place(self, view: memoryview, part: _Part, waiting: list[Piece]) -> bool:
         """Copies the parts of the pieces that a buffer holds. False when the feed is closed."""
-        import numpy as np
-
-        end = start + len(source)
+        start, end = part.start, part.start + len(view)
         while waiting and waiting[-1].start < end:
             piece = waiting[-1]
-            room = self._room_for(piece.block)
-            if self._closed:
-                return False
-            first, last = max(piece.start, start), min(piece.end, end)
-            if room is not None:
-                at = piece.at + first - piece.start
-                np.copyto(room[piece.parameter][at : at + last - first], source[first - start : last - start])
+            last = min(piece.end, end)
+            if not part.placed:
+                room = self._arrays.of(piece.block)
+                if self._arrays.closed:
+                    return False
+                if room is not None:
+                    first = max(piece.start, start)
+                    at = piece.at + first - piece.start
+                    _copy(room[piece.parameter][at : at + last - first], view[first - start : last - start])
+                del room
             if last < piece.end:
                 return True
             waiting.pop()
-            del room
-            self._count(piece.block)
+            self._arrays.count(piece.block)
         return True
 
-    def _room_for(self, block: str) -> Mapping[str, Bytes] | None:
-        """The arrays of a block. Waits until another block may be in memory. None: nobody wants the block."""
-        with self._changed:
-            if block not in self._open:
-                self._changed.wait_for(lambda: self._closed or block in self._skipped or self._has_room())
-            return None if self._closed or block in self._skipped else self._room(block)
 
-    def _has_room(self) -> bool:
-        return not self._whole and (self._taken is None or self._taken in self._ahead)
+def _copy(place: Bytes, some: memoryview) -> None:
+    """By numpy, which lets other threads run meanwhile."""
+    import numpy as np
 
-    def _room(self, block: str) -> dict[str, Bytes]:
-        import numpy as np
-
-        if block not in self._open:
-            whole, at = self._pool.empty(self._largest, "uint8"), 0
-            self._open[block] = {}
-            for name, size in self._rooms[block].sizes.items():
-                if size < _SMALL:
-                    self._open[block][name] = np.empty(size, np.uint8)
-                else:
-                    self._open[block][name] = whole[at : at + size]
-                    at += -(-size // _APART) * _APART
-        return self._open[block]
-
-    def _count(self, block: str) -> None:
-        with self._changed:
-            self._left[block] -= 1
-            if self._left[block] == 0 and block not in self._skipped:
-                self._whole.add(block)
-                self._changed.notify_all()
-
-    def _close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _fail(self, error: BaseException) -> None:
-        self._error = self._error or error
-        self._close()
-        self._free.put(None)
+    np.copyto(place, np.frombuffer(some, np.uint8))
 
 
-def _space(room: Room) -> int:
-    return sum(-(-size // _APART) * _APART for size in room.sizes.values() if size >= _SMALL)
+def _up(at: int) -> int:
+    return -(-at // ALIGNED) * ALIGNED
+
+
+def _first_after(found: Sequence[Piece], start: int) -> int:
+    """The number of the first piece, in the order of the file, that ends behind `start`."""
+    import bisect
+
+    return bisect.bisect_right(found, start, key=lambda piece: piece.end)

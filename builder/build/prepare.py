@@ -9,6 +9,7 @@ from builder.build.training import train_adapter
 from builder.build.waiting import waiting
 from builder.console.events import Emit, Note
 from builder.errors import BuildError, SourceChanged
+from builder.keys import Key
 from builder.plan import shares
 from builder.plan.experts import WAITS
 from builder.plan.types import TargetPlan, Unresolved
@@ -30,6 +31,8 @@ from builder.store import blobs, records
 from builder.store.locks import acquire, build_session
 from builder.store.types import FileEntry, Manifest, Record
 from builder.weights import structure as structures
+
+_FINITE: set[Key] = set()  # adapters that this process found finite: a first pass prepares its adapter twice
 
 
 class ExpertsNotMeasured(BuildError):
@@ -134,7 +137,9 @@ def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFa
         digest(project, path, emit)
     key = project.sources.adapter_key(adapter)
     info = read_adapter(adapter)
-    check_finite(info, adapter)
+    if key is None or key not in _FINITE:
+        check_finite(info, adapter)
+        _FINITE.update(filter(None, [key]))
     facts = project.sources.adapter_facts(adapter)
     require_adapter(project, adapter, key)
     if isinstance(facts, Unknown):

@@ -5,36 +5,40 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import blake3
 import numpy as np
 import pytest
 
+from builder.build import feed as feeding
 from builder.build.feed import Feed, Job
 from builder.engine.pool import Pool
 from builder.errors import SourceInvalid
-from builder.store.disk.uncached import PIECE
+from builder.store.disk.uncached import ALIGNED
 from builder.weights import pieces
 from builder.weights.pieces import Piece, Room
 
+PIECE = 1 << 21  # of one read
 SIZE = 3 * PIECE // 2  # of a block: pieces of the disk and of blocks do not meet
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    data = np.random.default_rng(0).integers(0, 256, 4 * SIZE + 123, np.uint8)
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(feeding, "PIECE", PIECE)
+    data = np.random.default_rng(0).integers(0, 256, 4 * SIZE + ALIGNED + 123, np.uint8)
     (tmp_path / "model.safetensors").write_bytes(data.tobytes())
     return tmp_path / "model.safetensors"
 
 
-def blocks(file: Path) -> dict[str, Room]:
+def blocks(file: Path, begin: int = 11) -> dict[str, Room]:
     """Four blocks of two parameters: the first halves in order, then the second halves."""
     return {
         str(n): Room(
             {"a": SIZE // 2, "b": SIZE // 2},
             (
-                Piece(file, 11 + n * SIZE // 2, 11 + (n + 1) * SIZE // 2, str(n), "a", 0),
-                Piece(file, 11 + (4 + n) * SIZE // 2, 11 + (5 + n) * SIZE // 2, str(n), "b", 0),
+                Piece(file, begin + n * SIZE // 2, begin + (n + 1) * SIZE // 2, str(n), "a", 0),
+                Piece(file, begin + (4 + n) * SIZE // 2, begin + (5 + n) * SIZE // 2, str(n), "b", 0),
             ),
         )
         for n in range(4)
@@ -45,9 +49,10 @@ def expected(file: Path, piece: Piece) -> bytes:
     return file.read_bytes()[piece.start : piece.end]
 
 
+@pytest.mark.parametrize("begin", [11, 16, ALIGNED - 8, ALIGNED])  # nothing may begin at 11
 @pytest.mark.parametrize("direct", [True, False])
-def test_every_block_and_the_digest(file: Path, direct: bool) -> None:
-    rooms, told = blocks(file), list[str]()
+def test_every_block_and_the_digest(file: Path, direct: bool, begin: int) -> None:
+    rooms, told = blocks(file, begin), list[str]()
     everything = [piece for room in rooms.values() for piece in room.pieces]
     span = pieces.whole(file, file.stat().st_size, everything)
     with Feed([Job(span, told.append)], rooms, rooms, "base.b", direct=direct) as feed:
@@ -55,7 +60,10 @@ def test_every_block_and_the_digest(file: Path, direct: bool) -> None:
             arrays = feed.take(name)
             for piece in rooms[name].pieces:
                 assert arrays[piece.parameter].tobytes() == expected(file, piece)
+                straight = (arrays[piece.parameter].ctypes.data - piece.start) % ALIGNED == 0
+                assert straight == (begin != 11)
             feed.done(name)
+            del arrays
         feed.finish()
     assert told == [blake3.blake3(file.read_bytes()).hexdigest()]
 
@@ -67,14 +75,52 @@ def test_memory_holds_one_block_and_the_next(file: Path, direct: bool) -> None:
     with Feed(jobs, rooms, {"0"}, "base.b", direct=direct) as feed:
         feed.take("0")
         _settle()
-        assert set(feed._open) == {"0", "1"}  # read beside it, and nothing more
+        assert set(feed.in_memory) == {"0", "1"}  # read beside it, and nothing more
         feed.done("0")
         feed.take("1")
         _settle()
-        assert set(feed._open) == {"1"}  # no room is allowed beside this one
+        assert set(feed.in_memory) == {"1"}  # no room is allowed beside this one
         feed.done("1")
         feed.done("2")  # somebody else has made it
         assert feed.take("3")["a"].tobytes() == expected(file, rooms["3"].pieces[0])
+
+
+@pytest.mark.parametrize("begin", [11, 16])
+def test_memory_holds_no_more_where_hashing_is_slow(
+    file: Path, begin: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that asks the disk is ahead of the other one, but not by a block."""
+    place, most = Feed._place, list[int]()
+
+    def slowly(self: Feed, *arguments: Any) -> bool:
+        time.sleep(0.02)
+        most.append(len(self.in_memory))
+        return place(self, *arguments)
+
+    monkeypatch.setattr(Feed, "_place", slowly)
+    rooms = blocks(file, begin)
+    jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
+    with Feed(jobs, rooms, rooms, "base.b") as feed:
+        for name, room in rooms.items():
+            arrays = feed.take(name)
+            assert arrays["b"].tobytes() == expected(file, room.pieces[1])
+            del arrays
+            feed.done(name)
+    assert max(most) <= 2  # one that is taken, and the next one
+
+
+def test_many_blocks_in_one_read(file: Path) -> None:
+    """Each waits for its turn, although all of their bytes are there."""
+    rooms = {
+        str(n): Room({"a": 1000}, (Piece(file, 8 + 1000 * n, 8 + 1000 * (n + 1), str(n), "a", 0),))
+        for n in range(50)
+    }
+    span = pieces.whole(file, file.stat().st_size, [p for room in rooms.values() for p in room.pieces])
+    with Feed([Job(span)], rooms, rooms, "base.b") as feed:
+        for name, room in rooms.items():
+            assert feed.take(name)["a"].tobytes() == expected(file, room.pieces[0])
+            assert len(feed.in_memory) <= 2
+            feed.done(name)
 
 
 @pytest.mark.parametrize("direct", [True, False])

@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -86,7 +86,7 @@ def settled(tmp_path: Path) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """File name -> bytes of it that were read, by whatever hashes files or feeds a pass."""
     counts: dict[str, int] = {}
-    fed = uncached.Uncached.read
+    fed = uncached.Uncached.scatter
 
     def count(path: Path, size: int) -> None:
         if path.parent.name == "base" and path.suffix == ".safetensors":
@@ -97,8 +97,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             super().__init__(path, direct=direct)
             self._path = path
 
-        def read(self, buffer: object, start: int, size: int) -> int:  # type: ignore[override]
-            got = fed(self, buffer, start, size)  # type: ignore[arg-type]
+        def scatter(self, parts: Sequence[memoryview], start: int) -> int:
+            got = fed(self, parts, start)
             count(self._path, got)
             return got
 

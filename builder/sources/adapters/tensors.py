@@ -5,12 +5,11 @@ Nothing else reads them, because a full fine-tune is as large as its base. Only 
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.errors import SourceInvalid
+from builder.errors import SourceInvalid, unreadable
 from builder.keys import Key, make_key
 from builder.sources.adapters.types import WHOLE, AdapterInfo, AdapterTensor, refuse, table_of
 from builder.spec.types import Adapter
@@ -20,7 +19,7 @@ from builder.weights.safetensors import TensorInfo, digest_tensor
 if TYPE_CHECKING:
     import mlx.core as mx
 
-_PIECE = 1 << 24  # bytes of a tensor that are in memory at once
+_PIECE = 1 << 18  # bytes of a tensor that are looked at together, so that they stay in the CPU's cache
 
 
 def slice_digests(info: AdapterInfo, block_of: Callable[[str], str]) -> dict[str, Key]:
@@ -126,15 +125,19 @@ def _of_experts(array: mx.array, tensor: AdapterTensor) -> mx.array:
 def check_finite(info: AdapterInfo, adapter: Adapter) -> None:
     """Raises SourceInvalid for the first tensor that holds NaN or infinity, and for an adapter of zeros.
 
-    Reads 16 MiB at a time.
+    Reads some bytes at a time.
     """
     where = {tensor.name: tensor for tensor in info.file.tensors}
     changes = info.fine_tune_type == "full"
-    for tensor in info.tensors:
-        for finite, zero in (p for name in tensor.source_names for p in _pieces(info.file.path, where[name])):
-            if not finite:
-                refuse(adapter, info.file.path, f'tensor "{tensor.name}" holds NaN or infinity')
-            changes |= tensor.part not in lora.PARTS or (not zero and tensor.part != "lora_a")
+    path = info.file.path
+    try:
+        for tensor in info.tensors:
+            for finite, zero in (p for name in tensor.source_names for p in _pieces(path, where[name])):
+                if not finite:
+                    refuse(adapter, path, f'tensor "{tensor.name}" holds NaN or infinity')
+                changes |= tensor.part not in lora.PARTS or (not zero and tensor.part != "lora_a")
+    except OSError as error:
+        raise unreadable(table_of(adapter), path, error) from error
     if not changes:
         raise SourceInvalid(
             table=table_of(adapter),
@@ -153,10 +156,13 @@ def _pieces(path: Path, tensor: TensorInfo) -> Iterator[tuple[bool, bool]]:
 
     kinds = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
     kind, exponent = kinds[tensor.dtype]
-    if tensor.start == tensor.end:
-        return
-    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    piece = np.empty(_PIECE, np.uint8)
+    with path.open("rb", buffering=0) as file:
+        file.seek(tensor.start)
         for start in range(tensor.start, tensor.end, _PIECE):
-            bits = np.frombuffer(mapped[start : min(start + _PIECE, tensor.end)], kind)
-            magnitude = bits & (2 ** (8 * bits.itemsize - 1) - 1)
-            yield not bool((magnitude >= exponent).any()), not magnitude.any()
+            part = piece[: min(_PIECE, tensor.end - start)]
+            if file.readinto(part.data) != len(part):
+                raise OSError("it became shorter while it was read")
+            bits = part.view(kind)
+            largest = int((bits & (2 ** (8 * bits.itemsize - 1) - 1)).max())
+            yield largest < exponent, largest == 0

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 from builder.store.disk.direct import FLAG, switch
 
 ALIGNED = 4096  # a multiple of every sector size: where pieces begin
-PIECE = 1 << 23  # bytes of one read
+PIECE = 1 << 24  # bytes of one read
+_MOST = 1024  # parts of one read: what systems allow
 _NO_CACHE = getattr(fcntl, "F_NOCACHE", None)
 _ENOUGH = 0.9  # the share of a piece in the page cache from which on the cache is faster than the disk
 
@@ -43,21 +45,27 @@ class Uncached:
 
         Returns how many bytes there are: fewer at the end of the file. Raises OSError.
         """
-        done, wanted = 0, min(count, self.size - start)
+        with memoryview(buffer) as whole, whole[:count] as part:
+            return self.scatter([part], start)
+
+    def scatter(self, parts: Sequence[memoryview], start: int) -> int:
+        """As `read`, into several parts of memory: one after the other, none empty."""
+        done, left = 0, list(parts)
+        wanted = min(sum(map(len, parts)), self.size - start)
         self._set(self._direct and not self._is_cached(start, wanted))
         while done < wanted:
-            with memoryview(buffer) as whole, whole[done:count] as rest:
-                try:
-                    got = self._read(rest, start + done)
-                except OSError as error:
-                    if not self._direct or error.errno != errno.EINVAL:
-                        raise
-                    self._direct = False  # a file system that takes the flag and refuses the read
-                    self._set(False)
-                    continue
+            try:
+                got = self._read(left, start + done)
+            except OSError as error:
+                if not self._direct or error.errno != errno.EINVAL:
+                    raise
+                self._direct = False  # a file system that takes the flag and refuses the read
+                self._set(False)
+                continue
             if got == 0:
                 break
             done += got
+            left = _without(left, got)
             if done % ALIGNED:  # the rest is not aligned any more
                 self._set(False)
         return done
@@ -70,15 +78,15 @@ class Uncached:
         done = 0
         while done < len(part):
             with part[done:] as rest:
-                got = self._read(rest, start + done)
+                got = self._read([rest], start + done)
             if got == 0:
                 return False
             done += got
         return True
 
-    def _read(self, part: memoryview, start: int) -> int:
+    def _read(self, parts: Sequence[memoryview], start: int) -> int:
         os.lseek(self._fd, start, os.SEEK_SET)  # not every macOS has preadv
-        return os.readv(self._fd, [part])
+        return os.readv(self._fd, parts[:_MOST])
 
     def close(self) -> None:
         if self._mapped is not None:
@@ -95,6 +103,15 @@ class Uncached:
         if self._mapped is None or count <= 0:
             return False
         return _resident(self._mapped, start, count) >= _ENOUGH
+
+
+def _without(parts: list[memoryview], count: int) -> list[memoryview]:
+    """What is left of the parts behind their first `count` bytes."""
+    for number, part in enumerate(parts):
+        if count < len(part):
+            return [part[count:], *parts[number + 1 :]]
+        count -= len(part)
+    return []
 
 
 def _resident(mapped: mmap.mmap, start: int, count: int) -> float:

@@ -225,7 +225,8 @@ def test_a_calibration_text_of_a_stranger(
 
 
 @pytest.mark.parametrize(
-    ("there", "length", "used"), [(5, 64, 5), (16, 64, 16), (32, 64, 16), (100, 64, 50), (32, 16, 15), (1, 1, 1)]
+    ("there", "length", "used"),
+    [(5, 64, 5), (16, 64, 16), (32, 64, 16), (100, 64, 50), (32, 16, 15), (1, 1, 1)],
 )
 def test_costs_are_measured_on_half_of_the_sequences(there: int, length: int, used: int) -> None:
     """But on COSTED at least, where there are as many. Never as many as tokens in each."""

@@ -82,7 +82,7 @@ def allocation_key(
     """
     parts = _measured_parts(target, base, adapter, text, toolchain)
     rules = ALLOCATION["calibrated" if target.variant.rounds_for_text else NEAREST]
-    parts |= {"allocation": rules, "goal": str(target.variant.goal)}
+    parts |= {"allocation": rules, "sensitivity": SENSITIVITY, "goal": str(target.variant.goal)}
     return named_key("allocation/1", parts | ({"questions": questions} if questions else {}))
 
 

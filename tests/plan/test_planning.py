@@ -223,8 +223,8 @@ def test_golden_keys(spec: Spec) -> None:
 
 GOLDEN_MEASURED = {
     "routing": "a962f61564064c86e2b393adc12a91f3c4959bc0ddd096149ce9fb5599daab43",
-    "allocation": "707895baed7891b5d21a3a2d20c663e4672dba307abcf913a077f1a0801a986b",
-    "sensitivity": "96b5bc2c6e5219257873443a1c5602c386609c218880b7b22622759a32d03482",
+    "allocation": "6696488d419bd1fe25959f48c85e42d74bf9b76e6a80931be8329f75a37b014a",
+    "sensitivity": "1ec5dab3acdb10fafc4c968996abd16c4ec5f38131c6131da52e6bf7b9179cdb",
 }
 
 

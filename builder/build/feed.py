@@ -12,6 +12,7 @@ import mmap
 import threading
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,7 +60,8 @@ class Feed:
     """The weights of some blocks, read in the order of `jobs`.
 
     ahead: the blocks beside which the next one may be in memory. direct: past the page cache.
-    table: of the base, for errors.
+    table: of the base, for errors. read: is told each time how many bytes of a file were hashed or put into
+    place, by a thread of its own.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class Feed:
         table: str,
         *,
         direct: bool = True,
+        read: Callable[[Path, int], None] = lambda path, count: None,
     ) -> None:
-        self._jobs, self._table, self._direct = jobs, table, direct
+        self._jobs, self._table, self._direct, self._told = jobs, table, direct, read
         self._arrays = BlockArrays(rooms, ahead)
         self._free: SimpleQueue[mmap.mmap | None] = SimpleQueue()
         self._full: SimpleQueue[_Full | None] = SimpleQueue()
@@ -242,6 +245,7 @@ class Feed:
                             hasher.update(view)
                         if not self._place(view, part, waiting):
                             return
+                        self._told(job.span.path, len(view))
                 if job.hashed is not None and full.parts[0].start + full.size >= job.span.end:
                     job.hashed(Digest(hasher.hexdigest()))
                 self._free.put(full.buffer)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder.build.blocks import Tally
-from builder.build.hashing import hashed_beside
+from builder.build.hashing import hashed_beside, noting
 from builder.build.ledger import Provisional
 from builder.build.one_pass import make_missing
 from builder.build.prepare import fitted, prepare_adapter, prepare_base
@@ -43,7 +43,6 @@ from builder.sources.facts import NOT_YET, Unknown
 from builder.sources.unread import Unread, unread
 from builder.spec.types import Base, GgufSource, Target
 from builder.store import blobs, records
-from builder.store.disk.identity import identity
 from builder.store.holdings import usable_record
 from builder.store.locks import acquire, build_session
 from builder.store.types import Record
@@ -233,11 +232,11 @@ def _table(base: Base) -> str:
 
 
 def _hashed(project: Project, path: Path, digests: dict[Path, Digest]) -> Callable[[Digest], None]:
-    before, started = identity(path.stat()), time.time_ns()
+    remember = noting(project, path)
 
     def note(digest: Digest) -> None:
         digests[path] = digest
-        project.sources.note_digest(path, before, started, digest)
+        remember(digest)
 
     return note
 

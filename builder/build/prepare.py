@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from builder.build.hashing import hash_files
 from builder.build.sharing import fetch_records
 from builder.build.training import train_adapter
 from builder.build.waiting import waiting
@@ -60,9 +61,7 @@ def prepare_base(project: Project, base: Base, emit: Emit, *, inspect_again: boo
         directory = show_import(project.store, manifest)
     else:
         fetch_base(base, emit)
-        for path in project.sources.files(base):
-            if project.sources.known_digest(path) is None:
-                digest(project, path, emit)
+        hash_files(project, project.sources.files(base), f"base.{base.name}", emit)
         directory = project.sources.base_directory(base)
         known = project.sources.base_identity(base)
         if isinstance(known, Unknown):

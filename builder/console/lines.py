@@ -50,7 +50,8 @@ class Plain:
         self._blocks = self._done = 0
         self._jobs = ""
         self._doing: dict[str, str] = {}  # what each worker does
-        self._part, self._since, self._first = "", 0.0, 0  # of what has a time left
+        self._part, self._since = ("", 0), 0.0  # of what has a time left, with its total
+        self._first = self._latest = 0
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -113,10 +114,14 @@ class Plain:
             self._line("; ".join([self._jobs, *filter(None, self._doing.values())]))
 
     def _left(self, part: str, done: int, total: int) -> str:
-        """The time that a part still takes, by the time of what has been shown of it."""
+        """The time that a part still takes, by the time of what has been shown of it.
+
+        A part that begins again, as further questions of a target do, is another one.
+        """
         now = time.monotonic()
-        if part != self._part:
-            self._part, self._since, self._first = part, now, done
+        if (part, total) != self._part or done < self._latest:
+            self._part, self._since, self._first = (part, total), now, done
+        self._latest = done
         made = done - self._first
         if not made:
             return ""

@@ -45,6 +45,24 @@ def test_plain_lines() -> None:
     ]
 
 
+def test_the_time_left_begins_again_with_further_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("builder.console.lines.time.monotonic", lambda: float(next(clock)) / 2)
+    stream = io.StringIO()
+    plain = Plain(stream, every=0)
+    for done, total in ((16, 240), (128, 240), (240, 240), (8, 98), (53, 98), (8, 98), (53, 98)):
+        plain(events.Scored("m_4bit", done, total))
+    assert [line.partition("measured")[2] for line in stream.getvalue().splitlines()] == [
+        "",
+        ", 0:10 left",
+        ", 0:00 left",
+        "",
+        ", 0:10 left",
+        "",
+        ", 0:10 left",
+    ]
+
+
 def test_json_lines() -> None:
     stream = io.StringIO()
     lines = JsonLines(stream)

@@ -77,7 +77,10 @@ def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit
         plain = measured_with(made)
         key = sensitivity_key(plain, facts.base, facts.adapter, text, toolchain)
         source = plan_alone(plain, facts, toolchain)
-        known = measured_costs(project, source, key, costed(used), choices(made, facts.base), emit)
+        texts = (
+            costed(used) if made.variant.rounds_for_text else used
+        )  # the model is rounded three times there
+        known = measured_costs(project, source, key, texts, choices(made, facts.base), emit)
         ways = shared(made, facts.base, known)
         plans = {
             name: plan_alone(with_bits(made, how.bits, own), facts, toolchain) for name, own in ways.items()

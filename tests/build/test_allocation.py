@@ -64,6 +64,24 @@ def test_a_target_is_never_larger_than_it_asks_for(project: Sandbox) -> None:
     assert why.code == 0
 
 
+class Asked(Exception):
+    """How many sequences costs are measured on."""
+
+
+@pytest.mark.parametrize(("rounding", "used"), [("", 3), ('rounding = "nearest"\n', 5)])
+def test_costs_take_half_of_the_text_where_it_is_rounded_for(
+    project: Sandbox, rounding: str, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(_: object, plan: object, key: object, texts: list[object], *rest: object) -> None:
+        raise Asked(len(texts))
+
+    monkeypatch.setattr("builder.engine.rounding.text.COSTED", 3)
+    monkeypatch.setattr("builder.build.allocation.measured_costs", ask)
+    project.edit("samples = 6", f"{rounding}samples = 5")
+    with pytest.raises(Asked, match=str(used)):
+        build(project, "m_small")
+
+
 def test_another_size_measures_nothing_again(project: Sandbox) -> None:
     build(project, "m_small")
     first = planned(project)

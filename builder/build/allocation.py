@@ -77,9 +77,8 @@ def _measured(project: Project, made: Target, facts: Facts, toolchain: str, emit
         plain = measured_with(made)
         key = sensitivity_key(plain, facts.base, facts.adapter, text, toolchain)
         source = plan_alone(plain, facts, toolchain)
-        texts = (
-            costed(used) if made.variant.rounds_for_text else used
-        )  # the model is rounded three times there
+        # Where the model is rounded three times, time counts. Else more text gives less KL.
+        texts = costed(used) if made.variant.rounds_for_text else used
         known = measured_costs(project, source, key, texts, choices(made, facts.base), emit)
         ways = shared(made, facts.base, known)
         plans = {

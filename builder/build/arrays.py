@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[Any]
 
-_SMALL = (
-    1 << 20
-)  # bytes of a parameter with an array of its own: norms are not copied before they are written
+# Bytes up to which a parameter has an array of its own: norms are not copied before they are written.
+_SMALL = 1 << 20
 _APART = 64  # bytes: where parameters begin that the disk cannot write into their place
 _WORD = 8  # bytes: where any number may begin
 

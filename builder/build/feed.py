@@ -8,6 +8,7 @@ into its place by one thread. `builder.build.arrays` says how many blocks are in
 
 from __future__ import annotations
 
+import bisect
 import mmap
 import threading
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
@@ -289,6 +290,4 @@ def _up(at: int) -> int:
 
 def _first_after(found: Sequence[Piece], start: int) -> int:
     """The number of the first piece, in the order of the file, that ends behind `start`."""
-    import bisect
-
     return bisect.bisect_right(found, start, key=lambda piece: piece.end)

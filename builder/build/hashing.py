@@ -44,7 +44,8 @@ def hash_files(project: Project, files: Iterable[Path], table: str, emit: Emit) 
     """
     unknown = [path for path in files if project.sources.known_digest(path) is None]
     sizes = {path: path.stat().st_size for path in unknown}
-    large = [path for path in unknown if sizes[path] >= PIECE and not peaks.stays_cached(sum(sizes.values()))]
+    past = not peaks.stays_cached(sum(sizes.values()))
+    large = [path for path in unknown if past and sizes[path] >= PIECE]
     for path in unknown:
         if path not in large:
             digest(project, path, emit)

@@ -136,9 +136,10 @@ def prepare_adapter(project: Project, adapter: Adapter, emit: Emit) -> AdapterFa
         digest(project, path, emit)
     key = project.sources.adapter_key(adapter)
     info = read_adapter(adapter)
-    if key is None or key not in _FINITE:
+    if key not in _FINITE:
         check_finite(info, adapter)
-        _FINITE.update(filter(None, [key]))
+        if key is not None:
+            _FINITE.add(key)
     facts = project.sources.adapter_facts(adapter)
     require_adapter(project, adapter, key)
     if isinstance(facts, Unknown):

@@ -21,7 +21,11 @@ AT_ONCE = 3  # blobs that travel at once
 
 @dataclass
 class Contents:
-    """One look at a remote. `entries` None: it could not be listed, and each name is asked for once."""
+    """One look at a remote. `entries` None: it could not be listed, and each name is asked for once.
+
+    A listing may lack what is there: that of SeaweedFS does, once it was killed while a folder was made.
+    So what must be there is asked for by name before it counts as missing (`ask_again`).
+    """
 
     transport: Transport
     entries: Mapping[str, Entry] | None
@@ -30,7 +34,7 @@ class Contents:
     def entry(self, path: str) -> Entry | None:
         """An object, or None where there is none. Raises RemoteError."""
         if self.entries is not None:
-            return self.entries.get(path)
+            return self.entries.get(path) or self._asked.get(path)
         if path not in self._asked:
             self._asked[path] = self.transport.head(path)
         return self._asked[path]
@@ -41,7 +45,13 @@ class Contents:
 
     def ask(self, paths: Iterable[str]) -> None:
         """Looks at several objects at once, where there is no listing. Raises RemoteError."""
-        todo = [path for path in paths if path not in self._asked] if self.entries is None else []
+        if self.entries is None:
+            self.ask_again(paths)
+
+    def ask_again(self, paths: Iterable[str]) -> None:
+        """Looks at several objects at once that a listing lacks. Raises RemoteError."""
+        known = self._asked.keys() | (self.entries or {}).keys()
+        todo = [path for path in dict.fromkeys(paths) if path not in known]
         for path, found in zip(todo, together(self.transport.head, todo), strict=True):
             self._asked[path] = found
 

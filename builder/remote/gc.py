@@ -174,7 +174,9 @@ def _manifests_first(path: str) -> tuple[bool, str]:
 def survey(transport: Transport, now: float | None = None) -> Inventory:
     """Reads what decides. `now`: by the server's clock; None: by ours, for a look. Raises RemoteError."""
     entries = listed(transport)
+    entries |= _unlisted_roots(transport, entries)
     roots = _roots(transport, entries.values())
+    entries |= _unlisted_texts(transport, entries, roots)
     leases = leases_of(transport, entries.values())
     paths = [path for path in entries if path.startswith((layout.TARGETS, layout.ACTIONS))]
     names: dict[str, frozenset[Blob]] = {}
@@ -258,6 +260,27 @@ class _Clock:
             what = "another gc took over, and nothing more was deleted"
             raise RemoteError(remote=self.transport.name, what=what)
         return entry.modified
+
+
+def _unlisted_roots(transport: Transport, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The roots of manifests that nothing seems to keep: a listing may lack a folder that is there
+    (`contents.Contents`), which lists its own objects all the same.
+    """
+    kept = {path.removeprefix(layout.ROOTS).partition("/")[0] for path in entries}
+    manifests = [layout.named(path) for path in entries if path.startswith(layout.TARGETS)]
+    folders = [layout.roots(Key(key)) for key in manifests if key is not None and key not in kept]
+    found = together(lambda folder: list(transport.list(folder)), folders)
+    return {entry.path: entry for listing in found for entry in listing}
+
+
+def _unlisted_texts(
+    transport: Transport, entries: Mapping[str, Entry], roots: Iterable[Root]
+) -> dict[str, Entry]:
+    """The manifests and records that a root names and a listing lacks: their blobs are needed."""
+    known = {layout.named(path) for path in entries}
+    keys = {key for root in roots for key in root.keys | {root.key}} - known
+    paths = [place(key) for key in sorted(keys) for place in (layout.manifest, layout.record)]
+    return {entry.path: entry for entry in together(transport.head, paths) if entry is not None}
 
 
 def _roots(transport: Transport, entries: Iterable[Entry]) -> tuple[Root, ...]:

@@ -43,7 +43,12 @@ def signature(text: Digest, signer: str) -> str:
 
 
 def root(target: Key, content: Digest) -> str:
-    return f"{ROOTS}{_hex(target)}/{_hex(content)[:32]}.json"
+    return f"{roots(target)}{_hex(content)[:32]}.json"
+
+
+def roots(target: Key) -> str:
+    """The folder of the roots of one target."""
+    return f"{ROOTS}{_hex(target)}/"
 
 
 def lease(name: str) -> str:

@@ -159,7 +159,7 @@ def _signed(contents: Contents, read: Mapping[str, bytes], trusted: Mapping[str,
 def _missing(contents: Contents, blobs: Iterable[Blob], has: Callable[[Blob], bool]) -> set[Digest]:
     """The blobs that are neither here nor, with the right size, in the remote."""
     todo = {blob for blob in blobs if not has(blob)}
-    contents.ask(layout.blob(blob.digest) for blob in todo)
+    contents.ask_again(layout.blob(blob.digest) for blob in todo)  # a text that is there names them
     return {blob.digest for blob in todo if contents.size(layout.blob(blob.digest)) != blob.size}
 
 

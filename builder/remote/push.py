@@ -91,6 +91,8 @@ def plan_push(contents: Contents, bundles: Sequence[Bundle], signer: Signer | No
     wanted = {blob for bundle in bundles for blob in bundle.blobs}
     contents.ask(layout.blob(blob.digest) for blob in wanted)
     there = contents.read(text.path for bundle in bundles for text in bundle.texts)
+    pushed_before = [bundle for bundle in bundles if layout.manifest(bundle.key) in there]
+    contents.ask_again(layout.blob(blob.digest) for bundle in pushed_before for blob in bundle.blobs)
     missing: dict[Blob, None] = {}
     create: dict[str, Text] = {}
     exchange: dict[str, tuple[Text, bytes]] = {}
@@ -179,12 +181,16 @@ def _looked_again(
     """Before a text becomes visible: are all blobs there, with the right size? What is not is sent again."""
     if not (plan.create or plan.exchange or plan.blobs):
         return plan
-    for _ in range(_LOOKS):
-        plan = plan_push(look(held.transport), bundles, signer)
+    sent = [layout.blob(blob.digest) for bundle in bundles for blob in bundle.blobs]
+    for again in range(_LOOKS):
+        if again:
+            _send_blobs(store, held.transport, plan.blobs, emit, read_back=False)
+        contents = look(held.transport)
+        contents.ask_again(sent)
+        plan = plan_push(contents, bundles, signer)
         if not plan.blobs:
             held.require()
             return plan
-        _send_blobs(store, held.transport, plan.blobs, emit, read_back=False)
     raise NotWhole(remote=held.transport.name, what=f"blob {plan.blobs[0].digest[:12]} is not there")
 
 

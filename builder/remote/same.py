@@ -83,4 +83,5 @@ def _plain(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def _are_there(contents: Contents, blobs: list[Blob]) -> bool:
+    contents.ask_again(layout.blob(blob.digest) for blob in blobs)
     return all(contents.size(layout.blob(blob.digest)) == blob.size for blob in blobs)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import random
 import re
 import shutil
 import signal
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,19 @@ BUCKET = "models"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has now, and whose 10 000th neighbour SeaweedFS may have too."""
+    """Ports that nobody has now, below those that a system gives to whoever asks for any, and other ones in
+    each worker of pytest-xdist: a server that is killed finds them free when it comes back.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + 1000 * (worker % 12)
     found: list[int] = []
-    sockets = []
-    while len(found) < count:
-        one = socket.socket()
-        one.bind(("127.0.0.1", 0))
-        sockets.append(one)
-        found.append(one.getsockname()[1])
-    for one in sockets:
-        one.close()
+    with ExitStack() as held:
+        while len(found) < count:
+            one = held.enter_context(socket.socket())
+            port = random.SystemRandom().randrange(first, first + 1000)
+            with suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                found.append(port)
     return found
 
 

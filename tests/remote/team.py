@@ -127,6 +127,13 @@ def wrong_there(transport: Transport) -> list[str]:
 
     objects = {entry.path: entry.size for entry in transport.list(layout.ROOT)}
     found = []
+
+    def size(digest: str) -> int | None:
+        """By name too: a server that was killed may list less than it has."""
+        path = layout.blob(Digest(digest))
+        entry = None if path in objects else transport.head(path)
+        return entry.size if entry else objects.get(path)
+
     for path in objects:
         name = layout.named(path)
         data = transport.read(path)
@@ -136,13 +143,11 @@ def wrong_there(transport: Transport) -> list[str]:
             found.append(path)
         if path.startswith(layout.ACTIONS):
             record = records.parse_record(seals.unsealed(data), Key(name))
-            if record is None or objects.get(layout.blob(record.blob.digest)) != record.blob.size:
+            if record is None or size(record.blob.digest) != record.blob.size:
                 found.append(path)
         if path.startswith(layout.TARGETS):
             manifest = records.parse_manifest(seals.unsealed(data), Key(name))
-            if manifest is None or any(
-                objects.get(layout.blob(Digest(digest))) is None for digest in manifest.digests
-            ):
+            if manifest is None or any(size(digest) is None for digest in manifest.digests):
                 found.append(path)
     return found
 

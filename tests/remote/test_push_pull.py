@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from builder.remote.offer import Rules, Wanted, offer_of
 from builder.remote.push import NotWhole, plan_push, push
 from builder.remote.setup import init
 from builder.remote.transport import (
+    Entry,
     NoRemoteStore,
     RemoteError,
     RemoteReadOnly,
@@ -654,6 +655,29 @@ def test_a_server_that_loses_what_it_took_is_noticed(ann: Member) -> None:
     with pytest.raises(NotWhole, match="does not keep what it was sent"):
         push(ann.store, Stepping(transport, lose), ann.bundles(["m_4bit"]), None, Heard())  # type: ignore[arg-type]
     assert list(transport.list(layout.ACTIONS)) == list(transport.list(layout.TARGETS)) == []
+
+
+def test_a_server_whose_listing_lacks_what_is_there(ann: Member, ben: Member) -> None:
+    """As that of SeaweedFS does after it was killed. Nothing is sent twice, and all of it can be pulled."""
+    uploads: list[str] = []
+
+    class Lacking(Stepping):
+        def list(self, prefix: str) -> Iterator[Entry]:
+            found = self._inner.list(prefix)
+            return (entry for entry in found if not entry.path.startswith(f"{layout.BLOBS}{hidden[:2]}"))
+
+    bundle = ann.bundles(["m_4bit"])[0]
+    hidden = min(blob.digest for blob in bundle.blobs)
+    transport: Transport = Lacking(started(ann), uploads.append)  # type: ignore[assignment]
+    assert layout.blob(hidden) not in {entry.path for entry in transport.list(layout.ROOT)}
+    push(ann.store, transport, [bundle], None, Heard())
+    sent = [step for step in uploads if step.startswith("upload") and step.endswith("done")]
+    assert len(sent) == len(set(sent)) == len(bundle.blobs)
+    assert push(ann.store, transport, [bundle], None, Heard()).is_empty
+    plan = ben.plan("m_4bit")
+    found = sharing.Opened(ben.remote, look(transport), sharing.rules_of(ben.project, ben.remote))
+    sharing.take(ben.project, found, sharing.wanted_of(ben.project, [plan]), Heard(), [plan])
+    assert records.read_manifest(ben.store, plan.key) is not None
 
 
 def test_reading_back_finds_a_server_that_lies(ann: Member) -> None:

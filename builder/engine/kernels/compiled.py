@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from builder.engine.kernels.signatures import CHUNK, SCRATCH, SIGNATURES, SIZES, CannotCompile
+from builder.engine.kernels.signatures import CHUNK, SCRATCH, SIGNATURES, SIZES, TILE, CannotCompile
 
 Array = npt.NDArray[Any]
 
@@ -129,7 +129,7 @@ def fuse_rows(
 
     Raises CannotCompile.
     """
-    memory = np.empty((2, raw.shape[1] + _APART), np.uint32)
+    memory = np.empty((2, TILE + _APART), np.uint32)
     pieces = _rows(memory)
     _call(
         f"fuse_rows_{8 * raw.itemsize}",

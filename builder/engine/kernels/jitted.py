@@ -22,9 +22,11 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
 from numba import carray
+from numba.core import cgutils
 
-from builder.engine.kernels.signatures import CHUNK, SCRATCH
+from builder.engine.kernels.signatures import CHUNK, SCRATCH, TILE
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint32]
@@ -48,6 +50,29 @@ def _any_order(function: _Function) -> _Function:
     """Compiles a loop whose float sums may be taken in any order. For statistics, never for weights."""
     compiled: _Function = numba.njit(error_model="numpy", _nrt=False, fastmath={"reassoc", "nsz"})(function)
     return compiled
+
+
+@numba.extending.intrinsic  # type: ignore[untyped-decorator]
+def _expect(typing: Any, address: Any) -> Any:
+    """Asks the CPU for the cache line at an address, which need not be one of the process (llvm.prefetch)."""
+    number = ir.IntType(32)
+
+    def emit(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        place = builder.inttoptr(given[0], ir.PointerType())
+        builder.call(function, [place, number(0), number(3), number(1)])  # to read, to be kept, data
+        return ir.Constant(ir.IntType(64), 0)
+
+    return numba.types.int64(numba.types.uintp), emit
+
+
+@_inner
+def _expect_all(values: Raw) -> None:
+    """Asks the CPU for values that will be read soon. It does not look beyond a page of 4 KiB by itself."""
+    address = np.uintp(values.ctypes.data)
+    for at in range(0, values.size * values.itemsize, 64):
+        _expect(np.uintp(address + np.uintp(at)))
 
 
 @_inner
@@ -357,6 +382,25 @@ def _add_errors(restored: Floats, values: Floats, delta: Floats, groups: int) ->
 
 
 @_any_order
+def _add_errors_bfloat16(
+    steps: Bytes, scales: Floats, biases: Floats, values: Floats, delta: Floats, groups: int
+) -> tuple[float, float]:
+    """`_restore` and `_add_errors` in one loop: what is restored is nowhere stored."""
+    squares, dots = 0.0, 0.0
+    for i in range(groups):
+        scale, bias = scales[i], biases[i]
+        square, dot = np.float32(0), np.float32(0)
+        for j in range(steps.shape[1]):
+            product = _rounded(np.float32(np.float32(steps[i, j]) * scale).view(np.uint32))
+            error = _rounded(np.float32(product + bias).view(np.uint32)) - values[i, j]
+            square += error * error
+            dot += error * delta[i, j]
+        squares += np.float64(square)
+        dots += np.float64(dot)
+    return squares, dots
+
+
+@_any_order
 def _add_squares(rows: Floats, groups: int) -> float:
     """The sum of squares: float32 in any order within a row, then float64."""
     squares = 0.0
@@ -364,6 +408,20 @@ def _add_squares(rows: Floats, groups: int) -> float:
         square = np.float32(0)
         for j in range(rows.shape[1]):
             square += rows[i, j] * rows[i, j]
+        squares += np.float64(square)
+    return squares
+
+
+@_any_order
+def _subtract_bfloat16(before: Raw, rows: Floats, delta: Floats, groups: int) -> float:
+    """Writes what fine-tuning added. Returns the sum of its squares: float32 in a row, then float64."""
+    squares = 0.0
+    for i in range(groups):
+        square, first = np.float32(0), i * rows.shape[1]
+        for j in range(rows.shape[1]):
+            one = rows[i, j] - np.uint32(np.uint32(before[first + j]) << np.uint32(16)).view(np.float32)
+            delta[i, j] = one
+            square += one * one
         squares += np.float64(square)
     return squares
 
@@ -415,12 +473,19 @@ def quantize_span(
     biases = carray(scratch[BIASES], (parts,), np.float32)
     for start in range(first, last, CHUNK):
         count = min(CHUNK, last - start)
+        _expect_all(stored[start + count : min(start + count + CHUNK, last)])
+        if measured:
+            _expect_all(before[start + count : min(start + count + CHUNK, last)])
         _widen(kind, stored[start : start + count], bits)
         _sort_keys(signed, keys[:count])
         if not _ranges(carray(scratch[KEYS], (count // span, span), np.int32), low, high):
             return start
         delta_squared = 0.0
-        if measured:
+        if measured and kind == BFLOAT16:
+            tile = carray(scratch[WIDE], (parts, span), np.float32)
+            changed = carray(scratch[DELTA], (parts, span), np.float32)
+            delta_squared = _subtract_bfloat16(before[start : start + count], tile, changed, count // span)
+        elif measured:
             _widen(kind, before[start : start + count], delta_bits)
             for j in range(count):
                 delta[j] = values[j] - delta[j]
@@ -450,12 +515,16 @@ def quantize_span(
             if measured:
                 _round(kind, scale_bits)
                 _round(kind, bias_bits)
-                back = carray(scratch[RESTORED], shape, np.float32)
-                _scale_up(steps, groups, scales, back)
-                _round(kind, restored[:count])
-                _add_biases(groups, biases, back)
-                _round(kind, restored[:count])
-                square, dot = _add_errors(back, tile, carray(scratch[DELTA], shape, np.float32), groups)
+                changed = carray(scratch[DELTA], shape, np.float32)
+                if kind == BFLOAT16:
+                    square, dot = _add_errors_bfloat16(steps, scales, biases, tile, changed, groups)
+                else:
+                    back = carray(scratch[RESTORED], shape, np.float32)
+                    _scale_up(steps, groups, scales, back)
+                    _round(kind, restored[:count])
+                    _add_biases(groups, biases, back)
+                    _round(kind, restored[:count])
+                    square, dot = _add_errors(back, tile, changed, groups)
                 totals[row, 0] += square
                 totals[row, 1] += dot
                 totals[row, 2] += delta_squared
@@ -521,20 +590,33 @@ def widen_span(kind: int, raw: Any, first: int, last: int, out: Any) -> int:
 
 
 @_inner
-def _combine(factors: Floats, rows: Floats, sums: Floats) -> None:
-    """sums = factors @ rows, added in order from zero. Four at a time, only to save loads and stores."""
-    rank = factors.size
-    whole = rank - rank % 4
-    for j in range(sums.size):
-        sums[j] = np.float32(0)
-    for k in range(0, whole, 4):
+def _combine(factors: Floats, rows: Floats, first: int, sums: Floats) -> None:
+    """sums = factors @ rows from column `first` on, added in order from zero. Eight at a time, only to save
+    loads and stores.
+    """
+    rank, size = factors.size, sums.size
+    whole = rank - rank % 8
+    if not whole:
+        for j in range(size):
+            sums[j] = np.float32(0)
+    for k in range(0, whole, 8):
         a, b, c, d = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
-        row_a, row_b, row_c, row_d = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
-        for j in range(sums.size):
-            sums[j] = (((sums[j] + a * row_a[j]) + b * row_b[j]) + c * row_c[j]) + d * row_d[j]
+        e, f, g, h = factors[k + 4], factors[k + 5], factors[k + 6], factors[k + 7]
+        row_a, row_b = rows[k, first : first + size], rows[k + 1, first : first + size]
+        row_c, row_d = rows[k + 2, first : first + size], rows[k + 3, first : first + size]
+        row_e, row_f = rows[k + 4, first : first + size], rows[k + 5, first : first + size]
+        row_g, row_h = rows[k + 6, first : first + size], rows[k + 7, first : first + size]
+        if k:
+            for j in range(size):
+                half = (((sums[j] + a * row_a[j]) + b * row_b[j]) + c * row_c[j]) + d * row_d[j]
+                sums[j] = (((half + e * row_e[j]) + f * row_f[j]) + g * row_g[j]) + h * row_h[j]
+        else:
+            for j in range(size):
+                half = (((np.float32(0) + a * row_a[j]) + b * row_b[j]) + c * row_c[j]) + d * row_d[j]
+                sums[j] = (((half + e * row_e[j]) + f * row_f[j]) + g * row_g[j]) + h * row_h[j]
     for k in range(whole, rank):
-        a, row_a = factors[k], rows[k]
-        for j in range(sums.size):
+        a, row_a = factors[k], rows[k, first : first + size]
+        for j in range(size):
             sums[j] += a * row_a[j]
 
 
@@ -554,18 +636,29 @@ def fuse_rows(
 
     left @ right is rounded to the storage type, and so is the result. raw, out: (rows, columns) bits. left:
     (rows, rank) float32. right: (rank, columns) float32. The sum over the rank is taken in order from zero.
-    Every product and every sum is rounded to float32.
-    scratch: two pointers to `columns` words. Returns 0.
+    Every product and every sum is rounded to float32. TILE columns at a time, so that those of `right` stay
+    in the first-level cache for all rows.
+    scratch: two pointers to TILE words. Returns 0.
     """
     stored, fused = carray(raw, (last, columns)), carray(out, (last, columns))
     lefts, rights = carray(left, (last, rank)), carray(right, (rank, columns))
-    bits, weights = carray(scratch[0], (columns,), np.uint32), carray(scratch[0], (columns,), np.float32)
-    sum_bits, sums = carray(scratch[1], (columns,), np.uint32), carray(scratch[1], (columns,), np.float32)
-    for i in range(first, last):
-        _combine(lefts[i], rights, sums)
-        _round(kind, sum_bits)
-        _widen(kind, stored[i], bits)
-        for j in range(columns):
-            weights[j] += sums[j]
-        _store(kind, weights, fused[i])
+    bits, weights = carray(scratch[0], (TILE,), np.uint32), carray(scratch[0], (TILE,), np.float32)
+    sum_bits, sums = carray(scratch[1], (TILE,), np.uint32), carray(scratch[1], (TILE,), np.float32)
+    for start in range(0, columns, TILE):
+        count = min(TILE, columns - start)
+        for i in range(first, last):
+            _expect_all(stored[min(i + 1, last - 1), start : start + count])
+            _combine(lefts[i], rights, start, sums[:count])
+            before, after = stored[i, start : start + count], fused[i, start : start + count]
+            if kind == BFLOAT16:  # `out` may be `raw`: a loop over both would not be vectorized
+                for j in range(count):
+                    weight = np.uint32(np.uint32(before[j]) << np.uint32(16)).view(np.float32)
+                    weights[j] = weight + _rounded(sum_bits[j])
+                _store(BFLOAT16, weights, after)
+                continue
+            _round(kind, sum_bits[:count])
+            _widen(kind, before, bits[:count])
+            for j in range(count):
+                weights[j] += sums[j]
+            _store(kind, weights, after)
     return 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-CHUNK = 4096  # elements at a time: a multiple of every group size, and 16 KiB in float32
+CHUNK = 2048  # elements at a time: a multiple of every group size, and 8 KiB in float32
+TILE = 512  # columns of a weight that are fused at a time
 SCRATCH = 9  # pieces of working memory that a loop uses, of CHUNK words
 
 SIGNATURES = {  # i: int64, p: pointer

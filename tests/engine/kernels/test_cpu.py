@@ -304,6 +304,19 @@ def test_fused_weights_match_mlx(dtype: str, layout: Any, shape: tuple[int, int,
         assert ours.tobytes() == stored(fused_by_mlx(weight, a, b, scale, layout)).tobytes()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_in_place(dtype: str) -> None:
+    """As a pass does with what it read, where the result takes the place of the weight."""
+    weight, a, b = lora(dtype, "switch", 300, 9, 1056)
+    expected = fuse_lora(stored(weight), dtype, a, b, 20.0, "switch")
+    raw = stored(weight).copy()
+    in_place = fuse_lora(
+        raw, dtype, a, b, 20.0, "switch", threads=2, empty=lambda shape, kind: raw.view(kind).reshape(shape)
+    )
+    assert np.shares_memory(in_place, raw)
+    assert raw.tobytes() == expected.tobytes()
+
+
 def test_fuse_check_finds_another_order_of_additions(monkeypatch: pytest.MonkeyPatch) -> None:
     def backwards(weight: Any, dtype: str, a: Any, b: Any, scale: float, layout: Any) -> Any:
         return fuse_lora(weight, dtype, a[:, ::-1].copy(), b[::-1].copy(), scale, layout)

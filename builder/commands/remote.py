@@ -94,7 +94,8 @@ def show(remote: Declared, checks: Sequence[Check], *, made: bool) -> None:
 
 def _collect(project: Project, remotes: Sequence[Declared], options: Mapping[str, Any]) -> int:
     from builder.remote.connect import open_remote
-    from builder.remote.gc import Policy, collect, plan_gc, survey
+    from builder.remote.gc import Policy, collect, plan_gc
+    from builder.remote.inventory import survey
 
     days = number_of("--keep-days", options["keep_days"])
     hours = number_of("--grace", options["grace"]) or 0.0

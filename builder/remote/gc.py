@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from builder.console.events import Emit, Note
-from builder.keys import Digest, Key, digest_bytes, is_digest
+from builder.keys import Key, digest_bytes
 from builder.remote import layout
 from builder.remote.connect import require_store
-from builder.remote.contents import listed, together
-from builder.remote.leases import GC_VOID_S, VOID_S, Lease, Unreadable, leases_of, repeated
+from builder.remote.inventory import Inventory, Root, survey
+from builder.remote.leases import GC_VOID_S, VOID_S, repeated
 from builder.remote.setup import PROBES
-from builder.remote.transport import Entry, RemoteError, RemoteReadOnly, Transport
-from builder.store import records, seals
-from builder.store.types import Blob
+from builder.remote.transport import RemoteError, RemoteReadOnly, Transport
+from builder.store import seals
 
 BATCH = 500  # objects between two looks at the leases
 _DAY = 86400.0
@@ -41,18 +40,6 @@ class CannotGc(RemoteError):
 
 
 @dataclass(frozen=True)
-class Root:
-    """What keeps a pushed target. `modified` by the server's clock: the last push that said it."""
-
-    path: str
-    target: str
-    project: str
-    key: Key
-    keys: frozenset[Key]
-    modified: float
-
-
-@dataclass(frozen=True)
 class Policy:
     """`grace` in seconds: what is younger stays. `keep_days`: older roots are given up, but for the
     newest of each target and for those of `declared` keys. None: no root is given up.
@@ -61,20 +48,6 @@ class Policy:
     grace: float = _DAY
     keep_days: float | None = None
     declared: frozenset[Key] = frozenset()
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """What a remote holds at one moment, `now` by its server's clock. `names`: the blobs that a text
-    names.
-    """
-
-    now: float
-    entries: Mapping[str, Entry]
-    roots: tuple[Root, ...]
-    leases: tuple[Lease, ...]
-    names: Mapping[str, frozenset[Blob]]
-    texts: Mapping[str, Digest] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,25 +141,7 @@ def _manifests_first(path: str) -> tuple[bool, str]:
     return (not path.startswith(layout.TARGETS), path)
 
 
-# -- reading and deleting -----------------------------------------------------------------------------------
-
-
-def survey(transport: Transport, now: float | None = None) -> Inventory:
-    """Reads what decides. `now`: by the server's clock; None: by ours, for a look. Raises RemoteError."""
-    entries = listed(transport)
-    entries |= _unlisted_roots(transport, entries)
-    roots = _roots(transport, entries.values())
-    entries |= _unlisted_texts(transport, entries, roots)
-    leases = leases_of(transport, entries.values())
-    paths = [path for path in entries if path.startswith((layout.TARGETS, layout.ACTIONS))]
-    names: dict[str, frozenset[Blob]] = {}
-    texts: dict[str, Digest] = {}
-    for path, data in zip(paths, together(transport.read, paths), strict=True):
-        if data is None:  # just deleted
-            continue
-        names[path] = _named_by(transport, path, data)
-        texts[path] = digest_bytes(data)
-    return Inventory(time.time() if now is None else now, entries, roots, leases, names, texts)
+# -- deleting ------------------------------------------------------------------------------------------------
 
 
 def collect(transport: Transport, policy: Policy, emit: Emit) -> RemoteGcPlan:
@@ -260,61 +215,3 @@ class _Clock:
             what = "another gc took over, and nothing more was deleted"
             raise RemoteError(remote=self.transport.name, what=what)
         return entry.modified
-
-
-def _unlisted_roots(transport: Transport, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The roots of manifests that nothing seems to keep: a listing may lack a folder that is there
-    (`contents.Contents`), which lists its own objects all the same.
-    """
-    kept = {path.removeprefix(layout.ROOTS).partition("/")[0] for path in entries}
-    manifests = [layout.named(path) for path in entries if path.startswith(layout.TARGETS)]
-    folders = [layout.roots(Key(key)) for key in manifests if key is not None and key not in kept]
-    found = together(lambda folder: list(transport.list(folder)), folders)
-    return {entry.path: entry for listing in found for entry in listing}
-
-
-def _unlisted_texts(
-    transport: Transport, entries: Mapping[str, Entry], roots: Iterable[Root]
-) -> dict[str, Entry]:
-    """The manifests and records that a root names and a listing lacks: their blobs are needed."""
-    known = {layout.named(path) for path in entries}
-    keys = {key for root in roots for key in root.keys | {root.key}} - known
-    paths = [place(key) for key in sorted(keys) for place in (layout.manifest, layout.record)]
-    return {entry.path: entry for entry in together(transport.head, paths) if entry is not None}
-
-
-def _roots(transport: Transport, entries: Iterable[Entry]) -> tuple[Root, ...]:
-    """Raises Unreadable."""
-    found = [entry for entry in entries if entry.path.startswith(layout.ROOTS)]
-    read = together(transport.read, [entry.path for entry in found])
-    roots = []
-    for entry, data in zip(found, read, strict=True):
-        if data is None:
-            continue
-        try:
-            said = json.loads(seals.unsealed(data) or "")
-            keys = frozenset(Key(key) for key in said["keys"] if is_digest(key))
-            made = Root(entry.path, said["target"], said["project"], Key(said["key"]), keys, entry.modified)
-        except (ValueError, KeyError, TypeError):
-            raise Unreadable(remote=transport.name, path=entry.path) from None
-        roots.append(made)
-    return tuple(roots)
-
-
-def _named_by(transport: Transport, path: str, data: bytes) -> frozenset[Blob]:
-    """The blobs that a record or a manifest names. Raises Unreadable: nobody knows what a damaged one
-    names.
-    """
-    key, text = Key(layout.named(path) or ""), seals.unsealed(data)
-    if path.startswith(layout.ACTIONS):
-        record = records.parse_record(text, key)
-        if record is not None:
-            return frozenset({record.blob})
-    else:
-        manifest = records.parse_manifest(text, key)
-        if manifest is not None:
-            return frozenset(entry.blob for entry in manifest.files)
-    hint = (
-        "Nothing was deleted. `builder push` writes it anew where the target is built, or delete that object."
-    )
-    raise Unreadable(remote=transport.name, path=path, hint=hint)

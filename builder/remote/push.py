@@ -91,7 +91,7 @@ def plan_push(contents: Contents, bundles: Sequence[Bundle], signer: Signer | No
     wanted = {blob for bundle in bundles for blob in bundle.blobs}
     contents.ask(layout.blob(blob.digest) for blob in wanted)
     there = contents.read(text.path for bundle in bundles for text in bundle.texts)
-    pushed_before = [bundle for bundle in bundles if layout.manifest(bundle.key) in there]
+    pushed_before = [each for each in bundles if each.root and layout.manifest(each.key) in there]
     contents.ask_again(layout.blob(blob.digest) for bundle in pushed_before for blob in bundle.blobs)
     missing: dict[Blob, None] = {}
     create: dict[str, Text] = {}

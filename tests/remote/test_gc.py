@@ -14,7 +14,8 @@ from builder.keys import Key
 from builder.remote import gc as collecting
 from builder.remote import layout
 from builder.remote import leases as leasing
-from builder.remote.gc import CannotGc, GcRuns, Policy, RemoteGcPlan, collect, plan_gc, survey
+from builder.remote.gc import CannotGc, GcRuns, Policy, RemoteGcPlan, collect, plan_gc
+from builder.remote.inventory import survey
 from builder.remote.leases import LeaseLost, Unreadable, lease, leases_of
 from builder.remote.push import push
 from builder.remote.transport import Entry, RemoteError, Transport

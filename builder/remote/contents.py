@@ -50,8 +50,8 @@ class Contents:
 
     def ask_again(self, paths: Iterable[str]) -> None:
         """Looks at several objects at once that a listing lacks. Raises RemoteError."""
-        known = self._asked.keys() | (self.entries or {}).keys()
-        todo = [path for path in dict.fromkeys(paths) if path not in known]
+        listed = self.entries or {}
+        todo = [path for path in dict.fromkeys(paths) if path not in self._asked and path not in listed]
         for path, found in zip(todo, together(self.transport.head, todo), strict=True):
             self._asked[path] = found
 

@@ -67,9 +67,9 @@ def _unlisted_roots(transport: Transport, entries: Mapping[str, Entry]) -> dict[
     """The roots of manifests that nothing seems to keep: a listing may lack a folder that is there
     (`contents.Contents`), which lists its own objects all the same.
     """
-    kept = {path.removeprefix(layout.ROOTS).partition("/")[0] for path in entries}
+    kept = {path.rpartition("/")[0] + "/" for path in entries if path.startswith(layout.ROOTS)}
     manifests = [layout.named(path) for path in entries if path.startswith(layout.TARGETS)]
-    folders = [layout.roots(Key(key)) for key in manifests if key is not None and key not in kept]
+    folders = [folder for key in manifests if key and (folder := layout.roots(Key(key))) not in kept]
     found = together(lambda folder: list(transport.list(folder)), folders)
     return {entry.path: entry for listing in found for entry in listing}
 

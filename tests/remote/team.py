@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,10 +15,11 @@ from builder.console.events import Event, Note
 from builder.plan.types import TargetPlan
 from builder.project.project import Project
 from builder.project.remotes import bundle_of
+from builder.remote import layout
 from builder.remote.connect import connect
 from builder.remote.push import Bundle
 from builder.remote.setup import init
-from builder.remote.transport import Transport
+from builder.remote.transport import Entry, Transport
 from builder.spec.sharing import Remote
 from builder.store import blobs, records
 from builder.store.holdings import holds
@@ -122,7 +123,6 @@ def wrong_here(store: Store) -> list[str]:
 def wrong_there(transport: Transport) -> list[str]:
     """What a remote store says that is not so: a blob of other bytes, a text without its blobs."""
     from builder.keys import Digest, Key, digest_bytes
-    from builder.remote import layout
     from builder.store import seals
 
     objects = {entry.path: entry.size for entry in transport.list(layout.ROOT)}
@@ -188,3 +188,18 @@ class Stepping:
         for chunk in chunks:
             self._step(f"{said} chunk")
             yield chunk
+
+
+class Lacking(Stepping):
+    """A transport whose listing of everything lacks what is there, as that of SeaweedFS does after it was
+    killed: a whole folder, which lists its own objects still.
+    """
+
+    def __init__(self, inner: Transport, hidden: str, step: Step = lambda step: None) -> None:
+        super().__init__(inner, step)
+        self._hidden = hidden
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        whole = prefix == layout.ROOT
+        found = self._inner.list(prefix)
+        return (entry for entry in found if not (whole and entry.path.startswith(self._hidden)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,9 @@ from builder.remote.gc import CannotGc, GcRuns, Policy, RemoteGcPlan, collect, p
 from builder.remote.inventory import survey
 from builder.remote.leases import LeaseLost, Unreadable, lease, leases_of
 from builder.remote.push import push
-from builder.remote.transport import Entry, RemoteError, Transport
+from builder.remote.transport import RemoteError, Transport
 from builder.store import seals
-from tests.remote.team import TARGETS, Heard, Member, Stepping, member, started, wrong_there
+from tests.remote.team import TARGETS, Heard, Lacking, Member, Stepping, member, started, wrong_there
 
 NOW = Policy(grace=0.0)
 
@@ -75,15 +74,8 @@ def test_what_nothing_leads_to_goes_but_for_what_others_need(ann: Member, transp
 def test_a_listing_that_lacks_what_is_there_deletes_nothing(
     transport: Transport, ann: Member, folder: str
 ) -> None:
-    """As that of SeaweedFS does after it was killed: a whole folder, which lists its own objects still."""
-
-    class Lacking(Stepping):
-        def list(self, prefix: str) -> Iterator[Entry]:
-            found = self._inner.list(prefix)
-            return found if prefix != layout.ROOT else (e for e in found if not e.path.startswith(folder))
-
     before = paths(transport)
-    lacking: Transport = Lacking(transport, lambda step: None)  # type: ignore[assignment]
+    lacking: Transport = Lacking(transport, folder)  # type: ignore[assignment]
     assert not any(entry.path.startswith(folder) for entry in lacking.list(layout.ROOT))
     collect(lacking, NOW, Heard())
     assert paths(transport) == before

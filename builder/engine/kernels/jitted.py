@@ -382,25 +382,6 @@ def _add_errors(restored: Floats, values: Floats, delta: Floats, groups: int) ->
 
 
 @_any_order
-def _add_errors_bfloat16(
-    steps: Bytes, scales: Floats, biases: Floats, values: Floats, delta: Floats, groups: int
-) -> tuple[float, float]:
-    """`_restore` and `_add_errors` in one loop: what is restored is nowhere stored."""
-    squares, dots = 0.0, 0.0
-    for i in range(groups):
-        scale, bias = scales[i], biases[i]
-        square, dot = np.float32(0), np.float32(0)
-        for j in range(steps.shape[1]):
-            product = _rounded(np.float32(np.float32(steps[i, j]) * scale).view(np.uint32))
-            error = _rounded(np.float32(product + bias).view(np.uint32)) - values[i, j]
-            square += error * error
-            dot += error * delta[i, j]
-        squares += np.float64(square)
-        dots += np.float64(dot)
-    return squares, dots
-
-
-@_any_order
 def _add_squares(rows: Floats, groups: int) -> float:
     """The sum of squares: float32 in any order within a row, then float64."""
     squares = 0.0
@@ -408,20 +389,6 @@ def _add_squares(rows: Floats, groups: int) -> float:
         square = np.float32(0)
         for j in range(rows.shape[1]):
             square += rows[i, j] * rows[i, j]
-        squares += np.float64(square)
-    return squares
-
-
-@_any_order
-def _subtract_bfloat16(before: Raw, rows: Floats, delta: Floats, groups: int) -> float:
-    """Writes what fine-tuning added. Returns the sum of its squares: float32 in a row, then float64."""
-    squares = 0.0
-    for i in range(groups):
-        square, first = np.float32(0), i * rows.shape[1]
-        for j in range(rows.shape[1]):
-            one = rows[i, j] - np.uint32(np.uint32(before[first + j]) << np.uint32(16)).view(np.float32)
-            delta[i, j] = one
-            square += one * one
         squares += np.float64(square)
     return squares
 
@@ -474,18 +441,12 @@ def quantize_span(
     for start in range(first, last, CHUNK):
         count = min(CHUNK, last - start)
         _expect_all(stored[start + count : min(start + count + CHUNK, last)])
-        if measured:
-            _expect_all(before[start + count : min(start + count + CHUNK, last)])
         _widen(kind, stored[start : start + count], bits)
         _sort_keys(signed, keys[:count])
         if not _ranges(carray(scratch[KEYS], (count // span, span), np.int32), low, high):
             return start
         delta_squared = 0.0
-        if measured and kind == BFLOAT16:
-            tile = carray(scratch[WIDE], (parts, span), np.float32)
-            changed = carray(scratch[DELTA], (parts, span), np.float32)
-            delta_squared = _subtract_bfloat16(before[start : start + count], tile, changed, count // span)
-        elif measured:
+        if measured:
             _widen(kind, before[start : start + count], delta_bits)
             for j in range(count):
                 delta[j] = values[j] - delta[j]
@@ -515,16 +476,12 @@ def quantize_span(
             if measured:
                 _round(kind, scale_bits)
                 _round(kind, bias_bits)
-                changed = carray(scratch[DELTA], shape, np.float32)
-                if kind == BFLOAT16:
-                    square, dot = _add_errors_bfloat16(steps, scales, biases, tile, changed, groups)
-                else:
-                    back = carray(scratch[RESTORED], shape, np.float32)
-                    _scale_up(steps, groups, scales, back)
-                    _round(kind, restored[:count])
-                    _add_biases(groups, biases, back)
-                    _round(kind, restored[:count])
-                    square, dot = _add_errors(back, tile, changed, groups)
+                back = carray(scratch[RESTORED], shape, np.float32)
+                _scale_up(steps, groups, scales, back)
+                _round(kind, restored[:count])
+                _add_biases(groups, biases, back)
+                _round(kind, restored[:count])
+                square, dot = _add_errors(back, tile, carray(scratch[DELTA], shape, np.float32), groups)
                 totals[row, 0] += square
                 totals[row, 1] += dot
                 totals[row, 2] += delta_squared

@@ -76,20 +76,27 @@ def _expect_all(values: Raw) -> None:
 
 
 @_inner
+def _wide(kind: int, stored: np.uint32) -> np.uint32:
+    """The float32 bit pattern of a stored value."""
+    if kind == BFLOAT16:
+        return np.uint32(stored << np.uint32(16))
+    size = np.uint32(stored & np.uint32(0x7FFF))
+    small = np.float32(np.float32(np.int32(size)) * np.float32(2.0**-24)).view(np.uint32)
+    offset = np.uint32(0x70000000) if size >= np.uint32(0x7C00) else np.uint32(0x38000000)
+    large = np.uint32((size << np.uint32(13)) + offset)
+    wide = small if size < np.uint32(0x400) else large
+    return np.uint32(wide | ((stored & np.uint32(0x8000)) << np.uint32(16)))
+
+
+@_inner
 def _widen(kind: int, raw: Raw, bits: Words) -> None:
     """Writes `raw` as float32 bit patterns."""
     if kind == BFLOAT16:
         for j in range(raw.size):
-            bits[j] = np.uint32(raw[j]) << np.uint32(16)
+            bits[j] = _wide(BFLOAT16, np.uint32(raw[j]))
     elif kind == FLOAT16:
         for j in range(raw.size):
-            half = np.uint32(raw[j])
-            size = np.uint32(half & np.uint32(0x7FFF))
-            small = np.float32(np.float32(np.int32(size)) * np.float32(2.0**-24)).view(np.uint32)
-            offset = np.uint32(0x70000000) if size >= np.uint32(0x7C00) else np.uint32(0x38000000)
-            large = np.uint32((size << np.uint32(13)) + offset)
-            wide = small if size < np.uint32(0x400) else large
-            bits[j] = wide | ((half & np.uint32(0x8000)) << np.uint32(16))
+            bits[j] = _wide(FLOAT16, np.uint32(raw[j]))
     else:
         for j in range(raw.size):
             bits[j] = raw[j]
@@ -153,6 +160,35 @@ def _ranges(keys: Keys, low: Keys, high: Keys) -> bool:
         low[i], high[i] = smallest, largest
         least, most = min(least, smallest), max(most, largest)
     return bool(most < np.int32(0x7F800000) and least > np.int32(-0x7F800001))
+
+
+@_inner
+def _half_ranges(top: int, raw: Raw, span: int, low: Keys, high: Keys) -> bool:
+    """As `_ranges`, for stored values of 16 bits, with keys of 16 bits: twice as many at a time.
+
+    top: the bits of infinity.
+    """
+    least, most = np.int16(0), np.int16(0)
+    for i in range(raw.size // span):
+        row = raw[i * span : i * span + span]
+        smallest, largest = np.int16(0x7FFF), np.int16(-0x8000)
+        for j in range(span):
+            half = np.int16(row[j])
+            key = np.int16(half ^ np.int16(np.int16(half >> np.int16(15)) & np.int16(0x7FFF)))
+            smallest, largest = min(smallest, key), max(largest, key)
+        low[i], high[i] = np.int32(smallest), np.int32(largest)
+        least, most = min(least, smallest), max(most, largest)
+    return bool(np.int64(most) < top and np.int64(least) > -top - 1)
+
+
+@_inner
+def _widen_keys(kind: int, keys: Keys) -> None:
+    """Turns keys of 16 bits into those of the float32 values, in place."""
+    for i in range(keys.size):
+        key = keys[i]
+        half = np.uint32(key ^ ((key >> np.int32(31)) & np.int32(0x7FFF))) & np.uint32(0xFFFF)
+        bits = np.int32(_wide(kind, half))
+        keys[i] = bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @_inner
@@ -442,8 +478,15 @@ def quantize_span(
         count = min(CHUNK, last - start)
         _expect_all(stored[start + count : min(start + count + CHUNK, last)])
         _widen(kind, stored[start : start + count], bits)
-        _sort_keys(signed, keys[:count])
-        if not _ranges(carray(scratch[KEYS], (count // span, span), np.int32), low, high):
+        if kind == FLOAT32:
+            _sort_keys(signed, keys[:count])
+            finite = _ranges(carray(scratch[KEYS], (count // span, span), np.int32), low, high)
+        else:
+            infinity = 0x7F80 if kind == BFLOAT16 else 0x7C00
+            finite = _half_ranges(infinity, stored[start : start + count], span, low, high)
+            _widen_keys(kind, low[: count // span])
+            _widen_keys(kind, high[: count // span])
+        if not finite:
             return start
         delta_squared = 0.0
         if measured:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Collection, Container, Mapping
 from typing import TYPE_CHECKING, Any
 
-from builder.store.disk.uncached import ALIGNED
+from builder.store.disk.direct import ALIGNED
 from builder.weights.pieces import Room, Span
 
 if TYPE_CHECKING:

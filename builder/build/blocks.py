@@ -146,7 +146,12 @@ def _compute(
     """The tensors of each wanted action of one block, evaluated, as bytes."""
     by_variant = {target.target.variant.name: key for key, (target, _) in wanted.items()}
     name = next(iter(wanted.values()))[0].target.model.name
-    taken = stream.take(block, by_variant, name)
+    places = {
+        target.target.variant.name: shards.offsets(action.tensors)
+        for target, action in wanted.values()
+        if target.name not in converters
+    }
+    taken = stream.take(block, by_variant, name, places)
     for target, action in wanted.values():
         variant = target.target.variant.name
         if target.name in converters:
@@ -189,7 +194,7 @@ def _write_block(
 
             def write(key: Key) -> int:
                 one, (target, action) = made.pop(key), wanted[key]
-                blob = blobs.ingest(ledger.store, encoded(action, one.shard), threads=1)
+                blob = blobs.ingest(ledger.store, encoded(action, one.shard), threads=1, lasting=True)
                 assert blob.size == action.size, f"{action.file}: planned {action.size}, wrote {blob.size}"
                 found = {"survival": one.survival} if one.survival else {}
                 ledger.write(Record(key, "block", blob, {"block": block.name, **found, **made_by()}))

@@ -23,7 +23,8 @@ from builder.build.arrays import BlockArrays
 from builder.errors import SourceInvalid, unreadable
 from builder.keys import Digest, hash_threads
 from builder.store.disk import buffers
-from builder.store.disk.uncached import ALIGNED, PIECE, Uncached
+from builder.store.disk.direct import ALIGNED
+from builder.store.disk.uncached import PIECE, Uncached
 from builder.weights.pieces import Piece, Room, Span
 
 if TYPE_CHECKING:

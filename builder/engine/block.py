@@ -8,7 +8,7 @@ does the rest.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,24 +18,19 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from builder.engine import arrays
-from builder.engine.arrays import Values, are_finite, as_stored, from_numpy, from_stored, is_finite, raw
+from builder.engine.arrays import Values, are_finite, as_stored, from_numpy, from_stored, raw
+from builder.engine.finite import NotFinite, check_finite
 from builder.engine.fusing import DTYPES, THREADS, fuse, lend
 from builder.engine.kernels import agreement
 from builder.engine.kernels import cpu as kernels
 from builder.engine.kernels.cpu import Array, Empty
 from builder.engine.survival import PathSurvival, measure, sample, sampled_losses
-from builder.errors import BuildError
 from builder.spec.types import Quantization
 from builder.weights.shards import RawTensor
 
 Shard = Mapping[str, RawTensor]
-
-
-class NotFinite(BuildError):
-    """{target}: tensor "{tensor}" holds NaN or infinity. Such values cannot be quantized."""
-
-    exit_code = 2
-    hint = "The checkpoint or the adapter is damaged, for example by a training run that diverged."
+Places = Mapping[str, Mapping[str, int]]  # variant -> tensor -> the byte of its file where it will begin
+NOWHERE: Places = {}
 
 
 @dataclass(frozen=True)
@@ -70,8 +65,14 @@ class Block:
     _sampled: dict[str, Array] = field(default_factory=dict)  # rows of adapted weights, before they are fused
     _fused: Values | None = None  # kept for the next call of `shards`, with other variants
 
-    def shards(self, recipes: Mapping[str, Recipe], target: str) -> dict[str, Shard]:
-        """The bytes of this block for each variant. Raises NotFinite."""
+    def shards(
+        self, recipes: Mapping[str, Recipe], target: str, places: Places = NOWHERE
+    ) -> dict[str, Shard]:
+        """The bytes of this block for each variant. Raises NotFinite.
+
+        places: codes that kernels make lie as far behind the begin of a page as there, to be written from
+        where they lie.
+        """
         if self._fused is None:
             self._fused = self._fuse()
         by_dtype: dict[str, dict[str, Recipe]] = {}  # by name: an mx.Dtype cannot be compared with None
@@ -81,7 +82,7 @@ class Block:
         for wanted in by_dtype.values():
             dtype = next(iter(wanted.values())).dtype
             values = self._cast(self._fused, dtype)
-            self._store(values, wanted, out, target)
+            self._store(values, wanted, out, target, places)
             if self.survival:
                 self._measure(values, wanted, out)
         return dict(out)
@@ -178,9 +179,10 @@ class Block:
         recipes: Mapping[str, Recipe],
         out: Mapping[str, dict[str, RawTensor]],
         target: str,
+        places: Places,
     ) -> None:
         """Quantizes `values` for each variant, by kernels where they are exact. Puts bytes into `out`."""
-        checked = self._store_compiled(values, recipes, out, target)
+        checked = self._store_compiled(values, recipes, out, target, places)
         left = {  # checked before mlx quantizes, because NaN and infinity do not show afterwards
             f"{path}.weight"
             for variant, recipe in recipes.items()
@@ -225,6 +227,7 @@ class Block:
         recipes: Mapping[str, Recipe],
         out: Mapping[str, dict[str, RawTensor]],
         target: str,
+        places: Places,
     ) -> set[str]:
         """Quantizes every path that the kernels quantize exactly, to all widths in one pass over the weight.
 
@@ -237,10 +240,13 @@ class Block:
                 continue
             name = f"{path}.weight"
             dtype = DTYPES[values.dtype(name)]
-            settings = sorted({(how.bits, how.group_size) for how in wanted.values()})
-            results = _compiled(values.stored(name), dtype, settings, name, target, self.empty)
+            begins = {
+                (how.bits, how.group_size): places.get(variant, {}).get(name, 0)
+                for variant, how in wanted.items()
+            }
+            results = _compiled(values.stored(name), dtype, begins, name, target, self.empty)
             checked.add(name)
-            made = dict(zip(settings, results, strict=True))
+            made = dict(zip(begins, results, strict=True))
             for variant, how in wanted.items():
                 parts = made[how.bits, how.group_size]
                 out[variant][name] = from_numpy(parts.weight, "uint32")
@@ -265,10 +271,17 @@ class Block:
 
 
 def _compiled(
-    weight: Array, dtype: str, settings: Sequence[kernels.Setting], tensor: str, target: str, empty: Empty
+    weight: Array,
+    dtype: str,
+    begins: Mapping[kernels.Setting, int],
+    tensor: str,
+    target: str,
+    empty: Empty,
 ) -> list[kernels.QuantizedArrays]:
     try:
-        return kernels.quantize_widths(weight, dtype, settings, threads=THREADS, empty=empty)
+        return kernels.quantize_widths(
+            weight, dtype, list(begins), begins=list(begins.values()), threads=THREADS, empty=empty
+        )
     except kernels.NonFinite as error:
         raise NotFinite(target=target, tensor=tensor) from error
 
@@ -278,17 +291,3 @@ def _is_plain(module: nn.Module) -> bool:
     from mlx_lm.models.switch_layers import SwitchLinear
 
     return type(module) in (nn.Linear, nn.Embedding, SwitchLinear)
-
-
-def check_finite(tensors: Mapping[str, mx.array], target: str) -> None:
-    """Raises NotFinite for the first floating tensor that holds NaN or infinity."""
-    floating = {n: a for n, a in sorted(tensors.items()) if mx.issubdtype(a.dtype, mx.floating)}
-    if mx.default_device() == mx.Device(mx.cpu):  # where mx.isfinite is slow: it goes element by element
-        flags = [is_finite(array) for array in floating.values()]
-    else:
-        lazy = [mx.isfinite(array).all() for array in floating.values()]
-        mx.eval(lazy)
-        flags = [bool(flag.item()) for flag in lazy]
-    for name, flag in zip(floating, flags, strict=True):
-        if not flag:
-            raise NotFinite(target=target, tensor=name)

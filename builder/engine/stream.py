@@ -20,7 +20,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.console.words import one_line
-from builder.engine.block import Block, Recipe, Shard
+from builder.engine.block import NOWHERE, Block, Places, Recipe, Shard
 from builder.engine.config import with_dtype, written
 from builder.engine.inspect import as_quantization, quantizable_modules
 from builder.engine.kernels import cpu as kernels
@@ -120,14 +120,17 @@ class Stream:
         """config.json of one variant, as mlx_lm.utils.save_config writes it."""
         return written(self._configs[variant], self._pruned.get(variant), vision=self._keep_vision)
 
-    def take(self, block: str, variants: Collection[str], target: str) -> dict[str, Shard]:
+    def take(
+        self, block: str, variants: Collection[str], target: str, places: Places = NOWHERE
+    ) -> dict[str, Shard]:
         """The tensors of one block for each of `variants`, as bytes. The weights stay in memory until `drop`.
 
-        `target` is named in errors. Raises NotFinite, and EngineError when memory does not suffice.
+        `target` is named in errors. `places`: as for Block.shards. Raises NotFinite, and EngineError when
+        memory does not suffice.
         """
         recipes = {variant: self._recipes[variant] for variant in variants}
         try:
-            made = self._blocks[block].shards(recipes, target)
+            made = self._blocks[block].shards(recipes, target, places)
             return {v: prune_shard(s, p) if (p := self._pruned.get(v)) else s for v, s in made.items()}
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or _MEMORY.search(str(error)):

@@ -38,6 +38,7 @@ def ingest(
     expected: Blob | None = None,
     *,
     threads: int = blake3.blake3.AUTO,
+    lasting: bool = False,
 ) -> Blob:
     """Writes the concatenated chunks as a blob, hashing them while they are in memory.
 
@@ -45,14 +46,15 @@ def ingest(
     The next manifest makes it durable. Interrupted at any moment, it leaves at most a temporary file. A chunk
     may be a memoryview of any format. Bytes that the store has already are dropped. With `expected`, other
     bytes never get a name. `threads` hash a chunk: one is enough for those who write several blobs at a time.
+    `lasting`: all chunks stay as they are until this returns. So large ones may be written without a copy
+    (DirectWriter).
 
     Raises StoreError (StoreFull when the device is full), OtherBytes and whatever `chunks` raises.
     """
     hasher = blake3.blake3(max_threads=threads)
     size = 0
-    with tmp.new_file(store) as staged, closing(direct.DirectWriter(staged.fd)) as writer:
-        for chunk in chunks:
-            flat = _flat(chunk)
+    with tmp.new_file(store) as staged, closing(direct.DirectWriter(staged.fd, lasting=lasting)) as writer:
+        for flat in _pieces(chunks):
             hasher.update(flat)
             size += len(flat)
             if expected is not None and size > expected.size:
@@ -213,6 +215,18 @@ def _flat(chunk: bytes | memoryview) -> memoryview:
     if not view.nbytes:
         return memoryview(b"")
     return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+def _pieces(chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """The chunks, cut where writes will end: one piece is hashed while the one before it is written."""
+    size = 0
+    for chunk in chunks:
+        left = _flat(chunk)
+        while left:
+            piece = left[: direct.BUFFER - size % direct.BUFFER]
+            size += len(piece)
+            left = left[len(piece) :]
+            yield piece
 
 
 def _read_chunks(fd: int) -> Iterator[memoryview]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from builder.weights.structure import TensorSpec
 
@@ -39,6 +40,13 @@ def encoded_size(tensors: Iterable[TensorSpec]) -> int:
     """How many bytes `encode` makes of tensors with these names, dtypes and shapes."""
     entries = [(t.name, t.dtype, t.shape, t.nbytes) for t in sorted(tensors, key=lambda t: t.name)]
     return len(_header(entries)) + sum(nbytes for *_, nbytes in entries)
+
+
+def offsets(tensors: Iterable[TensorSpec]) -> dict[str, int]:
+    """Name -> where the bytes of each tensor begin in the file that `encode` makes of such tensors."""
+    entries = [(t.name, t.dtype, t.shape, t.nbytes) for t in sorted(tensors, key=lambda t: t.name)]
+    starts = accumulate((nbytes for *_, nbytes in entries), initial=len(_header(entries)))
+    return {name: start for (name, *_), start in zip(entries, starts, strict=False)}
 
 
 def _header(entries: list[tuple[str, str, tuple[int, ...], int]]) -> bytes:

@@ -15,7 +15,7 @@ from builder.build import feed as feeding
 from builder.build.feed import Feed, Job
 from builder.engine.pool import Pool
 from builder.errors import SourceInvalid
-from builder.store.disk.uncached import ALIGNED
+from builder.store.disk.direct import ALIGNED
 from builder.weights import pieces
 from builder.weights.pieces import Piece, Room
 

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from builder.engine.block import NotFinite
+from builder.engine.finite import NotFinite
 from builder.engine.inspect import inspect
 from builder.engine.loading import AdapterMismatch, LoadedAdapter, NotDequantizable, load_base
 from builder.spec.quantizers import MODES

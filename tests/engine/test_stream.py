@@ -7,18 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
+from builder.engine import stream as streams
 from builder.engine.block import Block
 from builder.engine.inspect import inspect
+from builder.engine.kernels import cpu as kernels
 from builder.engine.loading import load_base
 from builder.engine.stream import Request, Stream
 from builder.errors import EngineError
 from builder.keys import Key
 from builder.plan.planning import make_plan
+from builder.plan.quantization import resolve
 from builder.plan.types import Action, Sources, TargetPlan
 from builder.project import peaks
 from builder.spec.types import Adapter, Base, Model, PathSource, Quantization, Spec, Variant
+from builder.weights import shards
 from builder.weights.structure import Parameter, TensorSpec
 from tests.architectures import checkpoint, dense, moe
 from tests.comparison import lora
@@ -89,6 +94,32 @@ def test_memory_does_not_grow_with_the_blocks(base: Path, how: str, tmp_path: Pa
     early, late = max(seen[:10]), max(seen[10:])
     print(f"resident after 10 blocks {early / 1e6:.0f} MB, at most {late / 1e6:.0f} MB after {len(seen)}")
     assert late - early < 3 * BLOCK
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
+def test_codes_lie_as_in_their_files(tmp_path: Path) -> None:
+    """So the disk takes them from there. What the kernels make is the same wherever it lies."""
+    one = dense("llama", hidden_size=512, intermediate_size=2560, num_hidden_layers=1, head_dim=128)
+    base = checkpoint(tmp_path / "base", one)
+    structure = inspect(base)
+    variants = [Variant(f"{bits}bit", quantization=Quantization(bits, 64)) for bits in (4, 5)]
+    requests = [Request(v, structure.default_dtype, resolve(structure, v)[0]) for v in variants]
+    with mock.patch.object(streams, "COMPILED_FROM", 0):
+        stream = Stream(*load_base(base), requests)
+    names, block = [v.name for v in variants], "model.layers.0"
+    plain = stream.take(block, names, "test")
+    specs = {v: [TensorSpec(n, t.dtype, t.shape) for n, t in shard.items()] for v, shard in plain.items()}
+    places = {variant: shards.offsets(found) for variant, found in specs.items()}
+    placed = stream.take(block, names, "test", places)
+    large = 0
+    for variant, shard in placed.items():
+        assert shards.encode(shard) == shards.encode(plain[variant])
+        for name, tensor in shard.items():
+            if tensor.dtype == "U32" and tensor.nbytes >= 1 << 19:
+                address = np.frombuffer(tensor.data, np.uint8).ctypes.data
+                assert (address - places[variant][name]) % 4096 == 0
+                large += 1
+    assert large >= 6
 
 
 def test_reading_ahead_needs_room_in_the_budget() -> None:

@@ -487,7 +487,7 @@ def test_a_full_remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = member(tmp_path / "ann", 'url = "../remote"', *TARGETS)
     transport = started(one)
 
-    def full(fd: int, data: memoryview) -> None:
+    def full(fd: int, data: memoryview, at: int | None = None) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

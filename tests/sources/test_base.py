@@ -22,7 +22,7 @@ from builder.sources.gguf.importing import import_gguf
 from builder.sources.gguf.location import PackageMissing, resolve_gguf
 from builder.spec.types import Adapter, Base, PathSource
 from builder.weights.safetensors import read_header
-from builder.weights.shards import RawTensor, encode, encoded_size
+from builder.weights.shards import RawTensor, encode, encoded_size, offsets
 from builder.weights.structure import TensorSpec, block_of
 from tests.conftest import ROOT
 from tests.tiny import make_adapter, make_base
@@ -93,6 +93,9 @@ def test_what_we_encode_everybody_reads(tmp_path: Path) -> None:
     specs = [TensorSpec(name, codes[name], value.shape) for name, value in values.items()]
     assert path.stat().st_size == encoded_size(specs)
     assert {tensor.name for tensor in read_header(path, "t").tensors} == {"a", "b"}
+    begins, content = offsets(specs), path.read_bytes()
+    assert content[begins["b"] :] == raw["b"].data
+    assert begins["a"] == begins["b"]
     loaded = mx.load(str(path))
     assert np.array_equal(np.array(loaded["b"]), values["b"])  # type: ignore[index,call-overload]
 

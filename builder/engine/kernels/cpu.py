@@ -34,6 +34,7 @@ SETTINGS = frozenset((bits, group) for bits in BITS for group in GROUP_SIZES)
 KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}  # the numbers that `jitted` uses for them
 
 HELPERS = 8
+_PAGE = 4096
 PIECE = 1 << 19  # elements that one thread takes at a time. Fixed, so that threads do not change results
 
 
@@ -103,12 +104,14 @@ def quantize_widths(
     threads: int = 1,
     original: Array | None = None,
     empty: Empty = np.empty,
+    begins: Sequence[int] = (),
 ) -> list[QuantizedArrays]:
     """Quantizes `weight` to each of `settings`, in one pass over the weight. One result for each setting.
 
     weight: (rows, columns) or (experts, rows, columns) stored values of `dtype` ("bfloat16", "float16",
     "float32"). original: the weight before fine-tuning, in the same shape. With it the results have a `Loss`.
-    empty: makes the arrays of the results.
+    empty: makes the arrays of the results. begins: for each setting, a number of bytes. Its codes lie as far
+    behind the begin of a page of 4096 bytes, where they fill many pages.
     At most `threads` threads compute, and they end before this returns. The first call in a process loads or
     compiles the loops.
 
@@ -128,14 +131,17 @@ def quantize_widths(
 
     from builder.engine.kernels import compiled
 
+    gap = _PAGE if begins and flat.size >= PIECE else 0
+    codes = empty(sum(flat.size * bits // 32 + gap // 4 for bits, _ in settings), np.uint32)
     rows, code_count, param_count = [], 0, 0
-    for bits, group in settings:
+    for number, (bits, group) in enumerate(settings):
         groups = flat.size // group
+        if gap:
+            code_count += (begins[number] - codes.ctypes.data - 4 * code_count) % _PAGE // 4
         rows.append((bits, group, code_count, param_count, param_count + groups))
         code_count += flat.size * bits // 32
         param_count += 2 * groups
-    table = np.array(rows, np.int64)
-    codes, params = empty(code_count, np.uint32), empty(param_count, flat.dtype)
+    table, params = np.array(rows, np.int64), empty(param_count, flat.dtype)
     starts = range(0, flat.size, PIECE)
     sums = np.zeros((len(starts), len(settings), 3))
 

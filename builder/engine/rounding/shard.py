@@ -13,7 +13,8 @@ import numpy as np
 
 from builder.engine.arrays import Values, raw
 from builder.engine.blas import numpy_on_one_thread
-from builder.engine.block import Block, Shard, check_finite
+from builder.engine.block import Block, Shard
+from builder.engine.finite import check_finite
 from builder.engine.rounding.factors import Factors, factored
 from builder.engine.rounding.moments import Seen, Sum
 from builder.engine.rounding.stacks import packed, round_stack

@@ -19,7 +19,8 @@ import numpy as np
 from builder.engine.stored import Array, Held, Place, Stored, matrices
 from builder.errors import SourceInvalid, unreadable
 from builder.store.disk import buffers
-from builder.store.disk.uncached import ALIGNED, PIECE, Uncached
+from builder.store.disk.direct import ALIGNED
+from builder.store.disk.uncached import PIECE, Uncached
 
 STACKS = 2  # as many bytes as the largest weight has so often may be read before anybody asks for them
 # A weight that has more than this part of the bytes of the largest is read into memory that is kept.

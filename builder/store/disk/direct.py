@@ -3,86 +3,182 @@
 A shard is written once and read much later, if at all: keeping its pages would push out the weights that are
 still to be read, and copying into the cache costs more than the disk does (bench/README.md). Anything that
 the file system refuses falls back to ordinary writes. The bytes are the same.
+
+A few threads write, so that whoever made the bytes can hash the next ones meanwhile.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import mmap
 import os
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Lock
 
 from builder.store.disk import buffers, durable
 
-BUFFER = 1 << 22
-_SECTOR = 4096  # a multiple of every sector size: what is written past the page cache has this alignment
-_LEAST = 1 << 18  # bytes at the end of a file from which on they are written past the page cache too
-_MANY = 1 << 20
-_SHELF = buffers.Shelf(BUFFER, kept=6)
+BUFFER = 1 << 22  # bytes of one write
+ALIGNED = 4096  # a multiple of every sector size: what is written past the page cache has this alignment
+MANY = 1 << 20  # bytes from which on a part of a file may be written from where it lies in memory
 FLAG = getattr(os, "O_DIRECT", 0)
+_LEAST = 1 << 18  # bytes at the end of a file from which on they are written past the page cache too
+_WRITES = 2  # at a time, in a process: more take turns with the reads of a pass too often
+_OPEN = 2  # buffers of one file that are on their way
+_SHELF = buffers.Shelf(BUFFER, kept=10)
 
 
 class DirectWriter:
-    """Appends byte views to an empty file. `finish` must be called once; the caller fsyncs."""
+    """Writes byte views to an empty file, one behind the other.
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._buffer: mmap.mmap | None = None
-        self._used = 0
+    `finish` must be called once, and `close` after every error; the caller fsyncs.
+    """
+
+    def __init__(self, fd: int, *, lasting: bool = False) -> None:
+        """lasting: views stay as they are until `finish` or `close` returns. Then large ones are not copied,
+        where they lie as far behind the begin of a page in memory as in the file.
+        """
+        self._fd = os.dup(fd)  # bytes on their way must never meet another file, whatever interrupts us
+        self._lasting = lasting
         self._direct = bool(FLAG)
+        self._buffer: mmap.mmap | None = None
+        self._at, self._used = 0, 0  # where the bytes of the buffer begin in the file, and how many there are
+        self._flags = Lock()
+        self._going: list[tuple[Future[None], bool]] = []  # with a buffer, or without one
 
     def write(self, data: memoryview) -> None:
-        """Raises OSError."""
-        if self._buffer is None:
-            self._buffer = _SHELF.take()  # page-aligned, as O_DIRECT wants it
+        """Raises OSError, also that of an earlier write."""
+        first = self._first(data)
+        self._append(data[:first])
+        if first == len(data):
+            return
+        if self._used:
+            self._send_buffer()
+        last = first + (len(data) - first) // ALIGNED * ALIGNED
+        for start in range(first, last, BUFFER):
+            part = data[start : min(start + BUFFER, last)]
+            self._send(part, self._at)
+            self._at += len(part)
+        self._append(data[last:])
+
+    def finish(self) -> None:
+        """Writes the rest: what no sector divides, and little, the ordinary way. Raises OSError."""
+        self._settle()
+        whole = self._used // ALIGNED * ALIGNED if self._used >= _LEAST else 0
+        if self._buffer is not None:
+            with memoryview(self._buffer) as view:
+                with view[:whole] as part:
+                    self._past_cache(part, self._at)
+                with view[whole : self._used] as part:
+                    if len(part):
+                        self._set(False)
+                    durable.write_all(self._fd, part, self._at + whole)
+        self.close()
+
+    def close(self) -> None:
+        """Waits for what is on its way, and gives everything back. The second call does nothing."""
+        for going, _ in self._going:
+            going.cancel()
+        wait([going for going, _ in self._going])
+        self._going = []
+        if self._buffer is not None:
+            _SHELF.put(self._buffer)
+            self._buffer = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _first(self, data: memoryview) -> int:
+        """The bytes of `data` behind which the rest is written from where it lies. All of them: it is not."""
+        if not self._lasting or len(data) < MANY:
+            return len(data)
+        if not self._direct:
+            return 0
+        first = -(self._at + self._used) % ALIGNED
+        return len(data) if (_address(data) + first) % ALIGNED else first
+
+    def _append(self, data: memoryview) -> None:
         done = 0
         while done < len(data):
+            if self._buffer is None:
+                self._buffer = _SHELF.take()  # page-aligned, as O_DIRECT wants it
             count = min(BUFFER - self._used, len(data) - done)
             _copy(self._buffer, self._used, data[done : done + count])
             self._used += count
             done += count
             if self._used == BUFFER:
-                self._flush(0, BUFFER, direct=True)
-                self._used = 0
+                self._send_buffer()
 
-    def finish(self) -> None:
-        """Writes the rest: what no sector divides, and little, the ordinary way. Raises OSError."""
-        whole = self._used // _SECTOR * _SECTOR if self._used >= _LEAST else 0
-        if whole:
-            self._flush(0, whole, direct=True)
-        if whole < self._used:
-            self._flush(whole, self._used, direct=False)
-        self._used = 0
-        self.close()
+    # -- writes on their way -------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Gives the buffer back. After an error a traceback may hold a view of it, which nobody reads."""
-        if self._buffer is not None:
-            _SHELF.put(self._buffer)
-            self._buffer = None
+    def _send_buffer(self) -> None:
+        """The bytes of the buffer are written, and the next ones get another buffer."""
+        buffer, used, at = self._buffer, self._used, self._at
+        assert buffer is not None
+        self._buffer, self._used, self._at = None, 0, at + used
+        self._send(memoryview(buffer)[:used], at, buffer)
 
-    def _flush(self, start: int, end: int, *, direct: bool) -> None:
-        assert self._buffer is not None
-        self._set(direct and self._direct)
-        with memoryview(self._buffer) as view, view[start:end] as part:
+    def _send(self, data: memoryview, at: int, buffer: mmap.mmap | None = None) -> None:
+        self._settle(but=_OPEN - 1 if buffer is not None else None)
+
+        def write() -> None:
             try:
-                durable.write_all(self._fd, part)
-            except OSError as error:
-                if not self._direct or error.errno != errno.EINVAL:
-                    raise
-                self._direct = False  # a file system that takes the flag and refuses the write
-                self._set(False)
-                durable.write_all(self._fd, part)
+                self._past_cache(data, at)
+            finally:
+                if buffer is not None:
+                    _SHELF.put(buffer)
+
+        self._going.append((_threads().submit(write), buffer is not None))
+
+    def _settle(self, but: int | None = 0) -> None:
+        """Waits until at most `but` buffers are on their way. None: does not wait. Raises their errors."""
+        left = sum(with_buffer for _, with_buffer in self._going)
+        still = []
+        for going, with_buffer in self._going:
+            if going.done() or but == 0 or (but is not None and with_buffer and left > but):
+                left -= with_buffer
+                going.result()
+            else:
+                still.append((going, with_buffer))
+        self._going = still
+
+    def _past_cache(self, data: memoryview, at: int) -> None:
+        """Raises OSError."""
+        self._set(self._direct and len(data) % ALIGNED == 0)
+        try:
+            durable.write_all(self._fd, data, at)
+        except OSError as error:
+            if not FLAG or error.errno != errno.EINVAL:
+                raise
+            self._direct = False  # a file system that takes the flag and refuses the write
+            self._set(False)
+            durable.write_all(self._fd, data, at)
 
     def _set(self, wanted: bool) -> None:
         """A file system without the flag is written the ordinary way."""
-        if not switch(self._fd, wanted):
-            self._direct = False
+        with self._flags:
+            if not switch(self._fd, wanted and self._direct):
+                self._direct = False
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_WRITES, "disk")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has none of its parent's threads
+
+
+def _address(data: memoryview) -> int:
+    import numpy as np
+
+    return int(np.frombuffer(data, np.uint8).ctypes.data)
 
 
 def _copy(buffer: mmap.mmap, start: int, data: memoryview) -> None:
     """Copies bytes into a buffer. Many bytes by numpy, which lets other threads run meanwhile."""
-    if len(data) < _MANY:
+    if len(data) < MANY:
         buffer[start : start + len(data)] = data
         return
     import numpy as np

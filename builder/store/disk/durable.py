@@ -41,12 +41,14 @@ def explained(path: Path) -> Iterator[None]:
         raise kind(path=path, what=f"{what}{place}") from error
 
 
-def write_all(fd: int, data: memoryview) -> None:
-    """Writes every byte of a flat byte view. Raises OSError."""
+def write_all(fd: int, data: memoryview, at: int | None = None) -> None:
+    """Writes every byte of a flat byte view: from `at` on, else behind what was written. Raises OSError."""
     for start in range(0, len(data), _WRITE_SLICE):
         part = data[start : start + _WRITE_SLICE]
         while len(part):
-            part = part[os.write(fd, part) :]
+            count = os.write(fd, part) if at is None else os.pwrite(fd, part, at)
+            at = None if at is None else at + count
+            part = part[count:]
 
 
 def sync_file(fd: int, *, order_only: bool = False) -> None:

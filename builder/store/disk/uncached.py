@@ -17,9 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from builder.store.disk.direct import FLAG, switch
+from builder.store.disk.direct import ALIGNED, FLAG, switch
 
-ALIGNED = 4096  # a multiple of every sector size: where pieces begin
 PIECE = 1 << 24  # bytes of one read
 _MOST = 1024  # parts of one read: what systems allow
 _NO_CACHE = getattr(fcntl, "F_NOCACHE", None)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from builder.store.disk import direct, durable
@@ -24,18 +27,18 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, bool]]]
 
     whole, told = durable.write_all, list[tuple[int, bool]]()
 
-    def write(fd: int, data: memoryview) -> None:
+    def write(fd: int, data: memoryview, at: int | None = None) -> None:
         told.append((len(data), bool(FLAG and fcntl.fcntl(fd, fcntl.F_GETFL) & FLAG)))
-        whole(fd, data)
+        whole(fd, data, at)
 
     monkeypatch.setattr(durable, "write_all", write)
     yield told
 
 
-def write(path: Path, data: bytes, piece: int) -> None:
+def write(path: Path, data: bytes | memoryview, piece: int, *, lasting: bool = False) -> None:
     fd = os.open(path, os.O_CREAT | os.O_WRONLY)
     try:
-        with closing(DirectWriter(fd)) as writer:
+        with closing(DirectWriter(fd, lasting=lasting)) as writer:
             for start in range(0, len(data), piece):
                 writer.write(memoryview(data)[start : start + piece])
             writer.finish()
@@ -54,16 +57,83 @@ def test_the_bytes_of_a_file(tmp_path: Path, size: int, written: list[tuple[int,
         assert size - past < 4096
 
 
+@pytest.mark.parametrize("before", [0, 8, 4096, 4099])
+@pytest.mark.parametrize("away", [0, 1, 4000])
+def test_what_lasts_is_written_from_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, away: int
+) -> None:
+    """Where its place in memory fits its place in the file. Else it is copied, and the bytes are the same."""
+    copy, copied = direct._copy, list[int]()
+
+    def counted(buffer: mmap.mmap, start: int, data: memoryview) -> None:
+        copied.append(len(data))
+        copy(buffer, start, data)
+
+    monkeypatch.setattr(direct, "_copy", counted)
+    size = 2 * BUFFER + 77_777
+    memory = np.frombuffer(os.urandom(size + 2 * 4096), np.uint8)
+    begin = (before + away - memory.ctypes.data) % 4096
+    large, head = memoryview(memory)[begin : begin + size], os.urandom(before)
+    fd = os.open(tmp_path / "file", os.O_CREAT | os.O_WRONLY)
+    with closing(DirectWriter(fd, lasting=True)) as writer:
+        writer.write(memoryview(head))
+        writer.write(large)
+        writer.write(memoryview(b"end"))
+        writer.finish()
+    os.close(fd)
+    assert (tmp_path / "file").read_bytes() == head + bytes(large) + b"end"
+    if FLAG and away:
+        assert sum(copied) == before + size + 3
+    else:
+        assert sum(copied) <= before + 2 * 4096 + 3
+
+
+def test_what_may_change_is_copied(tmp_path: Path) -> None:
+    buffer = bytearray(2 * BUFFER)
+    fd = os.open(tmp_path / "file", os.O_CREAT | os.O_WRONLY)
+    with closing(DirectWriter(fd)) as writer:
+        for value in range(8):
+            buffer[:] = bytes([value]) * len(buffer)
+            writer.write(memoryview(buffer))
+        writer.finish()
+    os.close(fd)
+    found = np.fromfile(tmp_path / "file", np.uint8).reshape(8, -1)
+    assert (found == np.arange(8, dtype=np.uint8)[:, None]).all()
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_write_on_its_way_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasting: bool
+) -> None:
+    """Its error arrives, and nothing is written any more once the writer is closed."""
+    whole, begun = durable.write_all, list[int]()
+
+    def full(fd: int, part: memoryview, at: int | None = None) -> None:
+        begun.append(fd)
+        if len(begun) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(fd, part, at)
+
+    monkeypatch.setattr(durable, "write_all", full)
+    memory = np.zeros(20 * BUFFER + 4096, np.uint8)
+    begin = -memory.ctypes.data % 4096
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "file", memoryview(memory)[begin : begin + 20 * BUFFER], BUFFER, lasting=lasting)
+    count = len(begun)
+    time.sleep(0.1)
+    assert len(begun) == count
+
+
 def test_a_file_system_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = durable.write_all
     monkeypatch.setattr(direct, "switch", lambda fd, wanted: True)
     refused = list[int]()
 
-    def write_all(fd: int, part: memoryview) -> None:
+    def write_all(fd: int, part: memoryview, at: int | None = None) -> None:
         if not refused:
             refused.append(len(part))
             raise OSError(errno.EINVAL, "Invalid argument")
-        whole(fd, part)
+        whole(fd, part, at)
 
     monkeypatch.setattr(durable, "write_all", write_all)
     data = os.urandom(BUFFER + 500_000)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import mmap
+import os
 import threading
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -77,7 +78,7 @@ class Feed:
         read: Callable[[Path, int], None] = lambda path, count: None,
     ) -> None:
         self._jobs, self._table, self._direct, self._told = jobs, table, direct, read
-        self._arrays = BlockArrays(rooms, ahead)
+        self._arrays, self._computing = BlockArrays(rooms, ahead), bool(rooms)
         self._free: SimpleQueue[mmap.mmap | None] = SimpleQueue()
         self._full: SimpleQueue[_Full | None] = SimpleQueue()
         straight = not direct and all(job.hashed is None for job in jobs)
@@ -240,7 +241,7 @@ class Feed:
             while (full := self._full.get()) is not None:
                 if full.job is not job:
                     job, waiting = full.job, list(reversed(full.job.span.pieces))
-                    hasher = blake3.blake3(max_threads=hash_threads(job.span.end - job.span.start))
+                    hasher = blake3.blake3(max_threads=self._hashers(job.span))
                 for part in full.parts:
                     with part.view[: max(0, full.parts[0].start + full.size - part.start)] as view:
                         if job.hashed is not None:
@@ -255,6 +256,11 @@ class Feed:
             self._arrays.close()
         except BaseException as error:
             self._fail(error)
+
+    def _hashers(self, span: Span) -> int:
+        """Threads that hash a file. Half of the cores beside a pass: more wait for those that compute."""
+        threads = hash_threads(span.end - span.start)
+        return max(1, (os.cpu_count() or 1) // 2) if self._computing and threads != 1 else threads
 
     def _place(self, view: memoryview, part: _Part, waiting: list[Piece]) -> bool:
         """Copies the parts of the pieces that a buffer holds. False when the feed is closed."""

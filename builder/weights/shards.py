@@ -14,6 +14,7 @@ from itertools import accumulate
 from builder.weights.structure import TensorSpec
 
 _METADATA = {"format": "mlx"}
+_Entry = tuple[str, str, tuple[int, ...], int]  # name, dtype, shape, bytes
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,22 @@ def encode(tensors: Mapping[str, RawTensor]) -> list[bytes | memoryview]:
 
 def encoded_size(tensors: Iterable[TensorSpec]) -> int:
     """How many bytes `encode` makes of tensors with these names, dtypes and shapes."""
-    entries = [(t.name, t.dtype, t.shape, t.nbytes) for t in sorted(tensors, key=lambda t: t.name)]
+    entries = _entries(tensors)
     return len(_header(entries)) + sum(nbytes for *_, nbytes in entries)
 
 
 def offsets(tensors: Iterable[TensorSpec]) -> dict[str, int]:
     """Name -> where the bytes of each tensor begin in the file that `encode` makes of such tensors."""
-    entries = [(t.name, t.dtype, t.shape, t.nbytes) for t in sorted(tensors, key=lambda t: t.name)]
+    entries = _entries(tensors)
     starts = accumulate((nbytes for *_, nbytes in entries), initial=len(_header(entries)))
     return {name: start for (name, *_), start in zip(entries, starts, strict=False)}
 
 
-def _header(entries: list[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+def _entries(tensors: Iterable[TensorSpec]) -> list[_Entry]:
+    return [(t.name, t.dtype, t.shape, t.nbytes) for t in sorted(tensors, key=lambda t: t.name)]
+
+
+def _header(entries: list[_Entry]) -> bytes:
     table: dict[str, object] = {"__metadata__": _METADATA}
     offset = 0
     for name, dtype, shape, nbytes in entries:

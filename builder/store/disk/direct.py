@@ -21,9 +21,9 @@ from builder.store.disk import buffers, durable
 
 BUFFER = 1 << 22  # bytes of one write
 ALIGNED = 4096  # a multiple of every sector size: what is written past the page cache has this alignment
-MANY = 1 << 20  # bytes from which on a part of a file may be written from where it lies in memory
 FLAG = getattr(os, "O_DIRECT", 0)
 _LEAST = 1 << 18  # bytes at the end of a file from which on they are written past the page cache too
+_MANY = 1 << 20  # bytes from which on a part of a file may be written from where it lies in memory
 _WRITES = 2  # at a time, in a process: more take turns with the reads of a pass too often
 _OPEN = 2  # buffers of one file that are on their way
 _SHELF = buffers.Shelf(BUFFER, kept=10)
@@ -45,7 +45,8 @@ class DirectWriter:
         self._buffer: mmap.mmap | None = None
         self._at, self._used = 0, 0  # where the bytes of the buffer begin in the file, and how many there are
         self._flags = Lock()
-        self._going: list[tuple[Future[None], bool]] = []  # with a buffer, or without one
+        self._going: list[Future[None]] = []  # writes on their way
+        self._filled: list[Future[None]] = []  # the last of them whose bytes lie in buffers
 
     def write(self, data: memoryview) -> None:
         """Raises OSError, also that of an earlier write."""
@@ -56,15 +57,14 @@ class DirectWriter:
         if self._used:
             self._send_buffer()
         last = first + (len(data) - first) // ALIGNED * ALIGNED
-        for start in range(first, last, BUFFER):
-            part = data[start : min(start + BUFFER, last)]
-            self._send(part, self._at)
-            self._at += len(part)
+        self._send(data[first:last], self._at)
+        self._at += last - first
         self._append(data[last:])
 
     def finish(self) -> None:
         """Writes the rest: what no sector divides, and little, the ordinary way. Raises OSError."""
-        self._settle()
+        for going in self._going:
+            going.result()
         whole = self._used // ALIGNED * ALIGNED if self._used >= _LEAST else 0
         if self._buffer is not None:
             with memoryview(self._buffer) as view:
@@ -78,9 +78,9 @@ class DirectWriter:
 
     def close(self) -> None:
         """Waits for what is on its way, and gives everything back. The second call does nothing."""
-        for going, _ in self._going:
+        for going in self._going:
             going.cancel()
-        wait([going for going, _ in self._going])
+        wait(self._going)
         self._going = []
         if self._buffer is not None:
             _SHELF.put(self._buffer)
@@ -91,7 +91,7 @@ class DirectWriter:
 
     def _first(self, data: memoryview) -> int:
         """The bytes of `data` behind which the rest is written from where it lies. All of them: it is not."""
-        if not self._lasting or len(data) < MANY:
+        if not self._lasting or len(data) < _MANY:
             return len(data)
         if not self._direct:
             return 0
@@ -114,13 +114,16 @@ class DirectWriter:
 
     def _send_buffer(self) -> None:
         """The bytes of the buffer are written, and the next ones get another buffer."""
+        if len(self._filled) == _OPEN:
+            self._filled.pop(0).result()
         buffer, used, at = self._buffer, self._used, self._at
         assert buffer is not None
         self._buffer, self._used, self._at = None, 0, at + used
-        self._send(memoryview(buffer)[:used], at, buffer)
+        self._filled.append(self._send(memoryview(buffer)[:used], at, buffer))
 
-    def _send(self, data: memoryview, at: int, buffer: mmap.mmap | None = None) -> None:
-        self._settle(but=_OPEN - 1 if buffer is not None else None)
+    def _send(self, data: memoryview, at: int, buffer: mmap.mmap | None = None) -> Future[None]:
+        """Raises the errors of those that have ended."""
+        self._going = [going for going in self._going if not going.done() or going.result()]
 
         def write() -> None:
             try:
@@ -129,19 +132,8 @@ class DirectWriter:
                 if buffer is not None:
                     _SHELF.put(buffer)
 
-        self._going.append((_threads().submit(write), buffer is not None))
-
-    def _settle(self, but: int | None = 0) -> None:
-        """Waits until at most `but` buffers are on their way. None: does not wait. Raises their errors."""
-        left = sum(with_buffer for _, with_buffer in self._going)
-        still = []
-        for going, with_buffer in self._going:
-            if going.done() or but == 0 or (but is not None and with_buffer and left > but):
-                left -= with_buffer
-                going.result()
-            else:
-                still.append((going, with_buffer))
-        self._going = still
+        self._going.append(_threads().submit(write))
+        return self._going[-1]
 
     def _past_cache(self, data: memoryview, at: int) -> None:
         """Raises OSError."""
@@ -178,7 +170,7 @@ def _address(data: memoryview) -> int:
 
 def _copy(buffer: mmap.mmap, start: int, data: memoryview) -> None:
     """Copies bytes into a buffer. Many bytes by numpy, which lets other threads run meanwhile."""
-    if len(data) < MANY:
+    if len(data) < _MANY:
         buffer[start : start + len(data)] = data
         return
     import numpy as np

@@ -24,12 +24,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from builder.engine.kernels import processor
 from builder.engine.kernels.signatures import CHUNK, SCRATCH, SIGNATURES, SIZES, TILE, CannotCompile
 
 Array = npt.NDArray[Any]
 
 _APART = 48  # words between two pieces: at multiples of 4 KiB they would evict each other from the cache
+_LINE = 64  # bytes: vectors that begin elsewhere lie in two lines of the cache
 
+_MAKERS = (
+    "jitted",
+    "machine_code",
+    "processor",
+    "compiled",
+    "signatures",
+)  # modules that the code depends on
 _DIGEST = hashlib.sha256().digest_size
 _LOADING = Lock()
 
@@ -146,9 +155,19 @@ def fuse_rows(
     )
 
 
+def in_lines(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A copy that begins at the begin of a line of the cache."""
+    whole = np.empty(array.size + _LINE // array.itemsize, array.dtype)
+    first = -whole.ctypes.data % _LINE // array.itemsize
+    made = whole[first : first + array.size].reshape(array.shape)
+    made[...] = array
+    return made
+
+
 def _rows(memory: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
-    """Pointers to the rows of an array, uint64."""
+    """Pointers into the rows of an array, to the begins of lines of the cache, uint64."""
     start, step = memory.ctypes.data, memory.strides[0]
+    start += -start % _LINE
     return np.array([start + row * step for row in range(len(memory))], np.uint64)
 
 
@@ -192,9 +211,7 @@ def _loaded() -> Loops | None:
     try:
         code = _read(_kept())
         if code is None:
-            from builder.engine.kernels.machine_code import make
-
-            code = make(_machine())
+            code = _compiled()
             _keep(_kept(), code)
         return _functions(code)
     except Exception as error:  # numba or LLVM is not as expected. mlx gives the same result more slowly
@@ -204,10 +221,19 @@ def _loaded() -> Loops | None:
         return None
 
 
+def _compiled() -> bytes:
+    import numba
+
+    numba.config.CPU_FEATURES = processor.features()  # numba looks once, when it meets its first function
+    from builder.engine.kernels.machine_code import make
+
+    return make(processor.target())
+
+
 def _functions(code: bytes) -> Loops:
     import llvmlite.binding as llvm
 
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), processor.target())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     functions = {}
@@ -219,34 +245,12 @@ def _functions(code: bytes) -> Loops:
     return Loops(functions, engine)
 
 
-def _machine() -> Any:
-    """LLVM's description of this machine, as numba makes it (numba.core.codegen.JITCPUCodegen)."""
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_triple(llvm.get_process_triple())
-    return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=3,
-        reloc="static" if target.name.startswith("x86") else "default",
-        codemodel="jitdefault",
-        jit=True,
-    )
-
-
 @functools.cache
 def _kept() -> Path:
     """The file for the code of these loops, this numba, this LLVM and this CPU."""
-    import llvmlite.binding as llvm
-
     here = Path(__file__).parent
-    texts = [
-        (here / name).read_text() for name in ("jitted.py", "machine_code.py", "compiled.py", "signatures.py")
-    ]
-    cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    stamp = "\n".join([version("numba"), version("llvmlite"), cpu, features, *texts])
+    texts = [(here / f"{name}.py").read_text() for name in _MAKERS]
+    stamp = "\n".join([version("numba"), version("llvmlite"), processor.name(), processor.features(), *texts])
     return cache_directory() / f"loops-{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.o"
 
 

@@ -210,14 +210,14 @@ def fuse_lora(
 
     from builder.engine.kernels import compiled
 
-    out = empty(stack.shape, stack.dtype)
+    out, lined = empty(stack.shape, stack.dtype), compiled.in_lines(rights)
     height = max(1, PIECE // max(1, stack.shape[2]))
     pieces = [(e, first) for e in range(stack.shape[0]) for first in range(0, stack.shape[1], height)]
 
     def fuse(piece: int) -> None:
         e, first = pieces[piece]
         last = min(first + height, stack.shape[1])
-        compiled.fuse_rows(KINDS[dtype], stack[e], lefts[e], rights[e], first, last, out[e])
+        compiled.fuse_rows(KINDS[dtype], stack[e], lefts[e], lined[e], first, last, out[e])
 
     _each(fuse, len(pieces), threads)
     return out.view(weight.dtype).reshape(weight.shape)

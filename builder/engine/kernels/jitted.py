@@ -26,6 +26,7 @@ from llvmlite import ir
 from numba import carray
 from numba.core import cgutils
 
+from builder.engine.kernels import processor
 from builder.engine.kernels.signatures import CHUNK, SCRATCH, TILE
 
 Bytes = npt.NDArray[np.uint8]
@@ -36,6 +37,8 @@ Keys = npt.NDArray[np.int32]
 
 BFLOAT16, FLOAT16, FLOAT32 = 0, 1, 2
 WIDE, DELTA, RESTORED, CODES, KEYS, LOW, HIGH, SCALES, BIASES = range(SCRATCH)  # pieces of working memory
+
+_WIDE = processor.is_wide()
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -65,6 +68,17 @@ def _expect(typing: Any, address: Any) -> Any:
         return ir.Constant(ir.IntType(64), 0)
 
     return numba.types.int64(numba.types.uintp), emit
+
+
+@numba.extending.intrinsic  # type: ignore[untyped-decorator]
+def _multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c in float32, rounded once. Only for CPUs that can (`_WIDE`): others would call a function."""
+
+    def emit(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        return builder.fma(*given)
+
+    number = numba.types.float32
+    return number(number, number, number), emit
 
 
 @_inner
@@ -162,23 +176,40 @@ def _ranges(keys: Keys, low: Keys, high: Keys) -> bool:
     return bool(most < np.int32(0x7F800000) and least > np.int32(-0x7F800001))
 
 
+def _half_ranges_of(span: int) -> Callable[[int, Raw, Keys, Keys], bool]:
+    """The loop of `_half_ranges` for one span: the compiler unrolls it, because it knows the number."""
+
+    @_inner
+    def ranges(top: int, raw: Raw, low: Keys, high: Keys) -> bool:
+        least, most = np.int16(0), np.int16(0)
+        for i in range(raw.size // span):
+            row = raw[i * span : i * span + span]
+            smallest, largest = np.int16(0x7FFF), np.int16(-0x8000)
+            for j in range(span):
+                half = np.int16(row[np.uintp(j)])
+                key = np.int16(half ^ np.int16(np.int16(half >> np.int16(15)) & np.int16(0x7FFF)))
+                smallest, largest = min(smallest, key), max(largest, key)
+            low[i], high[i] = np.int32(smallest), np.int32(largest)
+            least, most = min(least, smallest), max(most, largest)
+        return bool(np.int64(most) < top and np.int64(least) > -top - 1)
+
+    return ranges
+
+
+_half_ranges_32, _half_ranges_64, _half_ranges_128 = map(_half_ranges_of, (32, 64, 128))
+
+
 @_inner
 def _half_ranges(top: int, raw: Raw, span: int, low: Keys, high: Keys) -> bool:
     """As `_ranges`, for stored values of 16 bits, with keys of 16 bits: twice as many at a time.
 
     top: the bits of infinity.
     """
-    least, most = np.int16(0), np.int16(0)
-    for i in range(raw.size // span):
-        row = raw[i * span : i * span + span]
-        smallest, largest = np.int16(0x7FFF), np.int16(-0x8000)
-        for j in range(span):
-            half = np.int16(row[j])
-            key = np.int16(half ^ np.int16(np.int16(half >> np.int16(15)) & np.int16(0x7FFF)))
-            smallest, largest = min(smallest, key), max(largest, key)
-        low[i], high[i] = np.int32(smallest), np.int32(largest)
-        least, most = min(least, smallest), max(most, largest)
-    return bool(np.int64(most) < top and np.int64(least) > -top - 1)
+    if span == 32:
+        return bool(_half_ranges_32(top, raw, low, high))
+    if span == 64:
+        return bool(_half_ranges_64(top, raw, low, high))
+    return bool(_half_ranges_128(top, raw, low, high))
 
 
 @_inner
@@ -198,10 +229,10 @@ def _from_key(key: np.int32) -> np.float32:
 
 
 @_inner
-def _put(out: Words, at: int, word: np.uint64) -> None:
+def _put(out: Words, at: np.uint64, word: np.uint64) -> None:
     """Stores 64 bits as two little-endian words."""
     out[at] = np.uint32(word & np.uint64(0xFFFFFFFF))
-    out[at + 1] = np.uint32(word >> np.uint64(32))
+    out[at + np.uint64(1)] = np.uint32(word >> np.uint64(32))
 
 
 @_inner
@@ -226,22 +257,23 @@ def _pack(width: int, words: Words, eight: npt.NDArray[np.uint64], count: int, o
         for j in range(count // 8):
             out[j] = np.uint32(eight[j])
         return
-    for j in range(count // 32):
-        a, b, c, d = eight[4 * j], eight[4 * j + 1], eight[4 * j + 2], eight[4 * j + 3]
-        at = j * width
+    one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+    for group in range(count // 32):  # numba looks for negative indices, but not in unsigned numbers
+        first, at = np.uint64(4 * group), np.uint64(group * width)
+        a, b, c, d = eight[first], eight[first + one], eight[first + two], eight[first + three]
         if width == 2:
             _put(out, at, a | (b << np.uint64(16)) | (c << np.uint64(32)) | (d << np.uint64(48)))
         elif width == 3:
             _put(out, at, a | (b << np.uint64(24)) | (c << np.uint64(48)))
-            out[at + 2] = np.uint32((c >> np.uint64(16)) | (d << np.uint64(8)))
+            out[at + two] = np.uint32((c >> np.uint64(16)) | (d << np.uint64(8)))
         elif width == 5:
             _put(out, at, a | (b << np.uint64(40)))
-            _put(out, at + 2, (b >> np.uint64(24)) | (c << np.uint64(16)) | (d << np.uint64(56)))
-            out[at + 4] = np.uint32(d >> np.uint64(8))
+            _put(out, at + two, (b >> np.uint64(24)) | (c << np.uint64(16)) | (d << np.uint64(56)))
+            out[at + four] = np.uint32(d >> np.uint64(8))
         else:
             _put(out, at, a | (b << np.uint64(48)))
-            _put(out, at + 2, (b >> np.uint64(16)) | (c << np.uint64(32)))
-            _put(out, at + 4, (c >> np.uint64(32)) | (d << np.uint64(16)))
+            _put(out, at + two, (b >> np.uint64(16)) | (c << np.uint64(32)))
+            _put(out, at + four, (c >> np.uint64(32)) | (d << np.uint64(16)))
 
 
 @_inner
@@ -255,52 +287,44 @@ def _unpack(width: int, packed: Bytes, words: Words, steps: Bytes, eight: npt.ND
         for j in range(steps.size):
             steps[j] = packed[j]
         return
+    one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
     if width == 4:
         for j in range(eight.size):
             eight[j] = np.uint64(words[j])
     elif width == 5:
-        for j in range(eight.size // 4):
-            a, b, c, d, e = (
-                np.uint64(words[5 * j]),
-                np.uint64(words[5 * j + 1]),
-                np.uint64(words[5 * j + 2]),
-                np.uint64(words[5 * j + 3]),
-                np.uint64(words[5 * j + 4]),
-            )
-            eight[4 * j] = a | ((b & np.uint64(0xFF)) << np.uint64(32))
-            eight[4 * j + 1] = (b >> np.uint64(8)) | ((c & np.uint64(0xFFFF)) << np.uint64(24))
-            eight[4 * j + 2] = (c >> np.uint64(16)) | ((d & np.uint64(0xFFFFFF)) << np.uint64(16))
-            eight[4 * j + 3] = (d >> np.uint64(24)) | (e << np.uint64(8))
+        for group in range(eight.size // 4):  # unsigned, as in `_pack`
+            at, first = np.uint64(5 * group), np.uint64(4 * group)
+            a, b, c = np.uint64(words[at]), np.uint64(words[at + one]), np.uint64(words[at + two])
+            d, e = np.uint64(words[at + three]), np.uint64(words[at + four])
+            eight[first] = a | ((b & np.uint64(0xFF)) << np.uint64(32))
+            eight[first + one] = (b >> np.uint64(8)) | ((c & np.uint64(0xFFFF)) << np.uint64(24))
+            eight[first + two] = (c >> np.uint64(16)) | ((d & np.uint64(0xFFFFFF)) << np.uint64(16))
+            eight[first + three] = (d >> np.uint64(24)) | (e << np.uint64(8))
     elif width == 6:
-        for j in range(eight.size // 2):
-            a, b, c = (
-                np.uint64(words[3 * j]),
-                np.uint64(words[3 * j + 1]),
-                np.uint64(words[3 * j + 2]),
-            )
-            eight[2 * j] = a | ((b & np.uint64(0xFFFF)) << np.uint64(32))
-            eight[2 * j + 1] = (b >> np.uint64(16)) | (c << np.uint64(16))
+        for group in range(eight.size // 2):
+            at, first = np.uint64(3 * group), np.uint64(2 * group)
+            a, b, c = np.uint64(words[at]), np.uint64(words[at + one]), np.uint64(words[at + two])
+            eight[first] = a | ((b & np.uint64(0xFFFF)) << np.uint64(32))
+            eight[first + one] = (b >> np.uint64(16)) | (c << np.uint64(16))
     else:
-        for j in range(eight.size):
+        for group in range(eight.size):
             x = np.uint64(0)
             for k in range(width):
-                x |= np.uint64(packed[j * width + k]) << np.uint64(8 * k)
-            eight[j] = x
+                x |= np.uint64(packed[np.uint64(group * width + k)]) << np.uint64(8 * k)
+            eight[np.uint64(group)] = x
     field = np.uint64(width)
     gap1, gap2 = np.uint64(8) - field, np.uint64(16) - np.uint64(2) * field
     gap4 = np.uint64(32) - np.uint64(4) * field
-    four, two = (
-        (np.uint64(1) << (np.uint64(4) * field)) - np.uint64(1),
-        (np.uint64(1) << (np.uint64(2) * field)) - np.uint64(1),
-    )
-    one = (np.uint64(1) << field) - np.uint64(1)
-    two, one = two | (two << np.uint64(32)), one | (one << np.uint64(16))
-    one |= one << np.uint64(32)
+    fours = (one << (four * field)) - one
+    pairs = (one << (two * field)) - one
+    singles = (one << field) - one
+    pairs, singles = pairs | (pairs << np.uint64(32)), singles | (singles << np.uint64(16))
+    singles |= singles << np.uint64(32)
     for j in range(eight.size):  # insert the gaps between eight codes, last within pairs
         x = eight[j]
-        x = (x & four) | ((x & ~four) << gap4)
-        x = (x & two) | ((x & ~two) << gap2)
-        eight[j] = (x & one) | ((x & ~one) << gap1)
+        x = (x & fours) | ((x & ~fours) << gap4)
+        x = (x & pairs) | ((x & ~pairs) << gap2)
+        eight[j] = (x & singles) | ((x & ~singles) << gap1)
 
 
 @_inner
@@ -345,15 +369,44 @@ def _fit(least: Keys, most: Keys, top: np.float32, scales: Floats, biases: Float
 
 
 @_inner
+def _quotient(value: np.float32, scale: np.float32, inverse: np.float32, rest: np.float32) -> np.float32:
+    """value / scale, correctly rounded. inverse + rest: 1 / scale, and what rounding it took away.
+
+    With the rest, `near` is one of the two floats around the quotient. Then the remainder is exact, and the
+    last step rounds correctly (Markstein, IBM J. Res. Dev. 34, 1990). A remainder that underflows belongs to
+    a quotient that rounds to code 0.
+    """
+    near = _multiply_add(value, inverse, np.float32(value * rest))
+    remainder = _multiply_add(-near, scale, value)
+    return np.float32(_multiply_add(remainder, inverse, near))
+
+
+@_inner
+def _code(step: np.float32, top: np.float32) -> np.uint8:
+    """`step` clipped to 0 .. top and rounded to the nearest even number, which the adder does at 2 ** 23."""
+    near = np.float32(min(max(step, np.float32(0)), top) + np.float32(2.0**23))
+    return np.uint8(near.view(np.uint32) & np.uint32(0xFF))
+
+
+@_inner
 def _steps(
     values: Floats, groups: int, scales: Floats, biases: Floats, top: np.float32, steps: Bytes
 ) -> None:
-    """Writes the code of each value: its distance from the bias in scales, rounded, clipped to 0 .. top."""
+    """Writes the code of each value: its distance from the bias in scales, rounded, clipped to 0 .. top.
+
+    Where vectors are wide, the quotient is computed from the inverse. Division alone would take longer.
+    """
     for i in range(groups):
         scale, bias = scales[i], biases[i]
-        for j in range(values.shape[1]):
-            step = np.rint((values[i, j] - bias) / scale)
-            steps[i, j] = np.uint8(np.int32(min(max(step, np.float32(0)), top)))
+        if _WIDE and abs(scale) > np.float32(2.0**-60) and abs(scale) < np.float32(2.0**60):
+            inverse = np.float32(1) / scale
+            rest = _multiply_add(-inverse, scale, np.float32(1)) * inverse
+            for j in range(values.shape[1]):
+                value = np.float32(values[i, j] - bias)
+                steps[i, j] = _code(_quotient(value, scale, inverse, rest), top)
+        else:
+            for j in range(values.shape[1]):
+                steps[i, j] = _code((values[i, j] - bias) / scale, top)
 
 
 @_inner

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("numba")
 import mlx.core as mx
 
-from builder.engine.kernels import agreement, compiled
+from builder.engine.kernels import agreement, compiled, processor
 from builder.engine.kernels import cpu as kernels
 from builder.engine.kernels.cpu import SETTINGS, NonFinite, fuse_lora, quantize_widths
 
@@ -87,6 +87,44 @@ def test_any_finite_bit_pattern_matches_mlx(dtype: str, seed: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_magnitude_matches_mlx(dtype: str, std: float) -> None:
     assert_exact(random_weights(dtype, 64, 512, std=std, seed=3), dtype, ALL)
+
+
+@pytest.mark.parametrize("std", [1e17, 1e19, 1e30, 3e37])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_weights_too_large_for_an_inverse_match_mlx(dtype: str, std: float) -> None:
+    assert_exact(random_weights(dtype, 64, 512, std=std, seed=3), dtype, ALL)
+
+
+@pytest.mark.skipif(not processor.is_wide(), reason="the loops divide on this CPU")
+def test_the_quotient_from_an_inverse_is_that_of_a_division() -> None:
+    import numba
+
+    from builder.engine.kernels import jitted
+
+    @numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+    def wrong(values: Any, scales: Any) -> int:
+        found = 0
+        for value, scale in zip(values, scales):  # noqa: B905 - numba has no strict
+            inverse = np.float32(1) / scale
+            rest = jitted._multiply_add(-inverse, scale, np.float32(1)) * inverse
+            found += jitted._quotient(value, scale, inverse, rest) != value / scale
+        return found
+
+    draw, many = np.random.default_rng(0), 1 << 20
+    odd = draw.integers(1 << 22, 1 << 23, many, np.uint64) * 2 + 1  # 24 bits
+    whole = np.uint64((1 << 25) - 1)
+    reciprocal = odd.copy()
+    for _ in range(5):  # modulo 2 ** 25, each step doubles the bits that are right (Newton)
+        reciprocal = reciprocal * (2 - reciprocal * odd) & whole
+    below, above = reciprocal, whole + 1 - reciprocal
+    for middle, value in ((below, odd * below - 1), (above, odd * above + 1)):
+        assert not (value & whole).any()  # value / odd is as near to `middle` as a quotient can be
+        between = middle > whole // 2  # two floats
+        quotients = (value >> np.uint64(25))[between].astype(np.float32), odd[between].astype(np.float32)
+        assert len(quotients[0]) > many // 4 and wrong(*quotients) == 0
+        assert wrong(quotients[0] * np.float32(2.0**-40), -quotients[1] * np.float32(2.0**-70)) == 0
+    values, scales = (draw.integers(1 << 23, 1 << 24, many).astype(np.float32) for _ in range(2))
+    assert wrong(values, scales) == 0
 
 
 @pytest.mark.parametrize("group", [32, 64])

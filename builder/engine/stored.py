@@ -104,7 +104,7 @@ def stored_under(layer: Any) -> Stored | None:
     weight, factors = layer.linear.weight, (layer.lora_a, layer.lora_b)
     experts, _, columns = weight.shape
     dtype = "float32" if weight.dtype == mx.float32 else _HALF.get(weight.dtype, "")
-    if not dtype or any(each.dtype != mx.float32 for each in factors) or not available():
+    if not dtype or any(each.dtype != mx.float32 for each in factors) or not available(dtype):
         return None
     return Stored(weight, delta=Delta(layer.lora_a.reshape(experts, -1, columns), layer.lora_b, layer.scale))
 
@@ -169,7 +169,7 @@ def _kernel(stored: Stored) -> str:
     floats = stored.weight if stored.scales is None else stored.scales
     dtype = "float32" if floats.dtype == mx.float32 else _HALF.get(floats.dtype, "")
     if stored.scales is None:
-        return dtype if dtype and floats.dtype != mx.float32 and available() else ""
+        return dtype if dtype and floats.dtype != mx.float32 and available(dtype) else ""
     exact = stored.mode == "affine" and bool(dtype) and dequantize_agrees(dtype, stored.setting)
     return dtype if exact and stored.biases is not None else ""
 

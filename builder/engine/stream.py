@@ -22,8 +22,10 @@ from mlx.utils import tree_flatten
 from builder.console.words import one_line
 from builder.engine.block import NOWHERE, Block, Places, Recipe, Shard
 from builder.engine.config import with_dtype, written
+from builder.engine.fusing import DTYPES
 from builder.engine.inspect import as_quantization, quantizable_modules
 from builder.engine.kernels import cpu as kernels
+from builder.engine.kernels.signatures import SIZES
 from builder.engine.loading import LoadedAdapter, lora_layers, replacements
 from builder.engine.pool import Pool
 from builder.engine.pruning import prune_shard
@@ -105,13 +107,13 @@ class Stream:
             for request in requests
         }
         self._pruned = {request.name: request.pruned for request in requests if request.pruned is not None}
-        work = _work(model, requests)
-        compiled = work >= COMPILED_FROM and (kernels.ready() or work >= COMPILE_FROM)
+        work, kinds = _work(model, requests)
+        compiled = work >= COMPILED_FROM and (all(map(kernels.ready, kinds)) or work >= COMPILE_FROM)
         self._blocks = cut(model, adapter, compiled=compiled)
         self._pool = Pool()
         for block in self._blocks.values():
             block.survival, block.empty = survival, self._pool.empty
-        self._copied = not (compiled and kernels.available())
+        self._copied = not (compiled and all(map(kernels.available, kinds)))
         self.sources = self._sources(model, trace) if trace is not None else {}
         del model
         gc.collect()  # modules are in reference cycles, so without this every array stays alive
@@ -178,10 +180,13 @@ class Stream:
             mx.clear_cache()
 
 
-def _work(model: nn.Module, requests: Sequence[Request]) -> int:
-    """How many elements to quantize, counted once for each variant."""
-    sizes = {path: module.weight.size for path, module in quantizable_modules(model) if "weight" in module}
-    return sum(sizes.get(path, 0) for request in requests for path in request.quantization)
+def _work(model: nn.Module, requests: Sequence[Request]) -> tuple[int, set[str]]:
+    """How many elements to quantize, counted once for each variant, and the dtypes that kernels will meet."""
+    weights = {path: module.weight for path, module in quantizable_modules(model) if "weight" in module}
+    sizes = {path: weight.size for path, weight in weights.items()}
+    kinds = {DTYPES[weight.dtype] for weight in weights.values() if weight.dtype in DTYPES}
+    kinds |= {request.dtype for request in requests if request.dtype in SIZES}
+    return sum(sizes.get(path, 0) for request in requests for path in request.quantization), kinds
 
 
 def cut(model: nn.Module, adapter: LoadedAdapter | None, *, compiled: bool = True) -> dict[str, Block]:

@@ -44,7 +44,7 @@ def test_the_product_of_mlx(
     dtype: Any, how: tuple[str, int, int] | None, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiled:
-        monkeypatch.setattr(stored, "available", lambda: False)
+        monkeypatch.setattr(stored, "available", lambda dtype: False)
         monkeypatch.setattr(stored, "dequantize_agrees", lambda *_: False)
     weight, whole = stack(dtype, how)
     calls = [

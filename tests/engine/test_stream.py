@@ -96,7 +96,7 @@ def test_memory_does_not_grow_with_the_blocks(base: Path, how: str, tmp_path: Pa
     assert late - early < 3 * BLOCK
 
 
-@pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
+@pytest.mark.skipif(not kernels.available("bfloat16"), reason="no compiled kernels")
 def test_codes_lie_as_in_their_files(tmp_path: Path) -> None:
     """So the disk takes them from there. What the kernels make is the same wherever it lies."""
     one = dense("llama", hidden_size=512, intermediate_size=2560, num_hidden_layers=1, head_dim=128)

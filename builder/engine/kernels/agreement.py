@@ -34,7 +34,7 @@ def verify(dtype: str) -> frozenset[Setting]:
 
     Empty when the kernels are not available. The comparison runs once per process and dtype.
     """
-    return _verified(dtype) if available() else frozenset()
+    return _verified(dtype) if available(dtype) else frozenset()
 
 
 def dequantize_agrees(dtype: str, setting: Setting) -> bool:
@@ -42,7 +42,7 @@ def dequantize_agrees(dtype: str, setting: Setting) -> bool:
 
     False when the kernels are not available. The comparison runs once per process and dtype.
     """
-    return available() and setting in _dequantized_alike(dtype)
+    return available(dtype) and setting in _dequantized_alike(dtype)
 
 
 def fuse_agrees(dtype: str, layout: Layout, rows: int, rank: int, columns: int) -> bool:
@@ -51,7 +51,7 @@ def fuse_agrees(dtype: str, layout: Layout, rows: int, rank: int, columns: int) 
     The factors are float32. False when the kernels are not available. The comparison runs once per process
     and shape, on at most 1024 rows, because a BLAS may add in another order for another shape.
     """
-    return available() and _fuse_verified(dtype, layout, min(rows, 1024), rank, columns)
+    return available(dtype) and _fuse_verified(dtype, layout, min(rows, 1024), rank, columns)
 
 
 @functools.cache

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.engine.kernels import processor
-from builder.engine.kernels.signatures import CHUNK, SCRATCH, SIGNATURES, SIZES, TILE, CannotCompile
+from builder.engine.kernels.signatures import CHUNK, SCRATCH, SIGNATURES, TILE, CannotCompile
 
 Array = npt.NDArray[Any]
 
@@ -69,7 +69,8 @@ def quantize_span(
     memory = np.empty((SCRATCH, CHUNK + _APART), np.uint32)
     pieces = _rows(memory)
     return _call(
-        f"quantize_span_{8 * raw.itemsize}",
+        "quantize_span",
+        8 * raw.itemsize,
         kind,
         raw.ctypes.data,
         original.ctypes.data,
@@ -104,7 +105,8 @@ def dequantize_span(
     memory = np.empty((SCRATCH, CHUNK + _APART), np.uint32)
     pieces = _rows(memory)
     _call(
-        f"dequantize_span_{8 * scales.itemsize}",
+        "dequantize_span",
+        8 * scales.itemsize,
         kind,
         codes.ctypes.data,
         scales.ctypes.data,
@@ -122,7 +124,7 @@ def widen_span(kind: int, raw: Array, first: int, last: int, out: npt.NDArray[np
 
     Raises CannotCompile.
     """
-    _call(f"widen_span_{8 * raw.itemsize}", kind, raw.ctypes.data, first, last, out.ctypes.data)
+    _call("widen_span", 8 * raw.itemsize, kind, raw.ctypes.data, first, last, out.ctypes.data)
 
 
 def fuse_rows(
@@ -141,7 +143,8 @@ def fuse_rows(
     memory = np.empty((2, TILE + _APART), np.uint32)
     pieces = _rows(memory)
     _call(
-        f"fuse_rows_{8 * raw.itemsize}",
+        "fuse_rows",
+        8 * raw.itemsize,
         kind,
         raw.ctypes.data,
         left.ctypes.data,
@@ -171,8 +174,8 @@ def _rows(memory: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
     return np.array([start + row * step for row in range(len(memory))], np.uint64)
 
 
-def _call(name: str, *arguments: int) -> int:
-    loops = load()
+def _call(name: str, size: int, *arguments: int) -> int:
+    loops = load(size)
     if loops is None:
         raise CannotCompile("the loops cannot be used here")
     result = ctypes.c_int64()
@@ -186,33 +189,36 @@ def _call(name: str, *arguments: int) -> int:
 
 @dataclass(frozen=True)
 class Loops:
-    """The loops by name, each for one size of stored values. `engine` keeps their code in memory."""
+    """The loops by name. `engine` keeps their code in memory."""
 
     functions: Mapping[str, Callable[..., int]]
     engine: object
 
 
-def load() -> Loops | None:
-    """The loops, compiled first if this machine has no compiled code. None, with a warning, if that fails."""
+def load(size: int) -> Loops | None:
+    """The loops for stored values of `size` bits, compiled first if this machine has no compiled code.
+
+    None, with a warning, if that fails.
+    """
     with _LOADING:
-        return _loaded()
+        return _loaded(size)
 
 
-def is_kept() -> bool:
+def is_kept(size: int) -> bool:
     """Whether `load` will find compiled code."""
     try:
-        return _kept().exists()
+        return _kept(size).exists()
     except ImportError:
         return False
 
 
 @functools.cache
-def _loaded() -> Loops | None:
+def _loaded(size: int) -> Loops | None:
     try:
-        code = _read(_kept())
+        code = _read(_kept(size))
         if code is None:
-            code = _compiled()
-            _keep(_kept(), code)
+            code = _compiled(size)
+            _keep(_kept(size), code)
         return _functions(code)
     except Exception as error:  # numba or LLVM is not as expected. mlx gives the same result more slowly
         warnings.warn(
@@ -221,13 +227,13 @@ def _loaded() -> Loops | None:
         return None
 
 
-def _compiled() -> bytes:
+def _compiled(size: int) -> bytes:
     import numba
 
     numba.config.CPU_FEATURES = processor.features()  # numba looks once, when it meets its first function
     from builder.engine.kernels.machine_code import make
 
-    return make(processor.target())
+    return make(processor.target(), size)
 
 
 def _functions(code: bytes) -> Loops:
@@ -240,18 +246,17 @@ def _functions(code: bytes) -> Loops:
     for name, arguments in SIGNATURES.items():
         kinds = [ctypes.c_int64 if letter == "i" else ctypes.c_void_p for letter in arguments]
         prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *kinds)
-        for size in SIZES:
-            functions[f"{name}_{size}"] = prototype(engine.get_function_address(f"{name}_{size}"))
+        functions[name] = prototype(engine.get_function_address(name))
     return Loops(functions, engine)
 
 
 @functools.cache
-def _kept() -> Path:
+def _kept(size: int) -> Path:
     """The file for the code of these loops, this numba, this LLVM and this CPU."""
     here = Path(__file__).parent
     texts = [(here / f"{name}.py").read_text() for name in _MAKERS]
     stamp = "\n".join([version("numba"), version("llvmlite"), processor.name(), processor.features(), *texts])
-    return cache_directory() / f"loops-{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.o"
+    return cache_directory() / f"loops-{size}-{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.o"
 
 
 def _read(path: Path) -> bytes | None:

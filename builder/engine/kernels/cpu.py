@@ -23,6 +23,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from builder.engine.kernels.signatures import SIZES
+
 Array = npt.NDArray[Any]
 Setting = tuple[int, int]  # bits, group size
 Empty = Callable[..., Array]  # as numpy.empty
@@ -69,8 +71,8 @@ class QuantizedArrays:
     loss: Loss | None = None
 
 
-def available() -> bool:
-    """Whether the kernels can be used: mlx computes on the CPU, and numba is installed and works."""
+def available(dtype: str) -> bool:
+    """Whether kernels for `dtype` can be used: mlx computes on the CPU, and numba is installed and works."""
     if not _has_numba():
         return False
     import mlx.core as mx
@@ -79,7 +81,7 @@ def available() -> bool:
         return False
     from builder.engine.kernels import compiled
 
-    return compiled.load() is not None
+    return compiled.load(SIZES[dtype]) is not None
 
 
 @functools.cache
@@ -87,13 +89,13 @@ def _has_numba() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def ready() -> bool:
-    """Whether the kernels can be used without compiling them first."""
+def ready(dtype: str) -> bool:
+    """Whether kernels for `dtype` can be used without compiling them first."""
     if not _has_numba():
         return False
     from builder.engine.kernels import compiled
 
-    return compiled.is_kept()
+    return compiled.is_kept(SIZES[dtype])
 
 
 def quantize_widths(
@@ -147,10 +149,8 @@ def quantize_widths(
 
     def quantize(piece: int) -> None:
         first, last = starts[piece], min(starts[piece] + PIECE, flat.size)
-        if (
-            compiled.quantize_span(KINDS[dtype], flat, first, last, table, codes, params, before, sums[piece])
-            >= 0
-        ):
+        span = KINDS[dtype], flat, first, last
+        if compiled.quantize_span(*span, table, codes, params, before, sums[piece]) >= 0:
             raise NonFinite("NaN or infinity")
 
     _each(quantize, len(starts), threads)

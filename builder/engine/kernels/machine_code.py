@@ -11,19 +11,19 @@ import numba
 from numba import types
 
 from builder.engine.kernels import jitted
-from builder.engine.kernels.signatures import SIGNATURES, SIZES, CannotCompile
+from builder.engine.kernels.signatures import SIGNATURES, CannotCompile
 
 
-def make(machine: Any) -> bytes:
-    """An object file with the loops, under the names that `compiled` uses.
+def make(machine: Any, size: int) -> bytes:
+    """An object file with the loops for stored values of `size` bits, under the names that `compiled` uses.
 
     machine: an llvmlite TargetMachine. Raises CannotCompile if the functions that numba makes have another
     type than `compiled` expects, or if the loops call functions of numba or Python.
     """
     whole = llvm.parse_assembly("")
-    for name, symbol, text in _loops():
+    for name, symbol, text in _loops(size):
         module = llvm.parse_assembly(text)
-        arguments = ("i64" if letter == "i" else "ptr" for letter in SIGNATURES[name.rpartition("_")[0]])
+        arguments = ("i64" if letter == "i" else "ptr" for letter in SIGNATURES[name])
         found = str(module.get_function(symbol).global_value_type)
         if found != f"i32 ({', '.join(('ptr', 'ptr', *arguments))})":
             raise CannotCompile(f"numba {version('numba')} makes functions of the type {found}")
@@ -42,8 +42,8 @@ def make(machine: Any) -> bytes:
     return code
 
 
-def _loops() -> Iterator[tuple[str, str, str]]:
-    """Yields name, symbol and LLVM IR of each loop that Python calls, for each size of stored values.
+def _loops(size: int) -> Iterator[tuple[str, str, str]]:
+    """Yields name, symbol and LLVM IR of each loop that Python calls, for stored values of `size` bits.
 
     As numba compiles them, the loops take a pointer to their result, a pointer to an exception, and their
     arguments. They never set the exception, and they return 0.
@@ -51,20 +51,18 @@ def _loops() -> Iterator[tuple[str, str, str]]:
     i64, pointers = types.int64, types.CPointer(types.voidptr)
     table, sums = types.CPointer(i64), types.CPointer(types.float64)
     untyped, word, floats = types.voidptr, types.CPointer(types.uint32), types.CPointer(types.float32)
-    for size in SIZES:
-        raw = types.CPointer(getattr(types, f"uint{size}"))
-        quantize = i64(i64, raw, raw, i64, i64, i64, table, i64, word, i64, raw, i64, sums, pointers)
-        dequantize = i64(i64, untyped, raw, raw, i64, i64, i64, i64, untyped, pointers)
-        signatures = {
-            jitted.quantize_span: quantize,
-            jitted.dequantize_span: dequantize,
-            jitted.widen_span: i64(i64, raw, i64, i64, word),
-            jitted.fuse_rows: i64(i64, raw, floats, floats, i64, i64, i64, i64, raw, pointers),
-        }
-        for function, signature in signatures.items():
-            compiled = numba.njit(
-                signature, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-            )(function)
-            (made,) = compiled.overloads.values()
-            name = f"{function.__name__}_{size}"
-            yield name, made.fndesc.llvm_func_name, made.library.get_llvm_str()
+    raw = types.CPointer(getattr(types, f"uint{size}"))
+    quantize = i64(i64, raw, raw, i64, i64, i64, table, i64, word, i64, raw, i64, sums, pointers)
+    dequantize = i64(i64, untyped, raw, raw, i64, i64, i64, i64, untyped, pointers)
+    signatures = {
+        jitted.quantize_span: quantize,
+        jitted.dequantize_span: dequantize,
+        jitted.widen_span: i64(i64, raw, i64, i64, word),
+        jitted.fuse_rows: i64(i64, raw, floats, floats, i64, i64, i64, i64, raw, pointers),
+    }
+    for function, signature in signatures.items():
+        compiled = numba.njit(signature, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(
+            function
+        )
+        (made,) = compiled.overloads.values()
+        yield function.__name__, made.fndesc.llvm_func_name, made.library.get_llvm_str()

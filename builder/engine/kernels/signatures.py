@@ -12,7 +12,7 @@ SIGNATURES = {  # i: int64, p: pointer
     "widen_span": "ipiip",
     "fuse_rows": "ipppiiiipp",
 }
-SIZES = (16, 32)  # bits of a stored value
+SIZES = {"bfloat16": 16, "float16": 16, "float32": 32}  # bits of a stored value: there are loops for each
 
 
 class CannotCompile(RuntimeError):

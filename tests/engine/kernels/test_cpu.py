@@ -375,9 +375,9 @@ def test_factors_that_do_not_fit_are_refused() -> None:
 
 
 def test_not_available_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kernels.available()
+    assert kernels.available("bfloat16")
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    assert not kernels.available()
+    assert not kernels.available("bfloat16")
     assert agreement.verify("bfloat16") == frozenset()
     assert not agreement.fuse_agrees("bfloat16", "linear", 64, 8, 64)
 
@@ -387,7 +387,7 @@ import sys, warnings
 import numpy as np
 from builder.engine.kernels import agreement, compiled, signatures
 from builder.engine.kernels import cpu as kernels
-print(kernels.ready())
+print(kernels.ready("bfloat16"))
 made = kernels.quantize_widths(np.full((8, 64), 0x3F80, np.uint16), "bfloat16", [(4, 64)])
 print("numba" in sys.modules, agreement.verify("bfloat16") == kernels.SETTINGS)
 """
@@ -416,6 +416,15 @@ def test_code_is_compiled_once_on_a_machine_and_loaded_without_numba(tmp_path: P
         assert compiled._read(kept) is None
     assert fresh(tmp_path)[1] == "True True"
     assert [*(tmp_path / "modelkiln").iterdir()] == [kept] and compiled._read(kept) is not None
+
+
+@pytest.mark.slow
+def test_loops_for_float32_are_compiled_when_a_weight_has_that_type(tmp_path: Path) -> None:
+    assert fresh(tmp_path) == ["False", "True True"]
+    wide = WORK.replace("np.uint16", "np.float32").replace('"bfloat16"', '"float32"')
+    assert fresh(tmp_path, wide) == ["False", "True True"]
+    assert fresh(tmp_path, wide) == ["True", "False True"]
+    assert sorted(path.name[:9] for path in (tmp_path / "modelkiln").iterdir()) == ["loops-16-", "loops-32-"]
 
 
 @pytest.mark.slow
@@ -450,7 +459,7 @@ from builder.engine.kernels import agreement, compiled, jitted, signatures
 from builder.engine.kernels import cpu as kernels
 getpid = numba.types.ExternalFunction("getpid", numba.types.int32())
 {change}
-print(kernels.available(), agreement.verify("bfloat16"))
+print(kernels.available("bfloat16"), agreement.verify("bfloat16"))
 print(agreement.fuse_agrees("bfloat16", "linear", 64, 8, 64))
 """
     first, second, *rest = fresh(tmp_path, code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -416,6 +417,21 @@ def test_code_is_compiled_once_on_a_machine_and_loaded_without_numba(tmp_path: P
         assert compiled._read(kept) is None
     assert fresh(tmp_path)[1] == "True True"
     assert [*(tmp_path / "modelkiln").iterdir()] == [kept] and compiled._read(kept) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a kind of x86-64 CPU")
+def test_a_cpu_that_cannot_multiply_and_add_at_once_gets_loops_without(tmp_path: Path) -> None:
+    code = f"""
+import numba
+from builder.engine.kernels import processor
+processor.name = lambda: "nehalem"
+processor._own = lambda: "+sse4.2,+popcnt,-avx,-avx2,-avx512f,-fma,-fma4"
+numba.config.CPU_NAME = processor.name()
+{WORK}
+print(processor.is_wide())
+"""
+    assert fresh(tmp_path, code) == ["False", "True True", "False"]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from builder.store import locks, tmp
 from builder.store.format import open_store
 from builder.store.layout import Store
 from tests.conftest import PATIENCE
+from tests.open_files import DESCRIPTORS, open_below
 
 KEYS = [make_key("lock", n) for n in range(40)]
 
@@ -140,14 +141,11 @@ def test_no_keys_no_locks(store: Store) -> None:
     assert [p.name for p in store.locks.iterdir()] == ["gc"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+@pytest.mark.skipif(not DESCRIPTORS.exists(), reason="counts descriptors in /proc")
 def test_many_keys_hold_few_descriptors(store: Store) -> None:
-    def descriptors() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    before = descriptors()
     with locks.acquire(store, [make_key("many", n) for n in range(2000)]):
-        assert descriptors() - before <= locks.STRIPES
+        assert 0 < len(open_below(store.locks)) <= locks.STRIPES
+    assert not open_below(store.locks)
 
 
 def test_a_session_is_live_until_it_ends(store: Store) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from builder.engine.rounding.shelf import Growing, Shelf
 from builder.engine.rounding.walk import Run, walk
 from builder.errors import EngineError
 from tests.engine.rounding.models import model, text
+from tests.open_files import DESCRIPTORS, open_below
 
 # Layers that return one array, also where they are given several. Layers that are not cut along the first
 # dimension.
@@ -49,11 +49,6 @@ def runs(path: str, layer: nn.Module, run: Run) -> Any:
     return run()
 
 
-def open_files() -> int:
-    gc.collect()
-    return sum(1 for _ in Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd").iterdir())
-
-
 @pytest.mark.parametrize(
     "name",
     [*ON_DISK[:2], *IN_MEMORY, *(pytest.param(name, marks=pytest.mark.slow) for name in ON_DISK[2:])],
@@ -61,11 +56,12 @@ def open_files() -> int:
 def test_the_disk_changes_no_bit(name: str, new_file: Any, tmp_path: Path) -> None:
     tokens = text(7, 12)
     expected = walk(model(name), tokens, runs)
-    before, shelf, named = open_files(), Shelf(new_file, 0), set[str]()
+    shelf, named, opened = Shelf(new_file, 0), set[str](), list[int]()
 
     def visit(path: str, layer: nn.Module, run: Run) -> Any:
         run.watch(list)
         named.update(each.name for each in tmp_path.iterdir())
+        opened.append(len(open_below(tmp_path)))
         return run()
 
     made = walk(model(name), tokens, visit, shelf=shelf)
@@ -74,8 +70,10 @@ def test_the_disk_changes_no_bit(name: str, new_file: Any, tmp_path: Path) -> No
     del made
     assert not named
     assert not list(tmp_path.iterdir())
-    assert open_files() == before
+    gc.collect()
     assert not shelf._stored
+    assert not open_below(tmp_path)
+    assert any(opened) is (name in ON_DISK and DESCRIPTORS.exists())
 
 
 def test_the_limit_counts_what_is_alive(new_file: Any) -> None:

@@ -9,7 +9,7 @@ DESCRIPTORS = Path("/proc/self/fd")  # Linux
 
 
 def open_below(folder: Path) -> list[str]:
-    """The open files of a folder, deleted ones too, once for each descriptor. None where nobody can tell."""
+    """The open files of a folder, deleted ones too, once for each descriptor. Empty where nobody can tell."""
     found = []
     for each in DESCRIPTORS.iterdir() if DESCRIPTORS.exists() else ():
         try:

@@ -25,7 +25,6 @@ from builder.engine.config import with_dtype, written
 from builder.engine.fusing import DTYPES
 from builder.engine.inspect import as_quantization, quantizable_modules
 from builder.engine.kernels import cpu as kernels
-from builder.engine.kernels.signatures import SIZES
 from builder.engine.loading import LoadedAdapter, lora_layers, replacements
 from builder.engine.pool import Pool
 from builder.engine.pruning import prune_shard
@@ -185,7 +184,7 @@ def _work(model: nn.Module, requests: Sequence[Request]) -> tuple[int, set[str]]
     weights = {path: module.weight for path, module in quantizable_modules(model) if "weight" in module}
     sizes = {path: weight.size for path, weight in weights.items()}
     kinds = {DTYPES[weight.dtype] for weight in weights.values() if weight.dtype in DTYPES}
-    kinds |= {request.dtype for request in requests if request.dtype in SIZES}
+    kinds |= {request.dtype for request in requests if request.dtype in kernels.KINDS}
     return sum(sizes.get(path, 0) for request in requests for path in request.quantization), kinds
 
 

@@ -32,13 +32,8 @@ Array = npt.NDArray[Any]
 _APART = 48  # words between two pieces: at multiples of 4 KiB they would evict each other from the cache
 _LINE = 64  # bytes: vectors that begin elsewhere lie in two lines of the cache
 
-_MAKERS = (
-    "jitted",
-    "machine_code",
-    "processor",
-    "compiled",
-    "signatures",
-)  # modules that the code depends on
+# The modules that the code depends on.
+_MAKERS = ("jitted", "machine_code", "processor", "compiled", "signatures")
 _DIGEST = hashlib.sha256().digest_size
 _LOADING = Lock()
 

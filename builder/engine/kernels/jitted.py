@@ -4,10 +4,11 @@ Importing this module imports numba. Only `machine_code` imports this module, on
 code that a machine keeps is valid for the files that `compiled` names. So everything that is compiled must
 stay in this file.
 
-The loops repeat mlx's CPU arithmetic operation for operation. So the order of the float32 operations matters,
-and no fast-math flag is set. Only integer work may be rearranged. Minima and maxima are taken over integer
-keys that sort like the floats. This lets the compiler vectorize them, and NaN and infinity become the largest
-keys. Codes are packed eight at a time inside 64-bit words.
+The loops repeat mlx's CPU arithmetic operation for operation, but for a quotient that is rounded alike
+(`_quotient`). So the order of the float32 operations matters, and no fast-math flag is set. Only integer work
+may be rearranged. Minima and maxima are taken over integer keys that sort like the floats. This lets the
+compiler vectorize them, and NaN and infinity become the largest keys. Codes are packed eight at a time inside
+64-bit words.
 
 One walk over the weights handles `CHUNK` elements at a time. They are widened to float32 once and stay in the
 first-level cache while every setting is made from them. The loops start no threads, allocate nothing and
@@ -38,7 +39,7 @@ Keys = npt.NDArray[np.int32]
 BFLOAT16, FLOAT16, FLOAT32 = 0, 1, 2
 WIDE, DELTA, RESTORED, CODES, KEYS, LOW, HIGH, SCALES, BIASES = range(SCRATCH)  # pieces of working memory
 
-_WIDE = processor.is_wide()
+_BY_INVERSE = processor.is_wide()  # whether a quotient is computed from the inverse of the scale
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -72,7 +73,7 @@ def _expect(typing: Any, address: Any) -> Any:
 
 @numba.extending.intrinsic  # type: ignore[untyped-decorator]
 def _multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c in float32, rounded once. Only for CPUs that can (`_WIDE`): others would call a function."""
+    """a * b + c in float32, rounded once. Only where `_BY_INVERSE`: other CPUs may call a function for it."""
 
     def emit(_: Any, builder: Any, __: Any, given: Any) -> Any:
         return builder.fma(*given)
@@ -398,7 +399,7 @@ def _steps(
     """
     for i in range(groups):
         scale, bias = scales[i], biases[i]
-        if _WIDE and abs(scale) > np.float32(2.0**-60) and abs(scale) < np.float32(2.0**60):
+        if _BY_INVERSE and abs(scale) > np.float32(2.0**-60) and abs(scale) < np.float32(2.0**60):
             inverse = np.float32(1) / scale
             rest = _multiply_add(-inverse, scale, np.float32(1)) * inverse
             for j in range(values.shape[1]):

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import json
+import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from builder.sources.adapters.reading import read_adapter
 from builder.sources.adapters.tensors import load_merges, load_tensors
 from builder.spec.types import Adapter, Quantization, Variant
 from builder.weights import pieces
+from builder.weights.pieces import Rows
 from builder.weights.safetensors import read_header
 from builder.weights.shards import RawTensor
 from builder.weights.structure import Structure, TensorSpec, shard_tensors
@@ -50,8 +52,14 @@ VARIANTS = (
 )
 
 
-def read_into_place(streamed: Stream, structure: Structure, base: Path) -> None:
-    """Gives a stream all bytes that it takes, straight from the files, as a pass does."""
+def read_into_place(
+    streamed: Stream, structure: Structure, base: Path, variants: Sequence[str] = ()
+) -> set[str]:
+    """Gives a stream all bytes that it takes, straight from the files, as a pass does.
+
+    variants: weights that all of these quantize are given row by row, in any order. Returns their names.
+    """
+    given: set[str] = set()
     files = [read_header(path, "base") for path in sorted(base.glob("model*.safetensors"))]
     parameters = [parameter.tensor for parameter in structure.parameters]
     for block, room in pieces.rooms(streamed.sources, parameters, files).items():
@@ -59,7 +67,16 @@ def read_into_place(streamed: Stream, structure: Structure, base: Path) -> None:
         for piece in room.pieces:
             data = np.fromfile(piece.path, np.uint8, piece.end - piece.start, offset=piece.start)
             arrays[piece.parameter][piece.at : piece.at + len(data)] = data
-        streamed.place(block, arrays)
+        by_rows = streamed.by_rows(block, room.units, variants, "test") if variants else {}
+        some = [
+            Rows(block, name, at, arrays[name].data[at : at + 7 * row])
+            for name, row in by_rows.items()
+            for at in range(0, room.sizes[name], 7 * row)
+        ]
+        streamed.take_rows(random.Random(0).sample(some, len(some)))
+        streamed.place(block, {name: array for name, array in arrays.items() if name not in by_rows})
+        given |= by_rows.keys()
+    return given
 
 
 @dataclass(frozen=True)
@@ -111,6 +128,9 @@ def compare(architecture: Architecture, folder: Path) -> Comparison:
     ours = stream(base, adapter, made, structure=structure)
     plain = stream(base, adapter, made[:1], structure=structure, compiled=False)
     found = differences(plain[made[0].name], ours[made[0].name])
+    quantized = [variant for variant in made if variant.is_quantized]
+    arrived = stream(base, adapter, quantized, structure=structure, by_rows=True) if quantized else {}
+    found += [line for name in arrived for line in differences(arrived[name], ours[name])]
     again = {v.name: differences(ours[v.name], theirs[v.name]) for v in made}
     if any(again.values()):
         again = {
@@ -147,10 +167,11 @@ def stream(
     structure: Structure | None = None,
     dequantize: bool = False,
     compiled: bool = True,
+    by_rows: bool = False,
 ) -> dict[str, Made]:
     """All variants by our engine, block by block; what the plan predicted of each block is checked.
 
-    `compiled` False: without the CPU kernels, as on a GPU.
+    `compiled` False: without the CPU kernels, as on a GPU. by_rows: weights are computed as they come in.
     """
     if not compiled:
         with (
@@ -166,7 +187,7 @@ def stream(
     with mock.patch.object(stream_module, "COMPILED_FROM", 0):  # the models here are too small to pay
         streamed = Stream(model, config, requests, change, trace=trace)
     del model, trace
-    read_into_place(streamed, structure, base)
+    read_into_place(streamed, structure, base, [v.name for v in variants] if by_rows else ())
     tensors: dict[str, dict[str, RawTensor]] = {v.name: {} for v in variants}
     for block in structure.blocks:
         shards = streamed.take(block, [v.name for v in variants], "test")

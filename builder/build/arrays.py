@@ -10,12 +10,14 @@ straight into its place (builder.build.feed).
 
 from __future__ import annotations
 
+import mmap
 import threading
+from collections import deque
 from collections.abc import Collection, Container, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from builder.store.disk.direct import ALIGNED
-from builder.weights.pieces import Room, Span
+from builder.weights.pieces import Room, Rows, Span
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,23 +26,45 @@ if TYPE_CHECKING:
 
 # Bytes up to which a parameter has an array of its own: norms are not copied before they are written.
 _SMALL = 1 << 20
+_TOGETHER = 1 << 23  # bytes of rows that are worth several threads
 _APART = 64  # bytes: where parameters begin that the disk cannot write into their place
 _WORD = 8  # bytes: where any number may begin
+
+
+class Batch(NamedTuple):
+    """Rows in one buffer, and the block of each parameter's piece that ends with them."""
+
+    rows: list[Rows]
+    ends: list[str]
+    buffer: mmap.mmap
 
 
 class BlockArrays:
     """The arrays of the blocks in `rooms`. Threads share them; each waits here until it may go on.
 
-    ahead: the blocks beside which the next one may be in memory.
+    ahead: the blocks beside which the next one may be in memory. rows: parameters without an array. Their
+    rows are given away as they come in. A block with nothing else that is large never waits.
     """
 
-    def __init__(self, rooms: Mapping[str, Room], ahead: Container[str]) -> None:
+    def __init__(
+        self, rooms: Mapping[str, Room], ahead: Container[str], rows: Container[str] = frozenset()
+    ) -> None:
         from builder.engine.pool import Pool
 
         self._rooms, self._ahead = rooms, ahead
+        self._sizes = {
+            block: {name: size for name, size in room.sizes.items() if name not in rows}
+            for block, room in rooms.items()
+        }
+        self._light = {
+            block
+            for block, sizes in self._sizes.items()
+            if len(sizes) < len(rooms[block].sizes) and not _space(sizes)
+        }
+        self._batches: deque[Batch] = deque()
         self._left = {block: len(room.pieces) for block, room in rooms.items()}
         self._pool = Pool()  # of arrays that hold any block
-        self._largest = max(map(_space, rooms.values()), default=0)
+        self._largest = max(map(_space, self._sizes.values()), default=0)
         self._open: dict[str, dict[str, Bytes]] = {}
         self._asked = dict(self._left)  # pieces that nobody asked the disk for
         self._coming: set[str] = set()  # asked for to the end, and not complete
@@ -62,7 +86,7 @@ class BlockArrays:
         if block not in self._rooms:
             return {}
         with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or self._left[block] == 0)
+            self._changed.wait_for(lambda: self._error is not None or self._is_complete(block))
             if self._error is not None:
                 raise self._error
             self._taken = block
@@ -80,6 +104,32 @@ class BlockArrays:
             if self._taken == block:
                 self._taken = None
             self._changed.notify_all()
+
+    def batches(self, block: str | None) -> list[Batch]:
+        """Some rows that came in, without those that nobody wants. Waits for them.
+
+        None once a block is complete (without one: once everything is read), or when reading failed.
+        """
+
+        def is_complete() -> bool:
+            return self._closed if block is None else self._is_complete(block)
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or bool(self._batches) or is_complete())
+            if self._error is not None or (block is not None and is_complete()):
+                return []
+            found, size = list[Batch](), 0
+            left = self._left.get(block or "", 1)
+            while self._batches and size < _TOGETHER and left:  # rows behind the block wait for the next one
+                batch = self._batches.popleft()
+                left -= batch.ends.count(block or "")
+                rows = [rows for rows in batch.rows if rows.block not in self._skipped]
+                size += sum(len(each.data) for each in rows)
+                found.append(batch._replace(rows=rows))
+            return found
+
+    def _is_complete(self, block: str) -> bool:
+        return block not in self._rooms or self._left[block] == 0
 
     def finish(self) -> None:
         """Waits until everything is read. Raises what reading raised."""
@@ -121,7 +171,7 @@ class BlockArrays:
             return self._closed or block in self._skipped or self._has_room(first)
 
         with self._changed:
-            if block not in self._open:
+            if block not in self._open and block not in self._light:
                 self._changed.wait_for(may_go_on)
             return None if self._closed or block in self._skipped else self._arrays(block)
 
@@ -129,7 +179,7 @@ class BlockArrays:
         """The end of one more piece of a block is asked for. It gets into its place later (`count`)."""
         with self._changed:
             self._asked[block] -= 1
-            if self._asked[block] == 0 and block not in self._skipped:
+            if self._asked[block] == 0 and not (block in self._skipped or block in self._light):
                 self._coming.add(block)
 
     def count(self, block: str) -> None:
@@ -138,8 +188,15 @@ class BlockArrays:
             self._left[block] -= 1
             if self._left[block] == 0 and block not in self._skipped:
                 self._coming.discard(block)
-                self._whole.add(block)
+                if block not in self._light:
+                    self._whole.add(block)
                 self._changed.notify_all()
+
+    def give(self, batch: Batch) -> None:
+        """Rows that came in, for whoever computes the blocks."""
+        with self._changed:
+            self._batches.append(batch)
+            self._changed.notify_all()
 
     def close(self, error: BaseException | None = None) -> None:
         """Nothing more is read. `error`: why."""
@@ -161,7 +218,7 @@ class BlockArrays:
             begin = whole.ctypes.data
             firsts = _firsts(self._rooms[block])
             self._open[block] = {}
-            for name, size in self._rooms[block].sizes.items():
+            for name, size in self._sizes[block].items():
                 if size < _SMALL:
                     self._open[block][name] = np.empty(size, np.uint8)
                     continue
@@ -180,5 +237,5 @@ def _firsts(room: Room) -> dict[str, int]:
     return found
 
 
-def _space(room: Room) -> int:
-    return sum(size + ALIGNED for size in room.sizes.values() if size >= _SMALL)
+def _space(sizes: Mapping[str, int]) -> int:
+    return sum(size + ALIGNED for size in sizes.values() if size >= _SMALL)

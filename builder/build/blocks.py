@@ -25,6 +25,7 @@ from builder.store import blobs
 from builder.store.locks import acquire
 from builder.store.types import Record
 from builder.weights import shards
+from builder.weights.pieces import Room
 from builder.weights.structure import TensorSpec
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class _Block:
     """
 
     name: str
-    wanted: Future[Mapping[Key, tuple[TargetPlan, Action]]] = field(default_factory=Future)
+    wanted: Future[Wanted] = field(default_factory=Future)
     made: Future[dict[Key, _Made]] = field(default_factory=Future)
 
 
@@ -66,13 +67,41 @@ class _Made:
     survival: str
 
 
+Wanted = Mapping[Key, tuple[TargetPlan, Action]]  # what to make of one block
+
+
+def by_block(targets: Sequence[TargetPlan], todo: Mapping[str, Sequence[Action]]) -> dict[str, Wanted]:
+    """Block -> what to make of it, for which target. todo: the actions of each target, by its name."""
+    found: dict[str, dict[Key, tuple[TargetPlan, Action]]] = {}
+    for target in targets:
+        for action in todo[target.name]:
+            found.setdefault(action.block, {}).setdefault(action.key, (target, action))
+    return dict(found)
+
+
+def by_rows(
+    stream: Stream,
+    converters: Mapping[str, Converter],
+    todo: Mapping[str, Wanted],
+    rooms: Mapping[str, Room],
+    blocks: Container[str],
+) -> dict[str, int]:
+    """The parameters of `blocks` that are computed row by row, as they are read, and the bytes of a row."""
+    found: dict[str, int] = {}
+    for name, wanted in todo.items():
+        if name in blocks and name in rooms:
+            variants, model, places = _takes(converters, wanted)
+            found |= stream.by_rows(name, rooms[name].units, variants, model, places)
+    return found
+
+
 def make_blocks(
     ledger: Ledger,
-    targets: Sequence[TargetPlan],
-    todo: Mapping[str, Sequence[Action]],
+    todo: Mapping[str, Wanted],
     stream: Stream,
     converters: Mapping[str, Converter],
     feed: Feed,
+    whole: Container[str],
     order: Sequence[str],
     ahead: Container[str],
     check: Callable[[], None],
@@ -82,18 +111,14 @@ def make_blocks(
 ) -> None:
     """Walk the blocks once, in `order`. One block is written (WRITERS shards at a time) while the next is
     computed and, where `ahead` names that one, the one after it is read. `converters`: of targets that are a
-    GGUF, by name."""
-    by_block: dict[str, dict[Key, tuple[TargetPlan, Action]]] = {}
-    for target in targets:
-        for action in todo[target.name]:
-            by_block.setdefault(action.block, {}).setdefault(action.key, (target, action))
+    GGUF, by name. whole: the blocks that are made in one portion."""
     jobs: list[Future[None]] = []
-    names = [name for name in order if name in by_block]
+    names = [name for name in order if name in todo]
     with ThreadPoolExecutor(WRITERS, "write") as writers, ThreadPoolExecutor(2, "block") as workers:
         for name, following in zip_longest(names, names[1:]):
             stream.prefetch(name, feed.parameters(name))
             placed = False
-            for portion in portions(by_block[name]):
+            for portion in [todo[name]] if name in whole else portions(todo[name]):
                 block = _Block(name)
                 try:  # whatever happens, an interrupt too: the worker waits for `made`
                     work = (ledger, writers, block, portion, check, tally, on_wait, emit)
@@ -119,8 +144,8 @@ def make_blocks(
 
 
 def portions(
-    actions: Mapping[Key, tuple[TargetPlan, Action]],
-) -> list[Mapping[Key, tuple[TargetPlan, Action]]]:
+    actions: Wanted,
+) -> list[Wanted]:
     """The actions of one block in portions of about PORTION bytes of output.
 
     A large embedding is made one variant after the other, so that memory holds it once, not once for each;
@@ -141,16 +166,10 @@ def _compute(
     stream: Stream,
     converters: Mapping[str, Converter],
     block: str,
-    wanted: Mapping[Key, tuple[TargetPlan, Action]],
+    wanted: Wanted,
 ) -> dict[Key, _Made]:
     """The tensors of each wanted action of one block, evaluated, as bytes."""
-    by_variant = {target.target.variant.name: key for key, (target, _) in wanted.items()}
-    name = next(iter(wanted.values()))[0].target.model.name
-    places = {
-        target.target.variant.name: shards.offsets(action.tensors)
-        for target, action in wanted.values()
-        if target.name not in converters
-    }
+    by_variant, name, places = _takes(converters, wanted)
     taken = stream.take(block, by_variant, name, places)
     for target, action in wanted.values():
         variant = target.target.variant.name
@@ -162,9 +181,23 @@ def _compute(
     }
 
 
+def _takes(
+    converters: Mapping[str, Converter], wanted: Wanted
+) -> tuple[Mapping[str, Key], str, Mapping[str, Mapping[str, int]]]:
+    """The key of each variant, the name of the model, and where tensors will begin in their files."""
+    by_variant = {target.target.variant.name: key for key, (target, _) in wanted.items()}
+    name = next(iter(wanted.values()))[0].target.model.name
+    places = {
+        target.target.variant.name: shards.offsets(action.tensors)
+        for target, action in wanted.values()
+        if target.name not in converters
+    }
+    return by_variant, name, places
+
+
 def check_shard(shard: Mapping[str, shards.RawTensor], action: Action) -> None:
     """Raises LayoutChanged if the shard does not hold what the plan says."""
-    from builder.engine.stream import LayoutChanged
+    from builder.engine.variant_config import LayoutChanged
 
     found = {TensorSpec(name, tensor.dtype, tensor.shape) for name, tensor in shard.items()}
     if found != set(action.tensors):
@@ -176,7 +209,7 @@ def _write_block(
     ledger: Ledger,
     writers: Executor,
     block: _Block,
-    actions: Mapping[Key, tuple[TargetPlan, Action]],
+    actions: Wanted,
     check: Callable[[], None],
     tally: Tally,
     on_wait: Callable[[], None],

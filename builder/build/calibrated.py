@@ -74,7 +74,7 @@ def round_blocks(project: Project, plan: TargetPlan, tally: Tally, emit: Emit) -
     import mlx.core as mx
 
     from builder.engine.blas import accelerated
-    from builder.engine.block import Recipe
+    from builder.engine.recipe import Recipe
     from builder.engine.rounding.stream import Rounding
 
     todo = missing_actions(project.store, plan)

@@ -8,31 +8,29 @@ into its place by one thread. `builder.build.arrays` says how many blocks are in
 
 from __future__ import annotations
 
-import bisect
 import mmap
-import os
 import threading
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-import blake3
-
 from builder.build.arrays import BlockArrays
+from builder.build.filling import Filler
+from builder.build.windows import Window, first_after, next_window
 from builder.errors import SourceInvalid, unreadable
-from builder.keys import Digest, hash_threads
+from builder.keys import Digest
 from builder.store.disk import buffers
-from builder.store.disk.direct import ALIGNED
 from builder.store.disk.uncached import PIECE, Uncached
-from builder.weights.pieces import Piece, Room, Span
+from builder.weights.pieces import Room, Rows, Span
 
 if TYPE_CHECKING:
     from builder.build.arrays import Bytes
 
 BUFFERS = 8
-_STRAIGHT = 1 << 18  # bytes from which on a part of a weight is read straight into its place
+_NONE: Mapping[str, int] = MappingProxyType({})
 
 
 class Job(NamedTuple):
@@ -42,27 +40,20 @@ class Job(NamedTuple):
     hashed: Callable[[Digest], None] | None = None
 
 
-class _Part(NamedTuple):
-    """Bytes of a file from `start` on: in their place already, or in a buffer."""
-
-    start: int
-    view: memoryview
-    placed: bool
-
-
 class _Full(NamedTuple):
-    """The parts of one read, and how many bytes of them there are."""
+    """A window that was read, and the buffer for what has no other place."""
 
     job: Job
-    parts: Sequence[_Part]
+    window: Window
     buffer: mmap.mmap
-    size: int
 
 
 class Feed:
     """The weights of some blocks, read in the order of `jobs`.
 
     ahead: the blocks beside which the next one may be in memory. direct: past the page cache.
+    rows: parameters that are not put into an array, and the bytes of a row of each. The thread that calls
+    `take` or `finish` gives whole rows of them to `use`, of any block, as they come in.
     table: of the base, for errors. read: is told each time how many bytes of a file were hashed or put into
     place, by a thread of its own.
     """
@@ -75,13 +66,17 @@ class Feed:
         table: str,
         *,
         direct: bool = True,
+        rows: Mapping[str, int] = _NONE,
+        use: Callable[[Sequence[Rows]], None] = lambda rows: None,
         read: Callable[[Path, int], None] = lambda path, count: None,
     ) -> None:
         self._jobs, self._table, self._direct, self._told = jobs, table, direct, read
-        self._arrays, self._computing = BlockArrays(rooms, ahead), bool(rooms)
+        self._arrays, self._computing = BlockArrays(rooms, ahead, rows), bool(rooms)
+        self._rows, self._use = rows, use
         self._free: SimpleQueue[mmap.mmap | None] = SimpleQueue()
         self._full: SimpleQueue[_Full | None] = SimpleQueue()
-        straight = not direct and all(job.hashed is None for job in jobs)
+        straight = not (direct or rows) and all(job.hashed is None for job in jobs)
+
         for _ in range(0 if straight else BUFFERS):
             self._free.put(buffers.new(PIECE))
         work = (self._read_straight,) if straight else (self._read, self._fill)
@@ -103,7 +98,8 @@ class Feed:
         return self._arrays.parameters(block)
 
     def take(self, block: str) -> Mapping[str, Bytes]:
-        """The bytes of a block's parameters, once they are there. Raises what reading raised."""
+        """The bytes of a block's parameters, once they are there. Raises what reading, or `use`, raised."""
+        self._use_rows(block)
         return self._arrays.take(block)
 
     def done(self, block: str) -> None:
@@ -112,7 +108,16 @@ class Feed:
 
     def finish(self) -> None:
         """Waits until everything is read and hashed. Raises what that raised."""
+        self._use_rows(None)
         self._arrays.finish()
+
+    def _use_rows(self, block: str | None) -> None:
+        while batches := self._arrays.batches(block):
+            self._use([rows for batch in batches for rows in batch.rows])
+            for batch in batches:
+                for each in batch.ends:
+                    self._arrays.count(each)
+                self._free.put(batch.buffer)
 
     @property
     def in_memory(self) -> Collection[str]:
@@ -175,126 +180,46 @@ class Feed:
         """False when the feed is closed."""
         span = job.span
         with self._opened(span, direct=self._direct) as file:
-            start = span.start // ALIGNED * ALIGNED
-            while start < span.end:
+            at = span.start
+            while at < span.end:
                 if job.hashed is None and self._arrays.is_unwanted(span):
                     return True
                 buffer = self._free.get()
                 if buffer is None:
                     return False
-                parts = self._parts(span, start, buffer)
-                self._ask(span, start, parts[-1].start + len(parts[-1].view))
-                got = file.scatter([part.view for part in parts], start)
-                wanted = min(sum(len(part.view) for part in parts), span.end - start)
-                self._full.put(_Full(job, parts, buffer, got))
-                del parts  # else this thread holds the arrays of a block while it waits
-                if got < wanted:
+                window = next_window(span, at, buffer, self._arrays, self._rows)
+                self._ask(span, at, window.end)
+                begin, at = window.parts[0].start, window.end
+                got = file.scatter([part.view for part in window.parts], begin)
+                self._full.put(_Full(job, window._replace(end=min(at, begin + got)), buffer))
+                if begin + got < at:
                     raise self._shorter(span)
-                start += got
+                del window  # else this thread holds the arrays of a block while it waits
         return True
-
-    def _parts(self, span: Span, start: int, buffer: mmap.mmap) -> list[_Part]:
-        """Where the next bytes of a span go: whole pages of weights into their place, the rest into `buffer`.
-
-        It ends where a block begins that is not in memory yet: this thread waits for that one at the begin
-        of the next read, so that the other thread can finish the block before it.
-        """
-        found: list[_Part] = []
-        at, end = start, min(start + PIECE, _up(span.end))
-
-        def into_buffer(last: int) -> None:
-            if last > at:
-                found.append(_Part(at, memoryview(buffer)[at - start : last - start], placed=False))
-
-        for piece in span.pieces[_first_after(span.pieces, start) :]:
-            first, last = _up(max(piece.start, start)), min(piece.end // ALIGNED * ALIGNED, end)
-            if piece.start >= end:
-                break
-            if last - first < _STRAIGHT:
-                continue
-            if first > start and self._arrays.waits(piece.block):
-                end = first
-                break
-            if (room := self._arrays.of(piece.block, first=True)) is None:
-                continue
-            array, begin = room[piece.parameter], piece.at + first - piece.start
-            if (array.ctypes.data + begin) % ALIGNED:
-                continue
-            into_buffer(first)
-            found.append(_Part(first, array.data[begin : begin + last - first], placed=True))
-            at = last
-        into_buffer(end)
-        return found
 
     def _ask(self, span: Span, start: int, end: int) -> None:
         """Notes which pieces end in this part of a file."""
-        first, last = _first_after(span.pieces, start), _first_after(span.pieces, end)
+        first, last = first_after(span.pieces, start), first_after(span.pieces, end)
         for piece in span.pieces[first:last]:
             self._arrays.ask(piece.block)
 
     # -- the thread that hashes and puts into place --------------------------------------------------------
 
     def _fill(self) -> None:
-        job: Job | None = None
-        hasher, waiting = blake3.blake3(), list[Piece]()
+        job, filler = None, None
         try:
             while (full := self._full.get()) is not None:
-                if full.job is not job:
-                    job, waiting = full.job, list(reversed(full.job.span.pieces))
-                    hasher = blake3.blake3(max_threads=self._hashers(job.span))
-                for part in full.parts:
-                    with part.view[: max(0, full.parts[0].start + full.size - part.start)] as view:
-                        if job.hashed is not None:
-                            hasher.update(view)
-                        if not self._place(view, part, waiting):
-                            return
-                        self._told(job.span.path, len(view))
-                if job.hashed is not None and full.parts[0].start + full.size >= job.span.end:
-                    job.hashed(Digest(hasher.hexdigest()))
-                self._free.put(full.buffer)
-                del full, part  # else this thread holds the arrays of a block while it waits
+                if filler is None or full.job is not job:
+                    job, (span, hashed) = full.job, full.job
+                    beside, told = self._computing, self._told
+                    filler = Filler(span, self._arrays, self._rows, hashed, beside=beside, read=told)
+                if (batch := filler.fill(full.window, full.buffer)) is None:
+                    return
+                if batch.ends or batch.rows:
+                    self._arrays.give(batch)
+                else:
+                    self._free.put(full.buffer)
+                del full, batch  # else this thread holds the arrays of a block while it waits
             self._arrays.close()
         except BaseException as error:
             self._fail(error)
-
-    def _hashers(self, span: Span) -> int:
-        """Threads that hash a file. Half of the cores beside a pass: more wait for those that compute."""
-        threads = hash_threads(span.end - span.start)
-        return max(1, (os.cpu_count() or 1) // 2) if self._computing and threads != 1 else threads
-
-    def _place(self, view: memoryview, part: _Part, waiting: list[Piece]) -> bool:
-        """Copies the parts of the pieces that a buffer holds. False when the feed is closed."""
-        start, end = part.start, part.start + len(view)
-        while waiting and waiting[-1].start < end:
-            piece = waiting[-1]
-            last = min(piece.end, end)
-            if not part.placed:
-                room = self._arrays.of(piece.block)
-                if self._arrays.closed:
-                    return False
-                if room is not None:
-                    first = max(piece.start, start)
-                    at = piece.at + first - piece.start
-                    _copy(room[piece.parameter][at : at + last - first], view[first - start : last - start])
-                del room
-            if last < piece.end:
-                return True
-            waiting.pop()
-            self._arrays.count(piece.block)
-        return True
-
-
-def _copy(place: Bytes, some: memoryview) -> None:
-    """By numpy, which lets other threads run meanwhile."""
-    import numpy as np
-
-    np.copyto(place, np.frombuffer(some, np.uint8))
-
-
-def _up(at: int) -> int:
-    return -(-at // ALIGNED) * ALIGNED
-
-
-def _first_after(found: Sequence[Piece], start: int) -> int:
-    """The number of the first piece, in the order of the file, that ends behind `start`."""
-    return bisect.bisect_right(found, start, key=lambda piece: piece.end)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from builder.build import card
 from builder.build.adoption import adopt
-from builder.build.blocks import Tally, make_blocks
+from builder.build.blocks import Tally, by_block, by_rows, make_blocks
 from builder.build.conversion import converter, make_head
 from builder.build.cutting import cut_blocks
 from builder.build.feed import Feed
@@ -41,6 +41,7 @@ from builder.store import blobs, records, views
 from builder.store.holdings import holds
 from builder.store.locks import acquire, build_session
 from builder.store.types import Record
+from builder.weights.structure import block_of
 
 if TYPE_CHECKING:
     from builder.engine.stream import Stream
@@ -143,14 +144,27 @@ def make_missing(
             copy_aux(project, target)
             make_head(project.store, ledger, target, converters[target.name], on_wait)
         fused = peaks.copies(project, lacking)
-        ahead = peaks.reads_ahead(unique.values(), source, project.spec.build.memory, fused)
+        budget = project.spec.build.memory
+        ahead = peaks.reads_ahead(unique.values(), source, budget, fused)
+        work = by_block(lacking, todo)
+        begun = reading.open_bytes if read is not None else 0
+        alone = peaks.at_once(unique.values(), source, budget, begun)
+        rows = by_rows(stream, converters, work, reading.rooms, alone)
         with (
             with_quantizer(project.store, lacking, converters) as asking,
-            Feed(reading.jobs, reading.rooms, ahead, table, direct=reading.direct) as feed,
+            Feed(
+                reading.jobs,
+                reading.rooms,
+                ahead,
+                table,
+                direct=reading.direct,
+                rows=rows,
+                use=stream.take_rows,
+            ) as feed,
         ):
             order = reading.order
-            what = (ledger, lacking, todo, stream, asking)
-            make_blocks(*what, feed, order, ahead, check, tally, on_wait, emit)
+            what = (ledger, work, stream, asking, feed, frozenset(map(block_of, rows)))
+            make_blocks(*what, order, ahead, check, tally, on_wait, emit)
             if read is not None:
                 feed.finish()
             reading.hashed()

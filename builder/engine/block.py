@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import mlx.core as mx
@@ -19,26 +20,17 @@ from mlx.utils import tree_flatten
 
 from builder.engine import arrays
 from builder.engine.arrays import Values, are_finite, as_stored, from_numpy, from_stored, raw
+from builder.engine.by_rows import WIDEST, ByRows, row_bytes
 from builder.engine.finite import NotFinite, check_finite
-from builder.engine.fusing import DTYPES, THREADS, fuse, lend
-from builder.engine.kernels import agreement
+from builder.engine.fusing import DTYPES, THREADS, can_fuse, fuse, lend
 from builder.engine.kernels import cpu as kernels
 from builder.engine.kernels.cpu import Array, Empty
+from builder.engine.recipe import NOWHERE, Places, Recipe, begins, exact
 from builder.engine.survival import PathSurvival, measure, sample, sampled_losses
 from builder.spec.types import Quantization
 from builder.weights.shards import RawTensor
 
 Shard = Mapping[str, RawTensor]
-Places = Mapping[str, Mapping[str, int]]  # variant -> tensor -> the byte of its file where it will begin
-NOWHERE: Places = {}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What one variant does to a block: cast to `dtype` (None: keep), and quantize the paths given."""
-
-    dtype: mx.Dtype | None
-    quantization: Mapping[str, Quantization]
 
 
 @dataclass
@@ -62,6 +54,7 @@ class Block:
     survival: bool = False  # whether to measure how much of the adapter is left after quantizing
     empty: Empty = np.empty  # makes the arrays that kernels fill
     measured: dict[str, list[PathSurvival]] = field(default_factory=dict)  # by variant
+    by_rows: Mapping[str, ByRows] = field(default_factory=dict)  # by path: weights that are not in memory
     _sampled: dict[str, Array] = field(default_factory=dict)  # rows of adapted weights, before they are fused
     _fused: Values | None = None  # kept for the next call of `shards`, with other variants
 
@@ -83,9 +76,35 @@ class Block:
             dtype = next(iter(wanted.values())).dtype
             values = self._cast(self._fused, dtype)
             self._store(values, wanted, out, target, places)
+            for variant in wanted:
+                for weight in self.by_rows.values():
+                    out[variant] |= weight.results(variant)
             if self.survival:
                 self._measure(values, wanted, out)
         return dict(out)
+
+    def take_by_rows(
+        self, units: Mapping[str, int], recipes: Mapping[str, Recipe], target: str, places: Places = NOWHERE
+    ) -> Mapping[str, ByRows]:
+        """Lets weights be given row by row, each before `shards` is called, with no other recipes than these.
+
+        Those that the kernels fuse and quantize exactly for each of `recipes`, in the dtype that they have.
+        units: parameters that can be given so, and bytes of which they may be given multiples.
+        """
+        found: dict[str, ByRows] = {}
+        for path in self.modules:
+            if (name := f"{path}.weight") not in units or not self.compiled:
+                continue
+            weight, layer = self.parameters[name], self.layers.get(path)
+            if units[name] % row_bytes(weight) or row_bytes(weight) > WIDEST:
+                continue
+            wanted = self._exact(path, weight.dtype, recipes)
+            kept = all(self._wanted(name, recipe.dtype) == weight.dtype for recipe in recipes.values())
+            if kept and wanted.keys() == recipes.keys() and (layer is None or can_fuse(layer, weight)):
+                at = begins(name, wanted, places)
+                found[path] = ByRows(path, weight, layer, wanted, at, target, self.survival, self.empty)
+        self.by_rows = found
+        return found
 
     def place(self, name: str, data: Array, *, copied: bool) -> None:
         """Takes the bytes of a parameter, which mlx then does not read. `copied`: into mlx, at once."""
@@ -112,33 +131,31 @@ class Block:
         self.layers.clear()
         self._fused = None
 
-    def is_plain(self, path: str) -> bool:
-        """Whether quantizing the module at `path` does nothing but mx.quantize of its weight."""
-        return _is_plain(self.modules[path])
-
     def _measure(
         self, values: Values, recipes: Mapping[str, Recipe], out: Mapping[str, dict[str, RawTensor]]
     ) -> None:
         """Notes for each variant how much of the adapter's delta is left in each quantized path."""
-        found: dict[str, dict[str, PathSurvival]] = {variant: {} for variant in recipes}
+        found = {v: {p: w.measured(v) for p, w in self.by_rows.items()} for v in recipes}
         for path in self.modules:
             name = f"{path}.weight"
             wanted = {v: r.quantization[path] for v, r in recipes.items() if path in r.quantization}
             if name not in values or not wanted:
                 continue
             adapted = path in self.layers
-            exact = self._exact(path, values, recipes)
+            exact = self._exact(path, values.dtype(name), recipes)
             alike = not adapted or self.parameters[name].dtype == values.dtype(name)
             if exact and alike:
                 settings = sorted({(how.bits, how.group_size) for how in exact.values()})
                 kind, base = DTYPES[values.dtype(name)], self._sampled.get(path)
-                made = sampled_losses(path, base, values.stored(name), kind, settings)
+                stored = values.stored(name)
+                rows = prod(stored.shape[:-1])
+                made = sampled_losses(path, base, sample(stored), rows, kind, settings)
                 losses = dict(zip(settings, made, strict=True))
                 for variant, how in exact.items():
                     found[variant][path] = losses[how.bits, how.group_size]
             for variant in wanted.keys() - (exact.keys() if alike else ()):
-                rows = self._sampled.get(path)
-                before = None if rows is None else from_stored(rows, self.parameters[name].dtype)
+                own = self._sampled.get(path)
+                before = None if own is None else from_stored(own, self.parameters[name].dtype)
                 after = values.array(name)
                 found[variant][path] = measure(
                     path, before, after, out[variant], wanted[variant], sampled=True
@@ -151,8 +168,11 @@ class Block:
     def _fuse(self) -> Values:
         """All parameters of the block, with the adapter fused into them."""
         placed = {name: (array, self.parameters[name].dtype) for name, array in self.placed.items()}
-        values = Values(dict(self.parameters), placed)
+        apart = {weight.name for weight in self.by_rows.values()}
+        values = Values({n: a for n, a in self.parameters.items() if n not in apart}, placed)
         for path, layer in self.layers.items():
+            if path in self.by_rows:
+                continue
             if self.survival:
                 self._sampled[path] = sample(values.stored(f"{path}.weight"))
             fuse(values, path, layer, self.empty, compiled=self.compiled)
@@ -162,14 +182,15 @@ class Block:
         """Casts as mlx_lm.convert does. Without `dtype`, casts DoRA's float32 back to the base's dtypes."""
         cast = Values(dict(values.arrays), dict(values.fused))
         for name in values:
-            wanted = self.own[name]
-            if dtype is not None and name not in self.fixed:
-                wanted = dtype
-            now = values.dtype(name)
+            now, wanted = values.dtype(name), self._wanted(name, dtype)
             if mx.issubdtype(now, mx.floating) and now != wanted:
                 cast.arrays[name] = values.array(name).astype(wanted)
                 cast.fused.pop(name, None)
         return cast
+
+    def _wanted(self, name: str, dtype: mx.Dtype | None) -> mx.Dtype:
+        """The dtype that a floating parameter gets."""
+        return self.own[name] if dtype is None or name in self.fixed else dtype
 
     # -- store ---------------------------------------------------------------------------------------
 
@@ -235,18 +256,15 @@ class Block:
         """
         checked = set()
         for path in self.modules:
-            wanted = self._exact(path, values, recipes)
+            name = f"{path}.weight"
+            wanted = self._exact(path, values.dtype(name), recipes) if name in values else {}
             if not wanted:
                 continue
-            name = f"{path}.weight"
             dtype = DTYPES[values.dtype(name)]
-            begins = {
-                (how.bits, how.group_size): places.get(variant, {}).get(name, 0)
-                for variant, how in wanted.items()
-            }
-            results = _compiled(values.stored(name), dtype, begins, name, target, self.empty)
+            at = begins(name, wanted, places)
+            results = _compiled(values.stored(name), dtype, at, name, target, self.empty)
             checked.add(name)
-            made = dict(zip(begins, results, strict=True))
+            made = dict(zip(at, results, strict=True))
             for variant, how in wanted.items():
                 parts = made[how.bits, how.group_size]
                 out[variant][name] = from_numpy(parts.weight, "uint32")
@@ -254,20 +272,8 @@ class Block:
                 out[variant][f"{path}.biases"] = from_numpy(parts.biases, dtype)
         return checked
 
-    def _exact(self, path: str, values: Values, recipes: Mapping[str, Recipe]) -> dict[str, Quantization]:
-        """How each variant quantizes a path, for the variants where the kernels do exactly what mlx does."""
-        name = f"{path}.weight"
-        if not self.compiled or name not in values or not _is_plain(self.modules[path]):
-            return {}
-        dtype = DTYPES.get(values.dtype(name))
-        exact = agreement.verify(dtype) if dtype else frozenset()
-        return {
-            variant: how
-            for variant, recipe in recipes.items()
-            if (how := recipe.quantization.get(path)) is not None
-            and how.mode == "affine"
-            and (how.bits, how.group_size) in exact
-        }
+    def _exact(self, path: str, now: mx.Dtype, recipes: Mapping[str, Recipe]) -> dict[str, Quantization]:
+        return exact(path, self.modules[path], now, recipes) if self.compiled else {}
 
 
 def _compiled(
@@ -284,10 +290,3 @@ def _compiled(
         )
     except kernels.NonFinite as error:
         raise NotFinite(target=target, tensor=tensor) from error
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether `to_quantized` of this module does nothing but mx.quantize of its weight."""
-    from mlx_lm.models.switch_layers import SwitchLinear
-
-    return type(module) in (nn.Linear, nn.Embedding, SwitchLinear)

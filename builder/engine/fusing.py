@@ -12,8 +12,8 @@ from mlx.utils import tree_flatten
 
 from builder.engine.arrays import Values
 from builder.engine.kernels import agreement
-from builder.engine.kernels import cpu as kernels
 from builder.engine.kernels.cpu import Array, Empty
+from builder.engine.kernels.lora import Factors, Layout, factors, fuse_whole
 
 DTYPES = {mx.bfloat16: "bfloat16", mx.float16: "float16", mx.float32: "float32"}
 THREADS = 2
@@ -32,8 +32,8 @@ def fuse(values: Values, path: str, layer: Any, empty: Empty, *, compiled: bool)
         return values.stored(name).view(kind).reshape(shape)
 
     made_by = in_place if name in values.fused else empty
-    fused = _by_kernels(values, name, layer, made_by) if compiled else None
-    if fused is not None:
+    if compiled and (found := factors_of(layer, values.arrays[name])) is not None:
+        fused = fuse_whole(values.stored(name), DTYPES[dtype], found, threads=THREADS, empty=made_by)
         values.put(name, fused, dtype)
         return
     for own in [own for own in values.fused if own.rpartition(".")[0] == path]:
@@ -51,25 +51,38 @@ def lend(layers: Mapping[str, Any], name: str, array: mx.array) -> None:
             layer[inner][leaf] = array
 
 
-def _by_kernels(values: Values, name: str, layer: Any, empty: Empty) -> Array | None:
-    """The stored values of the fused weight by the compiled kernel, or None where mlx must do it."""
+def factors_of(layer: Any, weight: mx.array) -> Factors | None:
+    """What the compiled kernel multiplies to fuse a layer's `weight`, or None where mlx must do it.
+
+    This evaluates the factors, and nothing of the weight.
+    """
+    layout = _layout(layer, weight)
+    if layout is None:
+        return None
+    mx.eval(layer.lora_a, layer.lora_b)
+    lora_a, lora_b = np.array(layer.lora_a), np.array(layer.lora_b)
+    return factors(tuple(weight.shape), lora_a, lora_b, layer.scale, layout)
+
+
+def can_fuse(layer: Any, weight: mx.array) -> bool:
+    """Whether `factors_of` gives factors. This evaluates nothing of the layer."""
+    return _layout(layer, weight) is not None
+
+
+def _layout(layer: Any, weight: mx.array) -> Layout | None:
+    """How the factors of a layer are multiplied. None where the compiled kernel is not exact."""
     from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
-    layouts: dict[type, kernels.Layout] = {
+    layouts: dict[type, Layout] = {
         LoRALinear: "linear",
         LoRASwitchLinear: "switch",
         LoRAEmbedding: "embedding",
     }
     layout = layouts.get(type(layer))
-    factors, weight = (layer.lora_a, layer.lora_b), values.arrays[name]
-    if layout is None or weight.dtype not in DTYPES or any(f.dtype != mx.float32 for f in factors):
+    if layout is None or weight.dtype not in DTYPES:
         return None
-    dtype = DTYPES[weight.dtype]
+    if any(factor.dtype != mx.float32 for factor in (layer.lora_a, layer.lora_b)):
+        return None
     rank = layer.lora_b.shape[-1] if layout == "switch" else layer.lora_b.shape[0]
-    if not agreement.fuse_agrees(dtype, layout, weight.shape[-2], rank, weight.shape[-1]):
-        return None
-    mx.eval(factors)
-    lora_a, lora_b = (np.array(factor) for factor in factors)
-    return kernels.fuse_lora(
-        values.stored(name), dtype, lora_a, lora_b, layer.scale, layout, threads=THREADS, empty=empty
-    )
+    shape = weight.shape[-2], rank, weight.shape[-1]
+    return layout if agreement.fuse_agrees(DTYPES[weight.dtype], layout, *shape) else None

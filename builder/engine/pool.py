@@ -33,7 +33,7 @@ class Pool:
         kept = [
             number
             for number, count in enumerate(counts)
-            if count > self._alone or self._used[number] >= self._turn - 1
+            if count > self._alone or self._used[number] >= self._turn - 2
         ]
         self._arrays = [self._arrays[number] for number in kept]
         self._used = [self._used[number] for number in kept]

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from builder.engine.arrays import from_stored
 from builder.engine.kernels.agreement import dequantize_agrees
-from builder.engine.kernels.cpu import available, dequantize_into, fuse_lora, widen_into
+from builder.engine.kernels.cpu import available, dequantize_into, widen_into
+from builder.engine.kernels.lora import fuse_lora
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]

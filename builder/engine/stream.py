@@ -7,11 +7,9 @@ a model, as long as nothing else holds the arrays.
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
-import io
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,20 +18,23 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from builder.console.words import one_line
-from builder.engine.block import NOWHERE, Block, Places, Recipe, Shard
+from builder.engine.block import Block, Shard
+from builder.engine.by_rows import row_bytes
 from builder.engine.config import with_dtype, written
-from builder.engine.fusing import DTYPES
-from builder.engine.inspect import as_quantization, quantizable_modules
+from builder.engine.fusing import DTYPES, THREADS
+from builder.engine.inspect import quantizable_modules
 from builder.engine.kernels import cpu as kernels
 from builder.engine.loading import LoadedAdapter, lora_layers, replacements
 from builder.engine.pool import Pool
 from builder.engine.pruning import prune_shard
+from builder.engine.recipe import NOWHERE, Places, Recipe
 from builder.engine.survival import to_text
 from builder.engine.tracing import Trace
-from builder.errors import BuildError, EngineError
+from builder.engine.variant_config import config_of
+from builder.errors import EngineError
 from builder.spec.types import Quantization, Variant
 from builder.weights.experts import Pruned
-from builder.weights.overrides import deciding
+from builder.weights.pieces import Rows
 from builder.weights.structure import block_of
 
 # Elements that mlx quantizes in the time that the kernels need to load (COMPILED_FROM), or to be compiled
@@ -42,20 +43,6 @@ COMPILED_FROM = 30_000_000
 COMPILE_FROM = 300_000_000
 # Words in mlx's errors for too little memory: [malloc], [metal::malloc], cudaMalloc, Insufficient Memory ...
 _MEMORY = re.compile(r"malloc|memory", re.IGNORECASE)
-
-
-class LayoutChanged(BuildError):
-    """{target}: mlx-lm now lays out this model in another way than when the base was inspected: {what}"""
-
-    exit_code = 2
-    hint = "mlx-lm was upgraded: run `doit -a base:<name>` to inspect the base again."
-
-
-class Unquantizable(BuildError):
-    """{target}: mlx-lm cannot quantize this model: {what}"""
-
-    exit_code = 2
-    hint = "mlx-lm does not support these settings for this model type. Declare other settings."
 
 
 @dataclass(frozen=True)
@@ -97,7 +84,9 @@ class Stream:
         """
         self._keep_vision = "vision_tower" in getattr(model, "model", {})
         self._configs = {
-            request.name: with_dtype(_config(model, config, request), request.variant.dtype)
+            request.name: with_dtype(
+                config_of(model, config, request.variant, request.quantization), request.variant.dtype
+            )
             for request in requests
             if configs is None or request.name in configs
         }
@@ -129,18 +118,42 @@ class Stream:
         `target` is named in errors. `places`: as for Block.shards. Raises NotFinite, and EngineError when
         memory does not suffice.
         """
-        recipes = {variant: self._recipes[variant] for variant in variants}
-        try:
-            made = self._blocks[block].shards(recipes, target, places)
+        with _memory(target, block):
+            made = self._blocks[block].shards(self._recipes_of(variants), target, places)
             return {v: prune_shard(s, p) if (p := self._pruned.get(v)) else s for v, s in made.items()}
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
-                raise EngineError(
-                    target=target,
-                    what=f'memory does not suffice for block "{block}" ({one_line(error)})',
-                    hint="Build fewer variants at once, or on a machine with more memory.",
-                ) from error
-            raise
+
+    def by_rows(
+        self,
+        block: str,
+        units: Mapping[str, int],
+        variants: Collection[str],
+        target: str,
+        places: Places = NOWHERE,
+    ) -> dict[str, int]:
+        """The parameters of a block that `take_rows` will get, and the bytes of a row of each.
+
+        `take` will be called when all rows of them are there, for `variants` or some of them. units: as for
+        `Block.take_by_rows`.
+        """
+        if not self.on_cpu or self._copied:
+            return {}
+        found = self._blocks[block].take_by_rows(units, self._recipes_of(variants), target, places)
+        return {each.name: row_bytes(each.weight) for each in found.values()}
+
+    def take_rows(self, some: Sequence[Rows]) -> None:
+        """Fuses and quantizes rows of weights, in the memory where they are.
+
+        Raises NotFinite, and EngineError when memory does not suffice.
+        """
+        work: list[Callable[[], None]] = []
+        for rows in some:
+            weight = self._blocks[rows.block].by_rows[rows.parameter.removesuffix(".weight")]
+            with _memory(weight.target, rows.block):
+                work += weight.work(rows.at, rows.data)
+        kernels.each(lambda number: work[number](), len(work), THREADS)
+
+    def _recipes_of(self, variants: Collection[str]) -> dict[str, Recipe]:
+        return {variant: self._recipes[variant] for variant in variants}
 
     def _sources(self, model: nn.Module, trace: Trace) -> dict[str, tuple[str, ...]]:
         """Parameter -> the tensors of the checkpoint whose bytes `place` takes for it, in their order."""
@@ -179,6 +192,21 @@ class Stream:
             mx.clear_cache()
 
 
+@contextlib.contextmanager
+def _memory(target: str, block: str) -> Iterator[None]:
+    """Raises EngineError where memory does not suffice for a block."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
+            raise EngineError(
+                target=target,
+                what=f'memory does not suffice for block "{block}" ({one_line(error)})',
+                hint="Build fewer variants at once, or on a machine with more memory.",
+            ) from error
+        raise
+
+
 def _work(model: nn.Module, requests: Sequence[Request]) -> tuple[int, set[str]]:
     """How many elements to quantize, counted once for each variant, and the dtypes that kernels will meet."""
     weights = {path: module.weight for path, module in quantizable_modules(model) if "weight" in module}
@@ -215,78 +243,3 @@ def cut(model: nn.Module, adapter: LoadedAdapter | None, *, compiled: bool = Tru
         )
         for name, arrays in parameters.items()
     }
-
-
-def clone(model: nn.Module) -> nn.Module:
-    """A structural copy of a module tree that shares every array."""
-    shared = {id(array): array for _, array in tree_flatten(model) if isinstance(array, mx.array)}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, mx.array):
-                shared[id(value)] = value
-    return copy.deepcopy(model, shared)
-
-
-def _config(model: nn.Module, config: dict[str, Any], request: Request) -> dict[str, Any]:
-    """config.json as mlx_lm.utils.quantize_model makes it.
-
-    Raises Unquantizable, and LayoutChanged if mlx-lm decides otherwise than the plan.
-    """
-    variant = request.variant
-    if not variant.is_quantized:
-        return copy.deepcopy(config)
-    from mlx_lm.utils import quantize_model
-
-    default = variant.quantization
-    seen: dict[str, Quantization] = {}
-    predicate = _predicate(model, variant, seen)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # quantize_model prints bits per weight
-            _, made = quantize_model(
-                clone(model),
-                config,
-                variant.common_group,
-                default.bits if default else None,
-                mode=default.mode if default else "affine",
-                quant_predicate=predicate,
-            )
-    except Exception as error:  # the model's own to_quantized may raise anything
-        raise Unquantizable(target=variant.name, what=one_line(error)) from error
-    if seen != request.quantization:
-        odd = sorted(set(seen.items()) ^ set(request.quantization.items()), key=str)[0][0]
-        raise LayoutChanged(target=variant.name, what=f'quantization of "{odd}"')
-    return dict(made)
-
-
-def _predicate(
-    model: nn.Module, variant: Variant, seen: dict[str, Quantization]
-) -> Callable[[str, nn.Module], bool | dict[str, Any]]:
-    """A predicate for mlx-lm: overrides decide first, then the recipe or the model's own quant_predicate.
-
-    The predicate notes each decision in `seen`.
-    """
-    from mlx_lm.convert import mixed_quant_predicate_builder
-
-    inner: Any
-    if variant.recipe:
-        inner = mixed_quant_predicate_builder(variant.recipe, model, variant.group_size)
-    else:
-        inner = getattr(model, "quant_predicate", None) or (lambda path, module: True)
-
-    def decide(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        override = deciding(variant, path)
-        if override is None:
-            answer = inner(path, module)
-        elif override.quantization is None:
-            answer = False
-        else:
-            how = override.quantization
-            answer = {"group_size": how.group_size, "bits": how.bits, "mode": how.mode}
-        value = as_quantization(answer)
-        if isinstance(value, Quantization):
-            seen[path] = value
-        elif value and variant.quantization is not None:
-            seen[path] = variant.quantization
-        return answer  # type: ignore[no-any-return]
-
-    return decide

@@ -62,7 +62,7 @@ def measure(
     path is not adapted. sampled: it is what `sample` returns. `shard` holds the quantized tensors.
     """
     columns = after.shape[-1]
-    total, chosen = _sample(after.shape)
+    total, chosen = sampled_rows(after.shape)
     rows = mx.array(chosen)
     fused = after.reshape(-1, columns)[rows].astype(mx.float32)
     codes = [_rows(shard[f"{path}.{leaf}"], chosen) for leaf in ("weight", "scales")]
@@ -90,24 +90,22 @@ def measure(
 
 def sample(values: Array) -> Array:
     """A copy of the rows that are examined."""
-    total, chosen = _sample(values.shape)
+    total, chosen = sampled_rows(values.shape)
     return values.reshape(total, -1)[chosen]
 
 
 def sampled_losses(
-    path: str, before: Array | None, after: Array, dtype: str, settings: Sequence[kernels.Setting]
+    path: str, before: Array | None, fused: Array, rows: int, dtype: str, settings: Sequence[kernels.Setting]
 ) -> list[PathSurvival]:
     """What `measure` returns, for each of `settings`, computed by the compiled kernels.
 
-    `after` are stored values of `dtype`, [..., columns]. `before` are those that `sample` took without the
-    adapter. None: the path is not adapted. The kernels quantize the sampled rows again. So they must be exact
-    for `dtype` and `settings`.
+    `fused` are stored values of `dtype` that `sample` took of a weight with that many `rows`, [sampled rows,
+    columns]. `before` are those that it took without the adapter. None: the path is not adapted. The kernels
+    quantize the sampled rows again. So they must be exact for `dtype` and `settings`.
     """
-    total, chosen = _sample(after.shape)
-    fused = after.reshape(total, -1)[chosen]
     base = fused if before is None else before
     norm = float(np.square(_floats(fused, dtype)).sum())
-    scale = total / len(chosen)
+    scale = rows / len(fused)
     found = []
     for made in kernels.quantize_widths(fused, dtype, settings, original=base):
         loss = made.loss
@@ -131,7 +129,7 @@ def finite(tensor: RawTensor) -> bool:
     return not bool(((array & exponent) == exponent).any())
 
 
-def _sample(shape: Sequence[int]) -> tuple[int, npt.NDArray[np.int64]]:
+def sampled_rows(shape: Sequence[int]) -> tuple[int, npt.NDArray[np.int64]]:
     """How many rows `shape` has, and the indices of the rows to examine, int64."""
     columns, rows, experts = shape[-1], shape[-2], math.prod(shape[:-2])
     count = max(1, min(rows, SAMPLE // columns // experts))

@@ -26,6 +26,7 @@ RESIDENT = 400 << 20  # Python, mlx and mlx-lm themselves
 LOOPS = 100 << 20  # the compiled loops of calibrated rounding, and numpy's BLAS
 _FACTORS = 52  # bytes for each pair of columns, while moments are inverted: numpy does that in float64
 COPIES = 2  # while one portion of a block is written, the next is computed
+WINDOWS = 128 << 20  # what a pass reads into (builder.build.feed)
 PORTION = 128 << 20  # bytes of output that are computed at once (builder.build.blocks.portions)
 SPREAD = 2  # blocks of the largest size that may be begun and not whole, as the files cut them
 CACHED = 4  # a base of more than this part of memory is not kept in the page cache
@@ -65,15 +66,38 @@ def reads_ahead(
     }
 
 
+def at_once(
+    actions: Iterable[Action], source: Mapping[str, int], budget: int | None, begun: int = 0
+) -> frozenset[str]:
+    """The blocks of which memory may hold everything that is made of them, in place of their weights.
+
+    Their rows are computed as they are read (builder.engine.by_rows). All blocks, where that takes no more
+    than `peak_memory` tells, else those that are made into less than their weights. begun: as there.
+    """
+    todo = list(actions)
+    made, largest = made_bytes(todo), max(source.values(), default=1)
+    sets = COPIES + begun // largest  # written, computed, and those that the files begin meanwhile
+    needed = RESIDENT + WINDOWS + sets * max(made.values(), default=0)
+    fits = needed <= peak_memory(todo, source, budget, begun=begun)
+    return frozenset(block for block, size in made.items() if fits or size <= source[block])
+
+
+def made_bytes(actions: Iterable[Action]) -> dict[str, int]:
+    """Block -> bytes of everything that is made of it."""
+    made: dict[str, int] = {}
+    for action in actions:
+        made[action.block] = made.get(action.block, 0) + action.size
+    return made
+
+
 def block_peaks(
     actions: Iterable[Action], source: Mapping[str, int], fused: Mapping[str, int] = _NONE
 ) -> Mapping[str, int]:
     """Block -> upper estimate of the process while it is made: its weights, two portions, and what `fused`
     (see `copies`) says."""
-    made: dict[str, int] = {}
-    largest: dict[str, int] = {}
-    for action in actions:
-        made[action.block] = made.get(action.block, 0) + action.size
+    todo = list(actions)
+    made, largest = made_bytes(todo), dict[str, int]()
+    for action in todo:
         largest[action.block] = max(largest.get(action.block, 0), action.size)
 
     def results(block: str) -> int:

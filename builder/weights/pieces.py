@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 
 from builder.weights.safetensors import SafetensorsFile, TensorInfo
@@ -27,6 +28,16 @@ class Piece:
     block: str
     parameter: str
     at: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The bytes of some whole rows of a parameter, from byte `at` of it on. Who gets them may change them."""
+
+    block: str
+    parameter: str
+    at: int
+    data: memoryview
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,15 @@ class Room:
     @property
     def nbytes(self) -> int:
         return sum(self.sizes.values())
+
+    @property
+    def units(self) -> Mapping[str, int]:
+        """Parameter -> the most bytes of which all its pieces are multiples, begin and end."""
+        found: dict[str, int] = {}
+        for piece in self.pieces:
+            size = piece.end - piece.start
+            found[piece.parameter] = gcd(found.get(piece.parameter, 0), piece.at, size)
+        return found
 
 
 def rooms(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 
 from builder.build import feed as feeding
 from builder.build.feed import Feed, Job
+from builder.build.filling import Filler
 from builder.engine.pool import Pool
 from builder.errors import SourceInvalid
 from builder.store.disk.direct import ALIGNED
 from builder.weights import pieces
-from builder.weights.pieces import Piece, Room
+from builder.weights.pieces import Piece, Room, Rows
 
 PIECE = 1 << 21  # of one read
 SIZE = 3 * PIECE // 2  # of a block: pieces of the disk and of blocks do not meet
@@ -90,14 +92,14 @@ def test_memory_holds_no_more_where_hashing_is_slow(
     file: Path, begin: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that asks the disk is ahead of the other one, but not by a block."""
-    place, most = Feed._place, list[int]()
+    fill, most = Filler.fill, list[int]()
 
-    def slowly(self: Feed, *arguments: Any) -> bool:
+    def slowly(self: Filler, *arguments: Any) -> Any:
         time.sleep(0.02)
-        most.append(len(self.in_memory))
-        return place(self, *arguments)
+        most.append(len(self._arrays.in_memory))
+        return fill(self, *arguments)
 
-    monkeypatch.setattr(Feed, "_place", slowly)
+    monkeypatch.setattr(Filler, "fill", slowly)
     rooms = blocks(file, begin)
     jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
     with Feed(jobs, rooms, rooms, "base.b") as feed:
@@ -165,3 +167,113 @@ def test_an_array_is_given_out_again_when_nobody_holds_a_view_of_it() -> None:
 def _settle() -> None:
     """Until the threads have nothing more to do."""
     time.sleep(0.3)
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("direct", [True, False])
+def test_rows_arrive_whole_and_once(file: Path, direct: bool, hashed: bool) -> None:
+    """Also where the pieces of the disk cut them, and where a block comes in between another one's halves."""
+    rooms, row = blocks(file, begin=16), SIZE // 2 // 64
+    found = {(name, parameter): bytearray(SIZE // 2) for name in rooms for parameter in "ab"}
+    told, threads = list[str](), set[int]()
+
+    def use(some: Sequence[Rows]) -> None:
+        threads.add(threading.get_ident())
+        for rows in some:
+            assert rows.at % row == len(rows.data) % row == 0
+            found[rows.block, rows.parameter][rows.at : rows.at + len(rows.data)] = rows.data
+            rows.data[:] = bytes(len(rows.data))  # who gets them may do this
+
+    everything = [piece for room in rooms.values() for piece in room.pieces]
+    span = pieces.whole(file, file.stat().st_size, everything)
+    with Feed(
+        [Job(span, told.append if hashed else None)],
+        rooms,
+        rooms,
+        "base.b",
+        direct=direct,
+        rows={"a": row, "b": row},
+        use=use,
+    ) as feed:
+        for name in pieces.completion([span]):
+            assert feed.take(name) == {}
+            assert set(feed.parameters(name)) == {"a", "b"}
+            for piece in rooms[name].pieces:
+                assert bytes(found[name, piece.parameter]) == expected(file, piece)
+            feed.done(name)
+        feed.finish()
+    assert threads == {threading.get_ident()}
+    assert told == ([blake3.blake3(file.read_bytes()).hexdigest()] if hashed else [])
+
+
+def test_rows_of_a_block_that_nobody_wants_are_let_go(file: Path) -> None:
+    rooms, row, used = blocks(file, begin=16), SIZE // 2 // 64, list[str]()
+    jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
+    with Feed(
+        jobs,
+        rooms,
+        rooms,
+        "base.b",
+        rows={"a": row, "b": row},
+        use=lambda some: used.extend(r.block for r in some),
+    ) as feed:
+        for name in ("0", "1", "2"):
+            feed.done(name)  # somebody else has made it
+        feed.take("3")
+        assert set(used) == {"3"}
+        feed.done("3")
+        feed.finish()
+
+
+def test_rows_behind_a_block_wait_for_the_next_one(file: Path) -> None:
+    """Else memory would hold what is made of a third block."""
+    rooms, row, used = blocks(file, begin=16), SIZE // 2 // 64, set[str]()
+    jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
+    with Feed(
+        jobs,
+        rooms,
+        rooms,
+        "base.b",
+        rows={"a": row, "b": row},
+        use=lambda some: used.update(r.block for r in some),
+    ) as feed:
+        for count, name in enumerate(rooms, 1):
+            _settle()
+            feed.take(name)
+            assert used == set(list(rooms)[:count])
+            feed.done(name)
+
+
+def test_what_the_user_of_rows_raises_comes_out(file: Path) -> None:
+    rooms, row = blocks(file, begin=16), SIZE // 2 // 64
+    jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
+
+    def use(some: Sequence[Rows]) -> None:
+        raise ArithmeticError("NaN")
+
+    before = threading.active_count()
+    with (
+        pytest.raises(ArithmeticError, match="NaN"),
+        Feed(jobs, rooms, rooms, "base.b", rows={"a": row, "b": row}, use=use) as feed,
+    ):
+        feed.take("0")
+    assert threading.active_count() == before
+
+
+def test_a_file_that_became_shorter_gives_no_part_of_a_row(file: Path) -> None:
+    rooms, row, got = blocks(file, begin=16), SIZE // 2 // 64, list[int]()
+    jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
+    file.write_bytes(file.read_bytes()[: SIZE // 4 + 17])
+    with (
+        Feed(
+            jobs,
+            rooms,
+            rooms,
+            "base.b",
+            rows={"a": row, "b": row},
+            use=lambda some: got.extend(len(r.data) for r in some),
+        ) as feed,
+        pytest.raises(SourceInvalid, match="became shorter while it was read"),
+    ):
+        feed.take("0")
+    assert all(size % row == 0 for size in got)

@@ -15,7 +15,7 @@ import pytest
 
 from builder.engine.inspect import inspect
 from builder.engine.loading import load_base
-from builder.engine.stream import Unquantizable
+from builder.engine.variant_config import Unquantizable
 from builder.spec.types import DTYPES, Override, Quantization, Variant
 from builder.weights.shards import encode
 from tests.architectures import REGISTRY, Architecture, build, checkpoint, dense, moe

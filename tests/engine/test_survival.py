@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from builder.engine.survival import SAMPLE, _sample
+from builder.engine.survival import SAMPLE, sampled_rows
 from builder.weights.survival import rows, total
 from tests.build.test_one_pass import Make
 from tests.conftest import Sandbox
@@ -85,7 +85,7 @@ def test_it_can_be_turned_off_and_changes_no_byte(built: Sandbox, sandbox: Make)
 @pytest.mark.parametrize("shape", [(128, 768, 2048), (8, 14336, 4096), (4, 10, 64), (256, 3, 1 << 17)])
 def test_every_expert_is_looked_at(shape: tuple[int, int, int]) -> None:
     experts, rows, columns = shape
-    total, chosen = _sample(shape)
+    total, chosen = sampled_rows(shape)
     assert total == experts * rows
     assert len(set(chosen.tolist())) == len(chosen)
     by_expert = Counter((chosen // rows).tolist())
@@ -96,9 +96,9 @@ def test_every_expert_is_looked_at(shape: tuple[int, int, int]) -> None:
 
 
 def test_rows_of_one_weight_are_taken_evenly() -> None:
-    total, chosen = _sample((1000, 1024))
+    total, chosen = sampled_rows((1000, 1024))
     assert (total, len(chosen), chosen[0], chosen[-1]) == (1000, 64, 0, 999)
-    assert _sample((5, 64))[1].tolist() == [0, 1, 2, 3, 4]
+    assert sampled_rows((5, 64))[1].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_sums() -> None:

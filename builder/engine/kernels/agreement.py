@@ -3,14 +3,13 @@
 The comparisons are made once per process, on small inputs chosen to be hard. Quantization uses the same
 arithmetic in every CPU build of mlx, except for the rounding of half precision. Fused weights depend on the
 order in which mlx's BLAS adds. The reference BLAS of the Linux wheels adds in order and without fused
-multiply-add, as `builder.engine.kernels.cpu.fuse_lora` does. With another BLAS (Accelerate, OpenBLAS) mlx
+multiply-add, as `builder.engine.kernels.lora.fuse_lora` does. With another BLAS (Accelerate, OpenBLAS) mlx
 itself must fuse.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +18,15 @@ import numpy as np
 from builder.engine.kernels.cpu import (
     SETTINGS,
     Array,
-    Layout,
     QuantizedArrays,
     Setting,
     available,
     dequantize_into,
-    fuse_lora,
     quantize_widths,
 )
+from builder.engine.kernels.lora import Layout, fuse_lora
+
+_LARGE = 1 << 22  # multiplications. OpenBLAS has other loops below 1 million, and does not split a rank
 
 
 def verify(dtype: str) -> frozenset[Setting]:
@@ -49,9 +49,11 @@ def fuse_agrees(dtype: str, layout: Layout, rows: int, rank: int, columns: int) 
     """Whether `fuse_lora` is bit-identical to mlx, for weights of (rows, columns) and factors of `rank`.
 
     The factors are float32. False when the kernels are not available. The comparison runs once per process
-    and shape, on at most 1024 rows, because a BLAS may add in another order for another shape.
+    and shape, because a BLAS may add in another order for another shape. It takes no more rows than a BLAS
+    needs to treat a matrix as a large one: more of them do not change the order within a row.
     """
-    return available(dtype) and _fuse_verified(dtype, layout, min(rows, 1024), rank, columns)
+    large = max(64, -(-_LARGE // max(1, rank * columns)))
+    return available(dtype) and _fuse_verified(dtype, layout, min(rows, large), rank, columns)
 
 
 @functools.cache
@@ -107,13 +109,11 @@ def _fuse_verified(dtype: str, layout: Layout, rows: int, rank: int, columns: in
     def normal(*shape: int) -> Any:
         return mx.array(draw.standard_normal(shape, np.float32))
 
-    def repeated(
-        *shape: int,
-    ) -> Any:  # drawing so many random numbers would cost more than all the rest
-        count, drawn = math.prod(shape), draw.standard_normal(1 << 16, np.float32)
-        return mx.array(np.tile(drawn, -(-count // drawn.size))[:count].reshape(shape))
+    def repeated(*shape: int) -> Array:  # drawing and casting so many numbers would cost more than the rest
+        drawn = _stored(mx.array(0.02 * draw.standard_normal(1 << 16, np.float32)).astype(kind))
+        return np.resize(drawn, shape)
 
-    draw, scale = np.random.default_rng(0), 2.7
+    draw, scale, kind = np.random.default_rng(0), 2.7, getattr(mx, dtype)
     with mx.stream(mx.cpu):
         if layout == "switch":
             weight, a, b = repeated(2, rows, columns), normal(2, rank, columns), normal(2, rows, rank)
@@ -121,13 +121,12 @@ def _fuse_verified(dtype: str, layout: Layout, rows: int, rank: int, columns: in
             weight, a, b = repeated(rows, columns), normal(columns, rank), normal(rank, rows)
         else:
             weight, a, b = repeated(rows, columns), normal(rows, rank), normal(rank, columns)
-        weight = (0.02 * weight).astype(getattr(mx, dtype))
         if layout == "switch":
             delta = (scale * b) @ a
         else:
             delta = (scale * b.T) @ a.T if layout == "linear" else (scale * a) @ b
-        fused = _stored(weight + delta.astype(weight.dtype))
-    return _same(fuse_lora(_stored(weight), dtype, np.array(a), np.array(b), scale, layout), fused)
+        fused = _stored(mx.array(weight).view(kind) + delta.astype(kind))
+    return _same(fuse_lora(weight, dtype, np.array(a), np.array(b), scale, layout), fused)
 
 
 def hard_weights(dtype: str) -> Array:

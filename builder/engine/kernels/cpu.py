@@ -18,7 +18,9 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import zip_longest
+from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +30,12 @@ from builder.engine.kernels.signatures import SIZES
 Array = npt.NDArray[Any]
 Setting = tuple[int, int]  # bits, group size
 Empty = Callable[..., Array]  # as numpy.empty
-Layout = Literal["linear", "switch", "embedding"]  # how mlx-lm multiplies lora_a and lora_b
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 SETTINGS = frozenset((bits, group) for bits in BITS for group in GROUP_SIZES)
 KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}  # the numbers that `jitted` uses for them
+_STORED = {"bfloat16": np.uint16, "float16": np.uint16, "float32": np.uint32}
 
 HELPERS = 8
 _PAGE = 4096
@@ -98,6 +100,78 @@ def ready(dtype: str) -> bool:
     return compiled.is_kept(SIZES[dtype])
 
 
+class Widths:
+    """The arrays of one weight at each of `settings`. `quantize` fills them, some rows at a time.
+
+    shape: (rows, columns) or (experts, rows, columns), of stored values of `dtype`. empty: makes the arrays.
+    begins: for each setting, a number of bytes. Its codes lie as far behind the begin of a page of 4096
+    bytes, where they fill many pages. Raises ValueError when a setting has no kernel, or does not fit.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: str,
+        settings: Sequence[Setting],
+        *,
+        empty: Empty = np.empty,
+        begins: Sequence[int] = (),
+    ) -> None:
+        for bits, group in settings:
+            if (bits, group) not in SETTINGS:
+                raise ValueError(f"no kernel for {bits} bits in groups of {group}")
+            if shape[-1] % group:
+                raise ValueError(f"{shape[-1]} columns are not a multiple of the group size {group}")
+        self._shape, self._dtype, size = shape, dtype, prod(shape)
+        gap = _PAGE if begins and size >= PIECE else 0
+        self._codes = empty(sum(size * bits // 32 + gap // 4 for bits, _ in settings), np.uint32)
+        rows, code_count, param_count = [], 0, 0
+        for number, (bits, group) in enumerate(settings):
+            groups = size // group
+            if gap:
+                code_count += (begins[number] - self._codes.ctypes.data - 4 * code_count) % _PAGE // 4
+            rows.append((bits, group, code_count, param_count, param_count + groups))
+            code_count += size * bits // 32
+            param_count += 2 * groups
+        self._table = np.array(rows, np.int64).reshape(-1, 5)
+        self._params = empty(param_count, _STORED[dtype])
+
+    def quantize(self, raw: Array, at: int = 0, original: Array | None = None) -> npt.NDArray[np.float64]:
+        """Quantizes whole rows of the weight, of which the first element is number `at` of the weight.
+
+        raw, original: stored values as flat unsigned integers, contiguous. Returns the sums of `Loss` for
+        each setting, zeros without `original`. On one thread, with the GIL released. Raises NonFinite.
+        """
+        from builder.engine.kernels import compiled
+
+        table, sums = self._table.copy(), np.zeros((len(self._table), 3))
+        bits, groups = table[:, 0], table[:, 1]
+        table[:, 2] += at * bits // 32
+        table[:, 3:] += (at // groups)[:, None]
+        before = raw[:0] if original is None else original
+        span = KINDS[self._dtype], raw, 0, raw.size
+        if compiled.quantize_span(*span, table, self._codes, self._params, before, sums) >= 0:
+            raise NonFinite("NaN or infinity")
+        return sums
+
+    def results(self, losses: Sequence[Loss | None] = ()) -> list[QuantizedArrays]:
+        """The arrays of each setting, as mx.quantize shapes them."""
+        lead, columns, size = self._shape[:-1], self._shape[-1], prod(self._shape)
+        params = self._params.view(np.float32 if self._dtype == "float32" else np.uint16)
+        found = []
+        for (bits, group, codes_at, scales_at, biases_at), loss in zip_longest(self._table.tolist(), losses):
+            count = size * bits // 32, size // group
+            found.append(
+                QuantizedArrays(
+                    weight=self._codes[codes_at : codes_at + count[0]].reshape(*lead, columns * bits // 32),
+                    scales=params[scales_at : scales_at + count[1]].reshape(*lead, columns // group),
+                    biases=params[biases_at : biases_at + count[1]].reshape(*lead, columns // group),
+                    loss=loss,
+                )
+            )
+        return found
+
+
 def quantize_widths(
     weight: Array,
     dtype: str,
@@ -112,115 +186,29 @@ def quantize_widths(
 
     weight: (rows, columns) or (experts, rows, columns) stored values of `dtype` ("bfloat16", "float16",
     "float32"). original: the weight before fine-tuning, in the same shape. With it the results have a `Loss`.
-    empty: makes the arrays of the results. begins: for each setting, a number of bytes. Its codes lie as far
-    behind the begin of a page of 4096 bytes, where they fill many pages.
+    empty, begins: as for `Widths`.
     At most `threads` threads compute, and they end before this returns. The first call in a process loads or
     compiles the loops.
 
     Raises ValueError when an array does not fit `dtype` or a setting, and NonFinite for NaN or infinity.
     """
-    flat = _input(weight, dtype).reshape(-1)
-    before = flat[:0] if original is None else _input(original, dtype).reshape(-1)
+    flat = as_input(weight, dtype).reshape(-1)
+    before = None if original is None else as_input(original, dtype).reshape(-1)
     if original is not None and original.shape != weight.shape:
         raise ValueError(f"original has shape {original.shape}, weight {weight.shape}")
-    for bits, group in settings:
-        if (bits, group) not in SETTINGS:
-            raise ValueError(f"no kernel for {bits} bits in groups of {group}")
-        if weight.shape[-1] % group:
-            raise ValueError(f"{weight.shape[-1]} columns are not a multiple of the group size {group}")
+    widths = Widths(weight.shape, dtype, settings, empty=empty, begins=begins)
     if not settings:
         return []
-
-    from builder.engine.kernels import compiled
-
-    gap = _PAGE if begins and flat.size >= PIECE else 0
-    codes = empty(sum(flat.size * bits // 32 + gap // 4 for bits, _ in settings), np.uint32)
-    rows, code_count, param_count = [], 0, 0
-    for number, (bits, group) in enumerate(settings):
-        groups = flat.size // group
-        if gap:
-            code_count += (begins[number] - codes.ctypes.data - 4 * code_count) % _PAGE // 4
-        rows.append((bits, group, code_count, param_count, param_count + groups))
-        code_count += flat.size * bits // 32
-        param_count += 2 * groups
-    table, params = np.array(rows, np.int64), empty(param_count, flat.dtype)
     starts = range(0, flat.size, PIECE)
     sums = np.zeros((len(starts), len(settings), 3))
 
     def quantize(piece: int) -> None:
-        first, last = starts[piece], min(starts[piece] + PIECE, flat.size)
-        span = KINDS[dtype], flat, first, last
-        if compiled.quantize_span(*span, table, codes, params, before, sums[piece]) >= 0:
-            raise NonFinite("NaN or infinity")
+        part = slice(starts[piece], starts[piece] + PIECE)
+        sums[piece] = widths.quantize(flat[part], part.start, None if before is None else before[part])
 
-    _each(quantize, len(starts), threads)
-    totals = sums.sum(axis=0)
-    lead, columns = weight.shape[:-1], weight.shape[-1]
-    params = params.view(weight.dtype)
-    results = []
-    for (bits, group, codes_at, scales_at, biases_at), total in zip(rows, totals, strict=True):
-        groups = flat.size // group
-        results.append(
-            QuantizedArrays(
-                weight=codes[codes_at : codes_at + flat.size * bits // 32].reshape(
-                    *lead, columns * bits // 32
-                ),
-                scales=params[scales_at : scales_at + groups].reshape(*lead, columns // group),
-                biases=params[biases_at : biases_at + groups].reshape(*lead, columns // group),
-                loss=None if original is None else Loss(*map(float, total)),
-            )
-        )
-    return results
-
-
-def fuse_lora(
-    weight: Array,
-    dtype: str,
-    lora_a: npt.NDArray[np.float32],
-    lora_b: npt.NDArray[np.float32],
-    scale: float,
-    layout: Layout = "linear",
-    *,
-    threads: int = 1,
-    empty: Empty = np.empty,
-) -> Array:
-    """The fused weight of a LoRA layer, bit-identical to mlx-lm's `fuse` where `agreement.fuse_agrees`.
-
-    linear: weight (out, in), lora_a (in, rank), lora_b (rank, out). switch: weight (experts, out, in),
-    lora_a (experts, rank, in) or flattened, lora_b (experts, out, rank). embedding: weight (tokens, dims),
-    lora_a (tokens, rank), lora_b (rank, dims). The factors are float32. Returns a new array of stored values
-    of `dtype` in the shape of `weight`, made by `empty`.
-
-    Raises ValueError when shapes or dtypes do not fit. NaN and infinity are not looked for.
-    """
-    raw = _input(weight, dtype)
-    if lora_a.dtype != np.float32 or lora_b.dtype != np.float32:
-        raise ValueError(f"lora_a and lora_b are {lora_a.dtype} and {lora_b.dtype}, not float32")
-    if layout == "linear":
-        left, right = (np.float32(scale) * lora_b).T, lora_a.T
-    elif layout == "switch":
-        left, right = np.float32(scale) * lora_b, lora_a.reshape(weight.shape[0], -1, weight.shape[-1])
-    else:
-        left, right = np.float32(scale) * lora_a, lora_b
-    stack = raw.reshape(-1, *raw.shape[-2:])
-    lefts = _input(left, "float32").view(np.float32).reshape(-1, *left.shape[-2:])
-    rights = _input(right, "float32").view(np.float32).reshape(-1, *right.shape[-2:])
-    if lefts.shape != (*stack.shape[:2], rights.shape[1]) or rights.shape[2] != stack.shape[2]:
-        raise ValueError(f"weight {weight.shape}, lora_a {lora_a.shape} and lora_b {lora_b.shape} do not fit")
-
-    from builder.engine.kernels import compiled
-
-    out, lined = empty(stack.shape, stack.dtype), compiled.in_lines(rights)
-    height = max(1, PIECE // max(1, stack.shape[2]))
-    pieces = [(e, first) for e in range(stack.shape[0]) for first in range(0, stack.shape[1], height)]
-
-    def fuse(piece: int) -> None:
-        e, first = pieces[piece]
-        last = min(first + height, stack.shape[1])
-        compiled.fuse_rows(KINDS[dtype], stack[e], lefts[e], lined[e], first, last, out[e])
-
-    _each(fuse, len(pieces), threads)
-    return out.view(weight.dtype).reshape(weight.shape)
+    each(quantize, len(starts), threads)
+    losses = [Loss(*total) for total in sums.sum(axis=0).tolist()]
+    return widths.results(losses if original is not None else ())
 
 
 def dequantize_into(
@@ -239,7 +227,7 @@ def dequantize_into(
     """
     from builder.engine.kernels import compiled
 
-    scale, bias = _input(scales, dtype), _input(biases, dtype)
+    scale, bias = as_input(scales, dtype), as_input(biases, dtype)
     words = np.require(codes, np.uint32, ["C", "A"])
     bits, group = setting
     if setting not in SETTINGS or words.size * 32 != out.size * bits or scale.size * group != out.size:
@@ -251,10 +239,10 @@ def widen_into(out: npt.NDArray[np.float32], raw: Array, dtype: str) -> None:
     """Writes stored values of `dtype` to `out` as float32, on one thread, with the GIL released."""
     from builder.engine.kernels import compiled
 
-    compiled.widen_span(KINDS[dtype], _input(raw, dtype), 0, out.size, out)
+    compiled.widen_span(KINDS[dtype], as_input(raw, dtype), 0, out.size, out)
 
 
-def _input(array: Array, dtype: str) -> Array:
+def as_input(array: Array, dtype: str) -> Array:
     """Checks an input and gives it the form that the loops need: unsigned integers, aligned, contiguous.
 
     The result is read-only. Raises ValueError.
@@ -264,12 +252,12 @@ def _input(array: Array, dtype: str) -> Array:
     expected = np.float32 if dtype == "float32" else np.uint16
     if array.dtype != expected or array.ndim not in (2, 3):
         raise ValueError(f"{dtype} weights of 2 or 3 dimensions, not {array.dtype} of {array.ndim}")
-    raw = np.require(array, requirements=["C", "A"]).view(np.uint32 if dtype == "float32" else np.uint16)
+    raw = np.require(array, requirements=["C", "A"]).view(_STORED[dtype])
     raw.flags.writeable = False
     return raw
 
 
-def _each(work: Callable[[int], None], count: int, threads: int) -> None:
+def each(work: Callable[[int], None], count: int, threads: int) -> None:
     """Calls `work` with 0 to count - 1, on at most `threads` threads, this one included.
 
     Returns when all of them have ended. Raises an exception of `work`.

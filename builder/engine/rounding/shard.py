@@ -15,6 +15,7 @@ from builder.engine.arrays import Values, raw
 from builder.engine.blas import numpy_on_one_thread
 from builder.engine.block import Block, Shard
 from builder.engine.finite import check_finite
+from builder.engine.recipe import is_plain
 from builder.engine.rounding.factors import Factors, factored
 from builder.engine.rounding.moments import Seen, Sum
 from builder.engine.rounding.stacks import packed, round_stack
@@ -125,7 +126,7 @@ def _quantized(
 
 
 def _calibrated(block: Block, path: str, how: Quantization) -> bool:
-    return how.mode == "affine" and block.is_plain(path)
+    return how.mode == "affine" and is_plain(block.modules[path])
 
 
 def _is_linear(block: Block, path: str) -> bool:

@@ -28,9 +28,10 @@ from mlx.utils import tree_map, tree_unflatten
 
 from builder.engine.arrays import Values
 from builder.engine.blas import plain
-from builder.engine.block import Block, Recipe
+from builder.engine.block import Block
 from builder.engine.layers import listed_layers
 from builder.engine.loading import LoadedAdapter
+from builder.engine.recipe import Recipe
 from builder.engine.rounding.lookup import Lookup, lookups, outside, to_float32, unrounded
 from builder.engine.rounding.moments import Floats, Seen, Sum, taps
 from builder.engine.rounding.shard import Made, rounded

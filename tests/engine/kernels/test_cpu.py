@@ -19,7 +19,8 @@ import mlx.core as mx
 
 from builder.engine.kernels import agreement, compiled, processor
 from builder.engine.kernels import cpu as kernels
-from builder.engine.kernels.cpu import SETTINGS, NonFinite, fuse_lora, quantize_widths
+from builder.engine.kernels.cpu import SETTINGS, NonFinite, quantize_widths
+from builder.engine.kernels.lora import factors, fuse_lora, fuse_whole
 
 DTYPES = ["bfloat16", "float16", "float32"]
 ALL = sorted(SETTINGS)
@@ -339,7 +340,8 @@ def test_fused_weights_match_mlx(dtype: str, layout: Any, shape: tuple[int, int,
         pytest.skip("this BLAS adds in another order")
     for scale in (1.0, 20.0, 1e5):
         weight, a, b = lora(dtype, layout, *shape, seed=shape[0])
-        ours = fuse_lora(stored(weight), dtype, a, b, scale, layout, threads=2)
+        found = factors(tuple(weight.shape), a, b, scale, layout)
+        ours = fuse_whole(stored(weight), dtype, found, threads=2)
         assert ours.tobytes() == stored(fused_by_mlx(weight, a, b, scale, layout)).tobytes()
 
 
@@ -349,8 +351,9 @@ def test_fused_in_place(dtype: str) -> None:
     weight, a, b = lora(dtype, "switch", 300, 9, 1056)
     expected = fuse_lora(stored(weight), dtype, a, b, 20.0, "switch")
     raw = stored(weight).copy()
-    in_place = fuse_lora(
-        raw, dtype, a, b, 20.0, "switch", threads=2, empty=lambda shape, kind: raw.view(kind).reshape(shape)
+    found = factors(tuple(weight.shape), a, b, 20.0, "switch")
+    in_place = fuse_whole(
+        raw, dtype, found, threads=2, empty=lambda shape, kind: raw.view(kind).reshape(shape)
     )
     assert np.shares_memory(in_place, raw)
     assert raw.tobytes() == expected.tobytes()

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_unflatten
 
-from builder.engine.block import Recipe
 from builder.engine.inspect import inspect
 from builder.engine.loading import LoadedAdapter, load_base
+from builder.engine.recipe import Recipe
 from builder.engine.rounding.shard import Made
 from builder.engine.rounding.stream import Rounding, head_moments
 from builder.plan.quantization import resolve

@@ -4,6 +4,8 @@ A block is in memory from its first piece to `done`. While one is computed, the 
 than that. Where the files cut blocks, as the end of a shard does, parts of further blocks are there too.
 The array of a block that is done is used again for a later one, so the kernel hands out little fresh memory.
 
+A parameter whose rows are given away has no array (builder.engine.by_rows).
+
 A parameter lies as far behind the begin of a page as in its file. So the disk can write whole pages of it
 straight into its place (builder.build.feed).
 """
@@ -108,7 +110,7 @@ class BlockArrays:
     def batches(self, block: str | None) -> list[Batch]:
         """Some rows that came in, without those that nobody wants. Waits for them.
 
-        None once a block is complete (without one: once everything is read), or when reading failed.
+        Empty once a block is complete (without one: once everything is read), or when reading failed.
         """
 
         def is_complete() -> bool:

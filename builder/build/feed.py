@@ -2,8 +2,9 @@
 
 Whole pages of a weight go from the disk straight into the array that its block is computed from. What lies
 around them, such as headers, norms and the ends of weights, goes through a few buffers that are used again.
-Nothing passes through the page cache. What the page cache holds, and nobody hashes here, is read straight
-into its place by one thread. `builder.build.arrays` says how many blocks are in memory.
+Rows that are computed as they come in stay in the buffers until that is done. Nothing passes through the page
+cache. What the page cache holds, and nobody hashes here or takes by rows, is read straight into its place by
+one thread. `builder.build.arrays` says how many blocks are in memory.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One block of a model: its weights before fusing, and what each variant makes of them.
 
-`Block.shards` is the only place where weights are evaluated. A weight is read once, fused once and cast once
-per dtype. On a CPU, compiled kernels do the work for which they were shown to be bit-identical to mlx. mlx
-does the rest.
+Weights are evaluated by `Block.shards`, and before it by `builder.engine.by_rows`. A weight is read once,
+fused once and cast once per dtype. On a CPU, compiled kernels do the work for which they were shown to be
+bit-identical to mlx. mlx does the rest.
 """
 
 from __future__ import annotations

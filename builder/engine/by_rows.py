@@ -115,7 +115,7 @@ class _Work:
         self._factors: Factors | None = None
         if by.layer is not None:
             self._factors = factors_of(by.layer, by.weight)
-            assert self._factors is not None, "`rows_of` asks before"
+            assert self._factors is not None, "Block.take_by_rows asks before"
         begins = list(by.begins.values())
         self.widths = Widths(shape, self._dtype, list(by.begins), empty=by.empty, begins=begins)
         self._chosen = sampled_rows(shape)[1] if by.survival else np.empty(0, np.int64)

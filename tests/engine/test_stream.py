@@ -133,6 +133,25 @@ def test_reading_ahead_needs_room_in_the_budget() -> None:
     assert peaks.peak_memory(actions, source) == max(peak + 4000, peaks.block_peaks(actions, source)["b"])
 
 
+def test_what_is_made_of_blocks_may_be_in_memory_instead_of_their_weights() -> None:
+    def of(size: int) -> list[Action]:
+        return [Action(Key(f"{size}{block}"), block, "f", (), size) for block in "abc"]
+
+    large = 1 << 30
+    source = dict.fromkeys("abc", large)
+    everything = frozenset("abc")
+    assert peaks.at_once(of(large), source, None) == everything  # less than the weights, whatever the budget
+    assert peaks.at_once(of(large), source, 1) == everything
+    four = [replace(action, key=Key(f"{n}{action.key}")) for n in range(4) for action in of(large * 3 // 8)]
+    assert peaks.at_once(four, source, None) == everything
+    assert peaks.at_once(four, source, None, begun=2 * large) == frozenset()  # two more sets of results
+    least = max(peaks.block_peaks(four, source).values())
+    needed = peaks.RESIDENT + peaks.WINDOWS + 3 * large
+    assert least < needed  # so without room for the next block there is none for all results
+    assert peaks.at_once(four, source, least) == frozenset()
+    assert needed <= peaks.peak_memory(four, source)  # what `doit plan` says
+
+
 def test_the_delta_of_adapted_experts_is_counted() -> None:
     stack = Parameter(TensorSpec("layers.1.experts.up.weight", "BF16", (8, 32, 64)))
     structure = replace(BASE.structure, parameters=(*BASE.structure.parameters, stack))

@@ -31,6 +31,7 @@ def test_a_stack_is_read_in_its_order() -> None:
     first, second = found["layers.0"].pieces
     assert (first.start, first.at, second.start, second.at) == (116, 0, 100, 16)
     assert found["layers.0"].sizes == {STACK.name: 32}
+    assert found["layers.0"].units == {STACK.name: 16}  # one expert
     assert found["layers.1"].nbytes == 48
 
 

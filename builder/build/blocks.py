@@ -111,7 +111,7 @@ def make_blocks(
 ) -> None:
     """Walk the blocks once, in `order`. One block is written (WRITERS shards at a time) while the next is
     computed and, where `ahead` names that one, the one after it is read. `converters`: of targets that are a
-    GGUF, by name. whole: the blocks that are made in one portion."""
+    GGUF, by name. `whole`: the blocks that are not made in portions."""
     jobs: list[Future[None]] = []
     names = [name for name in order if name in todo]
     with ThreadPoolExecutor(WRITERS, "write") as writers, ThreadPoolExecutor(2, "block") as workers:
@@ -143,9 +143,7 @@ def make_blocks(
             job.result()
 
 
-def portions(
-    actions: Wanted,
-) -> list[Wanted]:
+def portions(actions: Wanted) -> list[Wanted]:
     """The actions of one block in portions of about PORTION bytes of output.
 
     A large embedding is made one variant after the other, so that memory holds it once, not once for each;

@@ -76,7 +76,7 @@ def at_once(
     """
     todo = list(actions)
     made, largest = made_bytes(todo), max(source.values(), default=1)
-    sets = COPIES + begun // largest  # written, computed, and those that the files begin meanwhile
+    sets = COPIES + max(0, -(-begun // largest) - 1)  # written, computed, and what files begin meanwhile
     needed = RESIDENT + WINDOWS + sets * max(made.values(), default=0)
     fits = needed <= peak_memory(todo, source, budget, begun=begun)
     return frozenset(block for block, size in made.items() if fits or size <= source[block])

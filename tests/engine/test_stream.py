@@ -144,7 +144,8 @@ def test_what_is_made_of_blocks_may_be_in_memory_instead_of_their_weights() -> N
     assert peaks.at_once(of(large), source, 1) == everything
     four = [replace(action, key=Key(f"{n}{action.key}")) for n in range(4) for action in of(large * 3 // 8)]
     assert peaks.at_once(four, source, None) == everything
-    assert peaks.at_once(four, source, None, begun=2 * large) == frozenset()  # two more sets of results
+    assert peaks.at_once(four, source, None, begun=large) == everything  # the one that is computed
+    assert peaks.at_once(four, source, None, begun=2 * large) == frozenset()  # one more set of results
     least = max(peaks.block_peaks(four, source).values())
     needed = peaks.RESIDENT + peaks.WINDOWS + 3 * large
     assert least < needed  # so without room for the next block there is none for all results

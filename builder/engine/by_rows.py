@@ -59,7 +59,7 @@ class ByRows:
     def work(self, at: int, data: memoryview) -> Iterator[Callable[[], None]]:
         """What to do with the bytes of some whole rows, of which the first is byte `at` of the weight.
 
-        In parts that any threads may do, before `data` is used again. They write into it, and raise NotFinite.
+        In parts that any threads may do. They write into `data`. They raise NotFinite.
         """
         if self._work is None:
             self._work = _Work(self)

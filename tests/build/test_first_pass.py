@@ -15,6 +15,8 @@ import pytest
 from builder.build import feed, first_pass, ledger, one_pass
 from builder.build.prepare import prepare_base
 from builder.console.events import BlockDone, Emit, Event, Note
+from builder.engine import stream as streams
+from builder.engine.kernels import cpu as kernels
 from builder.errors import BuildError, SourceInvalid
 from builder.plan.types import TargetPlan
 from builder.project import peaks
@@ -25,13 +27,16 @@ from builder.sources import unread
 from builder.store import blobs, records, statcache
 from builder.store.care import verify
 from builder.store.disk import uncached
+from builder.store.disk.direct import ALIGNED
 from builder.store.types import Blob
+from builder.weights.pieces import Rows
 from tests.tiny import make_adapter, make_base
 from tests.worlds import files_of, quiet
 
 SOON = 20_000_000  # nanoseconds
 SMALL = 40_000  # bytes of a file that is hashed at once: the shards of the base are larger
 TARGETS = {"m_4bit", "m_8bit", "m_f16"}
+QUANTIZED = {"m_4bit", "m_8bit"}
 DECLARATION = """\
 [base.b]
 path = "base"
@@ -212,6 +217,38 @@ def test_a_killed_first_pass_goes_on(
     if point in ("last file", "half recorded"):
         assert read == {}
         assert not [event for event in made if isinstance(event, BlockDone)]
+
+
+@pytest.mark.skipif(not kernels.available("bfloat16"), reason="no compiled kernels")
+@pytest.mark.parametrize("point", ["", "third block"])
+def test_a_pass_that_takes_rows_leaves_the_same_bytes(
+    settled: Path, read: dict[str, int], monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """Also after a kill. The tiny weights are made by mlx elsewhere: kernels do not pay for them."""
+    expected = clean(settled)
+    read.clear()
+    given: list[str] = []
+    take = streams.Stream.take_rows
+
+    def noted(stream: streams.Stream, some: Sequence[Rows]) -> None:
+        given.extend(rows.parameter for rows in some)
+        take(stream, some)
+
+    monkeypatch.setattr(streams, "COMPILED_FROM", 0)
+    monkeypatch.setattr(streams.Stream, "take_rows", noted)
+    if point:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            _kill_at(patch, point)
+            deliver(Project.load(settled), "m_4bit", QUANTIZED, (), quiet)
+    project = Project.load(settled)
+    deliver(project, "m_4bit", QUANTIZED, (), quiet)
+    assert {name for plan in project.plan.resolved() for name in plan.quantization} == {
+        name.removesuffix(".weight") for name in given
+    }
+    assert {name: files_of(project, name) for name in QUANTIZED} == {n: expected[n] for n in QUANTIZED}
+    again = 4 * ALIGNED  # a page for each cut behind a row: here only where blocks begin
+    assert point or all(0 <= read[name] - size <= again for name, size in sizes(settled).items())
+    assert verify.verify(project.store).findings == ()
 
 
 def _kill_at(patch: pytest.MonkeyPatch, point: str) -> None:

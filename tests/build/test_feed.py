@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from builder.weights.pieces import Piece, Room, Rows
 
 PIECE = 1 << 21  # of one read
 SIZE = 3 * PIECE // 2  # of a block: pieces of the disk and of blocks do not meet
+ROW = SIZE // 2 // 64  # bytes
 
 
 @pytest.fixture
@@ -173,14 +174,14 @@ def _settle() -> None:
 @pytest.mark.parametrize("direct", [True, False])
 def test_rows_arrive_whole_and_once(file: Path, direct: bool, hashed: bool) -> None:
     """Also where the pieces of the disk cut them, and where a block comes in between another one's halves."""
-    rooms, row = blocks(file, begin=16), SIZE // 2 // 64
+    rooms = blocks(file, begin=16)
     found = {(name, parameter): bytearray(SIZE // 2) for name in rooms for parameter in "ab"}
     told, threads = list[str](), set[int]()
 
     def use(some: Sequence[Rows]) -> None:
         threads.add(threading.get_ident())
         for rows in some:
-            assert rows.at % row == len(rows.data) % row == 0
+            assert rows.at % ROW == len(rows.data) % ROW == 0
             found[rows.block, rows.parameter][rows.at : rows.at + len(rows.data)] = rows.data
             rows.data[:] = bytes(len(rows.data))  # who gets them may do this
 
@@ -192,7 +193,7 @@ def test_rows_arrive_whole_and_once(file: Path, direct: bool, hashed: bool) -> N
         rooms,
         "base.b",
         direct=direct,
-        rows={"a": row, "b": row},
+        rows={"a": ROW, "b": ROW},
         use=use,
     ) as feed:
         for name in pieces.completion([span]):
@@ -206,17 +207,15 @@ def test_rows_arrive_whole_and_once(file: Path, direct: bool, hashed: bool) -> N
     assert told == ([blake3.blake3(file.read_bytes()).hexdigest()] if hashed else [])
 
 
-def test_rows_of_a_block_that_nobody_wants_are_let_go(file: Path) -> None:
-    rooms, row, used = blocks(file, begin=16), SIZE // 2 // 64, list[str]()
+def by_rows(rooms: Mapping[str, Room], use: Callable[[Sequence[Rows]], None]) -> Feed:
+    """One block after the other, all of them row by row."""
     jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
-    with Feed(
-        jobs,
-        rooms,
-        rooms,
-        "base.b",
-        rows={"a": row, "b": row},
-        use=lambda some: used.extend(r.block for r in some),
-    ) as feed:
+    return Feed(jobs, rooms, rooms, "base.b", rows={"a": ROW, "b": ROW}, use=use)
+
+
+def test_rows_of_a_block_that_nobody_wants_are_let_go(file: Path) -> None:
+    rooms, used = blocks(file, begin=16), list[str]()
+    with by_rows(rooms, lambda some: used.extend(r.block for r in some)) as feed:
         for name in ("0", "1", "2"):
             feed.done(name)  # somebody else has made it
         feed.take("3")
@@ -227,16 +226,8 @@ def test_rows_of_a_block_that_nobody_wants_are_let_go(file: Path) -> None:
 
 def test_rows_behind_a_block_wait_for_the_next_one(file: Path) -> None:
     """Else memory would hold what is made of a third block."""
-    rooms, row, used = blocks(file, begin=16), SIZE // 2 // 64, set[str]()
-    jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
-    with Feed(
-        jobs,
-        rooms,
-        rooms,
-        "base.b",
-        rows={"a": row, "b": row},
-        use=lambda some: used.update(r.block for r in some),
-    ) as feed:
+    rooms, used = blocks(file, begin=16), set[str]()
+    with by_rows(rooms, lambda some: used.update(r.block for r in some)) as feed:
         for count, name in enumerate(rooms, 1):
             _settle()
             feed.take(name)
@@ -245,8 +236,7 @@ def test_rows_behind_a_block_wait_for_the_next_one(file: Path) -> None:
 
 
 def test_what_the_user_of_rows_raises_comes_out(file: Path) -> None:
-    rooms, row = blocks(file, begin=16), SIZE // 2 // 64
-    jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
+    rooms = blocks(file, begin=16)
 
     def use(some: Sequence[Rows]) -> None:
         raise ArithmeticError("NaN")
@@ -254,26 +244,18 @@ def test_what_the_user_of_rows_raises_comes_out(file: Path) -> None:
     before = threading.active_count()
     with (
         pytest.raises(ArithmeticError, match="NaN"),
-        Feed(jobs, rooms, rooms, "base.b", rows={"a": row, "b": row}, use=use) as feed,
+        by_rows(rooms, use) as feed,
     ):
         feed.take("0")
     assert threading.active_count() == before
 
 
 def test_a_file_that_became_shorter_gives_no_part_of_a_row(file: Path) -> None:
-    rooms, row, got = blocks(file, begin=16), SIZE // 2 // 64, list[int]()
-    jobs = [Job(span) for room in rooms.values() for span in pieces.spans(room.pieces)]
+    rooms, got = blocks(file, begin=16), list[int]()
     file.write_bytes(file.read_bytes()[: SIZE // 4 + 17])
     with (
-        Feed(
-            jobs,
-            rooms,
-            rooms,
-            "base.b",
-            rows={"a": row, "b": row},
-            use=lambda some: got.extend(len(r.data) for r in some),
-        ) as feed,
+        by_rows(rooms, lambda some: got.extend(len(r.data) for r in some)) as feed,
         pytest.raises(SourceInvalid, match="became shorter while it was read"),
     ):
         feed.take("0")
-    assert all(size % row == 0 for size in got)
+    assert all(size % ROW == 0 for size in got)

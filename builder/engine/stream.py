@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,12 +145,13 @@ class Stream:
 
         Raises NotFinite, and EngineError when memory does not suffice.
         """
-        work: list[Callable[[], None]] = []
-        for rows in some:
-            weight = self._blocks[rows.block].by_rows[rows.parameter.removesuffix(".weight")]
-            with _memory(weight.target, rows.block):
-                work += weight.work(rows.at, rows.data)
-        kernels.each(lambda number: work[number](), len(work), THREADS)
+        if not some:
+            return
+        weights = [self._blocks[r.block].by_rows[r.parameter.removesuffix(".weight")] for r in some]
+        with _memory(weights[0].target, some[0].block):
+            pairs = zip(weights, some, strict=True)
+            work = [part for weight, rows in pairs for part in weight.work(rows.at, rows.data)]
+            kernels.each(lambda number: work[number](), len(work), THREADS)
 
     def _recipes_of(self, variants: Collection[str]) -> dict[str, Recipe]:
         return {variant: self._recipes[variant] for variant in variants}

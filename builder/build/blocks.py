@@ -7,7 +7,7 @@ locks of a block, looks again at what is missing, asks this thread to compute th
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from threading import Lock
@@ -102,6 +102,7 @@ def make_blocks(
     converters: Mapping[str, Converter],
     feed: Feed,
     whole: Container[str],
+    alone: Container[str],
     order: Sequence[str],
     ahead: Container[str],
     check: Callable[[], None],
@@ -111,11 +112,14 @@ def make_blocks(
 ) -> None:
     """Walk the blocks once, in `order`. One block is written (WRITERS shards at a time) while the next is
     computed and, where `ahead` names that one, the one after it is read. `converters`: of targets that are a
-    GGUF, by name. `whole`: the blocks that are not made in portions."""
+    GGUF, by name. `whole`: the blocks that are not made in portions. `alone`: those that are made when all
+    before them are written."""
     jobs: list[Future[None]] = []
     names = [name for name in order if name in todo]
     with ThreadPoolExecutor(WRITERS, "write") as writers, ThreadPoolExecutor(2, "block") as workers:
         for name, following in zip_longest(names, names[1:]):
+            if name in alone:
+                wait(jobs)
             stream.prefetch(name, feed.parameters(name))
             placed = False
             for portion in [todo[name]] if name in whole else portions(todo[name]):

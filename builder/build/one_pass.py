@@ -147,9 +147,9 @@ def make_missing(
         budget = project.spec.build.memory
         ahead = peaks.reads_ahead(unique.values(), source, budget, fused)
         work = by_block(lacking, todo)
-        begun = reading.open_bytes if read is not None else 0
-        alone = peaks.at_once(unique.values(), source, budget, begun)
-        rows = by_rows(stream, converters, work, reading.rooms, alone)
+        begun, opened = (reading.open_bytes, reading.open_blocks) if read is not None else (0, {})
+        whole, alone = peaks.at_once(unique.values(), source, budget, begun, opened)
+        rows = by_rows(stream, converters, work, reading.rooms, whole)
         with (
             with_quantizer(project.store, lacking, converters) as asking,
             Feed(
@@ -163,7 +163,7 @@ def make_missing(
             ) as feed,
         ):
             order = reading.order
-            what = (ledger, work, stream, asking, feed, frozenset(map(block_of, rows)))
+            what = (ledger, work, stream, asking, feed, frozenset(map(block_of, rows)), alone)
             make_blocks(*what, order, ahead, check, tally, on_wait, emit)
             if read is not None:
                 feed.finish()

@@ -51,6 +51,11 @@ class Reading:
         sizes = {block: room.nbytes for block, room in self.rooms.items()}
         return pieces.open_bytes([job.span for job in self.jobs], sizes)
 
+    @property
+    def open_blocks(self) -> Mapping[str, Collection[str]]:
+        """Block -> the blocks that are begun before it is whole, itself included."""
+        return pieces.open_blocks([job.span for job in self.jobs])
+
 
 def shards_of(project: Project, plan: TargetPlan) -> list[SafetensorsFile]:
     """The shards of a base, by their headers. mlx reads a file whose header is not as it should be."""
@@ -92,7 +97,7 @@ def by_files(
             jobs.append(Job(pieces.whole(file.path, size, needed), hashed))
         else:
             jobs += map(Job, pieces.spans(piece for piece in needed if piece.path == file.path))
-    order = pieces.completion([job.span for job in jobs])
+    order = tuple(pieces.open_blocks([job.span for job in jobs]))
     others = tuple(block for block in plan.base.structure.blocks if block not in order)
     everything = _rooms(plan, stream, files, plan.base.structure.blocks)
     missing = pieces.missing(files, (piece for room in everything.values() for piece in room.pieces))

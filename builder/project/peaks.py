@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from itertools import pairwise
@@ -31,6 +31,7 @@ PORTION = 128 << 20  # bytes of output that are computed at once (builder.build.
 SPREAD = 2  # blocks of the largest size that may be begun and not whole, as the files cut them
 CACHED = 4  # a base of more than this part of memory is not kept in the page cache
 _NONE: Mapping[str, int] = MappingProxyType({})
+_OPEN: Mapping[str, Collection[str]] = MappingProxyType({})
 
 
 def peak_memory(
@@ -67,19 +68,29 @@ def reads_ahead(
 
 
 def at_once(
-    actions: Iterable[Action], source: Mapping[str, int], budget: int | None, begun: int = 0
-) -> frozenset[str]:
-    """The blocks of which memory may hold everything that is made of them, in place of their weights.
+    actions: Iterable[Action],
+    source: Mapping[str, int],
+    budget: int | None,
+    begun: int = 0,
+    opened: Mapping[str, Collection[str]] = _OPEN,
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The blocks of which memory may hold everything that is made of them, in place of their weights. And
+    those that are made only when everything before them is written.
 
-    Their rows are computed as they are read (builder.engine.by_rows). All blocks, where that takes no more
-    than `peak_memory` tells, else those that are made into less than their weights. begun: as there.
+    The rows of the first are computed as they are read (builder.engine.by_rows). All blocks, where that takes
+    no more than `peak_memory` tells, else those that are made into less than their weights. begun: as there.
+    opened: the blocks in their order, if that is not the order of the model, with those that are begun before
+    each is whole.
     """
     todo = list(actions)
-    made, largest = made_bytes(todo), max(source.values(), default=1)
-    sets = COPIES + max(0, -(-begun // largest) - 1)  # written, computed, and what files begin meanwhile
-    needed = RESIDENT + WINDOWS + sets * max(made.values(), default=0)
-    fits = needed <= peak_memory(todo, source, budget, begun=begun)
-    return frozenset(block for block, size in made.items() if fits or size <= source[block])
+    made = made_bytes(todo)
+    order = {block: set(opened.get(block, ())) | {block} for block in [*opened, *made] if block in made}
+    held = {block: sum(made.get(each, 0) for each in those) for block, those in order.items()}
+    room = peak_memory(todo, source, budget, begun=begun) - RESIDENT - WINDOWS
+    least = max(COPIES * max(made.values(), default=0), max(held.values(), default=0))
+    chosen = frozenset(block for block, size in made.items() if least <= room or size <= source[block])
+    alone = {now for before, now in pairwise(order) if held[now] + made[before] > max(room, least)}
+    return chosen, chosen & alone
 
 
 def made_bytes(actions: Iterable[Action]) -> dict[str, int]:

@@ -113,12 +113,20 @@ def whole(path: Path, size: int, pieces: Iterable[Piece]) -> Span:
     return Span(path, 0, size, tuple(inside))
 
 
-def completion(order: Sequence[Span]) -> tuple[str, ...]:
-    """The blocks in the order in which their last pieces are read."""
-    last: dict[str, int] = {}
-    for number, piece in enumerate(piece for span in order for piece in span.pieces):
-        last[piece.block] = number
-    return tuple(sorted(last, key=last.__getitem__))
+def open_blocks(order: Sequence[Span]) -> dict[str, frozenset[str]]:
+    """The blocks in the order in which their last pieces are read: block -> those that are begun right
+    before that and not complete, itself included.
+    """
+    pieces = [piece for span in order for piece in span.pieces]
+    last = {piece.block: number for number, piece in enumerate(pieces)}
+    begun: set[str] = set()
+    found: dict[str, frozenset[str]] = {}
+    for number, piece in enumerate(pieces):
+        begun.add(piece.block)
+        if last[piece.block] == number:
+            found[piece.block] = frozenset(begun)
+            begun.discard(piece.block)
+    return found
 
 
 def open_bytes(order: Sequence[Span], sizes: Mapping[str, int]) -> int:
@@ -126,18 +134,7 @@ def open_bytes(order: Sequence[Span], sizes: Mapping[str, int]) -> int:
 
     A block counts as a whole from its first piece on. sizes: bytes of each block.
     """
-    pieces = [piece for span in order for piece in span.pieces]
-    last = {piece.block: number for number, piece in enumerate(pieces)}
-    begun: set[str] = set()
-    now = most = 0
-    for number, piece in enumerate(pieces):
-        if piece.block not in begun:
-            begun.add(piece.block)
-            now += sizes[piece.block]
-            most = max(most, now)
-        if last[piece.block] == number:
-            now -= sizes[piece.block]
-    return most
+    return max((sum(map(sizes.__getitem__, each)) for each in open_blocks(order).values()), default=0)
 
 
 def missing(files: Iterable[SafetensorsFile], pieces: Iterable[Piece]) -> int:

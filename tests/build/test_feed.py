@@ -59,7 +59,7 @@ def test_every_block_and_the_digest(file: Path, direct: bool, begin: int) -> Non
     everything = [piece for room in rooms.values() for piece in room.pieces]
     span = pieces.whole(file, file.stat().st_size, everything)
     with Feed([Job(span, told.append)], rooms, rooms, "base.b", direct=direct) as feed:
-        for name in pieces.completion([span]):
+        for name in pieces.open_blocks([span]):
             arrays = feed.take(name)
             for piece in rooms[name].pieces:
                 assert arrays[piece.parameter].tobytes() == expected(file, piece)
@@ -196,7 +196,7 @@ def test_rows_arrive_whole_and_once(file: Path, direct: bool, hashed: bool) -> N
         rows={"a": ROW, "b": ROW},
         use=use,
     ) as feed:
-        for name in pieces.completion([span]):
+        for name in pieces.open_blocks([span]):
             assert feed.take(name) == {}
             assert set(feed.parameters(name)) == {"a", "b"}
             for piece in rooms[name].pieces:

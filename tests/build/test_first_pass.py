@@ -7,8 +7,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from builder.console.events import BlockDone, Emit, Event, Note
 from builder.engine import stream as streams
 from builder.engine.kernels import cpu as kernels
 from builder.errors import BuildError, SourceInvalid
-from builder.plan.types import TargetPlan
+from builder.plan.types import Action, TargetPlan
 from builder.project import peaks
 from builder.project.forecast import forecast
 from builder.project.project import Project
@@ -249,6 +250,35 @@ def test_a_pass_that_takes_rows_leaves_the_same_bytes(
     again = 4 * ALIGNED  # a page for each cut behind a row: here only where blocks begin
     assert point or all(0 <= read[name] - size <= again for name, size in sizes(settled).items())
     assert verify.verify(project.store).findings == ()
+
+
+@pytest.mark.skipif(not kernels.available("bfloat16"), reason="no compiled kernels")
+def test_a_block_is_made_alone_where_memory_holds_one(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = clean(settled)
+    happened: list[str] = []
+    take = streams.Stream.take
+
+    def noted(stream: streams.Stream, block: str, *arguments: Any) -> Any:
+        happened.append(f"made {block}")
+        return take(stream, block, *arguments)
+
+    def all_alone(actions: Iterable[Action], *_: object) -> tuple[frozenset[str], frozenset[str]]:
+        found = frozenset(action.block for action in actions)
+        return found, found
+
+    def emit(event: Event) -> None:
+        if isinstance(event, BlockDone):
+            happened.append(f"written {event.block}")
+
+    monkeypatch.setattr(streams, "COMPILED_FROM", 0)
+    monkeypatch.setattr(streams.Stream, "take", noted)
+    monkeypatch.setattr(peaks, "at_once", all_alone)
+    project = Project.load(settled)
+    deliver(project, "m_4bit", QUANTIZED, (), emit)
+    order = [what.removeprefix("made ") for what in happened if what.startswith("made ")]
+    assert len(order) > 3
+    assert happened == [f"{what} {block}" for block in order for what in ("made", "written")]
+    assert {name: files_of(project, name) for name in QUANTIZED} == {n: expected[n] for n in QUANTIZED}
 
 
 def _kill_at(patch: pytest.MonkeyPatch, point: str) -> None:

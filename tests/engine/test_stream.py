@@ -139,18 +139,31 @@ def test_what_is_made_of_blocks_may_be_in_memory_instead_of_their_weights() -> N
 
     large = 1 << 30
     source = dict.fromkeys("abc", large)
-    everything = frozenset("abc")
-    assert peaks.at_once(of(large), source, None) == everything  # less than the weights, whatever the budget
-    assert peaks.at_once(of(large), source, 1) == everything
+    everything, nothing = frozenset("abc"), frozenset[str]()
+    assert peaks.at_once(of(large), source, None) == (everything, nothing)  # whatever the budget
+    assert peaks.at_once(of(large), source, 1) == (everything, nothing)
     four = [replace(action, key=Key(f"{n}{action.key}")) for n in range(4) for action in of(large * 3 // 8)]
-    assert peaks.at_once(four, source, None) == everything
-    assert peaks.at_once(four, source, None, begun=large) == everything  # the one that is computed
-    assert peaks.at_once(four, source, None, begun=2 * large) == frozenset()  # one more set of results
+    assert peaks.at_once(four, source, None) == (everything, nothing)
     least = max(peaks.block_peaks(four, source).values())
     needed = peaks.RESIDENT + peaks.WINDOWS + 3 * large
     assert least < needed  # so without room for the next block there is none for all results
-    assert peaks.at_once(four, source, least) == frozenset()
+    assert peaks.at_once(four, source, least) == (nothing, nothing)
     assert needed <= peaks.peak_memory(four, source)  # what `doit plan` says
+
+
+def test_a_block_waits_for_what_is_written_where_files_begin_others_before() -> None:
+    large = 1 << 30
+    source = dict.fromkeys("abc", large)
+    four = [Action(Key(f"{n}{b}"), b, "f", (), large * 3 // 8) for n in range(4) for b in "abc"]
+    opened = {"a": {"a"}, "c": {"b", "c"}, "b": {"b"}}  # in the files a part of b lies before c
+    everything = frozenset("abc")
+    found = peaks.at_once(four, source, None, 2 * large, opened)
+    assert found == (everything, frozenset("c"))  # or what is made of a, b and c would be in memory
+    one = four[:3]  # less is made
+    assert peaks.at_once(one, source, None, 2 * large, opened) == (everything, frozenset())
+    assert peaks.at_once(four, source, None, large, opened) == (everything, frozenset("c"))
+    whole = dict.fromkeys("abc", frozenset("abc"))
+    assert peaks.at_once(four, source, None, large, whole) == (frozenset(), frozenset())
 
 
 def test_the_delta_of_adapted_experts_is_counted() -> None:

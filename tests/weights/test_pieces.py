@@ -58,8 +58,11 @@ def test_the_order_in_which_files_complete_blocks() -> None:
     everything = [piece for room in found.values() for piece in room.pieces]
     order = [pieces.whole(ONE, 148, everything), pieces.whole(TWO, 96, everything)]
     assert [(span.start, span.end) for span in order] == [(0, 148), (0, 96)]
-    assert pieces.completion(order) == ("layers.0", "layers.1")
-    assert pieces.completion(list(reversed(order))) == ("layers.0", "layers.1")
+    both = frozenset(("layers.0", "layers.1"))
+    one_by_one = {"layers.0": {"layers.0"}, "layers.1": {"layers.1"}}
+    assert list(pieces.open_blocks(order).items()) == list(one_by_one.items())
+    reverse = pieces.open_blocks(list(reversed(order)))
+    assert list(reverse.items()) == [("layers.0", both), ("layers.1", {"layers.1"})]
     assert pieces.open_bytes(order, {"layers.0": 32, "layers.1": 48}) == 48
     assert pieces.open_bytes(list(reversed(order)), {"layers.0": 32, "layers.1": 48}) == 80
     assert pieces.missing(FILES, everything) == 0

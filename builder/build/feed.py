@@ -77,7 +77,6 @@ class Feed:
         self._free: SimpleQueue[mmap.mmap | None] = SimpleQueue()
         self._full: SimpleQueue[_Full | None] = SimpleQueue()
         straight = not (direct or rows) and all(job.hashed is None for job in jobs)
-
         for _ in range(0 if straight else BUFFERS):
             self._free.put(buffers.new(PIECE))
         work = (self._read_straight,) if straight else (self._read, self._fill)

@@ -148,8 +148,8 @@ def make_missing(
         ahead = peaks.reads_ahead(unique.values(), source, budget, fused)
         work = by_block(lacking, todo)
         begun, opened = (reading.open_bytes, reading.open_blocks) if read is not None else (0, {})
-        whole, alone = peaks.at_once(unique.values(), source, budget, begun, opened)
-        rows = by_rows(stream, converters, work, reading.rooms, whole)
+        chosen, alone = peaks.at_once(unique.values(), source, budget, begun, opened)
+        rows = by_rows(stream, converters, work, reading.rooms, chosen)
         with (
             with_quantizer(project.store, lacking, converters) as asking,
             Feed(

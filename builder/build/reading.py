@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,9 +50,9 @@ class Reading:
     def open_bytes(self) -> int:
         """The most bytes of blocks that are begun and not whole."""
         sizes = {block: room.nbytes for block, room in self.rooms.items()}
-        return pieces.open_bytes([job.span for job in self.jobs], sizes)
+        return pieces.open_bytes(self.open_blocks, sizes)
 
-    @property
+    @cached_property
     def open_blocks(self) -> Mapping[str, Collection[str]]:
         """Block -> the blocks that are begun before it is whole, itself included."""
         return pieces.open_blocks([job.span for job in self.jobs])

@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 
 from builder.engine import arrays
 from builder.engine.arrays import Values, are_finite, as_stored, from_numpy, from_stored, raw
-from builder.engine.by_rows import WIDEST, ByRows, row_bytes
+from builder.engine.by_rows import WIDEST, ByRows, quantized_tensors, row_bytes
 from builder.engine.finite import NotFinite, check_finite
 from builder.engine.fusing import DTYPES, THREADS, can_fuse, fuse, lend
 from builder.engine.kernels import cpu as kernels
@@ -266,10 +266,7 @@ class Block:
             checked.add(name)
             made = dict(zip(at, results, strict=True))
             for variant, how in wanted.items():
-                parts = made[how.bits, how.group_size]
-                out[variant][name] = from_numpy(parts.weight, "uint32")
-                out[variant][f"{path}.scales"] = from_numpy(parts.scales, dtype)
-                out[variant][f"{path}.biases"] = from_numpy(parts.biases, dtype)
+                out[variant] |= quantized_tensors(path, made[how.bits, how.group_size], dtype)
         return checked
 
     def _exact(self, path: str, now: mx.Dtype, recipes: Mapping[str, Recipe]) -> dict[str, Quantization]:

@@ -34,6 +34,15 @@ def row_bytes(weight: mx.array) -> int:
     return int(weight.shape[-1] * weight.itemsize)
 
 
+def quantized_tensors(path: str, made: QuantizedArrays, dtype: str) -> dict[str, RawTensor]:
+    """The tensors of a quantized module whose weight has `dtype`."""
+    return {
+        f"{path}.weight": from_numpy(made.weight, "uint32"),
+        f"{path}.scales": from_numpy(made.scales, dtype),
+        f"{path}.biases": from_numpy(made.biases, dtype),
+    }
+
+
 @dataclass
 class ByRows:
     """One weight of several variants. `weight` is lazy, and is not read.
@@ -75,12 +84,7 @@ class ByRows:
 
     def results(self, variant: str) -> dict[str, RawTensor]:
         """The tensors of a variant, once all rows have come in."""
-        made, dtype = self._made[self._setting(variant)], DTYPES[self.weight.dtype]
-        return {
-            self.name: from_numpy(made.weight, "uint32"),
-            f"{self.path}.scales": from_numpy(made.scales, dtype),
-            f"{self.path}.biases": from_numpy(made.biases, dtype),
-        }
+        return quantized_tensors(self.path, self._made[self._setting(variant)], DTYPES[self.weight.dtype])
 
     def measured(self, variant: str) -> PathSurvival:
         """How much of the adapter is left in a variant, once all rows have come in."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from builder.keys import Key
@@ -11,7 +11,7 @@ from builder.plan.types import Action, TargetPlan, Unresolved
 from builder.project import speed
 from builder.project.available import NOTHING, Availables
 from builder.project.headers import estimated
-from builder.project.peaks import begun_bytes, copies, peak_memory, rounding_memory
+from builder.project.peaks import begun_bytes, copies, made_bytes, peak_memory, rounding_memory
 from builder.project.preflight import view_copies
 from builder.project.project import Project
 from builder.project.state import missing_actions, reads_source, target_state
@@ -246,7 +246,7 @@ def _pass(
     claimed.update(unique)
     everything = {action.key for plan, _ in targets for action in plan.actions}
     source = targets[0][0].base.whole.block_nbytes
-    made = _bytes_by_block(unique.values())
+    made = made_bytes(unique.values())
     read = sum(source[block] for block in made)
     write = sum(made.values())
     plans = [plan for plan, _ in targets]
@@ -268,10 +268,3 @@ def _pass(
         estimated,
         begun is not None,
     )
-
-
-def _bytes_by_block(actions: Iterable[Action]) -> Mapping[str, int]:
-    found: dict[str, int] = {}
-    for action in actions:
-        found[action.block] = found.get(action.block, 0) + action.size
-    return found

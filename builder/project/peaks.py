@@ -18,7 +18,7 @@ from builder.project.toolchain import device
 from builder.sources import base as bases
 from builder.sources.adapters.reading import read_adapter
 from builder.spec.types import Base, GgufSource
-from builder.weights.pieces import Piece, Span, open_bytes
+from builder.weights.pieces import Piece, Span, open_blocks, open_bytes
 from builder.weights.safetensors import read_header
 from builder.weights.structure import CODE_OF_DTYPE, block_of
 
@@ -172,7 +172,7 @@ def begun_bytes(base: Base) -> int | None:
         order.append(Span(file.path, 0, found[-1].end if found else 0, tuple(found)))
         for piece in found:
             sizes[piece.block] = sizes.get(piece.block, 0) + piece.end - piece.start
-    begun = open_bytes(order, sizes)
+    begun = open_bytes(open_blocks(order), sizes)
     if not is_spread(begun, max(sizes.values(), default=0)):
         return begun
     return 0 if stays_cached(sum(sizes.values())) else None

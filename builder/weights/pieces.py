@@ -7,7 +7,7 @@ A span is read with one sweep of the disk. It may hold pieces of many parameters
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -129,12 +129,12 @@ def open_blocks(order: Sequence[Span]) -> dict[str, frozenset[str]]:
     return found
 
 
-def open_bytes(order: Sequence[Span], sizes: Mapping[str, int]) -> int:
-    """The most bytes of blocks that are begun and not complete, while the spans are read in order.
+def open_bytes(opened: Mapping[str, Collection[str]], sizes: Mapping[str, int]) -> int:
+    """The most bytes of blocks that are begun and not complete. opened: what `open_blocks` gives.
 
     A block counts as a whole from its first piece on. sizes: bytes of each block.
     """
-    return max((sum(map(sizes.__getitem__, each)) for each in open_blocks(order).values()), default=0)
+    return max((sum(map(sizes.__getitem__, each)) for each in opened.values()), default=0)
 
 
 def missing(files: Iterable[SafetensorsFile], pieces: Iterable[Piece]) -> int:

@@ -63,7 +63,7 @@ def test_the_order_in_which_files_complete_blocks() -> None:
     assert list(pieces.open_blocks(order).items()) == list(one_by_one.items())
     reverse = pieces.open_blocks(list(reversed(order)))
     assert list(reverse.items()) == [("layers.0", both), ("layers.1", {"layers.1"})]
-    assert pieces.open_bytes(order, {"layers.0": 32, "layers.1": 48}) == 48
-    assert pieces.open_bytes(list(reversed(order)), {"layers.0": 32, "layers.1": 48}) == 80
+    assert pieces.open_bytes(pieces.open_blocks(order), {"layers.0": 32, "layers.1": 48}) == 48
+    assert pieces.open_bytes(reverse, {"layers.0": 32, "layers.1": 48}) == 80
     assert pieces.missing(FILES, everything) == 0
     assert pieces.missing(FILES, found["layers.0"].pieces) == 48
